@@ -1,0 +1,1 @@
+"""Meshbus: a service-mesh control plane that speaks the Istio API."""

@@ -1,0 +1,1 @@
+"""Objects together in, findings out (pure)."""

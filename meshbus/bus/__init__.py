@@ -1,0 +1,1 @@
+"""The only importer of nats: streams, writer, follower, leases, request/reply, in-memory fake."""

@@ -1,0 +1,1 @@
+"""Rows and one proxy in, Envoy resources out (pure)."""

@@ -1,0 +1,1 @@
+"""Rows that travel between services, their keys, envelope, and the World built of them."""

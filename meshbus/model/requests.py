@@ -1,0 +1,141 @@
+"""Questions between services: request/reply over the bus, subject `x.<service>.<verb>`.
+
+Messages are JSON of these structs. What is secret in a reply is sealed to a key of the asker
+(`meshbus.runtime.sealed`), so that the bus never carries it in the clear.
+A failed request answers `RequestError` instead of its reply: every reply is `{"ok": ...}` or
+`{"error": {...}}` (`meshbus.runtime.calls`).
+"""
+
+import msgspec
+
+SIGN = "x.ca.sign"
+JOIN_TOKEN = "x.ca.join-token"  # noqa: S105 - a subject
+CREDENTIAL = "x.config.credential"
+CONVERGED = "x.xds-gateway.converged"
+"""Asked of one replica: `x.xds-gateway.<pod>.converged`; see `replica_subject`."""
+PROXIES = "x.xds-gateway.proxies"
+PROXY_CONFIG = "x.xds-gateway.proxy-config"
+
+
+def replica_subject(subject: str, pod: str) -> str:
+    """The same question asked of one replica: `x.<service>.<verb>` becomes `x.<service>.<pod>.<verb>`."""
+    prefix, service, verb = subject.split(".", 2)
+    return f"{prefix}.{service}.{pod.replace('.', '=2E')}.{verb}"
+
+
+class RequestError(msgspec.Struct, frozen=True):
+    """Why a request was refused."""
+
+    code: str
+    """`invalid`, `forbidden`, `not-found`, `unavailable`, `internal`."""
+    message: str
+
+
+class SignRequest(msgspec.Struct, frozen=True):
+    """A certificate for the key of a CSR. The ca ignores what the CSR asks for but its key.
+
+    `spiffe_path`/`dns_names` are granted by who asks: the xds-gateway may ask for any workload
+    identity it has authenticated; a service only for its own.
+    """
+
+    csr_pem: str
+    service: str
+    """Bus identity of the asker: `xds-gateway`, `policy`, ..."""
+    spiffe_id: str
+    dns_names: list[str] = []
+    ip_addresses: list[str] = []
+    ttl_s: int = 3600
+    subject: str = ""
+    """Workload, for the certificate's CN."""
+
+
+class SignReply(msgspec.Struct, frozen=True):
+    """Leaf first, then the intermediate; the roots apart."""
+
+    chain_pem: str
+    roots_pem: str
+    not_before: float
+    not_after: float
+
+
+class JoinTokenRequest(msgspec.Struct, frozen=True):
+    """A token with which one workload instance joins. Only the supervisor (`local`) may ask."""
+
+    namespace: str
+    service_account: str
+    instance: str
+    workload: str
+    public_key: str
+    """Base64 of the X25519 public key that the reply is sealed to."""
+    ttl_s: int = 86400
+    gateway: bool = False
+
+
+class JoinTokenReply(msgspec.Struct, frozen=True):
+    sealed: str
+    """The JWT, sealed. Claims: iss, aud [`istio-ca`], exp, iat, jti, sub
+    `system:serviceaccount:NS:SA`, `kubernetes.io` {namespace, serviceaccount {name}, pod {name}}."""
+    expires: float
+
+
+class CredentialRequest(msgspec.Struct, frozen=True):
+    """The content of a Secret that a Gateway's `credentialName` names. Only the xds-gateway may ask."""
+
+    namespace: str
+    name: str
+    public_key: str
+
+
+class CredentialReply(msgspec.Struct, frozen=True):
+    sealed: str
+    """JSON of the Secret's decoded data: {key: base64}."""
+
+
+class ConvergedRequest(msgspec.Struct, frozen=True):
+    """Wait until this replica's proxies have converged at `sequence`, at most `timeout_s`."""
+
+    sequence: int
+    timeout_s: float = 1.0
+
+
+class ConvergedReply(msgspec.Struct, frozen=True):
+    pod: str
+    sequence: int
+    """Version that the replica's snapshots are made of; may still be below the one asked for."""
+    total: int
+    converged: int
+    """Connected proxies that have converged at the version asked for."""
+    waiting: list[str] = []
+    """Names (at most 10) of those that have not."""
+    rejected: list[dict[str, str]] = []
+    """{"proxy", "resource", "object", "message"} of refusals that concern it."""
+    latency_s: float | None = None
+    """From the change's time stamp to the last ACK, once all have converged."""
+
+
+class ProxyInfo(msgspec.Struct, frozen=True):
+    """One connected proxy, as `proxy-status` shows it."""
+
+    id: str
+    """`INSTANCE.NAMESPACE`."""
+    namespace: str
+    workload: str
+    type: str
+    address: str
+    version: str
+    """Envoy's version."""
+    gateway: str
+    """Replica that serves it."""
+    connected: float
+    sequence: int
+    """Converged at."""
+    types: dict[str, dict[str, str]]
+    """By short type (`cds`, `lds`, `eds`, `rds`, `sds`, `ecds`): {"status": SYNCED | STALE |
+    NOT SENT | REJECTED, "nonce", "error"}."""
+    problems: list["ProxyProblemInfo"] = []
+
+
+class ProxyProblemInfo(msgspec.Struct, frozen=True):
+    resource: str
+    object: str
+    message: str

@@ -1,0 +1,1 @@
+"""OpenAPI and JSON Schema generated from the API structs (pure)."""

@@ -1,0 +1,1 @@
+"""One object in, all its violations out (pure)."""

@@ -1,0 +1,1 @@
+"""The xds-gateway service."""
