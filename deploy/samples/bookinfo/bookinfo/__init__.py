@@ -1,0 +1,1 @@
+"""Bookinfo: four small HTTP services to watch a mesh with."""
