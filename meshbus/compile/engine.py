@@ -1,0 +1,352 @@
+"""An incremental engine: derived values that re-run only when something they read has changed.
+
+A *node* is a pure function `fn(reader, *args)` together with its arguments. It asks for what it
+needs through the reader it is given and for nothing else:
+
+- `reader.entries(query)`, `reader.get(key)`: rows of the world;
+- `reader.node(fn, *args)`: the value of another node.
+
+The engine writes down every question while the function runs, so nobody declares a dependency and
+none can be forgotten. After `update(world, touched)` the nodes that read a touched query are out of
+date; the next `get` brings them up to date from the bottom up, in order of height. A node whose new
+value equals the old one keeps the old object, and the nodes above it do not run (*cutoff*): the
+work follows the change, not the size of the world.
+
+    engine = Engine(world)
+    snapshot = engine.get(compile_proxy, keys)
+    world, touched = world.apply(puts)
+    engine.update(world, touched)
+    snapshot = engine.get(compile_proxy, keys)     # only what changed ran again
+    engine.release(compile_proxy, keys)            # and what only it needed is dropped
+
+Rules for node functions:
+
+- pure and deterministic: no IO, no clock, no state of their own; the value depends on what was read;
+- arguments are hashable, values are compared with `==` and never mutated after they are returned;
+- the function is the identity of the node: use module functions, not lambdas made on the fly;
+- a node may run once more with arguments that no longer make sense (its service is gone, the node
+  that asked for it has not run yet); what it raises then is kept and raised only to who asks.
+
+An exception of a node is its value: it is raised to each reader, and the node runs again when what
+it read changes. A node that needs itself raises `CycleError`.
+
+Source of the design: early cutoff and recorded reads as in Adapton, salsa and Jane Street's
+Incremental.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from meshbus.model.keys import Key
+from meshbus.model.world import Entry, Query, World
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CycleError(Exception):
+    """A node needs its own value."""
+
+
+class Reader(Protocol):
+    """What a node function may ask; every question is recorded."""
+
+    def entries(self, query: Query) -> tuple[Entry, ...]:
+        """Rows of the world, ordered by key."""
+
+    def get(self, key: Key) -> Any:
+        """One row, or None."""
+
+    def node(
+        self, fn: Callable[Concatenate["Reader", P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """The value of another node. Arguments are positional only."""
+
+    def encoded(self, kind: str) -> None:
+        """Count one encoding of a resource of this kind."""
+
+
+class Counters:
+    """What the engine did since it was made, by kind (name of the function, or of the encoding)."""
+
+    __slots__ = ("cutoffs", "encodes", "recomputed")
+
+    def __init__(self) -> None:
+        self.recomputed: Counter[str] = Counter()
+        """Runs of node functions."""
+        self.cutoffs: Counter[str] = Counter()
+        """Runs whose value equalled the one before."""
+        self.encodes: Counter[str] = Counter()
+        """Resources encoded to bytes."""
+
+    def copy(self) -> "Counters":
+        """The counts as of now."""
+        out = Counters()
+        out.recomputed = self.recomputed.copy()
+        out.cutoffs = self.cutoffs.copy()
+        out.encodes = self.encodes.copy()
+        return out
+
+    def since(self, before: "Counters") -> "Counters":
+        """What was added after `before` was copied."""
+        out = Counters()
+        out.recomputed = self.recomputed - before.recomputed
+        out.cutoffs = self.cutoffs - before.cutoffs
+        out.encodes = self.encodes - before.encodes
+        return out
+
+
+class _Raised:
+    """The value of a node whose function raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+_UNSET: Any = object()
+
+
+class _Node:
+    """One function with its arguments; also the reader that its function gets."""
+
+    __slots__ = (
+        "args",
+        "deps",
+        "engine",
+        "fn",
+        "height",
+        "parents",
+        "pinned",
+        "queries",
+        "running",
+        "serial",
+        "stale",
+        "value",
+    )
+
+    def __init__(self, engine: "Engine", fn: Callable[..., Any], args: tuple[Hashable, ...]) -> None:
+        self.engine = engine
+        self.fn = fn
+        self.args = args
+        self.value: Any = _UNSET
+        self.queries: set[Query] = set()
+        self.deps: set[_Node] = set()
+        self.parents: set[_Node] = set()
+        self.height = 0
+        self.serial = engine.next_serial()
+        self.stale = True
+        self.running = False
+        self.pinned = False
+
+    def __lt__(self, other: "_Node") -> bool:
+        return self.serial < other.serial
+
+    def entries(self, query: Query) -> tuple[Entry, ...]:
+        if query not in self.queries:
+            self.queries.add(query)
+            self.engine.watch(query, self)
+        return self.engine.world.entries(query)
+
+    def get(self, key: Key) -> Any:
+        found = self.entries(Query(key.table, "key", key))
+        return found[0].row if found else None
+
+    def node(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        assert not kwargs, "arguments of a node are positional"
+        child = self.engine.node_of(fn, args)
+        if child.running:
+            raise CycleError(f"{fn.__name__}{args!r} needs itself")
+        if child.stale and self.engine.run(child):
+            self.engine.mark_parents(child)
+        if child not in self.deps:
+            self.deps.add(child)
+            child.parents.add(self)
+            if child.height >= self.height:
+                self.engine.raise_height(self, child.height + 1)
+        value = child.value
+        if type(value) is _Raised:
+            raise value.error
+        return value
+
+    def encoded(self, kind: str) -> None:
+        self.engine.counters.encodes[kind] += 1
+
+
+class Engine:
+    """Derived values over one world at a time. Not thread-safe; one per process that compiles."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.counters = Counters()
+        self._nodes: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], _Node] = {}
+        self._readers: dict[Query, set[_Node]] = {}
+        self._pending: list[tuple[int, int, _Node]] = []
+        self._unused: dict[_Node, None] = {}
+        self._serial = 0
+
+    # ------------------------------------------------------------------ for callers
+
+    def update(self, world: World, touched: Iterable[Query]) -> None:
+        """Move to the next world. `touched` are the queries whose answers differ, as
+        `World.apply` gives them; updates may be merged before the next `get`."""
+        self.world = world
+        for query in touched:
+            for node in self._readers.get(query, ()):
+                self._mark(node)
+
+    def get(
+        self, fn: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """The value of a node in the present world. The node stays alive until `release`.
+
+        Raises:
+            What the function raised.
+            CycleError: A node below needs its own value.
+        """
+        assert not kwargs, "arguments of a node are positional"
+        self._settle()
+        node = self.node_of(fn, args)
+        node.pinned = True
+        self._unused.pop(node, None)
+        if node.stale:
+            self.run(node)
+            self._settle()
+        self._collect()
+        value = node.value
+        if type(value) is _Raised:
+            raise value.error
+        result: R = value
+        return result
+
+    def release(
+        self, fn: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """Give up a node that `get` kept alive; what nobody else needs is dropped."""
+        node = self._nodes.get((fn, args))
+        if node is None:
+            return
+        node.pinned = False
+        if not node.parents:
+            self._unused[node] = None
+        self._collect()
+
+    def size(self) -> int:
+        """How many nodes are alive."""
+        return len(self._nodes)
+
+    # ------------------------------------------------------------------ for nodes
+
+    def next_serial(self) -> int:
+        """A number for a new node: breaks ties of height, so that runs have one order."""
+        self._serial += 1
+        return self._serial
+
+    def watch(self, query: Query, node: _Node) -> None:
+        """`node` has asked `query`."""
+        readers = self._readers.get(query)
+        if readers is None:
+            readers = self._readers[query] = set()
+        readers.add(node)
+
+    def node_of(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> _Node:
+        """The node of a function and its arguments, made when there is none."""
+        identity = (fn, args)
+        node = self._nodes.get(identity)
+        if node is None:
+            node = self._nodes[identity] = _Node(self, fn, args)
+        return node
+
+    def run(self, node: _Node) -> bool:
+        """Run a node's function and record what it reads. True when the value is another one."""
+        kind = node.fn.__name__
+        old_deps, old_queries, old_value = node.deps, node.queries, node.value
+        node.deps, node.queries = set(), set()
+        node.stale, node.running = False, True
+        self.counters.recomputed[kind] += 1
+        try:
+            value = node.fn(node, *node.args)
+        except CycleError as error:
+            value = _Raised(error)
+            node.stale = True  # the read that closed the cycle is not recorded: run when asked
+        except Exception as error:  # noqa: BLE001 - kept as the node's value, raised to its readers
+            value = _Raised(error)
+        finally:
+            node.running = False
+        for dep in old_deps - node.deps:
+            dep.parents.discard(node)
+            if not dep.parents and not dep.pinned:
+                self._unused[dep] = None
+        for query in old_queries - node.queries:
+            self._unwatch(query, node)
+        if old_value is not _UNSET and type(value) is type(old_value) and value == old_value:
+            self.counters.cutoffs[kind] += 1
+            return False
+        node.value = value
+        return True
+
+    def mark_parents(self, node: _Node) -> None:
+        """What has read `node` is out of date; one that runs right now reads the new value."""
+        for parent in node.parents:
+            if not parent.running:
+                self._mark(parent)
+
+    def raise_height(self, node: _Node, height: int) -> None:
+        """Keep every node above what it reads."""
+        work = [(node, height)]
+        while work:
+            current, at_least = work.pop()
+            if current.height >= at_least:
+                continue
+            current.height = at_least
+            work.extend((parent, at_least + 1) for parent in current.parents)
+
+    # ------------------------------------------------------------------ inside
+
+    def _mark(self, node: _Node) -> None:
+        if not node.stale:
+            node.stale = True
+            heapq.heappush(self._pending, (node.height, node.serial, node))
+
+    def _settle(self) -> None:
+        """Run what is out of date, lowest first, and what reads a value that changed."""
+        while self._pending:
+            height, _, node = heapq.heappop(self._pending)
+            if not node.stale or node.running:
+                continue
+            if node.height > height:
+                heapq.heappush(self._pending, (node.height, node.serial, node))
+                continue
+            if not node.parents and not node.pinned:
+                self._unused[node] = None
+                continue
+            if self.run(node):
+                self.mark_parents(node)
+
+    def _collect(self) -> None:
+        """Drop nodes that nobody reads and nobody holds."""
+        while self._unused:
+            node, _ = self._unused.popitem()
+            if node.parents or node.pinned:
+                continue
+            identity = (node.fn, node.args)
+            if self._nodes.get(identity) is not node:
+                continue
+            del self._nodes[identity]
+            node.stale = False
+            for query in node.queries:
+                self._unwatch(query, node)
+            for dep in node.deps:
+                dep.parents.discard(node)
+                if not dep.parents and not dep.pinned:
+                    self._unused[dep] = None
+
+    def _unwatch(self, query: Query, node: _Node) -> None:
+        readers = self._readers.get(query)
+        if readers is not None:
+            readers.discard(node)
+            if not readers:
+                del self._readers[query]
