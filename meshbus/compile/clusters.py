@@ -1,0 +1,436 @@
+"""Clusters: one for each port of a service, and for each subset of each port."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import base_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2
+from envoy.extensions.clusters.dynamic_forward_proxy.v3 import cluster_pb2 as dfp_pb2
+from envoy.extensions.common.dynamic_forward_proxy.v3 import dns_cache_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+
+from meshbus.compile.endpoints import (
+    all_mutual,
+    endpoint_metadata,
+    service_identities,
+)
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Part, Report
+from meshbus.compile.names import (
+    BLACK_HOLE,
+    INBOUND_PASSTHROUGH,
+    PASSTHROUGH,
+    UDP,
+    ClusterName,
+    config_path,
+    inbound_cluster,
+    is_http,
+    is_wildcard,
+    spiffe,
+)
+from meshbus.compile.resources import CDS, Resource, encode
+from meshbus.compile.settings import MeshSettings, mesh
+from meshbus.compile.telemetry import CONTROL_SERVICES, control_cluster
+from meshbus.compile.tls_contexts import (
+    control_plane_client,
+    mesh_alpn,
+    mesh_client,
+    originated,
+    plaintext,
+    socket,
+)
+from meshbus.compile.traffic_policy import (
+    NO_RULE,
+    Rule,
+    Subset,
+    apply_connection_pool,
+    apply_load_balancer,
+    apply_options,
+    apply_outlier_detection,
+    apply_protocol,
+    dns_refresh,
+    merged_rule,
+    policy_in_force,
+)
+from meshbus.compile.values import address, ads, any_of, seconds, uint32
+from meshbus.model.keys import Key
+from meshbus.model.rows import Endpoint, Service, ServicePort
+from meshbus.model.world import Query
+
+DNS_CACHE = "meshbus"
+
+
+class ClusterStyle(NamedTuple):
+    """What about a proxy changes its outbound clusters."""
+
+    router: bool
+    captured: bool
+    """Original destinations are known: a sidecar with captured traffic."""
+    ipv6: bool
+
+
+def service_clusters(
+    reader: Reader, service: Key, rules: tuple[Key, ...], style: ClusterStyle
+) -> Part:
+    """Node: clusters of one service under the destination rules that apply to it."""
+    row: Service | None = reader.get(service)
+    if row is None:
+        return Part()
+    rule = reader.node(merged_rule, rules) if rules else NO_RULE
+    report = Report()
+    out: list[Resource] = []
+    for port in row.ports:
+        if port.protocol == UDP:
+            continue
+        for subset in (None, *rule.subsets):
+            built = _cluster(reader, row, port, rule, subset, style, report)
+            if built is not None:
+                origins = _origins(service, row, rule, subset)
+                out.append(encode(reader, CDS, built.name, built, origins))
+    return Part(tuple(out), report.findings())
+
+
+def _origins(service: Key, row: Service, rule: Rule, subset: Subset | None) -> list[Key]:
+    origins = [source_key(service, row)]
+    if subset is not None:
+        origins.append(subset.origin)
+    if rule.policy_origin is not None:
+        origins.append(rule.policy_origin)
+    elif subset is None and rule.origins:
+        origins.append(rule.origins[0])
+    return origins
+
+
+def source_key(service: Key, row: Service) -> Key:
+    """Key of the object that a service came from; the service's own when that is not known."""
+    table, _, rest = row.source.partition("/")
+    plane, _, kind = table.partition(".")
+    namespace, slash, name = rest.partition("/")
+    return Key(service.cluster, plane, kind, namespace, name) if slash else service
+
+
+def _cluster(
+    reader: Reader,
+    row: Service,
+    port: ServicePort,
+    rule: Rule,
+    subset: Subset | None,
+    style: ClusterStyle,
+    report: Report,
+) -> cluster_pb2.Cluster | None:
+    settings = reader.node(mesh)
+    policy = policy_in_force(rule, port.number, subset)
+    name = ClusterName(port.number, subset.name if subset else "", row.host)
+    cluster = cluster_pb2.Cluster(name=str(name))
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    fault = subset.origin if subset and subset.policy else rule.policy_origin
+    blame = fault or (rule.origins[0] if rule.origins else Key("", "", "", "", ""))
+    place = subset.path if subset else "spec"
+    if not _discovery(cluster, row, port, subset, style):
+        report.add(
+            Key("", "reg", "services", row.namespace, row.host),
+            "hosts",
+            "a wildcard host without resolution needs captured traffic",
+        )
+        return None
+    _metadata(cluster, row, rule, subset)
+    with report.guard(blame, place):
+        apply_connection_pool(cluster, options, policy, settings)
+    http2 = apply_protocol(options, port.protocol, policy, settings)
+    with report.guard(blame, place):
+        apply_outlier_detection(cluster, policy)
+    with report.guard(blame, place):
+        apply_load_balancer(cluster, policy)
+        if (policy.get("loadBalancer") or {}).get("localityLbSetting"):
+            report.add(
+                blame, f"{place}.trafficPolicy.loadBalancer.localityLbSetting", "has no effect yet"
+            )
+    if not cluster.HasField("connect_timeout"):
+        cluster.connect_timeout.CopyFrom(seconds(10))
+    with report.guard(blame, place):
+        _transport(reader, cluster, options, row, port, name, policy, settings, http2)
+    for unused in ("proxyProtocol", "tunnel"):
+        if policy.get(unused):
+            report.add(blame, f"{place}.trafficPolicy.{unused}", "has no effect yet")
+    if is_http(port.protocol) or port.protocol == "" or _has_common(options):
+        apply_options(cluster, options)
+    return cluster
+
+
+def _has_common(options: http_protocol_options_pb2.HttpProtocolOptions) -> bool:
+    return options.HasField("common_http_protocol_options") or options.HasField(
+        "upstream_http_protocol_options"
+    )
+
+
+def _discovery(
+    cluster: cluster_pb2.Cluster,
+    row: Service,
+    port: ServicePort,
+    subset: Subset | None,
+    style: ClusterStyle,
+) -> bool:
+    """How endpoints are found. False: this service cannot be reached in this capture mode."""
+    if row.external_name:
+        _dns(cluster, [(row.external_name, port.number, None)], style, logical=True)
+        return True
+    if row.resolution.startswith("DNS"):
+        targets = [
+            (e.addresses[0], e.ports.get(port.name, port.target_port or port.number), e)
+            for e in row.dns_endpoints
+            if e.addresses and (subset is None or subset.labels.items() <= e.labels.items())
+        ]
+        if not row.dns_endpoints:
+            targets = [(row.host, port.target_port or port.number, None)]
+        _dns(cluster, targets, style, logical=row.resolution == "DNS_ROUND_ROBIN")
+        return True
+    if row.resolution == "NONE":
+        if style.captured:
+            _original_destination(cluster)
+            return True
+        if is_wildcard(row.host):
+            return False
+        _dns(cluster, [(row.host, port.number, None)], style, logical=False)
+        return True
+    if row.headless and style.captured:
+        _original_destination(cluster)
+        return True
+    cluster.type = cluster_pb2.Cluster.EDS
+    cluster.eds_cluster_config.service_name = cluster.name
+    cluster.eds_cluster_config.eds_config.CopyFrom(ads())
+    return True
+
+
+def _original_destination(cluster: cluster_pb2.Cluster) -> None:
+    cluster.type = cluster_pb2.Cluster.ORIGINAL_DST
+    cluster.lb_policy = cluster_pb2.Cluster.CLUSTER_PROVIDED
+
+
+def _dns(
+    cluster: cluster_pb2.Cluster,
+    targets: Iterable[tuple[str, int, Endpoint | None]],
+    style: ClusterStyle,
+    *,
+    logical: bool,
+) -> None:
+    targets = list(targets)
+    logical = logical and len(targets) == 1
+    cluster.type = (
+        cluster_pb2.Cluster.LOGICAL_DNS if logical else cluster_pb2.Cluster.STRICT_DNS
+    )
+    cluster.dns_lookup_family = (
+        cluster_pb2.Cluster.ALL if style.ipv6 else cluster_pb2.Cluster.V4_ONLY
+    )
+    dns_refresh(cluster)
+    cluster.load_assignment.cluster_name = cluster.name
+    groups: dict[str, list[endpoint_components_pb2.LbEndpoint]] = {}
+    for host, port, endpoint in targets:
+        lb = endpoint_components_pb2.LbEndpoint(
+            load_balancing_weight=uint32((endpoint.weight if endpoint else 0) or 1)
+        )
+        lb.endpoint.address.CopyFrom(address(host, port))
+        if endpoint is not None:
+            lb.metadata.CopyFrom(endpoint_metadata(endpoint, endpoint.tls_mode == "istio"))
+        groups.setdefault(endpoint.locality if endpoint else "", []).append(lb)
+    for locality in sorted(groups):
+        region, _, rest = locality.partition("/")
+        zone, _, sub_zone = rest.partition("/")
+        group = cluster.load_assignment.endpoints.add()
+        group.locality.CopyFrom(base_pb2.Locality(region=region, zone=zone, sub_zone=sub_zone))
+        group.lb_endpoints.extend(groups[locality])
+        group.load_balancing_weight.value = sum(
+            e.load_balancing_weight.value for e in groups[locality]
+        )
+
+
+def _metadata(
+    cluster: cluster_pb2.Cluster, row: Service, rule: Rule, subset: Subset | None
+) -> None:
+    """`istio` metadata: which service, which rule, which subset; read by telemetry."""
+    fields: dict[str, Any] = {
+        "services": [{"host": row.host, "name": row.name, "namespace": row.namespace}]
+    }
+    if rule.origins:
+        origin = subset.origin if subset else rule.origins[0]
+        fields["config"] = config_path("destination-rule", origin.namespace, origin.name)
+    if subset is not None:
+        fields["subset"] = subset.name
+    cluster.metadata.filter_metadata["istio"].update(fields)
+
+
+def _transport(
+    reader: Reader,
+    cluster: cluster_pb2.Cluster,
+    options: http_protocol_options_pb2.HttpProtocolOptions,
+    row: Service,
+    port: ServicePort,
+    name: ClusterName,
+    policy: dict[str, Any],
+    settings: MeshSettings,
+    http2: bool,
+) -> None:
+    tls = policy.get("tls")
+    mode = (tls or {}).get("mode")
+    if tls is not None and mode in (None, "", "DISABLE"):
+        return
+    alpn = mesh_alpn(port.protocol, http2)
+    if tls is not None and mode == "ISTIO_MUTUAL":
+        names = tls.get("subjectAltNames") or _identities(reader, row)
+        cluster.transport_socket.CopyFrom(
+            socket(mesh_client(str(tls.get("sni") or name.sni), names, alpn))
+        )
+        return
+    if tls is not None:
+        context = originated(
+            {**tls, "subjectAltNames": tls.get("subjectAltNames") or row.subject_alt_names},
+            port.protocol,
+            http2,
+        )
+        if not context.sni:
+            upstream = options.upstream_http_protocol_options
+            upstream.auto_sni = True
+            upstream.auto_san_validation = not (
+                tls.get("subjectAltNames") or row.subject_alt_names or tls.get("insecureSkipVerify")
+            )
+        cluster.transport_socket.CopyFrom(socket(context))
+        return
+    if not settings.auto_mtls or row.external:
+        return
+    context = mesh_client(name.sni, _identities(reader, row), alpn)
+    if cluster.type == cluster_pb2.Cluster.ORIGINAL_DST:
+        # Hosts of this type have no metadata to choose by.
+        if reader.node(all_mutual, row.namespace, row.host):
+            cluster.transport_socket.CopyFrom(socket(context))
+        return
+    match = cluster.transport_socket_matches.add(name="tlsMode-istio")
+    match.match["tlsMode"] = "istio"
+    match.transport_socket.CopyFrom(socket(context))
+    match = cluster.transport_socket_matches.add(name="tlsMode-disabled")
+    match.match.SetInParent()
+    match.transport_socket.CopyFrom(plaintext())
+
+
+def _identities(reader: Reader, row: Service) -> tuple[str, ...]:
+    found = reader.node(service_identities, row.namespace, row.host)
+    if row.dns_endpoints:
+        domain = reader.node(mesh).trust_domain
+        found += tuple(
+            spiffe(domain, e.namespace or row.namespace, e.service_account)
+            for e in row.dns_endpoints
+            if e.service_account
+        )
+    return tuple(sorted({*found, *row.subject_alt_names}))
+
+
+# --------------------------------------------------------------------------- fixed clusters
+
+
+def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
+    """Node: clusters that every proxy of a style has: black hole, passthrough, control plane."""
+    out = [cluster_pb2.Cluster(name=BLACK_HOLE, type=cluster_pb2.Cluster.STATIC)]
+    passthrough = cluster_pb2.Cluster(
+        name=PASSTHROUGH, lb_policy=cluster_pb2.Cluster.CLUSTER_PROVIDED
+    )
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    options.use_downstream_protocol_config.http_protocol_options.SetInParent()
+    options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
+    settings = reader.node(mesh)
+    apply_connection_pool(passthrough, options, {}, settings)
+    if style.captured:
+        passthrough.type = cluster_pb2.Cluster.ORIGINAL_DST
+    else:
+        passthrough.cluster_type.name = "envoy.clusters.dynamic_forward_proxy"
+        passthrough.cluster_type.typed_config.CopyFrom(
+            any_of(dfp_pb2.ClusterConfig(dns_cache_config=dns_cache(style)))
+        )
+    apply_options(passthrough, options)
+    if not style.router:
+        out.append(passthrough)
+    for cluster in out:
+        cluster.connect_timeout.CopyFrom(seconds(10))
+    if style.captured:
+        out.append(_inbound_passthrough(settings, style))
+    for entry in reader.entries(Query("mesh.addresses", "all", None)):
+        if entry.row.service in CONTROL_SERVICES:
+            out.append(_control(entry.row.service, entry.row.host, entry.row.port, settings))
+    return Part(tuple(encode(reader, CDS, c.name, c) for c in out))
+
+
+def dns_cache(style: ClusterStyle) -> dns_cache_pb2.DnsCacheConfig:
+    """The cache that the HTTP proxy's passthrough resolves names with; filter and cluster must have
+    the same."""
+    return dns_cache_pb2.DnsCacheConfig(
+        name=DNS_CACHE,
+        dns_lookup_family=cluster_pb2.Cluster.ALL if style.ipv6 else cluster_pb2.Cluster.V4_ONLY,
+        max_hosts=uint32(1024),
+    )
+
+
+def _control(service: str, host: str, port: int, settings: MeshSettings) -> cluster_pb2.Cluster:
+    cluster = cluster_pb2.Cluster(
+        name=control_cluster(service),
+        type=cluster_pb2.Cluster.STRICT_DNS,
+        connect_timeout=seconds(5),
+        dns_lookup_family=cluster_pb2.Cluster.V4_PREFERRED,
+    )
+    dns_refresh(cluster)
+    cluster.load_assignment.cluster_name = cluster.name
+    lb = cluster.load_assignment.endpoints.add().lb_endpoints.add()
+    lb.endpoint.address.CopyFrom(address(host, port))
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    h2 = options.explicit_http_config.http2_protocol_options
+    h2.connection_keepalive.interval.CopyFrom(seconds(30))
+    h2.connection_keepalive.timeout.CopyFrom(seconds(10))
+    apply_options(cluster, options)
+    cluster.transport_socket.CopyFrom(
+        control_plane_client(
+            spiffe(settings.trust_domain, settings.root_namespace, f"meshbus-{service}")
+        )
+    )
+    return cluster
+
+
+def _inbound_passthrough(settings: MeshSettings, style: ClusterStyle) -> cluster_pb2.Cluster:
+    """Ports of the application that no service names: sent from 127.0.0.6, so that capture leaves
+    them alone."""
+    cluster = cluster_pb2.Cluster(name=INBOUND_PASSTHROUGH)
+    _original_destination(cluster)
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    options.use_downstream_protocol_config.http_protocol_options.SetInParent()
+    options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
+    apply_connection_pool(cluster, options, {}, settings)
+    apply_options(cluster, options)
+    _from_inpod_address(cluster, style.ipv6)
+    return cluster
+
+
+def _from_inpod_address(cluster: cluster_pb2.Cluster, ipv6: bool) -> None:
+    source = cluster.upstream_bind_config.source_address
+    source.address = "127.0.0.6"
+    source.port_value = 0
+    if ipv6:
+        extra = cluster.upstream_bind_config.extra_source_addresses.add().address
+        extra.address = "::6"
+        extra.port_value = 0
+
+
+def inbound_application(
+    settings: MeshSettings, port: int, protocol: str, app_address: str, ipv6: bool
+) -> cluster_pb2.Cluster:
+    """The application behind a sidecar: at its own address, or where the traffic was going."""
+    cluster = cluster_pb2.Cluster(name=inbound_cluster(port))
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    apply_connection_pool(cluster, options, {}, settings)
+    apply_protocol(options, protocol, {}, MeshSettings())
+    apply_options(cluster, options)
+    if app_address:
+        cluster.type = cluster_pb2.Cluster.STATIC
+        cluster.load_assignment.cluster_name = cluster.name
+        endpoint = Endpoint(addresses=[app_address], ports={})
+        group = cluster.load_assignment.endpoints.add()
+        group.lb_endpoints.add().endpoint.address.CopyFrom(address(endpoint.addresses[0], port))
+    else:
+        _original_destination(cluster)
+        _from_inpod_address(cluster, ipv6)
+    return cluster

@@ -1,0 +1,182 @@
+"""What handles a connection: HTTP connection managers, TCP proxies and their filters.
+
+`HTTP_FILTERS` is the one table of HTTP filters and their order.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
+from envoy.extensions.filters.http.cors.v3 import cors_pb2
+from envoy.extensions.filters.http.dynamic_forward_proxy.v3 import dynamic_forward_proxy_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
+from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
+from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2 as hcm_pb2,
+)
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from google.protobuf import duration_pb2
+
+from meshbus.compile.settings import MeshSettings
+from meshbus.compile.telemetry import http_access_log, tcp_access_log, tracing
+from meshbus.compile.values import ads, any_of, boolean
+
+HTTP_FILTERS = (
+    "envoy.filters.http.fault",
+    "envoy.filters.http.cors",
+    "quota",
+    "envoy.filters.http.dynamic_forward_proxy",
+    "envoy.filters.http.router",
+)
+"""HTTP filters in the order in which requests meet them.
+
+| filter | where | why here |
+|---|---|---|
+| fault | client side | a delay or abort stands for the network and the server: before all else |
+| cors | client side | preflights are answered without asking anybody |
+| quota | server side | asks the policy service; last before the call, so that only real calls count |
+| dynamic_forward_proxy | HTTP proxy listener | resolves the host that nobody claims |
+| router | everywhere | ends the chain |
+"""
+
+HCM = "envoy.filters.network.http_connection_manager"
+TCP_PROXY = "envoy.filters.network.tcp_proxy"
+SERVER_NAME = "istio-envoy"
+HTTP_ALPN = ("http/1.1", "h2c")
+"""What the HTTP inspector says of plaintext HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """Whether and as whom connections are reported."""
+
+    log_name: str
+    service: str
+    namespace: str
+    enabled: bool
+    """The telemetry service can be reached."""
+
+
+def http_filter(name: str, config: Any) -> hcm_pb2.HttpFilter:
+    """One HTTP filter."""
+    return hcm_pb2.HttpFilter(name=name, typed_config=any_of(config))
+
+
+def client_filters(dns_cache: Any = None) -> list[hcm_pb2.HttpFilter]:
+    """Filters of outbound and gateway connection managers, without the router."""
+    out = [
+        http_filter("envoy.filters.http.fault", fault_pb2.HTTPFault()),
+        http_filter("envoy.filters.http.cors", cors_pb2.Cors()),
+    ]
+    if dns_cache is not None:
+        out.append(
+            http_filter(
+                "envoy.filters.http.dynamic_forward_proxy",
+                dynamic_forward_proxy_pb2.FilterConfig(dns_cache_config=dns_cache),
+            )
+        )
+    return out
+
+
+def connection_manager(
+    *,
+    stat_prefix: str,
+    route_name: str,
+    filters: Iterable[hcm_pb2.HttpFilter],
+    settings: MeshSettings,
+    reporting: Reporting,
+) -> hcm_pb2.HttpConnectionManager:
+    """An HTTP connection manager whose routes come by RDS."""
+    manager = hcm_pb2.HttpConnectionManager(
+        stat_prefix=stat_prefix,
+        http_filters=[
+            *filters,
+            http_filter("envoy.filters.http.router", router_pb2.Router()),
+        ],
+        server_name=SERVER_NAME,
+        stream_idle_timeout=duration_pb2.Duration(),
+        upgrade_configs=[hcm_pb2.HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
+        normalize_path=boolean(settings.path_normalization != "NONE"),
+        use_remote_address=boolean(False),
+    )
+    if settings.path_normalization in {"MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"}:
+        manager.merge_slashes = True
+    if settings.path_normalization == "DECODE_AND_MERGE_SLASHES":
+        manager.path_with_escaped_slashes_action = (
+            hcm_pb2.HttpConnectionManager.UNESCAPE_AND_FORWARD
+        )
+    manager.rds.route_config_name = route_name
+    manager.rds.config_source.CopyFrom(ads())
+    if reporting.enabled:
+        manager.access_log.append(http_access_log(reporting.log_name))
+        if settings.tracing:
+            manager.tracing.CopyFrom(tracing(settings, reporting.service, reporting.namespace))
+    return manager
+
+
+def forward_client_certificate(manager: hcm_pb2.HttpConnectionManager, *, gateway: bool) -> None:
+    """`x-forwarded-client-cert`: a gateway writes it anew, a sidecar's server side adds to it.
+
+    Source: Istio, GetProxyHeaders and buildGatewayConnectionManager.
+    """
+    manager.forward_client_cert_details = (
+        hcm_pb2.HttpConnectionManager.SANITIZE_SET
+        if gateway
+        else hcm_pb2.HttpConnectionManager.APPEND_FORWARD
+    )
+    details = manager.set_current_client_cert_details
+    details.subject.CopyFrom(boolean(True))
+    details.dns = True
+    details.uri = True
+    details.cert = gateway
+
+
+def manager_filter(manager: hcm_pb2.HttpConnectionManager) -> lc_pb2.Filter:
+    """The network filter of a connection manager."""
+    return lc_pb2.Filter(name=HCM, typed_config=any_of(manager))
+
+
+def tcp_proxy(
+    stat_prefix: str, clusters: Iterable[tuple[str, int]], reporting: Reporting
+) -> lc_pb2.Filter:
+    """The network filter that sends a connection to one of several clusters by weight."""
+    proxy = tcp_proxy_pb2.TcpProxy(stat_prefix=stat_prefix)
+    targets = list(clusters)
+    if len(targets) == 1:
+        proxy.cluster = targets[0][0]
+    else:
+        for name, weight in targets:
+            proxy.weighted_clusters.clusters.add(name=name, weight=weight)
+    if reporting.enabled:
+        proxy.access_log.append(tcp_access_log(reporting.log_name))
+    return lc_pb2.Filter(name=TCP_PROXY, typed_config=any_of(proxy))
+
+
+def original_destination_filter() -> lc_pb2.ListenerFilter:
+    """Restores the address that captured traffic was going to."""
+    return lc_pb2.ListenerFilter(
+        name="envoy.filters.listener.original_dst",
+        typed_config=any_of(original_dst_pb2.OriginalDst()),
+    )
+
+
+def tls_inspector_filter() -> lc_pb2.ListenerFilter:
+    """Finds out whether a connection is TLS, its SNI and ALPN."""
+    return lc_pb2.ListenerFilter(
+        name="envoy.filters.listener.tls_inspector",
+        typed_config=any_of(tls_inspector_pb2.TlsInspector()),
+    )
+
+
+def http_inspector_filter() -> lc_pb2.ListenerFilter:
+    """Finds out whether a plaintext connection is HTTP."""
+    return lc_pb2.ListenerFilter(
+        name="envoy.filters.listener.http_inspector",
+        typed_config=any_of(http_inspector_pb2.HttpInspector()),
+    )
+
+

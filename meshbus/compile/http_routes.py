@@ -1,0 +1,544 @@
+"""`http` of a virtual service: Envoy routes, in order.
+
+Source of the rules: Istio, VirtualService reference; pilot/pkg/networking/core/route of 1.31 where
+the reference is silent (defaults, order, what wins).
+"""
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from envoy.config.core.v3 import base_pb2
+from envoy.config.route.v3 import route_components_pb2 as rc_pb2
+from envoy.extensions.filters.common.fault.v3 import fault_pb2 as common_fault_pb2
+from envoy.extensions.filters.http.cors.v3 import cors_pb2
+from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2
+from google.protobuf import duration_pb2
+
+from meshbus.compile.findings import NotCompiled, Report
+from meshbus.compile.names import MESH_GATEWAY, ClusterName, config_path, fqdn
+from meshbus.compile.route_match import described, is_catch_all, route_match
+from meshbus.compile.scope import Ref
+from meshbus.compile.settings import MeshSettings
+from meshbus.compile.values import (
+    any_of,
+    boolean,
+    duration,
+    nanos_of,
+    runtime_percent,
+    string_matcher,
+    uint32,
+)
+from meshbus.model.rows import Service
+
+CORS_FILTER = "envoy.filters.http.cors"
+FAULT_FILTER = "envoy.filters.http.fault"
+DEFAULT_RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
+DEFAULT_ROUTE = "default"
+
+_GRPC_STATUS = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
+_REDIRECT_CODES = {
+    0: rc_pb2.RedirectAction.MOVED_PERMANENTLY,
+    301: rc_pb2.RedirectAction.MOVED_PERMANENTLY,
+    302: rc_pb2.RedirectAction.FOUND,
+    303: rc_pb2.RedirectAction.SEE_OTHER,
+    307: rc_pb2.RedirectAction.TEMPORARY_REDIRECT,
+    308: rc_pb2.RedirectAction.PERMANENT_REDIRECT,
+}
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteContext:
+    """For whom routes are made."""
+
+    namespace: str
+    """Of the proxy."""
+    port: int
+    """That the request came to: of the service for sidecars, of the server for gateways."""
+    gateways: frozenset[str]
+    """`mesh`, or `NAMESPACE/NAME` of the gateway."""
+    sources: frozenset[Labels]
+    """Label selectors of routes that pick the proxy."""
+    tls: bool
+    settings: MeshSettings
+    service: Callable[[str], Service | None]
+    """The service of a host, as the proxy sees it."""
+    hashing: Callable[[str, int, str], dict[str, Any] | None]
+    """`consistentHash` of (host, port, subset)."""
+
+
+def bound_gateways(vs: Ref) -> frozenset[str]:
+    """`gateways` of a virtual service with their namespaces; `mesh` when there are none."""
+    names = vs.row.spec.get("gateways") or [MESH_GATEWAY]
+    return frozenset(qualified_gateway(str(name), vs.row.namespace) for name in names)
+
+
+def qualified_gateway(name: str, namespace: str) -> str:
+    """`NAMESPACE/NAME` of a gateway that an object of `namespace` names."""
+    return name if name == MESH_GATEWAY or "/" in name else f"{namespace}/{name}"
+
+
+def labels_of(selector: Any) -> Labels:
+    """A selector as a value that can be compared."""
+    return tuple(sorted((str(k), str(v)) for k, v in (selector or {}).items()))
+
+
+def source_matches(match: dict[str, Any], context: RouteContext, namespace: str) -> bool:
+    """`gateways`, `sourceLabels` and `sourceNamespace` of a match pick this proxy.
+
+    Source: Istio, sourceMatchHTTP: with gateways given, labels do not count.
+    """
+    gateways = match.get("gateways")
+    if gateways:
+        return any(qualified_gateway(str(g), namespace) in context.gateways for g in gateways)
+    wanted = labels_of(match.get("sourceLabels"))
+    if wanted and wanted not in context.sources:
+        return False
+    return match.get("sourceNamespace") in (None, "", context.namespace)
+
+
+def http_routes(vs: Ref, context: RouteContext, report: Report) -> list[rc_pb2.Route]:
+    """Routes of a virtual service for one port, up to the first that catches everything.
+
+    A rule that cannot be compiled is left out and reported; the others go on.
+    """
+    out: list[rc_pb2.Route] = []
+    for index, rule in enumerate(vs.row.spec.get("http") or ()):
+        path = f"spec.http[{index}]"
+        matches = rule.get("match") or [None]
+        for number, match in enumerate(matches):
+            where = path if match is None else f"{path}.match[{number}]"
+            with report.guard(vs.key, where):
+                route = _route(vs, rule, match, path, where, context, report)
+                if route is None:
+                    continue
+                out.append(route)
+                if match is None or is_catch_all(route.match):
+                    return out
+    return out
+
+
+def _route(
+    vs: Ref,
+    rule: dict[str, Any],
+    match: dict[str, Any] | None,
+    path: str,
+    where: str,
+    context: RouteContext,
+    report: Report,
+) -> rc_pb2.Route | None:
+    if match is not None:
+        if match.get("port") and int(match["port"]) != context.port:
+            return None
+        if not source_matches(match, context, vs.row.namespace):
+            return None
+    name = str(rule.get("name") or "")
+    if match is not None and match.get("name"):
+        name = f"{name}.{match['name']}"
+    route = rc_pb2.Route(name=name, match=route_match(match, where))
+    if match is not None and match.get("statPrefix"):
+        route.stat_prefix = str(match["statPrefix"])
+    route.metadata.filter_metadata["istio"]["config"] = config_path(
+        "virtual-service", vs.row.namespace, vs.row.name
+    )
+    authority = _apply_headers(route, rule.get("headers"))
+    if rule.get("delegate"):
+        raise NotCompiled(f"{path}.delegate", "delegation has no effect yet")
+    if rule.get("redirect"):
+        _redirect(route, rule["redirect"], context, path)
+    elif rule.get("directResponse"):
+        _direct_response(route, rule["directResponse"], path)
+    else:
+        _forward(vs, route, rule, authority, context, path, report)
+    route.decorator.operation = _operation(route, vs, context)
+    if rule.get("fault"):
+        route.typed_per_filter_config[FAULT_FILTER].CopyFrom(
+            any_of(fault(rule["fault"], f"{path}.fault"))
+        )
+    if rule.get("corsPolicy"):
+        route.typed_per_filter_config[CORS_FILTER].CopyFrom(
+            any_of(cors(rule["corsPolicy"], f"{path}.corsPolicy"))
+        )
+    return route
+
+
+def _operation(route: rc_pb2.Route, vs: Ref, context: RouteContext) -> str:
+    path = described(route.match)
+    if route.WhichOneof("action") == "route" and route.route.cluster.startswith("outbound|"):
+        _, port, _, host = route.route.cluster.split("|")
+        return f"{host}:{port}{path}"
+    return f"{vs.row.name}:{context.port}{path}"
+
+
+# --------------------------------------------------------------------------- destinations
+
+
+def destination_cluster(
+    destination: dict[str, Any], namespace: str, context: RouteContext, path: str
+) -> ClusterName:
+    """The cluster of a `Destination`. It need not exist: requests to it are answered with 503.
+
+    The port is the one given, else the only one of the service, else the one called.
+    """
+    host = str(destination.get("host") or "")
+    if not host:
+        raise NotCompiled(f"{path}.host", "a host is needed")
+    full = fqdn(host, namespace)
+    service = context.service(full)
+    port = int((destination.get("port") or {}).get("number") or 0)
+    if not port:
+        only = service is not None and len(service.ports) == 1
+        port = service.ports[0].number if service is not None and only else context.port
+    return ClusterName(port, str(destination.get("subset") or ""), full)
+
+
+def _forward(
+    vs: Ref,
+    route: rc_pb2.Route,
+    rule: dict[str, Any],
+    authority: str,
+    context: RouteContext,
+    path: str,
+    report: Report,
+) -> None:
+    action = route.route
+    namespace = vs.row.namespace
+    action.timeout.CopyFrom(
+        duration(rule["timeout"], f"{path}.timeout")
+        if rule.get("timeout") is not None
+        else duration_pb2.Duration()
+    )
+    action.cluster_not_found_response_code = rc_pb2.RouteAction.SERVICE_UNAVAILABLE
+    rewrite = rule.get("rewrite") or {}
+    pattern = rewrite.get("uriRegexRewrite")
+    if pattern:
+        action.regex_rewrite.pattern.regex = str(pattern.get("match", ""))
+        action.regex_rewrite.substitution = str(pattern.get("rewrite", ""))
+    elif rewrite.get("uri"):
+        action.prefix_rewrite = str(rewrite["uri"])
+    authority = str(rewrite.get("authority") or authority)
+    if authority:
+        action.host_rewrite_literal = authority
+    _mirrors(action, rule, namespace, context, path)
+    targets = rule.get("route") or []
+    if not targets:
+        raise NotCompiled(path, "one of route, redirect and directResponse is needed")
+    hashed = False
+    if len(targets) == 1:
+        where = f"{path}.route[0].destination"
+        cluster = destination_cluster(targets[0].get("destination") or {}, namespace, context, where)
+        action.cluster = str(cluster)
+        own = _apply_headers(route, targets[0].get("headers"))
+        if own and not authority:
+            action.host_rewrite_literal = own
+        hashed = _hash(action, cluster, context)
+    else:
+        for index, target in enumerate(targets):
+            weight = int(target.get("weight") or 0)
+            if weight == 0:
+                continue
+            where = f"{path}.route[{index}].destination"
+            cluster = destination_cluster(target.get("destination") or {}, namespace, context, where)
+            entry = action.weighted_clusters.clusters.add(name=str(cluster))
+            entry.weight.CopyFrom(uint32(weight))
+            own = _apply_headers(entry, target.get("headers"))
+            if own:
+                entry.host_rewrite_literal = own
+            _hash(action, cluster, context)
+        if not action.weighted_clusters.clusters:
+            raise NotCompiled(f"{path}.route", "all weights are 0")
+    retry = retry_policy(
+        rule["retries"] if rule.get("retries") is not None else context.settings.retry_policy,
+        hashed,
+        f"{path}.retries",
+    )
+    if retry is not None:
+        action.retry_policy.CopyFrom(retry)
+
+
+def _hash(action: rc_pb2.RouteAction, cluster: ClusterName, context: RouteContext) -> bool:
+    spec = context.hashing(cluster.host, cluster.port, cluster.subset)
+    policy = hash_policy(spec) if spec else None
+    if policy is None:
+        return False
+    action.hash_policy.append(policy)
+    return True
+
+
+def hash_policy(spec: dict[str, Any]) -> rc_pb2.RouteAction.HashPolicy | None:
+    """What `consistentHash` hashes: a header, a cookie, the source address, a query parameter."""
+    out = rc_pb2.RouteAction.HashPolicy()
+    if spec.get("httpHeaderName"):
+        out.header.header_name = str(spec["httpHeaderName"])
+    elif spec.get("httpCookie"):
+        cookie = spec["httpCookie"]
+        out.cookie.name = str(cookie.get("name", ""))
+        out.cookie.path = str(cookie.get("path") or "")
+        if cookie.get("ttl") is not None:
+            out.cookie.ttl.CopyFrom(duration(cookie["ttl"], "consistentHash.httpCookie.ttl"))
+        for attribute in cookie.get("attributes") or ():
+            out.cookie.attributes.add(
+                name=str(attribute.get("name", "")), value=str(attribute.get("value") or "")
+            )
+    elif spec.get("useSourceIp"):
+        out.connection_properties.source_ip = True
+    elif spec.get("httpQueryParameterName"):
+        out.query_parameter.name = str(spec["httpQueryParameterName"])
+    else:
+        return None
+    return out
+
+
+def _mirrors(
+    action: rc_pb2.RouteAction,
+    rule: dict[str, Any],
+    namespace: str,
+    context: RouteContext,
+    path: str,
+) -> None:
+    wanted: list[tuple[dict[str, Any], float, str]] = []
+    if rule.get("mirror"):
+        share = 100.0
+        if rule.get("mirrorPercentage") is not None:
+            share = float(rule["mirrorPercentage"].get("value") or 0)
+        elif rule.get("mirrorPercent") is not None:
+            share = float(rule["mirrorPercent"])
+        wanted.append((rule["mirror"], share, f"{path}.mirror"))
+    for index, policy in enumerate(rule.get("mirrors") or ()):
+        percentage = policy.get("percentage")
+        share = 100.0 if percentage is None else float(percentage.get("value") or 0)
+        if policy.get("destination"):
+            wanted.append((policy["destination"], share, f"{path}.mirrors[{index}].destination"))
+    for destination, share, where in wanted:
+        if share > 0:
+            cluster = destination_cluster(destination, namespace, context, where)
+            mirror = action.request_mirror_policies.add(cluster=str(cluster))
+            mirror.runtime_fraction.CopyFrom(runtime_percent(share))
+            mirror.trace_sampled.CopyFrom(boolean(False))
+
+
+# --------------------------------------------------------------------------- parts of a route
+
+
+def retry_policy(
+    spec: dict[str, Any] | None, hashed: bool, path: str = ""
+) -> rc_pb2.RetryPolicy | None:
+    """How a request is tried again. Without a policy: twice, on failures that happen before the
+    request is processed; on another host unless a hash chooses it. `attempts: 0`: never.
+
+    Source: Istio 1.31, pilot/pkg/networking/core/route/retry.
+    """
+    out = rc_pb2.RetryPolicy(
+        retry_on=DEFAULT_RETRY_ON,
+        num_retries=uint32(2),
+        host_selection_retry_max_attempts=5,
+    )
+    if not hashed:
+        _previous_hosts(out)
+    if spec is None:
+        return out
+    attempts = int(spec.get("attempts") or 0)
+    if attempts <= 0:
+        return None
+    out.num_retries.value = attempts
+    if spec.get("retryOn"):
+        conditions, codes = _retry_conditions(str(spec["retryOn"]))
+        out.retry_on = conditions
+        del out.retriable_status_codes[:]
+        out.retriable_status_codes.extend(codes)
+    if spec.get("perTryTimeout") is not None:
+        out.per_try_timeout.CopyFrom(duration(spec["perTryTimeout"], f"{path}.perTryTimeout"))
+    if spec.get("retryIgnorePreviousHosts") is not None:
+        del out.retry_host_predicate[:]
+        if spec["retryIgnorePreviousHosts"]:
+            _previous_hosts(out)
+    if spec.get("retryRemoteLocalities"):
+        out.retry_priority.name = "envoy.retry_priorities.previous_priorities"
+        out.retry_priority.typed_config.CopyFrom(
+            any_of(previous_priorities_config_pb2.PreviousPrioritiesConfig(update_frequency=2))
+        )
+    if spec.get("backoff") is not None:
+        out.retry_back_off.base_interval.CopyFrom(duration(spec["backoff"], f"{path}.backoff"))
+    return out
+
+
+def _previous_hosts(policy: rc_pb2.RetryPolicy) -> None:
+    predicate = policy.retry_host_predicate.add(name="envoy.retry_host_predicates.previous_hosts")
+    predicate.typed_config.CopyFrom(any_of(previous_hosts_pb2.PreviousHostsPredicate()))
+
+
+def _retry_conditions(text: str) -> tuple[str, list[int]]:
+    """Conditions and status codes of `retryOn`; a number is a code."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    codes = [int(p) for p in parts if p.isdigit() and 100 <= int(p) <= 599]
+    names = [p for p in parts if not (p.isdigit() and 100 <= int(p) <= 599)]
+    if codes and "retriable-status-codes" not in names:
+        names.append("retriable-status-codes")
+    return ",".join(names), codes
+
+
+def _apply_headers(target: Any, headers: dict[str, Any] | None) -> str:
+    """Set, add and remove headers on a route or a weighted cluster. Returns the authority that they
+    set, which Envoy changes by a rewrite instead."""
+    if not headers:
+        return ""
+    authority = ""
+    for side, add, remove in (
+        ("request", target.request_headers_to_add, target.request_headers_to_remove),
+        ("response", target.response_headers_to_add, target.response_headers_to_remove),
+    ):
+        operations = headers.get(side) or {}
+        for field, action in (
+            ("set", base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD),
+            ("add", base_pb2.HeaderValueOption.APPEND_IF_EXISTS_OR_ADD),
+        ):
+            for name in sorted(operations.get(field) or {}):
+                value = str(operations[field][name])
+                if name.lower() in {":authority", "host"}:
+                    if side == "request" and (field == "set" or not authority):
+                        authority = value
+                elif not name.startswith(":"):
+                    add.append(
+                        base_pb2.HeaderValueOption(
+                            header=base_pb2.HeaderValue(key=name, value=value),
+                            append_action=action,
+                        )
+                    )
+        remove.extend(
+            str(n)
+            for n in operations.get("remove") or ()
+            if not str(n).startswith(":") and str(n).lower() != "host"
+        )
+    return authority
+
+
+def _redirect(
+    route: rc_pb2.Route, spec: dict[str, Any], context: RouteContext, path: str
+) -> None:
+    action = route.redirect
+    code = int(spec.get("redirectCode") or 0)
+    if code not in _REDIRECT_CODES:
+        raise NotCompiled(f"{path}.redirect.redirectCode", f"unknown redirect code {code}")
+    action.response_code = _REDIRECT_CODES[code]
+    if spec.get("authority"):
+        action.host_redirect = str(spec["authority"])
+    if spec.get("uri"):
+        action.path_redirect = str(spec["uri"])
+    if spec.get("scheme"):
+        action.scheme_redirect = str(spec["scheme"])
+    port = int(spec.get("port") or 0)
+    if spec.get("derivePort") == "FROM_REQUEST_PORT":
+        port = context.port
+    scheme = spec.get("scheme") or ("https" if context.tls else "http")
+    if (port, scheme) not in {(80, "http"), (443, "https")}:
+        action.port_redirect = port
+
+
+def _direct_response(route: rc_pb2.Route, spec: dict[str, Any], path: str) -> None:
+    status = int(spec.get("status") or 0)
+    if not 200 <= status <= 599:
+        raise NotCompiled(f"{path}.directResponse.status", f"not a status: {status}")
+    route.direct_response.status = status
+    body = spec.get("body") or {}
+    if "string" in body:
+        route.direct_response.body.inline_string = str(body["string"])
+    elif "bytes" in body:
+        route.direct_response.body.inline_bytes = base64.b64decode(body["bytes"])
+
+
+def fault(spec: dict[str, Any], path: str) -> fault_pb2.HTTPFault:
+    """Delays and aborts. Without a percentage nothing happens, as in Istio."""
+    out = fault_pb2.HTTPFault()
+    delay = spec.get("delay")
+    if delay:
+        if "fixedDelay" not in delay:
+            raise NotCompiled(f"{path}.delay", "only fixedDelay is supported")
+        out.delay.CopyFrom(
+            common_fault_pb2.FaultDelay(
+                fixed_delay=duration(delay["fixedDelay"], f"{path}.delay.fixedDelay"),
+                percentage=runtime_percent(_share(delay)).default_value,
+            )
+        )
+    abort = spec.get("abort")
+    if abort:
+        out.abort.percentage.CopyFrom(runtime_percent(_share(abort)).default_value)
+        if abort.get("httpStatus") is not None:
+            out.abort.http_status = int(abort["httpStatus"])
+        elif abort.get("grpcStatus"):
+            name = str(abort["grpcStatus"]).upper()
+            if name not in _GRPC_STATUS:
+                raise NotCompiled(f"{path}.abort.grpcStatus", f"unknown gRPC status {name}")
+            out.abort.grpc_status = _GRPC_STATUS.index(name)
+        else:
+            raise NotCompiled(f"{path}.abort", "httpStatus or grpcStatus is needed")
+    return out
+
+
+def _share(spec: dict[str, Any]) -> float:
+    if spec.get("percentage") is not None:
+        return float(spec["percentage"].get("value") or 0)
+    return float(spec.get("percent") or 0)
+
+
+def cors(spec: dict[str, Any], path: str) -> cors_pb2.CorsPolicy:
+    """Cross-origin requests."""
+    out = cors_pb2.CorsPolicy(filter_enabled=runtime_percent(100))
+    out.forward_not_matching_preflights.CopyFrom(
+        boolean(spec.get("unmatchedPreflights") != "IGNORE")
+    )
+    origins = spec.get("allowOrigins")
+    if origins is None:
+        origins = [{"exact": origin} for origin in spec.get("allowOrigin") or ()]
+    for index, origin in enumerate(origins):
+        out.allow_origin_string_match.append(
+            string_matcher(origin, f"{path}.allowOrigins[{index}]")
+        )
+    out.allow_methods = ",".join(spec.get("allowMethods") or ())
+    out.allow_headers = ",".join(spec.get("allowHeaders") or ())
+    out.expose_headers = ",".join(spec.get("exposeHeaders") or ())
+    if spec.get("maxAge") is not None:
+        out.max_age = str(nanos_of(str(spec["maxAge"]), f"{path}.maxAge") // 1_000_000_000)
+    if spec.get("allowCredentials") is not None:
+        out.allow_credentials.CopyFrom(boolean(bool(spec["allowCredentials"])))
+    return out
+
+
+def default_route(
+    cluster: str, operation: str, settings: MeshSettings, hashing: dict[str, Any] | None
+) -> rc_pb2.Route:
+    """All requests to one cluster: what a service without virtual service gets."""
+    route = rc_pb2.Route(name=DEFAULT_ROUTE, match=route_match(None, ""))
+    route.decorator.operation = operation
+    route.route.cluster = cluster
+    route.route.timeout.SetInParent()
+    route.route.cluster_not_found_response_code = rc_pb2.RouteAction.SERVICE_UNAVAILABLE
+    policy = hash_policy(hashing) if hashing else None
+    if policy is not None:
+        route.route.hash_policy.append(policy)
+    retry = retry_policy(settings.retry_policy, False)
+    if retry is not None:
+        route.route.retry_policy.CopyFrom(retry)
+    return route

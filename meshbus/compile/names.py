@@ -1,0 +1,144 @@
+"""Names and hosts: what resources are called, which host matches which, protocols of ports.
+
+Names are Istio's (DESIGN §5), so that its users and tools feel at home.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+BLACK_HOLE = "BlackHoleCluster"
+PASSTHROUGH = "PassthroughCluster"
+INBOUND_PASSTHROUGH = "InboundPassthroughCluster"
+MESH_GATEWAY = "mesh"
+"""The name that stands for all sidecars in `VirtualService.gateways`."""
+CLUSTER_DOMAIN = "cluster.local"
+
+HTTP = frozenset({"HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTP_PROXY"})
+HTTP2 = frozenset({"HTTP2", "GRPC", "GRPC-WEB"})
+TLS = frozenset({"TLS", "HTTPS"})
+UDP = "UDP"
+
+
+class ClusterName(NamedTuple):
+    """The parts of an outbound cluster's name."""
+
+    port: int
+    subset: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"outbound|{self.port}|{self.subset}|{self.host}"
+
+    @property
+    def sni(self) -> str:
+        """What the client side of mutual TLS puts in SNI."""
+        return f"outbound_.{self.port}_.{self.subset}_.{self.host}"
+
+
+def inbound_cluster(port: int) -> str:
+    """Cluster of the application behind a sidecar."""
+    return f"inbound|{port}||"
+
+
+def spiffe(trust_domain: str, namespace: str, service_account: str) -> str:
+    """The identity of a workload."""
+    return f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+
+
+def config_path(plural: str, namespace: str, name: str) -> str:
+    """How Istio writes the object behind a resource in metadata `istio.config`."""
+    return f"/apis/networking.istio.io/v1/namespaces/{namespace}/{plural}/{name}"
+
+
+def is_http(protocol: str) -> bool:
+    """Declared to be HTTP of some version."""
+    return protocol in HTTP
+
+
+def is_sniffed(protocol: str) -> bool:
+    """Not declared: detected at run time."""
+    return protocol == ""
+
+
+def fqdn(host: str, namespace: str) -> str:
+    """A short host belongs to the namespace of the object that says it; names with a dot and
+    wildcards stand for themselves.
+
+    Source: Istio, VirtualService reference, `Destination.host`.
+    """
+    if host == "*" or "." in host or not host:
+        return host
+    return f"{host}.{namespace}.svc.{CLUSTER_DOMAIN}"
+
+
+def is_wildcard(host: str) -> bool:
+    """`*` or `*.suffix`."""
+    return host.startswith("*")
+
+
+def covers(pattern: str, host: str) -> bool:
+    """Every name that `host` stands for is one of `pattern`: `*.com` covers `a.com` and `*.a.com`."""
+    if pattern == host:
+        return True
+    if not is_wildcard(pattern):
+        return False
+    tail = pattern[1:]
+    return host[1:].endswith(tail) if is_wildcard(host) else host.endswith(tail)
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Some name belongs to both."""
+    return covers(one, other) or covers(other, one)
+
+
+def narrower(one: str, other: str) -> str | None:
+    """The more specific of two hosts that overlap."""
+    if covers(one, other):
+        return other
+    return one if covers(other, one) else None
+
+
+def most_specific(patterns: Iterable[str], host: str) -> str | None:
+    """The longest pattern that covers a host; an exact one wins."""
+    best: str | None = None
+    for pattern in patterns:
+        if covers(pattern, host):
+            if not is_wildcard(pattern):
+                return pattern
+            if best is None or len(pattern) > len(best):
+                best = pattern
+    return best
+
+
+def service_domains(host: str, namespace: str) -> tuple[str, ...]:
+    """The names a proxy in `namespace` may call a service by, without port.
+
+    `reviews.default.svc.cluster.local` is `reviews`, `reviews.default.svc`, `reviews.default` for its
+    neighbours, the last two for others; other hosts have one name.
+    Source: Istio, GenerateAltVirtualHosts.
+    """
+    suffix = f".svc.{CLUSTER_DOMAIN}"
+    if not host.endswith(suffix):
+        return (host,)
+    base = host[: -len(suffix)]
+    name, dot, owner = base.partition(".")
+    if not dot:
+        return (host,)
+    if owner == namespace:
+        return (host, name, f"{base}.svc", base)
+    return (host, base, f"{base}.svc")
+
+
+def bracketed(host: str) -> str:
+    """An IPv6 address as it stands in an authority."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def with_port(host: str, port: int) -> str:
+    """`HOST:PORT`."""
+    return f"{bracketed(host)}:{port}"
+
+
+def listener_name(address: str, port: int) -> str:
+    """`ADDRESS_PORT`."""
+    return f"{address}_{port}"

@@ -1,0 +1,94 @@
+"""PeerAuthentication: does a workload's port take plaintext, mutual TLS, or both?"""
+
+from typing import NamedTuple
+
+from meshbus.compile.engine import Reader
+from meshbus.compile.settings import mesh
+from meshbus.model.keys import Key
+from meshbus.model.world import Query
+
+STRICT = "STRICT"
+PERMISSIVE = "PERMISSIVE"
+DISABLE = "DISABLE"
+_MODES = frozenset({STRICT, PERMISSIVE, DISABLE})
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class PeerPolicy(NamedTuple):
+    """One PeerAuthentication."""
+
+    key: Key
+    selector: Labels
+    """Empty: the whole namespace."""
+    mode: str
+    """Empty: as the level above."""
+    ports: tuple[tuple[int, str], ...]
+    """Modes of ports of the workload."""
+
+
+class MutualTls(NamedTuple):
+    """The modes in force for a workload."""
+
+    mode: str
+    ports: tuple[tuple[int, str], ...]
+    origins: tuple[Key, ...]
+
+    def at(self, port: int) -> str:
+        """The mode of one port of the workload."""
+        return next((mode for number, mode in self.ports if number == port), self.mode)
+
+
+def peer_policies(reader: Reader, namespace: str) -> tuple[PeerPolicy, ...]:
+    """Node: policies of a namespace, older first."""
+    entries = sorted(
+        reader.entries(Query("cfg.peerauthentications", "namespace", namespace)),
+        key=lambda e: (e.row.created, e.row.name),
+    )
+    out = []
+    for entry in entries:
+        spec = entry.row.spec
+        selector = (spec.get("selector") or {}).get("matchLabels") or {}
+        ports = {
+            int(port): _mode(settings)
+            for port, settings in (spec.get("portLevelMtls") or {}).items()
+            if str(port).isdigit()
+        }
+        out.append(
+            PeerPolicy(
+                entry.key,
+                tuple(sorted((str(k), str(v)) for k, v in selector.items())),
+                _mode(spec.get("mtls")),
+                tuple(sorted(ports.items())),
+            )
+        )
+    return tuple(out)
+
+
+def _mode(settings: object) -> str:
+    mode = settings.get("mode") if isinstance(settings, dict) else None
+    return mode if isinstance(mode, str) and mode in _MODES else ""
+
+
+def mutual_tls(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
+    """Node: modes for workloads of these labels. The workload's policy wins over the namespace's, that
+    over the mesh's (root namespace); at each level the oldest counts. PERMISSIVE without any.
+
+    Source: Istio, PeerAuthentication reference; ComposePeerAuthentication.
+    """
+    root = reader.node(mesh).root_namespace
+    mode, ports, origins = PERMISSIVE, {}, []
+    held = set(labels)
+    levels = [next((p for p in reader.node(peer_policies, root) if not p.selector), None)]
+    own = reader.node(peer_policies, namespace)
+    if namespace != root:
+        levels.append(next((p for p in own if not p.selector), None))
+    levels.append(next((p for p in own if p.selector and held.issuperset(p.selector)), None))
+    for policy in levels:
+        if policy is None:
+            continue
+        origins.append(policy.key)
+        mode = policy.mode or mode
+        if policy.selector:
+            ports = {number: own_mode or mode for number, own_mode in policy.ports}
+    return MutualTls(mode, tuple(sorted(ports.items())), tuple(origins))

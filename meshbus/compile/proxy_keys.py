@@ -1,0 +1,122 @@
+"""What a proxy is: everything about it that its configuration may depend on."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from meshbus.model.rows import WorkloadInstance, WorkloadPort
+
+SIDECAR = "sidecar"
+ROUTER = "router"
+CAPTURE_REDIRECT = "redirect"
+CAPTURE_PROXY = "proxy"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyKeys:
+    """One proxy. Two proxies whose keys differ only in what nothing reads share every resource."""
+
+    type: str
+    """`sidecar` or `router`."""
+    name: str
+    """Instance (pod) name."""
+    namespace: str
+    labels: tuple[tuple[str, str], ...] = ()
+    service_account: str = "default"
+    ips: tuple[str, ...] = ()
+    workload: str = ""
+    network: str = ""
+    cluster: str = ""
+    locality: str = ""
+    capture: str = CAPTURE_REDIRECT
+    http_proxy_address: str = ""
+    http_proxy_port: int = 0
+    app_address: str = ""
+    dual_stack: bool = False
+    ports: tuple[tuple[str, int, str], ...] = ()
+    """(name, port, protocol) that the workload declares itself."""
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label_map(self) -> dict[str, str]:
+        """Labels as a mapping."""
+        return dict(self.labels)
+
+    @property
+    def captured(self) -> bool:
+        """A sidecar whose traffic is captured by iptables."""
+        return self.type == SIDECAR and self.capture == CAPTURE_REDIRECT
+
+    def as_class(self) -> "ProxyKeys":
+        """The same without what tells replicas of one workload apart."""
+        return replace(
+            self,
+            name="",
+            ips=(),
+            locality="",
+            http_proxy_address="",
+            http_proxy_port=0,
+            app_address="",
+            metadata=(),
+        )
+
+
+def proxy_of_instance(row: WorkloadInstance) -> ProxyKeys:
+    """The proxy of a workload instance."""
+    return ProxyKeys(
+        type=ROUTER if row.gateway else SIDECAR,
+        name=row.name,
+        namespace=row.namespace,
+        labels=tuple(sorted(row.labels.items())),
+        service_account=row.service_account or "default",
+        ips=tuple(row.addresses),
+        workload=row.workload,
+        network=row.network,
+        cluster=row.cluster,
+        locality=row.locality,
+        capture=row.capture,
+        http_proxy_address=row.http_proxy_address,
+        http_proxy_port=row.http_proxy_port,
+        app_address=row.app_address,
+        dual_stack=row.dual_stack,
+        ports=tuple(_port(p) for p in row.ports),
+    )
+
+
+def _port(port: WorkloadPort) -> tuple[str, int, str]:
+    return (port.name, port.port, port.protocol)
+
+
+def proxy_of_json(document: dict[str, Any]) -> ProxyKeys:
+    """The proxy of a `P.json` (DESIGN §8.1): type, name, namespace, labels, serviceAccount, ips,
+    network, cluster, locality, metadata.
+
+    Raises:
+        ValueError: The type is unknown, or a field is not what it should be.
+    """
+    kind = document.get("type", SIDECAR)
+    if kind not in {SIDECAR, ROUTER}:
+        raise ValueError(f"type: sidecar or router is needed, not {kind!r}")
+    labels = document.get("labels") or {}
+    metadata = document.get("metadata") or {}
+    ips = document.get("ips") or []
+    if not isinstance(labels, dict) or not isinstance(metadata, dict) or not isinstance(ips, list):
+        raise ValueError("labels and metadata are objects, ips is a list")
+    locality = document.get("locality") or ""
+    if isinstance(locality, dict):
+        parts = [str(locality.get(k) or "") for k in ("region", "zone", "subZone")]
+        locality = "/".join(parts).rstrip("/")
+    ips = [str(ip) for ip in ips]
+    return ProxyKeys(
+        type=kind,
+        name=str(document.get("name") or ""),
+        namespace=str(document.get("namespace") or "default"),
+        labels=tuple(sorted((str(k), str(v)) for k, v in labels.items())),
+        service_account=str(document.get("serviceAccount") or "default"),
+        ips=tuple(ips),
+        workload=str(metadata.get("WORKLOAD_NAME") or document.get("name") or ""),
+        network=str(document.get("network") or ""),
+        cluster=str(document.get("cluster") or ""),
+        locality=str(locality),
+        dual_stack=any(":" in ip for ip in ips),
+        metadata=tuple(sorted((str(k), str(v)) for k, v in metadata.items())),
+    )

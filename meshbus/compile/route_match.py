@@ -1,0 +1,85 @@
+"""`http[].match` of a virtual service: which requests a route is for."""
+
+from typing import Any
+
+from envoy.config.route.v3 import route_components_pb2 as rc_pb2
+
+from meshbus.compile.findings import NotCompiled
+from meshbus.compile.values import boolean, is_presence, regex, string_matcher
+
+_ANY_PATH = rc_pb2.RouteMatch(prefix="/")
+_UNSUPPORTED_HEADER = "@request.auth.claims"
+
+
+def route_match(match: dict[str, Any] | None, path: str) -> rc_pb2.RouteMatch:
+    """Envoy's match of one HTTPMatchRequest; None matches everything.
+
+    Raises:
+        NotCompiled: A matcher without a value, or one that is not compiled.
+    Source: Istio, HTTPMatchRequest reference and TranslateRouteMatch.
+    """
+    out = rc_pb2.RouteMatch()
+    out.CopyFrom(_ANY_PATH)
+    if match is None:
+        return out
+    headers = match.get("headers") or {}
+    without = match.get("withoutHeaders") or {}
+    for name in sorted({*headers, *without}):
+        if name.startswith(_UNSUPPORTED_HEADER):
+            raise NotCompiled(f"{path}.headers[{name}]", "routing by JWT claims has no effect yet")
+        if name in headers:
+            out.headers.append(header_matcher(name, headers[name], f"{path}.headers[{name}]"))
+        if name in without:
+            matcher = header_matcher(name, without[name], f"{path}.withoutHeaders[{name}]")
+            matcher.invert_match = True
+            if not is_presence(without[name]):
+                matcher.treat_missing_header_as_empty = True
+            out.headers.append(matcher)
+    uri = match.get("uri")
+    if uri:
+        if "exact" in uri:
+            out.path = str(uri["exact"])
+        elif "prefix" in uri:
+            out.prefix = str(uri["prefix"])
+        elif "regex" in uri:
+            out.safe_regex.CopyFrom(regex(str(uri["regex"])))
+        else:
+            raise NotCompiled(f"{path}.uri", "one of exact, prefix and regex is needed")
+    out.case_sensitive.CopyFrom(boolean(not match.get("ignoreUriCase", False)))
+    for field, header in (("method", ":method"), ("authority", ":authority"), ("scheme", ":scheme")):
+        if match.get(field):
+            out.headers.append(header_matcher(header, match[field], f"{path}.{field}"))
+    for name in sorted(match.get("queryParams") or {}):
+        value = match["queryParams"][name]
+        query = out.query_parameters.add(name=name)
+        if is_presence(value):
+            query.present_match = True
+        else:
+            query.string_match.CopyFrom(string_matcher(value, f"{path}.queryParams[{name}]"))
+    return out
+
+
+def header_matcher(name: str, match: dict[str, Any] | None, path: str) -> rc_pb2.HeaderMatcher:
+    """A header that is there, or whose value matches."""
+    if match is None or is_presence(match):
+        return rc_pb2.HeaderMatcher(name=name, present_match=True)
+    return rc_pb2.HeaderMatcher(name=name, string_match=string_matcher(match, path))
+
+
+def is_catch_all(match: rc_pb2.RouteMatch) -> bool:
+    """Every request matches: routes after it are never reached."""
+    specifier = match.WhichOneof("path_specifier")
+    any_path = (specifier == "prefix" and match.prefix == "/") or (
+        specifier == "safe_regex" and match.safe_regex.regex in {"*", ".*"}
+    )
+    return any_path and not match.headers and not match.query_parameters
+
+
+def described(match: rc_pb2.RouteMatch) -> str:
+    """The path of a match as it stands in span names."""
+    specifier = match.WhichOneof("path_specifier")
+    if specifier == "path":
+        return match.path
+    if specifier == "safe_regex":
+        return match.safe_regex.regex
+    return f"{match.prefix}*"

@@ -1,0 +1,87 @@
+"""The mesh config as compile uses it: defaults filled in, names of Istio's MeshConfig."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import NotCompiled
+from meshbus.compile.values import nanos_of
+from meshbus.model.world import Query
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSettings:
+    """Mesh-wide settings in force.
+
+    Source: istio.mesh.v1alpha1 MeshConfig reference; defaults as there unless said otherwise.
+    """
+
+    root_namespace: str = "istio-system"
+    trust_domain: str = "cluster.local"
+    trust_domain_aliases: tuple[str, ...] = ()
+    registry_only: bool = False
+    auto_mtls: bool = True
+    connect_timeout_ns: int = 10_000_000_000
+    tracing: bool = True
+    sampling_percent: float = 1.0
+    retry_policy: dict[str, Any] | None = field(default=None)
+    path_normalization: str = "BASE"
+    h2_upgrade: bool = False
+    tcp_keepalive: dict[str, Any] | None = field(default=None)
+    service_export_to: tuple[str, ...] = ("*",)
+    virtual_service_export_to: tuple[str, ...] = ("*",)
+    destination_rule_export_to: tuple[str, ...] = ("*",)
+    protocol_detection_timeout_ns: int = 0
+
+
+def mesh(reader: Reader) -> MeshSettings:
+    """Node: the mesh settings."""
+    for entry in reader.entries(Query("mesh.config", "all", None)):
+        return settings_of(entry.row.spec)
+    return MeshSettings()
+
+
+def settings_of(spec: dict[str, Any]) -> MeshSettings:
+    """The settings of a MeshConfig in JSON form. A field that cannot be read keeps its default."""
+    default = MeshSettings()
+    proxy = _record(spec, "defaultConfig")
+    sampling = _record(proxy, "tracing").get("sampling", default.sampling_percent)
+    return MeshSettings(
+        root_namespace=str(spec.get("rootNamespace") or default.root_namespace),
+        trust_domain=str(spec.get("trustDomain") or default.trust_domain),
+        trust_domain_aliases=tuple(str(a) for a in spec.get("trustDomainAliases") or ()),
+        registry_only=_record(spec, "outboundTrafficPolicy").get("mode") == "REGISTRY_ONLY",
+        auto_mtls=bool(spec.get("enableAutoMtls", True)),
+        connect_timeout_ns=_nanos(spec.get("connectTimeout"), default.connect_timeout_ns),
+        tracing=bool(spec.get("enableTracing", True)),
+        sampling_percent=float(sampling) if isinstance(sampling, int | float) else 1.0,
+        retry_policy=_record(spec, "defaultHttpRetryPolicy") or None,
+        path_normalization=str(
+            _record(spec, "pathNormalization").get("normalization") or default.path_normalization
+        ).replace("DEFAULT", "BASE"),
+        h2_upgrade=spec.get("h2UpgradePolicy") == "UPGRADE",
+        tcp_keepalive=_record(spec, "tcpKeepalive") or None,
+        service_export_to=_names(spec, "defaultServiceExportTo"),
+        virtual_service_export_to=_names(spec, "defaultVirtualServiceExportTo"),
+        destination_rule_export_to=_names(spec, "defaultDestinationRuleExportTo"),
+        protocol_detection_timeout_ns=_nanos(spec.get("protocolDetectionTimeout"), 0),
+    )
+
+
+def _record(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    value = spec.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _names(spec: dict[str, Any], name: str) -> tuple[str, ...]:
+    value = spec.get(name)
+    return tuple(str(item) for item in value) if isinstance(value, list) and value else ("*",)
+
+
+def _nanos(value: Any, default: int) -> int:
+    if not isinstance(value, str):
+        return default
+    try:
+        return nanos_of(value)
+    except NotCompiled:
+        return default

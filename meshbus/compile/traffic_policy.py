@@ -1,0 +1,323 @@
+"""DestinationRule: the policy in force for one port and subset, and what it makes of a cluster."""
+
+from typing import Any, NamedTuple
+
+from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
+from envoy.config.core.v3 import address_pb2, protocol_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from envoy.type.v3 import percent_pb2
+
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import NotCompiled
+from meshbus.compile.names import HTTP2, is_http
+from meshbus.compile.settings import MeshSettings
+from meshbus.compile.values import any_of, duration, duration_of_nanos, seconds, uint32
+from meshbus.model.keys import Key
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+UNLIMITED = 4294967295
+_FIELDS = ("connectionPool", "loadBalancer", "outlierDetection", "tls", "proxyProtocol", "tunnel")
+_PORT_FIELDS = ("connectionPool", "loadBalancer", "outlierDetection", "tls")
+_SIMPLE = {
+    "": cluster_pb2.Cluster.LEAST_REQUEST,
+    "UNSPECIFIED": cluster_pb2.Cluster.LEAST_REQUEST,
+    "LEAST_CONN": cluster_pb2.Cluster.LEAST_REQUEST,
+    "LEAST_REQUEST": cluster_pb2.Cluster.LEAST_REQUEST,
+    "ROUND_ROBIN": cluster_pb2.Cluster.ROUND_ROBIN,
+    "RANDOM": cluster_pb2.Cluster.RANDOM,
+    "PASSTHROUGH": cluster_pb2.Cluster.CLUSTER_PROVIDED,
+}
+
+
+class Subset(NamedTuple):
+    """One subset of a rule."""
+
+    name: str
+    labels: dict[str, str]
+    policy: dict[str, Any]
+    origin: Key
+    path: str
+
+
+class Rule(NamedTuple):
+    """Destination rules of one host, merged."""
+
+    policy: dict[str, Any]
+    policy_origin: Key | None
+    subsets: tuple[Subset, ...]
+    origins: tuple[Key, ...]
+
+    def subset(self, name: str) -> Subset | None:
+        """A subset by name."""
+        return next((s for s in self.subsets if s.name == name), None)
+
+
+NO_RULE = Rule({}, None, (), ())
+
+
+def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
+    """Node: several rules of one host as one. The first (oldest) that has a trafficPolicy gives it,
+    and of subsets of one name the first stays.
+
+    Source: Istio, mergeDestinationRule (pilot/pkg/model/destination_rule.go).
+    """
+    policy: dict[str, Any] = {}
+    policy_origin: Key | None = None
+    subsets: dict[str, Subset] = {}
+    origins = []
+    for key in keys:
+        row = reader.get(key)
+        if row is None:
+            continue
+        origins.append(key)
+        own = row.spec.get("trafficPolicy") or {}
+        if own and not policy:
+            policy, policy_origin = own, key
+        for index, subset in enumerate(row.spec.get("subsets") or ()):
+            name = str(subset.get("name", ""))
+            if name and name not in subsets:
+                subsets[name] = Subset(
+                    name,
+                    dict(subset.get("labels") or {}),
+                    subset.get("trafficPolicy") or {},
+                    key,
+                    f"spec.subsets[{index}]",
+                )
+    return Rule(policy, policy_origin, tuple(subsets.values()), tuple(origins))
+
+
+def policy_in_force(rule: Rule, port: int, subset: Subset | None) -> dict[str, Any]:
+    """The traffic policy of one port, and of one subset of it.
+
+    Port-level settings replace the rule's whole; a subset's fields replace the rule's one by one.
+    Source: Istio, TrafficPolicy reference and MergeTrafficPolicy.
+    """
+    policy = _at_port({}, rule.policy, port)
+    return policy if subset is None else _at_port(policy, subset.policy, port)
+
+
+def _at_port(base: dict[str, Any], policy: dict[str, Any], port: int) -> dict[str, Any]:
+    out = dict(base)
+    for field in _FIELDS:
+        if policy.get(field) is not None:
+            out[field] = policy[field]
+    for settings in policy.get("portLevelSettings") or ():
+        if (settings.get("port") or {}).get("number") == port:
+            for field in _PORT_FIELDS:
+                out.pop(field, None)
+                if settings.get(field) is not None:
+                    out[field] = settings[field]
+    return out
+
+
+def hash_policy_of(policy: dict[str, Any]) -> dict[str, Any] | None:
+    """`loadBalancer.consistentHash`, when the policy has one."""
+    found = (policy.get("loadBalancer") or {}).get("consistentHash")
+    return found if isinstance(found, dict) else None
+
+
+def apply_connection_pool(
+    cluster: cluster_pb2.Cluster,
+    options: http_protocol_options_pb2.HttpProtocolOptions,
+    policy: dict[str, Any],
+    settings: MeshSettings,
+) -> None:
+    """Circuit breakers, timeouts, keepalive and limits of connections.
+
+    Without settings every limit of Envoy is lifted, as in Istio.
+    """
+    pool = policy.get("connectionPool") or {}
+    tcp = pool.get("tcp") or {}
+    http = pool.get("http") or {}
+    cluster.circuit_breakers.thresholds.append(
+        circuit_breaker_pb2.CircuitBreakers.Thresholds(
+            max_connections=uint32(tcp.get("maxConnections") or UNLIMITED),
+            max_pending_requests=uint32(http.get("http1MaxPendingRequests") or UNLIMITED),
+            max_requests=uint32(http.get("http2MaxRequests") or UNLIMITED),
+            max_retries=uint32(http.get("maxRetries") or UNLIMITED),
+            track_remaining=True,
+        )
+    )
+    if tcp.get("connectTimeout"):
+        cluster.connect_timeout.CopyFrom(
+            duration(tcp["connectTimeout"], "trafficPolicy.connectionPool.tcp.connectTimeout")
+        )
+    else:
+        cluster.connect_timeout.CopyFrom(duration_of_nanos(settings.connect_timeout_ns))
+    keepalive = tcp.get("tcpKeepalive") or settings.tcp_keepalive
+    if keepalive is not None:
+        cluster.upstream_connection_options.tcp_keepalive.CopyFrom(_keepalive(keepalive))
+    common = options.common_http_protocol_options
+    if http.get("maxRequestsPerConnection"):
+        common.max_requests_per_connection.CopyFrom(uint32(http["maxRequestsPerConnection"]))
+    if http.get("idleTimeout"):
+        common.idle_timeout.CopyFrom(duration(http["idleTimeout"], "connectionPool.http.idleTimeout"))
+    if tcp.get("maxConnectionDuration"):
+        common.max_connection_duration.CopyFrom(
+            duration(tcp["maxConnectionDuration"], "connectionPool.tcp.maxConnectionDuration")
+        )
+
+
+def _keepalive(keepalive: dict[str, Any]) -> address_pb2.TcpKeepalive:
+    out = address_pb2.TcpKeepalive()
+    if keepalive.get("probes"):
+        out.keepalive_probes.CopyFrom(uint32(keepalive["probes"]))
+    if keepalive.get("time"):
+        out.keepalive_time.CopyFrom(uint32(duration(keepalive["time"], "tcpKeepalive.time").seconds))
+    if keepalive.get("interval"):
+        out.keepalive_interval.CopyFrom(
+            uint32(duration(keepalive["interval"], "tcpKeepalive.interval").seconds)
+        )
+    return out
+
+
+def apply_protocol(
+    options: http_protocol_options_pb2.HttpProtocolOptions,
+    protocol: str,
+    policy: dict[str, Any],
+    settings: MeshSettings,
+) -> bool:
+    """Which HTTP version goes upstream. True when the cluster speaks HTTP/2 by declaration."""
+    http = (policy.get("connectionPool") or {}).get("http") or {}
+    upgrade = http.get("h2UpgradePolicy") == "UPGRADE" or (
+        settings.h2_upgrade and http.get("h2UpgradePolicy") != "DO_NOT_UPGRADE"
+    )
+    h2_options = _http2(http)
+    if http.get("useClientProtocol") or protocol == "":
+        chosen = options.use_downstream_protocol_config
+        chosen.http_protocol_options.SetInParent()
+        chosen.http2_protocol_options.CopyFrom(h2_options)
+        return False
+    if protocol in HTTP2 or (upgrade and is_http(protocol)):
+        options.explicit_http_config.http2_protocol_options.CopyFrom(h2_options)
+        return True
+    options.explicit_http_config.http_protocol_options.SetInParent()
+    return False
+
+
+def _http2(http: dict[str, Any]) -> protocol_pb2.Http2ProtocolOptions:
+    out = protocol_pb2.Http2ProtocolOptions()
+    if http.get("maxConcurrentStreams"):
+        out.max_concurrent_streams.CopyFrom(uint32(http["maxConcurrentStreams"]))
+    alive = http.get("http2KeepAlive")
+    if alive:
+        out.connection_keepalive.CopyFrom(
+            protocol_pb2.KeepaliveSettings(
+                interval=duration(alive.get("interval", "0s")),
+                timeout=duration(alive.get("timeout", "0s")),
+            )
+        )
+    return out
+
+
+def apply_options(
+    cluster: cluster_pb2.Cluster, options: http_protocol_options_pb2.HttpProtocolOptions
+) -> None:
+    """Put the HTTP options on the cluster."""
+    cluster.typed_extension_protocol_options[HTTP_OPTIONS].CopyFrom(any_of(options))
+
+
+def apply_outlier_detection(cluster: cluster_pb2.Cluster, policy: dict[str, Any]) -> None:
+    """Passive health checks. Success-rate ejection is off; the panic threshold is
+    `minHealthPercent`, 0 by default.
+
+    Source: Istio, applyOutlierDetection.
+    """
+    spec = policy.get("outlierDetection")
+    if spec is None:
+        return
+    out = outlier_detection_pb2.OutlierDetection(enforcing_success_rate=uint32(0))
+    path = "trafficPolicy.outlierDetection"
+    if spec.get("consecutive5xxErrors") is not None:
+        count = int(spec["consecutive5xxErrors"])
+        out.consecutive_5xx.CopyFrom(uint32(count))
+        out.enforcing_consecutive_5xx.CopyFrom(uint32(100 if count > 0 else 0))
+    gateway = spec.get("consecutiveGatewayErrors")
+    if gateway is None and spec.get("consecutiveErrors"):
+        gateway = spec["consecutiveErrors"]
+    if gateway is not None:
+        out.consecutive_gateway_failure.CopyFrom(uint32(int(gateway)))
+        out.enforcing_consecutive_gateway_failure.CopyFrom(uint32(100 if int(gateway) > 0 else 0))
+    if spec.get("interval"):
+        out.interval.CopyFrom(duration(spec["interval"], f"{path}.interval"))
+    if spec.get("baseEjectionTime"):
+        out.base_ejection_time.CopyFrom(duration(spec["baseEjectionTime"], f"{path}.baseEjectionTime"))
+    if spec.get("maxEjectionPercent"):
+        out.max_ejection_percent.CopyFrom(uint32(spec["maxEjectionPercent"]))
+    if spec.get("splitExternalLocalOriginErrors"):
+        out.split_external_local_origin_errors = True
+        if spec.get("consecutiveLocalOriginFailures"):
+            out.consecutive_local_origin_failure.CopyFrom(
+                uint32(spec["consecutiveLocalOriginFailures"])
+            )
+            out.enforcing_consecutive_local_origin_failure.CopyFrom(uint32(100))
+        out.enforcing_local_origin_success_rate.CopyFrom(uint32(0))
+    cluster.outlier_detection.CopyFrom(out)
+    cluster.common_lb_config.healthy_panic_threshold.CopyFrom(
+        percent_pb2.Percent(value=float(spec.get("minHealthPercent") or 0))
+    )
+
+
+def apply_load_balancer(cluster: cluster_pb2.Cluster, policy: dict[str, Any]) -> None:
+    """How one of the endpoints is chosen; LEAST_REQUEST by default.
+
+    Raises:
+        NotCompiled: An unknown policy, or one that is not compiled.
+    """
+    spec = policy.get("loadBalancer") or {}
+    hashed = hash_policy_of(policy)
+    if cluster.type == cluster_pb2.Cluster.ORIGINAL_DST:
+        cluster.lb_policy = cluster_pb2.Cluster.CLUSTER_PROVIDED
+        return
+    if hashed is not None:
+        _apply_hash(cluster, hashed)
+        return
+    simple = str(spec.get("simple") or "")
+    if simple not in _SIMPLE:
+        raise NotCompiled("trafficPolicy.loadBalancer.simple", f"unknown policy {simple}")
+    cluster.lb_policy = _SIMPLE[simple]
+    if simple == "PASSTHROUGH":
+        cluster.type = cluster_pb2.Cluster.ORIGINAL_DST
+        cluster.ClearField("eds_cluster_config")
+        cluster.ClearField("load_assignment")
+        return
+    warmup = spec.get("warmup") or (
+        {"duration": spec["warmupDurationSecs"]} if spec.get("warmupDurationSecs") else None
+    )
+    if warmup:
+        _apply_warmup(cluster, warmup)
+
+
+def _apply_hash(cluster: cluster_pb2.Cluster, hashed: dict[str, Any]) -> None:
+    if "maglev" in hashed:
+        cluster.lb_policy = cluster_pb2.Cluster.MAGLEV
+        size = (hashed["maglev"] or {}).get("tableSize")
+        if size:
+            cluster.maglev_lb_config.table_size.value = int(size)
+        return
+    cluster.lb_policy = cluster_pb2.Cluster.RING_HASH
+    ring = (hashed.get("ringHash") or {}).get("minimumRingSize") or hashed.get("minimumRingSize")
+    cluster.ring_hash_lb_config.minimum_ring_size.value = int(ring or 1024)
+
+
+def _apply_warmup(cluster: cluster_pb2.Cluster, warmup: dict[str, Any]) -> None:
+    if cluster.lb_policy == cluster_pb2.Cluster.ROUND_ROBIN:
+        slow = cluster.round_robin_lb_config.slow_start_config
+    elif cluster.lb_policy == cluster_pb2.Cluster.LEAST_REQUEST:
+        slow = cluster.least_request_lb_config.slow_start_config
+    else:
+        return
+    slow.slow_start_window.CopyFrom(
+        duration(warmup["duration"], "trafficPolicy.loadBalancer.warmup.duration")
+    )
+    if warmup.get("minimumPercent") is not None:
+        slow.min_weight_percent.value = float(warmup["minimumPercent"])
+    if warmup.get("aggression") is not None:
+        slow.aggression.default_value = float(warmup["aggression"])
+        slow.aggression.runtime_key = "meshbus.warmup.aggression"
+
+
+def dns_refresh(cluster: cluster_pb2.Cluster) -> None:
+    """Names are resolved every minute, or as their records say."""
+    cluster.dns_refresh_rate.CopyFrom(seconds(60))
+    cluster.respect_dns_ttl = True

@@ -1,0 +1,482 @@
+"""Route configurations of sidecars: one for each HTTP port, made of virtual hosts.
+
+A virtual host is built once for all views that see the same services, rules and routes, and kept as
+bytes; a route configuration joins them.
+"""
+
+from typing import Any, NamedTuple
+
+from envoy.config.route.v3 import route_components_pb2 as rc_pb2
+from envoy.config.route.v3 import route_pb2
+
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Finding, Part, Report
+from meshbus.compile.http_routes import (
+    Labels,
+    RouteContext,
+    bound_gateways,
+    default_route,
+    http_routes,
+    labels_of,
+)
+from meshbus.compile.names import (
+    BLACK_HOLE,
+    MESH_GATEWAY,
+    PASSTHROUGH,
+    UDP,
+    ClusterName,
+    bracketed,
+    fqdn,
+    is_http,
+    is_sniffed,
+    is_wildcard,
+    most_specific,
+    service_domains,
+    with_port,
+)
+from meshbus.compile.resources import RDS, Resource, field, resource_of
+from meshbus.compile.scope import Ref, find_rules, visible_services, visible_virtual_services
+from meshbus.compile.settings import mesh
+from meshbus.compile.traffic_policy import hash_policy_of, merged_rule, policy_in_force
+from meshbus.compile.values import boolean, uint32
+from meshbus.model.keys import Key
+from meshbus.model.rows import Service, ServicePort
+
+HTTP_PROXY_ROUTE = "http_proxy"
+MAX_DIRECT_RESPONSE_BYTES = 1024 * 1024
+
+
+class View(NamedTuple):
+    """What decides a sidecar's outbound traffic: proxies of one view share every resource."""
+
+    namespace: str
+    sources: frozenset[Labels]
+    """Selectors of `sourceLabels` that pick the proxy, of those that visible routes have."""
+    rules: frozenset[Key]
+    """Destination rules whose workloadSelector picks the proxy."""
+    captured: bool
+    """Traffic is captured (original destination known); else it comes by the HTTP proxy."""
+    ipv6: bool
+
+
+class HostRoutes(NamedTuple):
+    """Routes of one virtual host, encoded; name and domains are put before them."""
+
+    tail: bytes
+    """Fields of a VirtualHost without `name` and `domains`; empty: no route for this port."""
+    origins: tuple[Key, ...]
+    findings: tuple[Finding, ...]
+
+
+# --------------------------------------------------------------------------- what is there
+
+
+def mesh_virtual_services(reader: Reader, viewer: str) -> dict[str, tuple[Ref, ...]]:
+    """Node: virtual services for sidecars of a namespace by full host, older first."""
+    found: dict[str, list[Ref]] = {}
+    for ref in reader.node(visible_virtual_services, viewer):
+        if MESH_GATEWAY not in bound_gateways(ref) or not ref.row.spec.get("http"):
+            continue
+        for host in ref.row.spec.get("hosts") or ():
+            refs = found.setdefault(fqdn(str(host), ref.row.namespace).lower(), [])
+            if ref not in refs:
+                refs.append(ref)
+    return {host: tuple(found[host]) for host in sorted(found)}
+
+
+class RoutedHosts(NamedTuple):
+    """Hosts of `mesh_virtual_services` and who speaks for them; changes less often than content."""
+
+    exact: dict[str, tuple[Key, ...]]
+    wildcards: dict[str, tuple[Key, ...]]
+
+
+def routed_hosts(reader: Reader, viewer: str) -> RoutedHosts:
+    """Node: keys of the virtual services of each host."""
+    hosts = reader.node(mesh_virtual_services, viewer)
+    keys = {host: tuple(ref.key for ref in refs) for host, refs in hosts.items()}
+    return RoutedHosts(
+        {h: k for h, k in keys.items() if not is_wildcard(h)},
+        {h: k for h, k in keys.items() if is_wildcard(h)},
+    )
+
+
+def source_selectors(reader: Reader, viewer: str) -> frozenset[Labels]:
+    """Node: every `sourceLabels` in routes that proxies of a namespace follow."""
+    found = set()
+    for ref in reader.node(visible_virtual_services, viewer):
+        for section in ("http", "tls", "tcp"):
+            for rule in ref.row.spec.get(section) or ():
+                for match in rule.get("match") or ():
+                    labels = labels_of(match.get("sourceLabels"))
+                    if labels:
+                        found.add(labels)
+    return frozenset(found)
+
+
+class HttpPort(NamedTuple):
+    """One service at one port that may carry HTTP."""
+
+    host: str
+    service: Key
+    sniffed: bool
+
+
+def http_ports(reader: Reader, viewer: str) -> dict[int, tuple[HttpPort, ...]]:
+    """Node: services of each port number that carry HTTP, or may."""
+    found: dict[int, list[HttpPort]] = {}
+    for host, ref in reader.node(visible_services, viewer).items():
+        for port in ref.row.ports:
+            if is_http(port.protocol) or is_sniffed(port.protocol):
+                found.setdefault(port.number, []).append(
+                    HttpPort(host, ref.key, is_sniffed(port.protocol))
+                )
+    return {number: tuple(found[number]) for number in sorted(found)}
+
+
+def service_of(reader: Reader, viewer: str, host: str) -> Service | None:
+    """Node: the service that a host means to a namespace."""
+    ref = reader.node(visible_services, viewer).get(host)
+    row: Service | None = None if ref is None else ref.row
+    return row
+
+
+def hashing_of(
+    reader: Reader, view: View, host: str, port: int, subset: str
+) -> dict[str, Any] | None:
+    """Node: `consistentHash` that applies to a destination."""
+    service = reader.node(service_of, view.namespace, host)
+    owner = view.namespace if service is None else service.namespace
+    keys = find_rules(reader, view.namespace, owner, host, view.rules)
+    if not keys:
+        return None
+    rule = reader.node(merged_rule, keys)
+    return hash_policy_of(policy_in_force(rule, port, rule.subset(subset)))
+
+
+def _context(reader: Reader, view: View, port: int) -> RouteContext:
+    return RouteContext(
+        namespace=view.namespace,
+        port=port,
+        gateways=frozenset({MESH_GATEWAY}),
+        sources=view.sources,
+        tls=False,
+        settings=reader.node(mesh),
+        service=lambda host: reader.node(service_of, view.namespace, host),
+        hashing=lambda host, number, subset: reader.node(hashing_of, view, host, number, subset),
+    )
+
+
+# --------------------------------------------------------------------------- one host
+
+
+def virtual_service_tail(reader: Reader, key: Key, view: View, port: int) -> HostRoutes:
+    """Node: routes of one virtual service for sidecars of a view at one port."""
+    row = reader.get(key)
+    if row is None:
+        return HostRoutes(b"", (), ())
+    report = Report()
+    routes = http_routes(Ref(key, row), _context(reader, view, port), report)
+    return HostRoutes(encode_tail(routes) if routes else b"", (key,), report.findings())
+
+
+def service_tail(reader: Reader, host: str, port: int, hashing: tuple[Key, ...]) -> HostRoutes:
+    """Node: the default route of a service that no virtual service speaks for. `hashing`: its
+    destination rules."""
+    rule = reader.node(merged_rule, hashing) if hashing else None
+    spec = hash_policy_of(policy_in_force(rule, port, None)) if rule else None
+    route = default_route(
+        str(ClusterName(port, "", host)), f"{host}:{port}/*", reader.node(mesh), spec
+    )
+    return HostRoutes(encode_tail([route]), (), ())
+
+
+def encode_tail(routes: list[rc_pb2.Route], require_tls: bool = False) -> bytes:
+    """Routes and settings of a virtual host, without name and domains."""
+    host = rc_pb2.VirtualHost(routes=routes, include_request_attempt_count=True)
+    if require_tls:
+        host.require_tls = rc_pb2.VirtualHost.ALL
+    return host.SerializeToString(deterministic=True)
+
+
+def encode_host(name: str, domains: list[str], tail: bytes) -> bytes:
+    """A `RouteConfiguration.virtual_hosts` entry, with tag and length.
+
+    Source: envoy/config/route/v3/route.proto: virtual_hosts=2; VirtualHost: name=1, domains=2.
+    """
+    head = field(1, name.encode()) + b"".join(field(2, d.encode()) for d in domains)
+    return field(2, head + tail)
+
+
+def encode_table(
+    reader: Reader,
+    name: str,
+    hosts: list[bytes],
+    origins: set[Key],
+    *,
+    ignore_port: bool,
+) -> Resource:
+    """A route configuration of encoded virtual hosts."""
+    rest = route_pb2.RouteConfiguration(
+        validate_clusters=boolean(False),
+        ignore_port_in_host_matching=ignore_port,
+        max_direct_response_body_size_bytes=uint32(MAX_DIRECT_RESPONSE_BYTES),
+    ).SerializeToString(deterministic=True)
+    reader.encoded("rds")
+    return resource_of(RDS, name, field(1, name.encode()) + b"".join(hosts) + rest, origins)
+
+
+def _routes_of(
+    reader: Reader, view: View, keys: tuple[Key, ...], port: int, report: Report
+) -> HostRoutes | None:
+    """Routes of the oldest virtual service that has any for this port."""
+    for key in keys:
+        routes = reader.node(virtual_service_tail, key, view, port)
+        report.extend(routes.findings)
+        if routes.tail:
+            return routes
+    return None
+
+
+class _Table:
+    """Virtual hosts of one route configuration while it is put together: no name and no domain
+    twice, which Envoy would refuse."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, bytes] = {}
+        self.origins: set[Key] = set()
+        self._taken: set[str] = set()
+
+    def reserve(self, domains: list[str]) -> None:
+        """Full names belong to their services, whatever short names others have."""
+        self._reserved = {d.lower() for d in domains}
+
+    def add(self, name: str, domains: list[str], routes: HostRoutes, own: str) -> None:
+        """Put in a host; domains that are taken are left out. `own`: its full name."""
+        if name in self.hosts:
+            return
+        free = []
+        for domain in domains:
+            lower = domain.lower()
+            if lower in self._taken or (domain != own and lower in self._reserved):
+                continue
+            self._taken.add(lower)
+            free.append(domain)
+        if free:
+            self.hosts[name] = encode_host(name, free, routes.tail)
+            self.origins.update(routes.origins)
+
+    def encoded(self, last: bytes) -> list[bytes]:
+        """Hosts by name, the one for everything else at the end."""
+        return [*(self.hosts[name] for name in sorted(self.hosts)), last]
+
+
+def service_names(row: Service, viewer: str) -> list[str]:
+    """Every name and address that a service may be called by, without port."""
+    names = list(service_domains(row.host, viewer))
+    if row.headless and row.origin == "kubernetes":
+        names += [f"*.{name}" for name in names]
+    return [*names, *(bracketed(a) for a in row.addresses if "/" not in a)]
+
+
+def _service_keys(
+    reader: Reader, view: View, host: str, routed: RoutedHosts
+) -> tuple[tuple[Key, ...], bool]:
+    """Virtual services that speak for a service: of its exact host, else of the longest wildcard."""
+    exact = routed.exact.get(host)
+    if exact:
+        return exact, True
+    pattern = most_specific(routed.wildcards, host)
+    return (routed.wildcards[pattern], False) if pattern is not None else ((), False)
+
+
+# --------------------------------------------------------------------------- tables
+
+
+def port_routes(reader: Reader, view: View, port: int) -> Part:
+    """Node: the route configuration `PORT`, for all services with HTTP at that port."""
+    report = Report()
+    table = _Table()
+    members = reader.node(http_ports, view.namespace).get(port, ())
+    _fill(reader, view, port, members, table, report, all_ports=False)
+    resource = encode_table(
+        reader,
+        str(port),
+        table.encoded(catch_all(reader, view)),
+        table.origins,
+        ignore_port=True,
+    )
+    return Part((resource,), report.findings())
+
+
+def http_proxy_routes(reader: Reader, view: View) -> Part:
+    """Node: the route configuration `http_proxy`, for all services at all ports.
+
+    A name without port is that of port 80. CONNECT opens a TCP connection to a port of a service:
+    the way for what is not HTTP.
+    """
+    report = Report()
+    table = _Table()
+    ports = reader.node(http_ports, view.namespace)
+    for port in sorted({80, *ports}):
+        _fill(reader, view, port, ports.get(port, ()), table, report, all_ports=True)
+    for host, ref in reader.node(visible_services, view.namespace).items():
+        for port_row in ref.row.ports:
+            if is_http(port_row.protocol) or is_sniffed(port_row.protocol):
+                continue
+            if port_row.protocol != UDP:
+                _add_tunnel(reader, view, table, host, ref.row, port_row)
+    resource = encode_table(
+        reader,
+        HTTP_PROXY_ROUTE,
+        table.encoded(catch_all(reader, view)),
+        table.origins,
+        ignore_port=False,
+    )
+    return Part((resource,), report.findings())
+
+
+def _fill(
+    reader: Reader,
+    view: View,
+    port: int,
+    members: tuple[HttpPort, ...],
+    table: _Table,
+    report: Report,
+    *,
+    all_ports: bool,
+) -> None:
+    routed = reader.node(routed_hosts, view.namespace)
+    services = {m.host: m for m in members}
+    table.reserve([with_port(h, port) if all_ports else h for h in services])
+    by_service: list[tuple[HttpPort, HostRoutes]] = []
+    speaks: set[Key] = set()
+    for member in members:
+        keys, _ = _service_keys(reader, view, member.host, routed)
+        routes = _routes_of(reader, view, keys, port, report) if keys else None
+        if routes is None:
+            row: Service = reader.get(member.service)
+            rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
+            routes = reader.node(service_tail, member.host, port, rules)
+        else:
+            speaks.update(keys)
+        by_service.append((member, routes))
+    for host, keys in {**routed.exact, **routed.wildcards}.items():
+        if host in services:
+            continue
+        # A host that is no service here: with the services its virtual service also speaks for, or
+        # at port 80.
+        if port != 80 and not speaks.intersection(keys):
+            continue
+        if is_wildcard(host) and any(most_specific([host], h) for h in services):
+            continue
+        routes = _routes_of(reader, view, keys, port, report)
+        if routes is not None:
+            name = with_port(host, port)
+            table.add(name, _domains([host], port, all_ports), routes, host)
+    for member, routes in by_service:
+        row = reader.get(member.service)
+        names = service_names(row, view.namespace)
+        domains = _domains(names, port, all_ports)
+        if all_ports:
+            routes = routes._replace(tail=_tunnel_route(member.host, port) + routes.tail)
+        own = with_port(member.host, port) if all_ports else member.host
+        table.add(with_port(member.host, port), domains, routes, own)
+
+
+def _domains(names: list[str], port: int, all_ports: bool) -> list[str]:
+    out = []
+    for name in names:
+        if not all_ports or port == 80:
+            out.append(name)
+        if name != "*":
+            out.append(name if _has_port(name) else f"{name}:{port}")
+    return out
+
+
+def _has_port(name: str) -> bool:
+    return name.rsplit("]", 1)[-1].count(":") == 1
+
+
+def _tunnel_route(host: str, port: int) -> bytes:
+    """A `VirtualHost.routes` entry for CONNECT: bytes go to the service as they are."""
+    route = rc_pb2.Route(name="connect")
+    route.match.connect_matcher.SetInParent()
+    _forward_tunnel(route, str(ClusterName(port, "", host)))
+    return field(3, route.SerializeToString(deterministic=True))
+
+
+def _forward_tunnel(route: rc_pb2.Route, cluster: str) -> None:
+    route.route.cluster = cluster
+    route.route.timeout.SetInParent()
+    upgrade = route.route.upgrade_configs.add(upgrade_type="CONNECT")
+    upgrade.connect_config.SetInParent()
+
+
+def _add_tunnel(
+    reader: Reader, view: View, table: _Table, host: str, row: Service, port: ServicePort
+) -> None:
+    rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
+    routes = reader.node(service_tail, host, port.number, rules)
+    tail = _tunnel_route(host, port.number) + routes.tail
+    names = [with_port(n.strip("[]"), port.number) for n in service_names(row, view.namespace)]
+    own = with_port(host, port.number)
+    table.add(own, names, routes._replace(tail=tail), own)
+
+
+def catch_all(reader: Reader, view: View) -> bytes:
+    """The virtual host for what nobody else claims: `allow_any` lets it through, `block_all` answers
+    502, by the mesh's outboundTrafficPolicy."""
+    if reader.node(mesh).registry_only:
+        route = rc_pb2.Route(name="block_all")
+        route.match.prefix = "/"
+        route.direct_response.status = 502
+        routes = [route]
+        if not view.captured:
+            connect = rc_pb2.Route(name="block_all")
+            connect.match.connect_matcher.SetInParent()
+            connect.direct_response.status = 502
+            routes.insert(0, connect)
+        return encode_host("block_all", ["*"], encode_tail(routes))
+    route = rc_pb2.Route(name="allow_any")
+    route.match.prefix = "/"
+    route.route.cluster = PASSTHROUGH
+    route.route.timeout.SetInParent()
+    routes = [route]
+    if not view.captured:
+        connect = rc_pb2.Route(name="allow_any")
+        connect.match.connect_matcher.SetInParent()
+        _forward_tunnel(connect, PASSTHROUGH)
+        routes.insert(0, connect)
+    return encode_host("allow_any", ["*"], encode_tail(routes))
+
+
+def sniffed_route_name(host: str, port: int) -> str:
+    """Name of the route configuration of one service whose protocol is detected."""
+    return with_port(host, port)
+
+
+def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
+    """Node: the route configuration `HOST:PORT` of a service whose protocol is not declared."""
+    report = Report()
+    keys, _ = _service_keys(reader, view, host, reader.node(routed_hosts, view.namespace))
+    routes = _routes_of(reader, view, keys, port, report) if keys else None
+    if routes is None:
+        row = reader.node(service_of, view.namespace, host)
+        owner = view.namespace if row is None else row.namespace
+        rules = find_rules(reader, view.namespace, owner, host, view.rules)
+        routes = reader.node(service_tail, host, port, rules)
+    name = sniffed_route_name(host, port)
+    resource = encode_table(
+        reader,
+        name,
+        [encode_host(name, ["*"], routes.tail)],
+        set(routes.origins),
+        ignore_port=True,
+    )
+    return Part((resource,), report.findings())
+
+
+def unknown_cluster(reader: Reader) -> str:
+    """Where TCP connections go that nobody claims."""
+    return BLACK_HOLE if reader.node(mesh).registry_only else PASSTHROUGH
