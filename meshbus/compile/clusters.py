@@ -216,9 +216,7 @@ def _dns(
 ) -> None:
     targets = list(targets)
     logical = logical and len(targets) == 1
-    cluster.type = (
-        cluster_pb2.Cluster.LOGICAL_DNS if logical else cluster_pb2.Cluster.STRICT_DNS
-    )
+    cluster.type = cluster_pb2.Cluster.LOGICAL_DNS if logical else cluster_pb2.Cluster.STRICT_DNS
     cluster.dns_lookup_family = (
         cluster_pb2.Cluster.ALL if style.ipv6 else cluster_pb2.Cluster.V4_ONLY
     )

@@ -178,5 +178,3 @@ def http_inspector_filter() -> lc_pb2.ListenerFilter:
         name="envoy.filters.listener.http_inspector",
         typed_config=any_of(http_inspector_pb2.HttpInspector()),
     )
-
-

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from envoy.config.core.v3 import base_pb2, health_check_pb2
-from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part
@@ -19,7 +19,11 @@ from meshbus.model.rows import Endpoint, Service
 from meshbus.model.world import Query
 
 _CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
-_CANONICAL_REVISION = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
+_CANONICAL_REVISION = (
+    "service.istio.io/canonical-revision",
+    "app.kubernetes.io/version",
+    "version",
+)
 
 
 class EncodedEndpoint(NamedTuple):
@@ -101,7 +105,9 @@ def _refuses_mutual_tls(reader: Reader, endpoint: Endpoint, port: int) -> bool:
 
 def shards_of(reader: Reader, namespace: str, host: str) -> tuple[Key, ...]:
     """Node: shards that hold endpoints of a service."""
-    return tuple(e.key for e in reader.entries(Query("reg.endpoints", "service", (namespace, host))))
+    return tuple(
+        e.key for e in reader.entries(Query("reg.endpoints", "service", (namespace, host)))
+    )
 
 
 def service_port_endpoints(

@@ -128,7 +128,9 @@ class _Node:
         "value",
     )
 
-    def __init__(self, engine: "Engine", fn: Callable[..., Any], args: tuple[Hashable, ...]) -> None:
+    def __init__(
+        self, engine: "Engine", fn: Callable[..., Any], args: tuple[Hashable, ...]
+    ) -> None:
         self.engine = engine
         self.fn = fn
         self.args = args
@@ -198,9 +200,7 @@ class Engine:
             for node in self._readers.get(query, ()):
                 self._mark(node)
 
-    def get(
-        self, fn: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs
-    ) -> R:
+    def get(self, fn: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The value of a node in the present world. The node stays alive until `release`.
 
         Raises:

@@ -249,7 +249,9 @@ def _forward(
     hashed = False
     if len(targets) == 1:
         where = f"{path}.route[0].destination"
-        cluster = destination_cluster(targets[0].get("destination") or {}, namespace, context, where)
+        cluster = destination_cluster(
+            targets[0].get("destination") or {}, namespace, context, where
+        )
         action.cluster = str(cluster)
         own = _apply_headers(route, targets[0].get("headers"))
         if own and not authority:
@@ -261,7 +263,9 @@ def _forward(
             if weight == 0:
                 continue
             where = f"{path}.route[{index}].destination"
-            cluster = destination_cluster(target.get("destination") or {}, namespace, context, where)
+            cluster = destination_cluster(
+                target.get("destination") or {}, namespace, context, where
+            )
             entry = action.weighted_clusters.clusters.add(name=str(cluster))
             entry.weight.CopyFrom(uint32(weight))
             own = _apply_headers(entry, target.get("headers"))
@@ -435,9 +439,7 @@ def _apply_headers(target: Any, headers: dict[str, Any] | None) -> str:
     return authority
 
 
-def _redirect(
-    route: rc_pb2.Route, spec: dict[str, Any], context: RouteContext, path: str
-) -> None:
+def _redirect(route: rc_pb2.Route, spec: dict[str, Any], context: RouteContext, path: str) -> None:
     action = route.redirect
     code = int(spec.get("redirectCode") or 0)
     if code not in _REDIRECT_CODES:

@@ -46,7 +46,11 @@ def route_match(match: dict[str, Any] | None, path: str) -> rc_pb2.RouteMatch:
         else:
             raise NotCompiled(f"{path}.uri", "one of exact, prefix and regex is needed")
     out.case_sensitive.CopyFrom(boolean(not match.get("ignoreUriCase", False)))
-    for field, header in (("method", ":method"), ("authority", ":authority"), ("scheme", ":scheme")):
+    for field, header in (
+        ("method", ":method"),
+        ("authority", ":authority"),
+        ("scheme", ":scheme"),
+    ):
         if match.get(field):
             out.headers.append(header_matcher(header, match[field], f"{path}.{field}"))
     for name in sorted(match.get("queryParams") or {}):

@@ -201,9 +201,7 @@ def find_rules(
         keys = []
         for ref in reader.node(rules_of_host, namespace, pattern):
             targets = export_to(ref.row, settings.destination_rule_export_to)
-            shown = (
-                "*" in targets or viewer in targets or (viewer == namespace and "." in targets)
-            )
+            shown = "*" in targets or viewer in targets or (viewer == namespace and "." in targets)
             if namespace != viewer and not shown:
                 continue
             if ref.row.spec.get("workloadSelector") and ref.key not in selected:
@@ -226,5 +224,3 @@ def selecting_rules(
             if selector and held.issuperset((selector.get("matchLabels") or {}).items()):
                 found.add(ref.key)
     return frozenset(found)
-
-

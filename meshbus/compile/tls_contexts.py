@@ -161,13 +161,11 @@ def originated(tls: dict[str, Any], protocol: str, http2: bool) -> tls_pb2.Upstr
             )
         else:
             raise NotCompiled("trafficPolicy.tls", "MUTUAL needs a client certificate and a key")
-    sans = [
-        matcher
-        for name in tls.get("subjectAltNames") or ()
-        for matcher in _any_san(str(name))
-    ]
+    sans = [matcher for name in tls.get("subjectAltNames") or () for matcher in _any_san(str(name))]
     if credential and not tls.get("insecureSkipVerify"):
-        common.combined_validation_context.CopyFrom(_combined(f"kubernetes://{credential}-cacert", sans))
+        common.combined_validation_context.CopyFrom(
+            _combined(f"kubernetes://{credential}-cacert", sans)
+        )
     elif not tls.get("insecureSkipVerify"):
         common.validation_context.CopyFrom(
             common_pb2.CertificateValidationContext(
@@ -257,7 +255,9 @@ def _limits(common: tls_pb2.CommonTlsContext, tls: dict[str, Any], path: str) ->
     most = str(tls.get("maxProtocolVersion") or "")
     if least not in _VERSIONS or most not in _VERSIONS:
         raise NotCompiled(path, f"unknown TLS version {least or most}")
-    common.tls_params.tls_minimum_protocol_version = _VERSIONS[least] or common_pb2.TlsParameters.TLSv1_2
+    common.tls_params.tls_minimum_protocol_version = (
+        _VERSIONS[least] or common_pb2.TlsParameters.TLSv1_2
+    )
     if most:
         common.tls_params.tls_maximum_protocol_version = _VERSIONS[most]
     common.tls_params.cipher_suites.extend(str(c) for c in tls.get("cipherSuites") or ())

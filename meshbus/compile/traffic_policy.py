@@ -151,7 +151,9 @@ def apply_connection_pool(
     if http.get("maxRequestsPerConnection"):
         common.max_requests_per_connection.CopyFrom(uint32(http["maxRequestsPerConnection"]))
     if http.get("idleTimeout"):
-        common.idle_timeout.CopyFrom(duration(http["idleTimeout"], "connectionPool.http.idleTimeout"))
+        common.idle_timeout.CopyFrom(
+            duration(http["idleTimeout"], "connectionPool.http.idleTimeout")
+        )
     if tcp.get("maxConnectionDuration"):
         common.max_connection_duration.CopyFrom(
             duration(tcp["maxConnectionDuration"], "connectionPool.tcp.maxConnectionDuration")
@@ -163,7 +165,9 @@ def _keepalive(keepalive: dict[str, Any]) -> address_pb2.TcpKeepalive:
     if keepalive.get("probes"):
         out.keepalive_probes.CopyFrom(uint32(keepalive["probes"]))
     if keepalive.get("time"):
-        out.keepalive_time.CopyFrom(uint32(duration(keepalive["time"], "tcpKeepalive.time").seconds))
+        out.keepalive_time.CopyFrom(
+            uint32(duration(keepalive["time"], "tcpKeepalive.time").seconds)
+        )
     if keepalive.get("interval"):
         out.keepalive_interval.CopyFrom(
             uint32(duration(keepalive["interval"], "tcpKeepalive.interval").seconds)
@@ -241,7 +245,9 @@ def apply_outlier_detection(cluster: cluster_pb2.Cluster, policy: dict[str, Any]
     if spec.get("interval"):
         out.interval.CopyFrom(duration(spec["interval"], f"{path}.interval"))
     if spec.get("baseEjectionTime"):
-        out.base_ejection_time.CopyFrom(duration(spec["baseEjectionTime"], f"{path}.baseEjectionTime"))
+        out.base_ejection_time.CopyFrom(
+            duration(spec["baseEjectionTime"], f"{path}.baseEjectionTime")
+        )
     if spec.get("maxEjectionPercent"):
         out.max_ejection_percent.CopyFrom(uint32(spec["maxEjectionPercent"]))
     if spec.get("splitExternalLocalOriginErrors"):

@@ -125,7 +125,9 @@ def is_presence(match: dict[str, Any] | None) -> bool:
 
     Source: Istio, canBeConvertedToPresentMatch (pilot/pkg/networking/core/route).
     """
-    return not match or not (match.keys() & {"exact", "prefix", "regex"}) or match.get("regex") == "*"
+    return (
+        not match or not (match.keys() & {"exact", "prefix", "regex"}) or match.get("regex") == "*"
+    )
 
 
 def data_source(path: str) -> base_pb2.DataSource:

@@ -1,0 +1,170 @@
+"""Gateways: which servers a router runs, at which ports, for which hosts."""
+
+from typing import Any, NamedTuple
+
+from meshbus.compile.endpoints import target_ports
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Report
+from meshbus.compile.inbound import namespace_services
+from meshbus.compile.names import HTTP, fqdn, narrower
+from meshbus.compile.proxy_keys import ProxyKeys
+from meshbus.compile.scope import Ref, age, istio_objects, object_namespaces
+from meshbus.model.keys import Key
+
+TERMINATED = frozenset({"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL"})
+
+
+class Server(NamedTuple):
+    """One server of a Gateway."""
+
+    gateway: Key
+    """Of the object."""
+    path: str
+    number: int
+    """`port.number`: what VirtualServices match."""
+    port: int
+    """The port that the router listens on."""
+    port_name: str
+    protocol: str
+    hosts: tuple[str, ...]
+    """`NAMESPACE/HOST` or `HOST`."""
+    tls: dict[str, Any] | None
+    bind: str
+
+    @property
+    def name(self) -> str:
+        """`NAMESPACE/NAME` of the gateway."""
+        return f"{self.gateway.namespace}/{self.gateway.name}"
+
+    @property
+    def mode(self) -> str:
+        """TLS mode; empty without TLS."""
+        if self.tls is None or (self.is_http and self.tls.get("httpsRedirect")):
+            return ""
+        return str(self.tls.get("mode") or "PASSTHROUGH")
+
+    @property
+    def is_http(self) -> bool:
+        """Plaintext HTTP."""
+        return self.protocol in HTTP
+
+    @property
+    def ends_https(self) -> bool:
+        """HTTPS whose TLS ends here."""
+        return self.protocol == "HTTPS" and self.mode in TERMINATED
+
+    @property
+    def redirects(self) -> bool:
+        """Plaintext requests are sent to https."""
+        return bool((self.tls or {}).get("httpsRedirect"))
+
+    def route_name(self) -> str:
+        """The route configuration of its HTTP, as Istio names it."""
+        bind = f".{self.bind}" if self.bind else ""
+        if self.is_http:
+            return f"http.{self.port}{bind}"
+        gateway = self.gateway
+        return f"https.{self.number}.{self.port_name}.{gateway.name}.{gateway.namespace}{bind}"
+
+    def host_names(self) -> tuple[str, ...]:
+        """Hosts without their namespaces."""
+        return tuple(host.rpartition("/")[2] for host in self.hosts)
+
+    def server_names(self) -> tuple[str, ...]:
+        """Hosts as SNI is matched by; empty: any."""
+        names = self.host_names()
+        return () if "*" in names else tuple(dict.fromkeys(names))
+
+    def matching_hosts(self, vs: Ref) -> list[str]:
+        """Hosts that both the server and a virtual service are for: the narrower of each pair."""
+        own = []
+        for host in self.hosts:
+            namespace, slash, name = host.rpartition("/")
+            if namespace == ".":
+                namespace = self.gateway.namespace
+            if not slash or namespace == "*" or namespace == vs.row.namespace:
+                own.append(name)
+        out: dict[str, None] = {}
+        for wanted in vs.row.spec.get("hosts") or ():
+            full = fqdn(str(wanted), vs.row.namespace)
+            for host in own:
+                both = narrower(host, full)
+                if both is not None:
+                    out[both.lower()] = None
+        return list(out)
+
+
+def gateways_for(
+    reader: Reader, labels: tuple[tuple[str, str], ...]
+) -> tuple[Ref, ...]:
+    """Node: Gateways whose selector picks these labels, older first."""
+    held = set(labels)
+    found = [
+        ref
+        for namespace in reader.node(object_namespaces, "gateways")
+        for ref in istio_objects(reader, "gateways", namespace)
+        if held.issuperset((ref.row.spec.get("selector") or {}).items())
+    ]
+    return tuple(sorted(found, key=age))
+
+
+def listen_ports(reader: Reader, proxy: ProxyKeys) -> dict[int, int]:
+    """Ports of services that select a router, and the ports behind them."""
+    out: dict[int, int] = {}
+    by_name = {name: number for name, number, _ in proxy.ports}
+    for ref in reader.node(namespace_services, proxy.namespace):
+        row = ref.row
+        if not row.selector or not row.selector.items() <= proxy.label_map.items():
+            continue
+        targets = {t.name: t.ports for t in reader.node(target_ports, row.namespace, row.host)}
+        for port in row.ports:
+            behind = targets.get(port.name) or (
+                port.target_port or by_name.get(port.name) or port.number,
+            )
+            out.setdefault(port.number, behind[0])
+    return out
+
+
+def router_servers(reader: Reader, proxy: ProxyKeys, report: Report) -> list[Server]:
+    """Servers that a router runs, older gateways first; those in conflict are reported."""
+    ports = listen_ports(reader, proxy)
+    out: list[Server] = []
+    kinds: dict[tuple[str, int], tuple[str, Key]] = {}
+    names: set[tuple[str, int, str]] = set()
+    for ref in reader.node(gateways_for, proxy.labels):
+        for index, spec in enumerate(ref.row.spec.get("servers") or ()):
+            path = f"spec.servers[{index}]"
+            with report.guard(ref.key, path):
+                server = _server(ref, spec, path, ports)
+                place = (server.bind, server.port)
+                kind = "http" if server.is_http else "tcp" if not server.mode else "tls"
+                held = kinds.setdefault(place, (kind, ref.key))
+                if held[0] != kind or (kind == "tcp" and held[1] != ref.key):
+                    report.add(
+                        ref.key, f"{path}.port", f"port {server.port} is taken by {held[1].name}"
+                    )
+                    continue
+                if server.ends_https:
+                    mark = (server.bind, server.port, server.route_name())
+                    if mark in names:
+                        report.add(ref.key, f"{path}.port.name", "the name is taken at this port")
+                        continue
+                    names.add(mark)
+                out.append(server)
+    return out
+
+
+def _server(ref: Ref, spec: dict[str, Any], path: str, ports: dict[int, int]) -> Server:
+    port = spec.get("port") or {}
+    number = int(port["number"])
+    return Server(
+        gateway=ref.key,
+        path=path,
+        number=number,
+        port=ports.get(number, number),
+        port_name=str(port.get("name") or ""),
+        protocol=str(port.get("protocol") or "").upper(),
+        hosts=tuple(str(h).lower() for h in spec.get("hosts") or ()),
+        tls=spec.get("tls"),
+        bind=str(spec.get("bind") or ""),
+    )

@@ -1,0 +1,341 @@
+"""Routers: listeners and routes of the Gateways that select them."""
+
+from typing import NamedTuple
+
+from envoy.config.core.v3 import base_pb2
+from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_components_pb2 as rc_pb2
+
+from meshbus.compile.connections import (
+    Reporting,
+    client_filters,
+    connection_manager,
+    forward_client_certificate,
+    manager_filter,
+    tcp_proxy,
+    tls_inspector_filter,
+)
+from meshbus.compile.endpoints import canonical_service
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Finding, NotCompiled, Report
+from meshbus.compile.gateway_servers import Server, router_servers
+from meshbus.compile.http_routes import RouteContext, bound_gateways, http_routes
+from meshbus.compile.l4_routes import L4Route, l4_routes
+from meshbus.compile.names import listener_name, with_port
+from meshbus.compile.outbound import any_address, prefix_range, reporting_of
+from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
+from meshbus.compile.resources import LDS, Resource, encode
+from meshbus.compile.route_match import is_catch_all
+from meshbus.compile.scope import Ref, visible_virtual_services
+from meshbus.compile.settings import mesh
+from meshbus.compile.telemetry import LOG_OUTBOUND
+from meshbus.compile.tls_contexts import gateway_server, socket
+from meshbus.compile.values import address, boolean
+from meshbus.compile.virtual_hosts import (
+    View,
+    encode_host,
+    encode_table,
+    encode_tail,
+    hashing_of,
+    service_of,
+)
+from meshbus.model.keys import Key
+
+
+class SecretNeed(NamedTuple):
+    """A secret that a proxy will ask for."""
+
+    name: str
+    """`default`, `ROOTCA`, `kubernetes://NAME` or `kubernetes://NAME-cacert`."""
+    key: Key | None
+    """The Secret object that it comes from; None: made by the gateway."""
+    part: str
+    """`certificate` (chain and key) or `ca` (what clients are checked with)."""
+
+
+class RouterPart(NamedTuple):
+    """What a router gets from its Gateways."""
+
+    resources: tuple[Resource, ...]
+    findings: tuple[Finding, ...]
+    secrets: tuple[SecretNeed, ...]
+
+
+def router_resources(
+    reader: Reader, proxy: ProxyKeys, view: View, binds: tuple[str, ...]
+) -> RouterPart:
+    """Node: listeners and route configurations of a router. `proxy`: its class; `binds`: addresses
+    of its own that it binds (capture mode `proxy`), else all."""
+    report = Report()
+    servers = router_servers(reader, proxy, report)
+    name, _ = canonical_service(proxy.label_map, proxy.workload)
+    reporting = reporting_of(reader, LOG_OUTBOUND, name, proxy.namespace)
+    secrets: dict[SecretNeed, None] = {}
+    resources: list[Resource] = []
+    ports: dict[tuple[str, int], list[Server]] = {}
+    for server in servers:
+        ports.setdefault((server.bind, server.port), []).append(server)
+    routed: dict[str, list[Server]] = {}
+    for (bind, port), members in sorted(ports.items()):
+        listener = _listener(bind, port, proxy, binds)
+        for server in members:
+            with report.guard(server.gateway, server.path):
+                needs = _secrets(reader, proxy, server)
+                chains = _server_chains(reader, view, server, members, reporting, report)
+                if server.is_http or server.ends_https:
+                    routed.setdefault(server.route_name(), []).append(server)
+                _add_chains(listener, chains, server, report)
+                secrets.update(dict.fromkeys(needs))
+        if not listener.filter_chains:
+            continue
+        if any(s.mode for s in members):
+            listener.listener_filters.append(tls_inspector_filter())
+        origins = {s.gateway for s in members}
+        resources.append(encode(reader, LDS, listener.name, listener, origins))
+    for route_name, members in sorted(routed.items()):
+        resources.append(_routes(reader, view, route_name, members, report))
+    return RouterPart(tuple(resources), report.findings(), tuple(sorted(secrets)))
+
+
+def _listener(
+    bind: str, port: int, proxy: ProxyKeys, binds: tuple[str, ...]
+) -> listener_pb2.Listener:
+    if bind:
+        addresses: tuple[str, ...] = (bind,)
+    elif proxy.capture == CAPTURE_PROXY and binds:
+        addresses = binds
+    else:
+        addresses = any_address(proxy.dual_stack)
+    out = listener_pb2.Listener(
+        name=listener_name(addresses[0], port),
+        address=address(addresses[0], port),
+        traffic_direction=base_pb2.OUTBOUND,
+    )
+    for other in addresses[1:]:
+        out.additional_addresses.add().address.CopyFrom(address(other, port))
+    return out
+
+
+def _add_chains(
+    listener: listener_pb2.Listener,
+    chains: list[lc_pb2.FilterChain],
+    server: Server,
+    report: Report,
+) -> None:
+    """Envoy refuses a listener with two equal matches: names of an earlier server are left out."""
+    taken = {n for c in listener.filter_chains for n in _names(c)}
+    for chain in chains:
+        names = _names(chain)
+        free = [n for n in names if n not in taken]
+        if not free:
+            if not (server.is_http and taken):
+                report.add(server.gateway, f"{server.path}.hosts", "the hosts are taken at this port")
+            continue
+        if len(free) < len(names):
+            report.add(server.gateway, f"{server.path}.hosts", "some hosts are taken at this port")
+            del chain.filter_chain_match.server_names[:]
+            chain.filter_chain_match.server_names.extend(n for n, _ in free)
+        taken.update(free)
+        listener.filter_chains.append(chain)
+
+
+def _names(chain: lc_pb2.FilterChain) -> list[tuple[str, bytes]]:
+    match = lc_pb2.FilterChainMatch()
+    match.CopyFrom(chain.filter_chain_match)
+    names = list(match.server_names) or [""]
+    del match.server_names[:]
+    rest = match.SerializeToString(deterministic=True)
+    return [(name, rest) for name in names]
+
+
+def _secrets(reader: Reader, proxy: ProxyKeys, server: Server) -> list[SecretNeed]:
+    """Secrets of a server.
+
+    Raises:
+        NotCompiled: One is not there; without a certificate there is no listener.
+    """
+    tls = server.tls or {}
+    if server.mode not in {"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL"}:
+        return []
+    names = [str(n) for n in tls.get("credentialNames") or ()] or (
+        [str(tls["credentialName"])] if tls.get("credentialName") else []
+    )
+    out = []
+    for name in names:
+        key = Key(server.gateway.cluster, "cfg", "secrets", proxy.namespace, name)
+        if reader.get(key) is None:
+            raise NotCompiled(
+                f"{server.path}.tls.credentialName",
+                f"Secret {proxy.namespace}/{name} does not exist",
+            )
+        out.append(SecretNeed(f"kubernetes://{name}", key, "certificate"))
+    if names and server.mode != "SIMPLE":
+        roots = str(tls.get("caCertCredentialName") or "")
+        base = Key(server.gateway.cluster, "cfg", "secrets", proxy.namespace, names[0])
+        separate = base._replace(name=roots or f"{names[0]}-cacert")
+        # The CA stands in a Secret of its own (`-cacert`), or with the certificate (`ca.crt`).
+        held = separate if roots or reader.get(separate) is not None else base
+        out.append(SecretNeed(f"kubernetes://{separate.name}", held, "ca"))
+    return out
+
+
+# --------------------------------------------------------------------------- chains
+
+
+def _server_chains(
+    reader: Reader,
+    view: View,
+    server: Server,
+    members: list[Server],
+    reporting: Reporting,
+    report: Report,
+) -> list[lc_pb2.FilterChain]:
+    if server.is_http:
+        return [_http_chain(reader, server, reporting)] if server is members[0] else []
+    if server.ends_https:
+        assert server.tls is not None
+        chain = _http_chain(reader, server, reporting)
+        chain.filter_chain_match.server_names.extend(server.server_names())
+        context = gateway_server(server.tls, True, f"{server.path}.tls")
+        chain.transport_socket.CopyFrom(socket(context))
+        return [chain]
+    if server.mode == "AUTO_PASSTHROUGH":
+        raise NotCompiled(f"{server.path}.tls.mode", "AUTO_PASSTHROUGH has no effect yet")
+    if server.mode == "PASSTHROUGH":
+        return _passthrough_chains(reader, view, server, reporting, report)
+    return _tcp_chains(reader, view, server, reporting, report)
+
+
+def _http_chain(reader: Reader, server: Server, reporting: Reporting) -> lc_pb2.FilterChain:
+    manager = connection_manager(
+        stat_prefix=f"outbound_{server.bind or '0.0.0.0'}_{server.port};",  # noqa: S104 - a name
+        route_name=server.route_name(),
+        filters=client_filters(),
+        settings=reader.node(mesh),
+        reporting=reporting,
+    )
+    manager.use_remote_address.CopyFrom(boolean(True))
+    forward_client_certificate(manager, gateway=True)
+    chain = lc_pb2.FilterChain()
+    chain.filters.append(manager_filter(manager))
+    return chain
+
+
+def gateway_services(reader: Reader, viewer: str, gateway: str) -> tuple[Ref, ...]:
+    """Node: virtual services bound to a gateway, as seen from a router's namespace."""
+    return tuple(
+        ref
+        for ref in reader.node(visible_virtual_services, viewer)
+        if gateway in bound_gateways(ref)
+    )
+
+
+def _context(reader: Reader, view: View, server: Server) -> RouteContext:
+    return RouteContext(
+        namespace=view.namespace,
+        port=server.number,
+        gateways=frozenset({server.name}),
+        sources=view.sources,
+        tls=server.tls is not None,
+        settings=reader.node(mesh),
+        service=lambda host: reader.node(service_of, view.namespace, host),
+        hashing=lambda host, number, subset: reader.node(hashing_of, view, host, number, subset),
+    )
+
+
+def _passthrough_chains(
+    reader: Reader, view: View, server: Server, reporting: Reporting, report: Report
+) -> list[lc_pb2.FilterChain]:
+    out = []
+    for vs in reader.node(gateway_services, view.namespace, server.name):
+        hosts = server.matching_hosts(vs)
+        if not hosts:
+            continue
+        for route in l4_routes(vs, "tls", _context(reader, view, server), report):
+            out.append(_tcp_chain(route, reporting))
+    return out
+
+
+def _tcp_chains(
+    reader: Reader, view: View, server: Server, reporting: Reporting, report: Report
+) -> list[lc_pb2.FilterChain]:
+    for vs in reader.node(gateway_services, view.namespace, server.name):
+        if not server.matching_hosts(vs):
+            continue
+        routes = l4_routes(vs, "tcp", _context(reader, view, server), report)
+        if routes:
+            chain = _tcp_chain(routes[0], reporting)
+            if server.mode:
+                assert server.tls is not None
+                chain.filter_chain_match.server_names.extend(server.server_names())
+                context = gateway_server(server.tls, False, f"{server.path}.tls")
+                chain.transport_socket.CopyFrom(socket(context))
+            return [chain]
+    return []
+
+
+def _tcp_chain(route: L4Route, reporting: Reporting) -> lc_pb2.FilterChain:
+    chain = lc_pb2.FilterChain()
+    if "*" not in route.server_names:
+        chain.filter_chain_match.server_names.extend(route.server_names)
+    for subnet in route.subnets:
+        chain.filter_chain_match.prefix_ranges.append(prefix_range(subnet))
+    chain.filters.append(tcp_proxy(route.clusters[0][0], route.clusters, reporting))
+    return chain
+
+
+# --------------------------------------------------------------------------- routes
+
+
+class _VirtualHost:
+    """One host of a route configuration: routes of all virtual services for it, older first."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.routes: list[rc_pb2.Route] = []
+        self.require_tls = False
+
+
+def _routes(
+    reader: Reader, view: View, name: str, servers: list[Server], report: Report
+) -> Resource:
+    """A gateway's route configuration. Several virtual services may share a host: their routes
+    follow each other by age, those that catch everything at the end.
+
+    Source: Istio, buildGatewayHTTPRouteConfig.
+    """
+    hosts: dict[str, _VirtualHost] = {}
+    origins: set[Key] = {s.gateway for s in servers}
+    done: set[tuple[str, Key, str]] = set()
+    for server in servers:
+        context = _context(reader, view, server)
+        for vs in reader.node(gateway_services, view.namespace, server.name):
+            matching = server.matching_hosts(vs)
+            if not matching or not vs.row.spec.get("http"):
+                continue
+            routes = http_routes(vs, context, report)
+            if not routes:
+                continue
+            origins.add(vs.key)
+            for host in matching:
+                mark = (server.name, vs.key, host)
+                held = hosts.setdefault(host, _VirtualHost(server.number))
+                held.require_tls |= server.redirects
+                if mark not in done:
+                    done.add(mark)
+                    held.routes += routes
+        if server.redirects:
+            for host in server.host_names():
+                hosts.setdefault(host, _VirtualHost(server.number)).require_tls = True
+    encoded = [
+        encode_host(
+            with_port(host, held.port),
+            [host],
+            encode_tail(sorted(held.routes, key=lambda r: is_catch_all(r.match)), held.require_tls),
+        )
+        for host, held in sorted(hosts.items())
+    ]
+    if not encoded:
+        encoded = [encode_host(f"blackhole:{servers[0].number}", ["*"], encode_tail([]))]
+    return encode_table(reader, name, encoded, origins, ignore_port=True)

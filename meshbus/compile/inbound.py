@@ -1,0 +1,350 @@
+"""Listeners and clusters for who calls an application."""
+
+from typing import NamedTuple
+
+from envoy.config.core.v3 import base_pb2
+from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_components_pb2 as rc_pb2
+from google.protobuf import duration_pb2
+
+from meshbus.compile.clusters import inbound_application
+from meshbus.compile.connections import (
+    HTTP_ALPN,
+    Reporting,
+    connection_manager,
+    forward_client_certificate,
+    http_inspector_filter,
+    manager_filter,
+    original_destination_filter,
+    tcp_proxy,
+    tls_inspector_filter,
+)
+from meshbus.compile.endpoints import canonical_service, service_addresses, target_ports
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Part
+from meshbus.compile.names import (
+    BLACK_HOLE,
+    INBOUND_PASSTHROUGH,
+    UDP,
+    inbound_cluster,
+    is_http,
+    is_sniffed,
+    listener_name,
+)
+from meshbus.compile.outbound import INBOUND_PORT, OUTBOUND_PORT, any_address, reporting_of
+from meshbus.compile.peer_authentication import DISABLE, PERMISSIVE, STRICT, MutualTls, mutual_tls
+from meshbus.compile.proxy_keys import ProxyKeys
+from meshbus.compile.quota import QuotaFilters, inbound_quota
+from meshbus.compile.resources import CDS, LDS, Resource, encode
+from meshbus.compile.scope import Ref, exported_services
+from meshbus.compile.settings import MeshSettings, mesh
+from meshbus.compile.telemetry import LOG_INBOUND
+from meshbus.compile.tls_contexts import (
+    ALPN_MESH,
+    ALPN_MESH_HTTP,
+    ALPN_TCP,
+    mesh_server,
+    socket,
+)
+from meshbus.compile.values import address, uint32
+from meshbus.compile.virtual_hosts import HostRoutes, encode_host, encode_table
+from meshbus.model.rows import Service
+
+
+class ServedPort(NamedTuple):
+    """A port of the application."""
+
+    port: int
+    protocol: str
+    services: tuple[tuple[str, str, str, int], ...]
+    """(host, name, namespace, service port) of the services it belongs to."""
+
+
+class InboundView(NamedTuple):
+    """What decides a sidecar's inbound side; replicas of a workload share it."""
+
+    ports: tuple[ServedPort, ...]
+    mutual: MutualTls
+    proxy: ProxyKeys
+    """Without what tells replicas apart."""
+
+
+def namespace_services(reader: Reader, namespace: str) -> tuple[Ref, ...]:
+    """Node: services of a namespace, whoever sees them."""
+    visible = reader.node(exported_services, namespace)
+    refs = [*visible.public, *(ref for ref, _ in visible.restricted)]
+    return tuple(sorted(refs, key=lambda ref: ref.key))
+
+
+def _serves(reader: Reader, row: Service, proxy: ProxyKeys) -> bool:
+    if row.selector:
+        return row.selector.items() <= proxy.label_map.items()
+    if row.external_name or row.resolution.startswith("DNS"):
+        return False
+    found = reader.node(service_addresses, row.namespace, row.host)
+    return not found.isdisjoint(proxy.ips)
+
+
+def served_ports(reader: Reader, proxy: ProxyKeys) -> tuple[ServedPort, ...]:
+    """Ports of a workload: those of the services that select it, and those it declares.
+
+    The protocol is the service's; of two services that differ the first by host counts.
+    """
+    found: dict[int, tuple[str, list[tuple[str, str, str, int]]]] = {}
+    declared = {number: protocol for _, number, protocol in proxy.ports}
+    by_name = {name: number for name, number, _ in proxy.ports}
+    for ref in reader.node(namespace_services, proxy.namespace):
+        row: Service = ref.row
+        if not _serves(reader, row, proxy):
+            continue
+        targets = {t.name: t.ports for t in reader.node(target_ports, row.namespace, row.host)}
+        for port in row.ports:
+            if port.protocol == UDP:
+                continue
+            numbers = targets.get(port.name) or (
+                port.target_port or by_name.get(port.name) or port.number,
+            )
+            for number in numbers:
+                if len(numbers) > 1 and declared and number not in declared:
+                    continue
+                protocol = declared.get(number) or port.protocol
+                entry = found.setdefault(number, (protocol, []))
+                entry[1].append((row.host, row.name, row.namespace, port.number))
+    for number, protocol in declared.items():
+        if protocol != UDP:
+            found.setdefault(number, (protocol, []))
+    return tuple(
+        ServedPort(number, protocol, tuple(sorted(services)))
+        for number, (protocol, services) in sorted(found.items())
+    )
+
+
+def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
+    """What the inbound side of a proxy is made of."""
+    return InboundView(
+        served_ports(reader, proxy),
+        reader.node(mutual_tls, proxy.namespace, proxy.labels),
+        proxy.as_class(),
+    )
+
+
+# --------------------------------------------------------------------------- chains
+
+
+def _stat(port: int) -> str:
+    return f"inbound_0.0.0.0_{port};"
+
+
+def _manager(
+    reader: Reader,
+    served: ServedPort,
+    settings: MeshSettings,
+    reporting: Reporting,
+    quota: QuotaFilters | None,
+) -> lc_pb2.Filter:
+    manager = connection_manager(
+        stat_prefix=_stat(served.port),
+        route_name=inbound_cluster(served.port),
+        filters=[quota.http_filter] if quota is not None else [],
+        settings=settings,
+        reporting=reporting,
+    )
+    forward_client_certificate(manager, gateway=False)
+    return manager_filter(manager)
+
+
+def _chains(
+    reader: Reader, view: InboundView, served: ServedPort, bound: bool
+) -> list[lc_pb2.FilterChain]:
+    """Filter chains of one port.
+
+    Mutual TLS and plaintext as the port's mode allows; HTTP apart from TCP where the protocol is not
+    declared: by ALPN of the mesh inside TLS, by looking at it in plaintext.
+    Source: Istio, getMTLSInfo and the inbound filter chain options of 1.31.
+    """
+    settings = reader.node(mesh)
+    proxy = view.proxy
+    name, _ = canonical_service(proxy.label_map, proxy.workload)
+    reporting = reporting_of(reader, LOG_INBOUND, name, proxy.namespace)
+    mode = view.mutual.at(served.port)
+    cluster = inbound_cluster(served.port)
+    tcp = tcp_proxy(cluster, [(cluster, 1)], reporting)
+    http = None
+    if is_http(served.protocol) or is_sniffed(served.protocol):
+        quota = reader.node(inbound_quota, proxy)
+        http = _manager(reader, served, settings, reporting, quota)
+    out: list[lc_pb2.FilterChain] = []
+
+    def chain(handler: lc_pb2.Filter, transport: str, alpn: tuple[str, ...], secure: bool) -> None:
+        made = lc_pb2.FilterChain(name=f"{served.port}-{len(out)}")
+        match = made.filter_chain_match
+        if not bound:
+            match.destination_port.CopyFrom(uint32(served.port))
+        match.transport_protocol = transport
+        match.application_protocols.extend(alpn)
+        if secure:
+            made.transport_socket.CopyFrom(socket(mesh_server()))
+        made.filters.append(handler)
+        out.append(made)
+
+    if http is not None and not is_sniffed(served.protocol):
+        if mode == STRICT:
+            chain(http, "tls", (), True)
+        elif mode == PERMISSIVE:
+            chain(http, "tls", ALPN_MESH, True)
+        if mode != STRICT:
+            chain(http, "raw_buffer", (), False)
+            if mode == DISABLE:
+                chain(tcp, "tls", (), False)
+        return out
+    if http is not None:
+        if mode != DISABLE:
+            chain(http, "tls", ALPN_MESH_HTTP, True)
+            chain(tcp, "tls", ALPN_TCP if mode == PERMISSIVE else (), True)
+        if mode != STRICT:
+            chain(http, "raw_buffer", HTTP_ALPN, False)
+            chain(tcp, "raw_buffer", (), False)
+            chain(tcp, "tls", (), False)
+        return out
+    if mode != DISABLE:
+        chain(tcp, "tls", ALPN_MESH if mode == PERMISSIVE else (), True)
+    if mode != STRICT:
+        chain(tcp, "raw_buffer", (), False)
+        chain(tcp, "tls", (), False)
+    return out
+
+
+def _inspectors(listener: listener_pb2.Listener, sniff: bool) -> None:
+    listener.listener_filters.append(tls_inspector_filter())
+    if sniff:
+        listener.listener_filters.append(http_inspector_filter())
+    listener.listener_filters_timeout.CopyFrom(duration_pb2.Duration())
+    listener.continue_on_listener_filters_timeout = True
+
+
+def virtual_inbound(reader: Reader, view: InboundView) -> Part:
+    """Node: the listener of captured inbound traffic; other ports of the application pass through
+    under the workload's mutual TLS mode."""
+    proxy = view.proxy
+    out = listener_pb2.Listener(name="virtualInbound", traffic_direction=base_pb2.INBOUND)
+    addresses = any_address(proxy.dual_stack)
+    out.address.CopyFrom(address(addresses[0], INBOUND_PORT))
+    for other in addresses[1:]:
+        out.additional_addresses.add().address.CopyFrom(address(other, INBOUND_PORT))
+    out.listener_filters.append(original_destination_filter())
+    _inspectors(out, True)
+    name, _ = canonical_service(proxy.label_map, proxy.workload)
+    reporting = reporting_of(reader, LOG_INBOUND, name, proxy.namespace)
+    for port in (INBOUND_PORT, OUTBOUND_PORT):
+        loop = out.filter_chains.add(name=f"virtualInbound-blackhole-{port}")
+        loop.filter_chain_match.destination_port.CopyFrom(uint32(port))
+        loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
+    for served in view.ports:
+        out.filter_chains.extend(_chains(reader, view, served, False))
+    passthrough = tcp_proxy(INBOUND_PASSTHROUGH, [(INBOUND_PASSTHROUGH, 1)], reporting)
+    _passthrough_chains(out, view.mutual, passthrough)
+    return Part((encode(reader, LDS, out.name, out, view.mutual.origins),))
+
+
+def _passthrough_chains(
+    listener: listener_pb2.Listener, mutual: MutualTls, handler: lc_pb2.Filter
+) -> None:
+    """Ports that no service names; their own modes where portLevelMtls has one."""
+    served = {
+        c.filter_chain_match.destination_port.value
+        for c in listener.filter_chains
+        if c.filter_chain_match.HasField("destination_port")
+    }
+    wanted = [(0, mutual.mode), *((p, m) for p, m in mutual.ports if p not in served)]
+    for port, mode in wanted:
+        kinds = []
+        if mode != DISABLE:
+            kinds.append(("tls", ALPN_MESH if mode == PERMISSIVE else (), True))
+        if mode != STRICT:
+            kinds += [("tls", (), False), ("raw_buffer", (), False)]
+        for transport, alpn, secure in kinds:
+            chain = listener.filter_chains.add(
+                name=f"virtualInbound-{port or 'catchall'}-{len(listener.filter_chains)}"
+            )
+            if port:
+                chain.filter_chain_match.destination_port.CopyFrom(uint32(port))
+            chain.filter_chain_match.transport_protocol = transport
+            chain.filter_chain_match.application_protocols.extend(alpn)
+            if secure:
+                chain.transport_socket.CopyFrom(socket(mesh_server()))
+            chain.filters.append(handler)
+
+
+def bound_listeners(reader: Reader, view: InboundView, ips: tuple[str, ...]) -> Part:
+    """Node: inbound listeners that bind the workload's own addresses, one for each port."""
+    out: list[Resource] = []
+    if not ips:
+        return Part()
+    for served in view.ports:
+        listener = listener_pb2.Listener(
+            name=listener_name(ips[0], served.port),
+            address=address(ips[0], served.port),
+            traffic_direction=base_pb2.INBOUND,
+        )
+        for other in ips[1:]:
+            listener.additional_addresses.add().address.CopyFrom(address(other, served.port))
+        sniff = is_sniffed(served.protocol) and view.mutual.at(served.port) != STRICT
+        _inspectors(listener, sniff)
+        listener.filter_chains.extend(_chains(reader, view, served, True))
+        out.append(encode(reader, LDS, listener.name, listener, view.mutual.origins))
+    return Part(tuple(out))
+
+
+# --------------------------------------------------------------------------- routes, clusters
+
+
+def inbound_routes(reader: Reader, view: InboundView) -> Part:
+    """Node: route configurations `inbound|PORT||`: everything to the application, and the quotas
+    that count on the way. They come by RDS, so that a new quota reaches open connections."""
+    quota = reader.node(inbound_quota, view.proxy)
+    out = []
+    for served in view.ports:
+        if not (is_http(served.protocol) or is_sniffed(served.protocol)):
+            continue
+        cluster = inbound_cluster(served.port)
+        route = rc_pb2.Route(name="default")
+        route.match.prefix = "/"
+        host, number = (
+            (served.services[0][0], served.services[0][3]) if served.services else ("", served.port)
+        )
+        route.decorator.operation = f"{host or view.proxy.workload}:{number}/*"
+        route.route.cluster = cluster
+        route.route.timeout.SetInParent()
+        route.route.max_stream_duration.max_stream_duration.SetInParent()
+        route.route.max_stream_duration.grpc_timeout_header_max.SetInParent()
+        route.route.retry_policy.retry_on = "reset-before-request"
+        route.route.retry_policy.num_retries.value = 2
+        vhost = rc_pb2.VirtualHost(routes=[route])
+        if quota is not None:
+            vhost.rate_limits.extend(quota.rate_limits)
+        tail = HostRoutes(vhost.SerializeToString(deterministic=True), (), ()).tail
+        encoded = encode_host(f"inbound|http|{served.port}", ["*"], tail)
+        out.append(encode_table(reader, cluster, [encoded], set(), ignore_port=False))
+    return Part(tuple(out))
+
+
+def inbound_clusters(reader: Reader, view: InboundView, app_address: str) -> Part:
+    """Node: clusters `inbound|PORT||` of the application."""
+    settings = reader.node(mesh)
+    out = []
+    for served in view.ports:
+        cluster = inbound_application(
+            settings, served.port, served.protocol, app_address, view.proxy.dual_stack
+        )
+        if served.services:
+            cluster.metadata.filter_metadata["istio"].update(
+                {
+                    "services": [
+                        {"host": host, "name": name, "namespace": namespace}
+                        for host, name, namespace, _ in served.services
+                    ]
+                }
+            )
+        out.append(encode(reader, CDS, cluster.name, cluster))
+    return Part(tuple(out))

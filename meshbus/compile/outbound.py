@@ -1,0 +1,401 @@
+"""Listeners for what an application calls: captured traffic, or an HTTP proxy."""
+
+from ipaddress import ip_network
+from typing import NamedTuple
+
+from envoy.config.core.v3 import address_pb2, base_pb2
+from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
+from envoy.config.listener.v3 import listener_pb2
+from google.protobuf import duration_pb2
+
+from meshbus.compile.clusters import ClusterStyle, dns_cache
+from meshbus.compile.connections import (
+    HTTP_ALPN,
+    Reporting,
+    client_filters,
+    connection_manager,
+    http_inspector_filter,
+    manager_filter,
+    tcp_proxy,
+    tls_inspector_filter,
+)
+from meshbus.compile.endpoints import service_addresses
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Part, Report
+from meshbus.compile.http_routes import RouteContext
+from meshbus.compile.l4_routes import L4Route, l4_routes, mesh_l4_services
+from meshbus.compile.names import (
+    BLACK_HOLE,
+    MESH_GATEWAY,
+    TLS,
+    UDP,
+    ClusterName,
+    is_http,
+    is_sniffed,
+    listener_name,
+    most_specific,
+)
+from meshbus.compile.resources import LDS, encode
+from meshbus.compile.scope import visible_services
+from meshbus.compile.settings import mesh
+from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
+from meshbus.compile.values import address, boolean, uint32
+from meshbus.compile.virtual_hosts import (
+    HTTP_PROXY_ROUTE,
+    View,
+    hashing_of,
+    service_of,
+    sniffed_route_name,
+    unknown_cluster,
+)
+from meshbus.model.rows import Service
+
+OUTBOUND_PORT = 15001
+INBOUND_PORT = 15006
+ANY_V4 = "0.0.0.0"  # noqa: S104 - what captured traffic is matched by, not what is exposed
+ANY_V6 = "::"
+
+
+class Bound(NamedTuple):
+    """One service port on addresses of its own."""
+
+    addresses: tuple[str, ...]
+    host: str
+    port: int
+    protocol: str
+
+
+class SharedPort(NamedTuple):
+    """A port that several services share on every address."""
+
+    http: bool
+    """Routes by host: route configuration `PORT`."""
+    by_name: tuple[str, ...]
+    """Hosts told apart by SNI."""
+    by_network: tuple[tuple[str, tuple[str, ...]], ...]
+    """(host, networks)."""
+    rest: str
+    """Host that takes every other connection; empty: nobody."""
+
+
+class Plan(NamedTuple):
+    """Which listeners captured traffic needs."""
+
+    bound: tuple[Bound, ...]
+    shared: tuple[tuple[int, SharedPort], ...]
+
+    def route_names(self) -> tuple[tuple[str, str, int], ...]:
+        """(name, host, port) of the route configurations that the listeners ask for; the host is
+        empty for those that are shared by a port."""
+        out = [(str(port), "", port) for port, shared in self.shared if shared.http]
+        out += [
+            (sniffed_route_name(b.host, b.port), b.host, b.port)
+            for b in self.bound
+            if is_sniffed(b.protocol)
+        ]
+        return tuple(sorted(set(out)))
+
+
+def capture_plan(reader: Reader, view: View) -> Plan:
+    """Node: what the services that a view sees need.
+
+    HTTP shares a listener per port; what is not declared HTTP needs an address to be told apart, its
+    virtual ones or, without, those of its endpoints; external hosts without address share a port, by
+    SNI where they have TLS.
+    """
+    bound: list[Bound] = []
+    http: set[int] = set()
+    by_name: dict[int, list[str]] = {}
+    by_network: dict[int, list[tuple[str, tuple[str, ...]]]] = {}
+    rest: dict[int, str] = {}
+    for host, ref in reader.node(visible_services, view.namespace).items():
+        row: Service = ref.row
+        single = tuple(a for a in row.addresses if "/" not in a and (view.ipv6 or ":" not in a))
+        networks = tuple(a for a in row.addresses if "/" in a and (view.ipv6 or ":" not in a))
+        if not row.addresses and row.headless and row.resolution == "STATIC":
+            found = reader.node(service_addresses, row.namespace, row.host)
+            single = tuple(sorted(a for a in found if view.ipv6 or ":" not in a))
+        for port in row.ports:
+            if port.protocol == UDP:
+                continue
+            number = port.number
+            if is_http(port.protocol):
+                http.add(number)
+            elif row.headless and single:
+                bound += [Bound((a,), host, number, port.protocol) for a in single]
+            elif single:
+                bound.append(Bound(_v4_first(single), host, number, port.protocol))
+            elif networks:
+                by_network.setdefault(number, []).append((host, networks))
+            elif port.protocol in TLS:
+                by_name.setdefault(number, []).append(host)
+            elif is_sniffed(port.protocol):
+                http.add(number)
+                if not row.headless:
+                    rest.setdefault(number, host)
+            elif not row.headless:
+                rest.setdefault(number, host)
+    numbers = sorted({*http, *by_name, *by_network, *rest})
+    return Plan(
+        tuple(sorted(bound, key=lambda b: (b.addresses, b.port, b.host))),
+        tuple(
+            (
+                n,
+                SharedPort(
+                    n in http,
+                    tuple(by_name.get(n, ())),
+                    tuple(by_network.get(n, ())),
+                    rest.get(n, ""),
+                ),
+            )
+            for n in numbers
+        ),
+    )
+
+
+def _v4_first(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(addresses, key=lambda a: ":" in a))
+
+
+# --------------------------------------------------------------------------- captured
+
+
+def reporting_of(reader: Reader, log_name: str, service: str, namespace: str) -> Reporting:
+    """Who reports what, when there is somebody to report to."""
+    return Reporting(log_name, service, namespace, reader.node(has_service, "telemetry"))
+
+
+def captured_listeners(reader: Reader, view: View, service: str) -> Part:
+    """Node: listeners for captured traffic of a view. `service`: the name in spans."""
+    report = Report()
+    reporting = reporting_of(reader, LOG_OUTBOUND, service, view.namespace)
+    out = [_virtual_outbound(reader, view, reporting)]
+    plan = reader.node(capture_plan, view)
+    taken: set[str] = set()
+    for bound in plan.bound:
+        name = listener_name(bound.addresses[0], bound.port)
+        if name not in taken:
+            taken.add(name)
+            out.append(_bound_listener(reader, view, name, bound, reporting, report))
+    for port, shared in plan.shared:
+        out.append(_shared_listener(reader, view, port, shared, reporting, report))
+    resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
+    return Part(resources, report.findings())
+
+
+def _listener(
+    name: str, addresses: tuple[str, ...], port: int, bind: bool
+) -> listener_pb2.Listener:
+    out = listener_pb2.Listener(
+        name=name,
+        address=address(addresses[0], port),
+        traffic_direction=base_pb2.OUTBOUND,
+    )
+    for other in addresses[1:]:
+        out.additional_addresses.add().address.CopyFrom(address(other, port))
+    if not bind:
+        out.bind_to_port.CopyFrom(boolean(False))
+    return out
+
+
+def any_address(ipv6: bool) -> tuple[str, ...]:
+    """Every address of the stacks that a proxy has."""
+    return (ANY_V4, ANY_V6) if ipv6 else (ANY_V4,)
+
+
+def _virtual_outbound(reader: Reader, view: View, reporting: Reporting) -> listener_pb2.Listener:
+    """Takes all captured traffic and hands it to the listener of its original destination."""
+    out = _listener("virtualOutbound", any_address(view.ipv6), OUTBOUND_PORT, True)
+    out.use_original_dst.CopyFrom(boolean(True))
+    loop = out.filter_chains.add(name="virtualOutbound-blackhole")
+    loop.filter_chain_match.destination_port.CopyFrom(uint32(OUTBOUND_PORT))
+    loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
+    unknown = unknown_cluster(reader)
+    out.default_filter_chain.name = "virtualOutbound-catchall-tcp"
+    out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
+    return out
+
+
+def _inspect(listener: listener_pb2.Listener, *, http: bool) -> None:
+    """Look at the first bytes; a silent client is waited for, then taken for what is left."""
+    listener.listener_filters.append(tls_inspector_filter())
+    if http:
+        listener.listener_filters.append(http_inspector_filter())
+    listener.listener_filters_timeout.CopyFrom(duration_pb2.Duration())
+    listener.continue_on_listener_filters_timeout = True
+
+
+def _http_chain(
+    reader: Reader, view: View, stat: str, route: str, reporting: Reporting
+) -> lc_pb2.FilterChain:
+    chain = lc_pb2.FilterChain()
+    chain.filter_chain_match.transport_protocol = "raw_buffer"
+    chain.filter_chain_match.application_protocols.extend(HTTP_ALPN)
+    manager = connection_manager(
+        stat_prefix=stat,
+        route_name=route,
+        filters=client_filters(),
+        settings=reader.node(mesh),
+        reporting=reporting,
+    )
+    chain.filters.append(manager_filter(manager))
+    return chain
+
+
+def _context(reader: Reader, view: View, port: int) -> RouteContext:
+    return RouteContext(
+        namespace=view.namespace,
+        port=port,
+        gateways=frozenset({MESH_GATEWAY}),
+        sources=view.sources,
+        tls=False,
+        settings=reader.node(mesh),
+        service=lambda host: reader.node(service_of, view.namespace, host),
+        hashing=lambda host, number, subset: reader.node(hashing_of, view, host, number, subset),
+    )
+
+
+def _l4(
+    reader: Reader, view: View, host: str, port: int, section: str, report: Report
+) -> list[L4Route]:
+    hosts = reader.node(mesh_l4_services, view.namespace)
+    pattern = most_specific(hosts, host)
+    for ref in hosts[pattern] if pattern is not None else ():
+        found = l4_routes(ref, section, _context(reader, view, port), report)
+        if found:
+            return found
+    return []
+
+
+def _tcp_chain(stat: str, route: L4Route, reporting: Reporting) -> lc_pb2.FilterChain:
+    chain = lc_pb2.FilterChain()
+    if route.server_names:
+        chain.filter_chain_match.server_names.extend(route.server_names)
+    for subnet in route.subnets:
+        chain.filter_chain_match.prefix_ranges.append(prefix_range(subnet))
+    chain.filters.append(tcp_proxy(stat, route.clusters, reporting))
+    return chain
+
+
+def prefix_range(network: str) -> address_pb2.CidrRange:
+    """A network, or a single address."""
+    parsed = ip_network(network, strict=False)
+    return address_pb2.CidrRange(
+        address_prefix=str(parsed.network_address), prefix_len=uint32(parsed.prefixlen)
+    )
+
+
+def _service_chains(
+    reader: Reader,
+    view: View,
+    host: str,
+    port: int,
+    protocol: str,
+    reporting: Reporting,
+    report: Report,
+) -> tuple[list[lc_pb2.FilterChain], lc_pb2.FilterChain]:
+    """Chains of a service's connections: by SNI and subnet where a virtual service says so, and one
+    for the rest."""
+    cluster = str(ClusterName(port, "", host))
+    rest = L4Route((), (), ((cluster, 1),))
+    chosen: list[L4Route] = []
+    if protocol in TLS:
+        chosen += _l4(reader, view, host, port, "tls", report)
+    for route in _l4(reader, view, host, port, "tcp", report):
+        if route.subnets:
+            chosen.append(route)
+        else:
+            rest = route
+    chains = [_tcp_chain(cluster, route, reporting) for route in chosen]
+    return _distinct(chains), _tcp_chain(cluster, rest, reporting)
+
+
+def _distinct(chains: list[lc_pb2.FilterChain]) -> list[lc_pb2.FilterChain]:
+    """Envoy refuses two chains with the same match: the first stays."""
+    seen: dict[bytes, lc_pb2.FilterChain] = {}
+    for chain in chains:
+        seen.setdefault(chain.filter_chain_match.SerializeToString(deterministic=True), chain)
+    return list(seen.values())
+
+
+def _bound_listener(
+    reader: Reader, view: View, name: str, bound: Bound, reporting: Reporting, report: Report
+) -> listener_pb2.Listener:
+    out = _listener(name, bound.addresses, bound.port, False)
+    host, port, protocol = bound.host, bound.port, bound.protocol
+    chains, rest = _service_chains(reader, view, host, port, protocol, reporting, report)
+    if is_sniffed(protocol):
+        stat = f"outbound_{name};"
+        route = sniffed_route_name(host, port)
+        out.filter_chains.append(_http_chain(reader, view, stat, route, reporting))
+    out.filter_chains.extend(chains)
+    out.default_filter_chain.CopyFrom(rest)
+    if is_sniffed(protocol) or protocol in TLS:
+        _inspect(out, http=is_sniffed(protocol))
+    return out
+
+
+def _shared_listener(
+    reader: Reader,
+    view: View,
+    port: int,
+    shared: SharedPort,
+    reporting: Reporting,
+    report: Report,
+) -> listener_pb2.Listener:
+    name = listener_name(ANY_V4, port)
+    out = _listener(name, any_address(view.ipv6), port, False)
+    if shared.http:
+        out.filter_chains.append(
+            _http_chain(reader, view, f"outbound_{name};", str(port), reporting)
+        )
+    chains: list[lc_pb2.FilterChain] = []
+    for host in shared.by_name:
+        routes = _l4(reader, view, host, port, "tls", report)
+        cluster = str(ClusterName(port, "", host))
+        chains += [_tcp_chain(cluster, r, reporting) for r in routes]
+        if host != "*":
+            own = L4Route((host,), (), ((cluster, 1),))
+            chains.append(_tcp_chain(cluster, own, reporting))
+    for host, networks in shared.by_network:
+        cluster = str(ClusterName(port, "", host))
+        _, rest = _service_chains(reader, view, host, port, "", reporting, report)
+        chain = _tcp_chain(cluster, L4Route((), networks, ((cluster, 1),)), reporting)
+        del chain.filters[:]
+        chain.filters.extend(rest.filters)
+        chains.append(chain)
+    out.filter_chains.extend(_distinct(chains))
+    if shared.rest:
+        _, rest = _service_chains(reader, view, shared.rest, port, "", reporting, report)
+        out.default_filter_chain.CopyFrom(rest)
+    else:
+        unknown = unknown_cluster(reader)
+        out.default_filter_chain.name = "PassthroughFilterChain"
+        out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
+    if shared.http or shared.by_name:
+        _inspect(out, http=shared.http)
+    return out
+
+
+# --------------------------------------------------------------------------- HTTP proxy
+
+
+def http_proxy_listener(reader: Reader, view: View, bind: str, port: int, service: str) -> Part:
+    """Node: the HTTP proxy that an application uses when its traffic is not captured."""
+    settings = reader.node(mesh)
+    reporting = reporting_of(reader, LOG_OUTBOUND, service, view.namespace)
+    cache = None
+    if not settings.registry_only:
+        cache = dns_cache(ClusterStyle(False, False, view.ipv6))
+    name = listener_name(bind, port)
+    manager = connection_manager(
+        stat_prefix=f"outbound_{name};",
+        route_name=HTTP_PROXY_ROUTE,
+        filters=client_filters(cache),
+        settings=settings,
+        reporting=reporting,
+    )
+    manager.upgrade_configs.add(upgrade_type="CONNECT")
+    out = _listener(name, (bind,), port, True)
+    out.filter_chains.add().filters.append(manager_filter(manager))
+    return Part((encode(reader, LDS, name, out),))

@@ -1,0 +1,265 @@
+"""Everything one proxy gets: `compile_proxy`.
+
+A proxy's snapshot is put together from parts that proxies of its class share: the outbound view (what
+its namespace sees), the inbound view (what its workload serves), and, for routers, its Gateways.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from meshbus.compile.clusters import ClusterStyle, fixed_clusters, service_clusters
+from meshbus.compile.endpoints import canonical_service, service_assignments
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Finding, Part
+from meshbus.compile.gateways import SecretNeed, router_resources
+from meshbus.compile.inbound import (
+    bound_listeners,
+    inbound_clusters,
+    inbound_routes,
+    inbound_view,
+    virtual_inbound,
+)
+from meshbus.compile.outbound import capture_plan, captured_listeners, http_proxy_listener
+from meshbus.compile.proxy_keys import (
+    CAPTURE_PROXY,
+    ROUTER,
+    ProxyKeys,
+    proxy_of_instance,
+    proxy_of_json,
+)
+from meshbus.compile.resources import CDS, EDS, LDS, RDS, Resource
+from meshbus.compile.scope import (
+    find_rules,
+    selecting_rules,
+    visible_services,
+)
+from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
+from meshbus.compile.virtual_hosts import (
+    View,
+    http_proxy_routes,
+    port_routes,
+    sniffed_routes,
+    source_selectors,
+)
+from meshbus.model.keys import Key
+
+Resources = Mapping[str, Resource]
+
+MESH_SECRETS = (
+    SecretNeed(OWN_CERTIFICATE, None, "certificate"),
+    SecretNeed(TRUSTED_ROOTS, None, "ca"),
+)
+"""What every proxy may ask for: its own identity and what it trusts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All resources of one proxy. Mappings of proxies of one class may be the same objects."""
+
+    resources: Mapping[str, Resources]
+    """By type URL (CDS, EDS, LDS, RDS, each always there) and name."""
+    secrets: tuple[SecretNeed, ...] = MESH_SECRETS
+    findings: tuple[Finding, ...] = field(default=())
+    """What has no effect, of everything that this proxy sees."""
+
+
+def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
+    """The view of a proxy: selectors count only as far as something visible has them."""
+    held = set(proxy.labels)
+    sources = frozenset(
+        selector
+        for selector in reader.node(source_selectors, proxy.namespace)
+        if held.issuperset(selector)
+    )
+    rules = reader.node(selecting_rules, proxy.namespace, proxy.labels)
+    return View(proxy.namespace, sources, rules, proxy.captured, proxy.dual_stack)
+
+
+# --------------------------------------------------------------------------- shared parts
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Resources of several parts by name, with their findings."""
+
+    resources: dict[str, Resource]
+    findings: tuple[Finding, ...]
+
+
+def _merge(parts: Iterable[Part | Merged]) -> Merged:
+    resources: dict[str, Resource] = {}
+    findings: dict[Finding, None] = {}
+    for part in parts:
+        if isinstance(part, Merged):
+            for name, resource in part.resources.items():
+                resources.setdefault(name, resource)
+        else:
+            for resource in part.resources:
+                resources.setdefault(resource.name, resource)
+        findings.update(dict.fromkeys(part.findings))
+    return Merged(resources, tuple(findings))
+
+
+def visible_owners(reader: Reader, viewer: str) -> dict[str, tuple[tuple[str, Key], ...]]:
+    """Node: (host, key) of visible services by their namespace."""
+    out: dict[str, list[tuple[str, Key]]] = {}
+    for host, ref in reader.node(visible_services, viewer).items():
+        out.setdefault(ref.row.namespace, []).append((host, ref.key))
+    return {owner: tuple(pairs) for owner, pairs in sorted(out.items())}
+
+
+def owned_services(reader: Reader, viewer: str, owner: str) -> tuple[tuple[str, Key], ...]:
+    """Node: one namespace of `visible_owners`."""
+    return reader.node(visible_owners, viewer).get(owner, ())
+
+
+def rules_for(
+    reader: Reader, viewer: str, owner: str, host: str, selected: frozenset[Key]
+) -> tuple[Key, ...]:
+    """Node: `find_rules`."""
+    return find_rules(reader, viewer, owner, host, selected)
+
+
+def owner_clusters(reader: Reader, view: View, owner: str, style: ClusterStyle) -> Merged:
+    """Node: clusters of one namespace's services as a view sees them."""
+    return _merge(
+        reader.node(
+            service_clusters,
+            key,
+            reader.node(rules_for, view.namespace, owner, host, view.rules),
+            style,
+        )
+        for host, key in reader.node(owned_services, view.namespace, owner)
+    )
+
+
+def owner_assignments(reader: Reader, view: View, owner: str, style: ClusterStyle) -> Merged:
+    """Node: endpoints of one namespace's services, for those clusters that take them by EDS."""
+    parts = []
+    for host, key in reader.node(owned_services, view.namespace, owner):
+        rules = reader.node(rules_for, view.namespace, owner, host, view.rules)
+        if reader.node(takes_endpoints, key, style):
+            parts.append(reader.node(service_assignments, key, rules))
+    return _merge(parts)
+
+
+def takes_endpoints(reader: Reader, service: Key, style: ClusterStyle) -> bool:
+    """Node: clusters of a service get their endpoints by EDS."""
+    row = reader.get(service)
+    if row is None or row.external_name or row.resolution != "STATIC":
+        return False
+    return not (row.headless and style.captured)
+
+
+def outbound_clusters(reader: Reader, view: View, style: ClusterStyle) -> Merged:
+    """Node: clusters of everything that a view sees."""
+    owners = reader.node(visible_owners, view.namespace)
+    return _merge(
+        [
+            reader.node(fixed_clusters, style),
+            *(reader.node(owner_clusters, view, owner, style) for owner in owners),
+        ]
+    )
+
+
+def outbound_assignments(reader: Reader, view: View, style: ClusterStyle) -> Merged:
+    """Node: endpoints of everything that a view sees."""
+    owners = reader.node(visible_owners, view.namespace)
+    return _merge(reader.node(owner_assignments, view, owner, style) for owner in owners)
+
+
+def captured_routes(reader: Reader, view: View) -> Merged:
+    """Node: route configurations that the listeners for captured traffic ask for."""
+    plan = reader.node(capture_plan, view)
+    return _merge(
+        reader.node(sniffed_routes, view, host, port)
+        if host
+        else reader.node(port_routes, view, port)
+        for _, host, port in plan.route_names()
+    )
+
+
+# --------------------------------------------------------------------------- proxies
+
+
+def compile_proxy(reader: Reader, proxy: ProxyKeys) -> Snapshot:
+    """Node: everything that a proxy gets.
+
+    `engine.get(compile_proxy, proxy)`; two proxies of one class get the same Resource objects. What
+    cannot be compiled is in `findings`; a fault in one object does not take down another.
+    """
+    view = outbound_view(reader, proxy)
+    style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack)
+    clusters = [reader.node(outbound_clusters, view, style)]
+    endpoints = reader.node(outbound_assignments, view, style)
+    if proxy.type == ROUTER:
+        return _router(reader, proxy, view, clusters, endpoints)
+    name, _ = canonical_service(proxy.label_map, proxy.workload)
+    inbound = inbound_view(reader, proxy)
+    app_address = proxy.app_address if not proxy.captured else ""
+    own = _merge([reader.node(inbound_clusters, inbound, app_address)])
+    listeners: list[Part | Merged] = []
+    routes: list[Part | Merged] = [reader.node(inbound_routes, inbound)]
+    if proxy.captured:
+        listeners.append(reader.node(captured_listeners, view, name))
+        listeners.append(reader.node(virtual_inbound, inbound))
+        routes.append(reader.node(captured_routes, view))
+    else:
+        listeners.append(reader.node(bound_listeners, inbound, proxy.ips))
+        if proxy.http_proxy_port:
+            bind = proxy.http_proxy_address or "127.0.0.1"
+            listeners.append(
+                reader.node(http_proxy_listener, view, bind, proxy.http_proxy_port, name)
+            )
+            routes.append(reader.node(http_proxy_routes, view))
+    return _snapshot(_merge([*clusters, own]), endpoints, _merge(listeners), _merge(routes))
+
+
+def _router(
+    reader: Reader, proxy: ProxyKeys, view: View, clusters: list[Merged], endpoints: Merged
+) -> Snapshot:
+    binds = proxy.ips if proxy.capture == CAPTURE_PROXY else ()
+    part = reader.node(router_resources, proxy.as_class(), view, binds)
+    listeners = Part(tuple(r for r in part.resources if r.type_url == LDS), part.findings)
+    routes = Part(tuple(r for r in part.resources if r.type_url == RDS))
+    return _snapshot(
+        _merge(clusters),
+        endpoints,
+        _merge([listeners]),
+        _merge([routes]),
+        tuple(sorted(part.secrets)),
+    )
+
+
+def _snapshot(
+    clusters: Merged,
+    endpoints: Merged,
+    listeners: Merged,
+    routes: Merged,
+    secrets: tuple[SecretNeed, ...] = (),
+) -> Snapshot:
+    findings: dict[Finding, None] = {}
+    for part in (clusters, endpoints, listeners, routes):
+        findings.update(dict.fromkeys(part.findings))
+    return Snapshot(
+        {
+            CDS: clusters.resources,
+            EDS: endpoints.resources,
+            LDS: listeners.resources,
+            RDS: routes.resources,
+        },
+        (*MESH_SECRETS, *secrets),
+        tuple(sorted(findings)),
+    )
+
+
+__all__ = [
+    "MESH_SECRETS",
+    "Finding",
+    "ProxyKeys",
+    "SecretNeed",
+    "Snapshot",
+    "compile_proxy",
+    "proxy_of_instance",
+    "proxy_of_json",
+]
