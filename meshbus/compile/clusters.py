@@ -1,6 +1,7 @@
 """Clusters: one for each port of a service, and for each subset of each port."""
 
 from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -159,9 +160,8 @@ def _cluster(
 
 
 def _has_common(options: http_protocol_options_pb2.HttpProtocolOptions) -> bool:
-    return options.HasField("common_http_protocol_options") or options.HasField(
-        "upstream_http_protocol_options"
-    )
+    fields = ("common_http_protocol_options", "upstream_http_protocol_options")
+    return any(options.HasField(field) for field in fields)
 
 
 def _discovery(
@@ -176,7 +176,7 @@ def _discovery(
         _dns(cluster, [(row.external_name, port.number, None)], style, logical=True)
         return True
     if row.resolution.startswith("DNS"):
-        targets = [
+        targets: list[tuple[str, int, Endpoint | None]] = [
             (e.addresses[0], e.ports.get(port.name, port.target_port or port.number), e)
             for e in row.dns_endpoints
             if e.addresses and (subset is None or subset.labels.items() <= e.labels.items())
@@ -340,7 +340,13 @@ def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
     else:
         passthrough.cluster_type.name = "envoy.clusters.dynamic_forward_proxy"
         passthrough.cluster_type.typed_config.CopyFrom(
-            any_of(dfp_pb2.ClusterConfig(dns_cache_config=dns_cache(style)))
+            any_of(
+                dfp_pb2.ClusterConfig(
+                    dns_cache_config=dns_cache(style),
+                    # Plaintext only: there is no TLS whose names could be checked.
+                    allow_insecure_cluster_options=True,
+                )
+            )
         )
     apply_options(passthrough, options)
     if not style.router:
@@ -349,9 +355,11 @@ def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
         cluster.connect_timeout.CopyFrom(seconds(10))
     if style.captured:
         out.append(_inbound_passthrough(settings, style))
-    for entry in reader.entries(Query("mesh.addresses", "all", None)):
-        if entry.row.service in CONTROL_SERVICES:
-            out.append(_control(entry.row.service, entry.row.host, entry.row.port, settings))
+    out += [
+        _control(entry.row.service, entry.row.host, entry.row.port, settings)
+        for entry in reader.entries(Query("mesh.addresses", "all", None))
+        if entry.row.service in CONTROL_SERVICES
+    ]
     return Part(tuple(encode(reader, CDS, c.name, c) for c in out))
 
 
@@ -368,11 +376,13 @@ def dns_cache(style: ClusterStyle) -> dns_cache_pb2.DnsCacheConfig:
 def _control(service: str, host: str, port: int, settings: MeshSettings) -> cluster_pb2.Cluster:
     cluster = cluster_pb2.Cluster(
         name=control_cluster(service),
-        type=cluster_pb2.Cluster.STRICT_DNS,
+        type=cluster_pb2.Cluster.STATIC,
         connect_timeout=seconds(5),
-        dns_lookup_family=cluster_pb2.Cluster.V4_PREFERRED,
     )
-    dns_refresh(cluster)
+    if not _is_address(host):
+        cluster.type = cluster_pb2.Cluster.STRICT_DNS
+        cluster.dns_lookup_family = cluster_pb2.Cluster.V4_PREFERRED
+        dns_refresh(cluster)
     cluster.load_assignment.cluster_name = cluster.name
     lb = cluster.load_assignment.endpoints.add().lb_endpoints.add()
     lb.endpoint.address.CopyFrom(address(host, port))
@@ -387,6 +397,14 @@ def _control(service: str, host: str, port: int, settings: MeshSettings) -> clus
         )
     )
     return cluster
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _inbound_passthrough(settings: MeshSettings, style: ClusterStyle) -> cluster_pb2.Cluster:

@@ -38,7 +38,7 @@ HTTP_FILTERS = (
 |---|---|---|
 | fault | client side | a delay or abort stands for the network and the server: before all else |
 | cors | client side | preflights are answered without asking anybody |
-| quota | server side | asks the policy service; last before the call, so that only real calls count |
+| quota | server side | asks the policy service; last before the call: only real calls count |
 | dynamic_forward_proxy | HTTP proxy listener | resolves the host that nobody claims |
 | router | everywhere | ends the chain |
 """

@@ -21,7 +21,7 @@ work follows the change, not the size of the world.
 
 Rules for node functions:
 
-- pure and deterministic: no IO, no clock, no state of their own; the value depends on what was read;
+- pure and deterministic: no IO, no clock, no state of their own; only what was read counts;
 - arguments are hashable, values are compared with `==` and never mutated after they are returned;
 - the function is the identity of the node: use module functions, not lambdas made on the fly;
 - a node may run once more with arguments that no longer make sense (its service is gone, the node

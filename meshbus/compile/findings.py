@@ -8,7 +8,7 @@ from meshbus.compile.resources import Resource
 from meshbus.model.keys import Key
 
 
-class NotCompiled(Exception):
+class NotCompiledError(Exception):
     """A part of an object that cannot be compiled; becomes a Finding."""
 
     def __init__(self, path: str, message: str) -> None:
@@ -65,7 +65,7 @@ class Report:
         """
         try:
             yield
-        except NotCompiled as fault:
+        except NotCompiledError as fault:
             self.add(key, fault.path or path, fault.message)
         except Exception as error:  # noqa: BLE001 - the wall between objects, see above
             self.add(key, path, f"cannot be compiled: {type(error).__name__}: {error}")

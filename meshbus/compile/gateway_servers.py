@@ -94,9 +94,7 @@ class Server(NamedTuple):
         return list(out)
 
 
-def gateways_for(
-    reader: Reader, labels: tuple[tuple[str, str], ...]
-) -> tuple[Ref, ...]:
+def gateways_for(reader: Reader, labels: tuple[tuple[str, str], ...]) -> tuple[Ref, ...]:
     """Node: Gateways whose selector picks these labels, older first."""
     held = set(labels)
     found = [

@@ -18,7 +18,7 @@ from meshbus.compile.connections import (
 )
 from meshbus.compile.endpoints import canonical_service
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import Finding, NotCompiled, Report
+from meshbus.compile.findings import Finding, NotCompiledError, Report
 from meshbus.compile.gateway_servers import Server, router_servers
 from meshbus.compile.http_routes import RouteContext, bound_gateways, http_routes
 from meshbus.compile.l4_routes import L4Route, l4_routes
@@ -128,12 +128,12 @@ def _add_chains(
     for chain in chains:
         names = _names(chain)
         free = [n for n in names if n not in taken]
+        if len(free) < len(names):
+            message = "hosts are taken at this port" if not free else "some hosts are taken"
+            report.add(server.gateway, f"{server.path}.hosts", message)
         if not free:
-            if not (server.is_http and taken):
-                report.add(server.gateway, f"{server.path}.hosts", "the hosts are taken at this port")
             continue
         if len(free) < len(names):
-            report.add(server.gateway, f"{server.path}.hosts", "some hosts are taken at this port")
             del chain.filter_chain_match.server_names[:]
             chain.filter_chain_match.server_names.extend(n for n, _ in free)
         taken.update(free)
@@ -153,7 +153,7 @@ def _secrets(reader: Reader, proxy: ProxyKeys, server: Server) -> list[SecretNee
     """Secrets of a server.
 
     Raises:
-        NotCompiled: One is not there; without a certificate there is no listener.
+        NotCompiledError: One is not there; without a certificate there is no listener.
     """
     tls = server.tls or {}
     if server.mode not in {"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL"}:
@@ -165,7 +165,7 @@ def _secrets(reader: Reader, proxy: ProxyKeys, server: Server) -> list[SecretNee
     for name in names:
         key = Key(server.gateway.cluster, "cfg", "secrets", proxy.namespace, name)
         if reader.get(key) is None:
-            raise NotCompiled(
+            raise NotCompiledError(
                 f"{server.path}.tls.credentialName",
                 f"Secret {proxy.namespace}/{name} does not exist",
             )
@@ -201,7 +201,7 @@ def _server_chains(
         chain.transport_socket.CopyFrom(socket(context))
         return [chain]
     if server.mode == "AUTO_PASSTHROUGH":
-        raise NotCompiled(f"{server.path}.tls.mode", "AUTO_PASSTHROUGH has no effect yet")
+        raise NotCompiledError(f"{server.path}.tls.mode", "AUTO_PASSTHROUGH has no effect yet")
     if server.mode == "PASSTHROUGH":
         return _passthrough_chains(reader, view, server, reporting, report)
     return _tcp_chains(reader, view, server, reporting, report)
@@ -252,8 +252,8 @@ def _passthrough_chains(
         hosts = server.matching_hosts(vs)
         if not hosts:
             continue
-        for route in l4_routes(vs, "tls", _context(reader, view, server), report):
-            out.append(_tcp_chain(route, reporting))
+        routes = l4_routes(vs, "tls", _context(reader, view, server), report)
+        out += [_tcp_chain(route, reporting) for route in routes]
     return out
 
 

@@ -18,7 +18,7 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2
 from google.protobuf import duration_pb2
 
-from meshbus.compile.findings import NotCompiled, Report
+from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.names import MESH_GATEWAY, ClusterName, config_path, fqdn
 from meshbus.compile.route_match import described, is_catch_all, route_match
 from meshbus.compile.scope import Ref
@@ -166,7 +166,7 @@ def _route(
     )
     authority = _apply_headers(route, rule.get("headers"))
     if rule.get("delegate"):
-        raise NotCompiled(f"{path}.delegate", "delegation has no effect yet")
+        raise NotCompiledError(f"{path}.delegate", "delegation has no effect yet")
     if rule.get("redirect"):
         _redirect(route, rule["redirect"], context, path)
     elif rule.get("directResponse"):
@@ -205,7 +205,7 @@ def destination_cluster(
     """
     host = str(destination.get("host") or "")
     if not host:
-        raise NotCompiled(f"{path}.host", "a host is needed")
+        raise NotCompiledError(f"{path}.host", "a host is needed")
     full = fqdn(host, namespace)
     service = context.service(full)
     port = int((destination.get("port") or {}).get("number") or 0)
@@ -245,7 +245,7 @@ def _forward(
     _mirrors(action, rule, namespace, context, path)
     targets = rule.get("route") or []
     if not targets:
-        raise NotCompiled(path, "one of route, redirect and directResponse is needed")
+        raise NotCompiledError(path, "one of route, redirect and directResponse is needed")
     hashed = False
     if len(targets) == 1:
         where = f"{path}.route[0].destination"
@@ -273,7 +273,7 @@ def _forward(
                 entry.host_rewrite_literal = own
             _hash(action, cluster, context)
         if not action.weighted_clusters.clusters:
-            raise NotCompiled(f"{path}.route", "all weights are 0")
+            raise NotCompiledError(f"{path}.route", "all weights are 0")
     retry = retry_policy(
         rule["retries"] if rule.get("retries") is not None else context.settings.retry_policy,
         hashed,
@@ -443,7 +443,7 @@ def _redirect(route: rc_pb2.Route, spec: dict[str, Any], context: RouteContext, 
     action = route.redirect
     code = int(spec.get("redirectCode") or 0)
     if code not in _REDIRECT_CODES:
-        raise NotCompiled(f"{path}.redirect.redirectCode", f"unknown redirect code {code}")
+        raise NotCompiledError(f"{path}.redirect.redirectCode", f"unknown redirect code {code}")
     action.response_code = _REDIRECT_CODES[code]
     if spec.get("authority"):
         action.host_redirect = str(spec["authority"])
@@ -462,7 +462,7 @@ def _redirect(route: rc_pb2.Route, spec: dict[str, Any], context: RouteContext, 
 def _direct_response(route: rc_pb2.Route, spec: dict[str, Any], path: str) -> None:
     status = int(spec.get("status") or 0)
     if not 200 <= status <= 599:
-        raise NotCompiled(f"{path}.directResponse.status", f"not a status: {status}")
+        raise NotCompiledError(f"{path}.directResponse.status", f"not a status: {status}")
     route.direct_response.status = status
     body = spec.get("body") or {}
     if "string" in body:
@@ -477,7 +477,7 @@ def fault(spec: dict[str, Any], path: str) -> fault_pb2.HTTPFault:
     delay = spec.get("delay")
     if delay:
         if "fixedDelay" not in delay:
-            raise NotCompiled(f"{path}.delay", "only fixedDelay is supported")
+            raise NotCompiledError(f"{path}.delay", "only fixedDelay is supported")
         out.delay.CopyFrom(
             common_fault_pb2.FaultDelay(
                 fixed_delay=duration(delay["fixedDelay"], f"{path}.delay.fixedDelay"),
@@ -492,10 +492,10 @@ def fault(spec: dict[str, Any], path: str) -> fault_pb2.HTTPFault:
         elif abort.get("grpcStatus"):
             name = str(abort["grpcStatus"]).upper()
             if name not in _GRPC_STATUS:
-                raise NotCompiled(f"{path}.abort.grpcStatus", f"unknown gRPC status {name}")
+                raise NotCompiledError(f"{path}.abort.grpcStatus", f"unknown gRPC status {name}")
             out.abort.grpc_status = _GRPC_STATUS.index(name)
         else:
-            raise NotCompiled(f"{path}.abort", "httpStatus or grpcStatus is needed")
+            raise NotCompiledError(f"{path}.abort", "httpStatus or grpcStatus is needed")
     return out
 
 

@@ -159,8 +159,8 @@ def _chains(
 ) -> list[lc_pb2.FilterChain]:
     """Filter chains of one port.
 
-    Mutual TLS and plaintext as the port's mode allows; HTTP apart from TCP where the protocol is not
-    declared: by ALPN of the mesh inside TLS, by looking at it in plaintext.
+    Mutual TLS and plaintext as the port's mode allows; HTTP apart from TCP where the protocol is
+    not declared: by ALPN of the mesh inside TLS, by looking at it in plaintext.
     Source: Istio, getMTLSInfo and the inbound filter chain options of 1.31.
     """
     settings = reader.node(mesh)

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import NotCompiled, Report
+from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.http_routes import (
     RouteContext,
     bound_gateways,
@@ -23,7 +23,7 @@ class L4Route(NamedTuple):
 
 
 def mesh_l4_services(reader: Reader, viewer: str) -> dict[str, tuple[Ref, ...]]:
-    """Node: virtual services with `tls` or `tcp` for sidecars of a namespace by host, older first."""
+    """Node: those with `tls` or `tcp` for sidecars of a namespace by host, older first."""
     found: dict[str, list[Ref]] = {}
     for ref in reader.node(visible_virtual_services, viewer):
         spec = ref.row.spec
@@ -54,7 +54,7 @@ def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> l
                     weighted_targets(rule.get("route") or [], vs, context, path),
                 )
                 if section == "tls" and not route.server_names:
-                    raise NotCompiled(f"{path}.match", "sniHosts is needed")
+                    raise NotCompiledError(f"{path}.match", "sniHosts is needed")
                 out.append(route)
                 if section == "tcp" and not route.subnets:
                     return out
@@ -67,7 +67,7 @@ def weighted_targets(
     """Clusters with weights; a single destination has weight 1.
 
     Raises:
-        NotCompiled: There is no destination, or all weights are 0.
+        NotCompiledError: There is no destination, or all weights are 0.
     """
     out = []
     for index, target in enumerate(routes):
@@ -81,5 +81,5 @@ def weighted_targets(
             )
             out.append((str(cluster), weight))
     if not out:
-        raise NotCompiled(f"{path}.route", "a destination with a weight is needed")
+        raise NotCompiledError(f"{path}.route", "a destination with a weight is needed")
     return tuple(out)

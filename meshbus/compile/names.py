@@ -77,7 +77,7 @@ def is_wildcard(host: str) -> bool:
 
 
 def covers(pattern: str, host: str) -> bool:
-    """Every name that `host` stands for is one of `pattern`: `*.com` covers `a.com` and `*.a.com`."""
+    """Every name of `host` is one of `pattern`: `*.com` covers `a.com` and `*.a.com`."""
     if pattern == host:
         return True
     if not is_wildcard(pattern):
@@ -113,8 +113,8 @@ def most_specific(patterns: Iterable[str], host: str) -> str | None:
 def service_domains(host: str, namespace: str) -> tuple[str, ...]:
     """The names a proxy in `namespace` may call a service by, without port.
 
-    `reviews.default.svc.cluster.local` is `reviews`, `reviews.default.svc`, `reviews.default` for its
-    neighbours, the last two for others; other hosts have one name.
+    `reviews.default.svc.cluster.local` is `reviews`, `reviews.default.svc`, `reviews.default` for
+    its neighbours, the last two for others; other hosts have one name.
     Source: Istio, GenerateAltVirtualHosts.
     """
     suffix = f".svc.{CLUSTER_DOMAIN}"

@@ -99,9 +99,9 @@ class Plan(NamedTuple):
 def capture_plan(reader: Reader, view: View) -> Plan:
     """Node: what the services that a view sees need.
 
-    HTTP shares a listener per port; what is not declared HTTP needs an address to be told apart, its
-    virtual ones or, without, those of its endpoints; external hosts without address share a port, by
-    SNI where they have TLS.
+    HTTP shares a listener per port; what is not declared HTTP needs an address to be told apart,
+    its virtual ones or, without, those of its endpoints; external hosts without address share a
+    port, by SNI where they have TLS.
     """
     bound: list[Bound] = []
     http: set[int] = set()

@@ -71,8 +71,8 @@ def _mode(settings: object) -> str:
 
 
 def mutual_tls(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
-    """Node: modes for workloads of these labels. The workload's policy wins over the namespace's, that
-    over the mesh's (root namespace); at each level the oldest counts. PERMISSIVE without any.
+    """Node: modes for workloads of these labels. The workload's policy wins over the namespace's,
+    that over the mesh's (root namespace); at each level the oldest counts. PERMISSIVE without any.
 
     Source: Istio, PeerAuthentication reference; ComposePeerAuthentication.
     """

@@ -1,7 +1,8 @@
 """Everything one proxy gets: `compile_proxy`.
 
-A proxy's snapshot is put together from parts that proxies of its class share: the outbound view (what
-its namespace sees), the inbound view (what its workload serves), and, for routers, its Gateways.
+A proxy's snapshot is put together from parts that proxies of its class share: the outbound view
+(what its namespace sees), the inbound view (what its workload serves), and, for
+routers, its Gateways.
 """
 
 from collections.abc import Iterable, Mapping

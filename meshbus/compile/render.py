@@ -1,6 +1,7 @@
 """Snapshots as JSON: proto JSON in camelCase, every `Any` expanded, secrets by name only.
 
-The shape is DESIGN §8.1: `{"listeners", "routes", "clusters", "endpoints", "extensions", "secrets"}`.
+The shape is DESIGN §8.1:
+`{"listeners", "routes", "clusters", "endpoints", "extensions", "secrets"}`.
 """
 
 from importlib import import_module
@@ -40,7 +41,8 @@ def message_of(resource: Resource) -> Any:
 
 def render_resource(resource: Resource) -> dict[str, Any]:
     """One resource as proto JSON; inline keys are redacted."""
-    return _redacted(json_format.MessageToDict(message_of(resource)))
+    document: dict[str, Any] = _redacted(json_format.MessageToDict(message_of(resource)))
+    return document
 
 
 def render_snapshot(snapshot: Snapshot) -> dict[str, Any]:

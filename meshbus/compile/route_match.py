@@ -4,7 +4,7 @@ from typing import Any
 
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
 
-from meshbus.compile.findings import NotCompiled
+from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.values import boolean, is_presence, regex, string_matcher
 
 _ANY_PATH = rc_pb2.RouteMatch(prefix="/")
@@ -15,7 +15,7 @@ def route_match(match: dict[str, Any] | None, path: str) -> rc_pb2.RouteMatch:
     """Envoy's match of one HTTPMatchRequest; None matches everything.
 
     Raises:
-        NotCompiled: A matcher without a value, or one that is not compiled.
+        NotCompiledError: A matcher without a value, or one that is not compiled.
     Source: Istio, HTTPMatchRequest reference and TranslateRouteMatch.
     """
     out = rc_pb2.RouteMatch()
@@ -26,7 +26,9 @@ def route_match(match: dict[str, Any] | None, path: str) -> rc_pb2.RouteMatch:
     without = match.get("withoutHeaders") or {}
     for name in sorted({*headers, *without}):
         if name.startswith(_UNSUPPORTED_HEADER):
-            raise NotCompiled(f"{path}.headers[{name}]", "routing by JWT claims has no effect yet")
+            raise NotCompiledError(
+                f"{path}.headers[{name}]", "routing by JWT claims has no effect yet"
+            )
         if name in headers:
             out.headers.append(header_matcher(name, headers[name], f"{path}.headers[{name}]"))
         if name in without:
@@ -44,7 +46,7 @@ def route_match(match: dict[str, Any] | None, path: str) -> rc_pb2.RouteMatch:
         elif "regex" in uri:
             out.safe_regex.CopyFrom(regex(str(uri["regex"])))
         else:
-            raise NotCompiled(f"{path}.uri", "one of exact, prefix and regex is needed")
+            raise NotCompiledError(f"{path}.uri", "one of exact, prefix and regex is needed")
     out.case_sensitive.CopyFrom(boolean(not match.get("ignoreUriCase", False)))
     for field, header in (
         ("method", ":method"),
@@ -83,7 +85,7 @@ def described(match: rc_pb2.RouteMatch) -> str:
     """The path of a match as it stands in span names."""
     specifier = match.WhichOneof("path_specifier")
     if specifier == "path":
-        return match.path
+        return str(match.path)
     if specifier == "safe_regex":
-        return match.safe_regex.regex
+        return str(match.safe_regex.regex)
     return f"{match.prefix}*"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import NotCompiled
+from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.values import nanos_of
 from meshbus.model.world import Query
 
@@ -83,5 +83,5 @@ def _nanos(value: Any, default: int) -> int:
         return default
     try:
         return nanos_of(value)
-    except NotCompiled:
+    except NotCompiledError:
         return default

@@ -1,7 +1,7 @@
 """What proxies tell the telemetry service: access logs and spans, by gRPC.
 
-The reporter is the log name; the instance is the node id, which Envoy sends once per stream, so that
-listeners of all replicas are equal.
+The reporter is the log name; the instance is the node id, which Envoy sends once per stream, so
+that listeners of all replicas are equal.
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
 from envoy.type.matcher.v3 import string_pb2
 
-from meshbus.compile.findings import NotCompiled
+from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.names import HTTP2, is_http
 from meshbus.compile.values import ads, any_of, boolean, data_source
 
@@ -52,7 +52,7 @@ def _names(names: Iterable[str]) -> list[string_pb2.StringMatcher]:
 
 def _uri_sans(names: Iterable[str], kind: int) -> list[common_pb2.SubjectAltNameMatcher]:
     return [
-        common_pb2.SubjectAltNameMatcher(san_type=kind, matcher=matcher)  # type: ignore[arg-type]
+        common_pb2.SubjectAltNameMatcher(san_type=kind, matcher=matcher)
         for matcher in _names(names)
     ]
 
@@ -113,8 +113,8 @@ def mesh_alpn(protocol: str, http2: bool) -> tuple[str, ...]:
     """What a proxy offers for traffic of a protocol, so that Istio's and our servers choose the
     right filter chain.
 
-    Upstream Envoy has no `istio.alpn` filter, so the name is fixed per cluster: what is not declared
-    to be HTTP goes as TCP.
+    Upstream Envoy has no `istio.alpn` filter, so the name is fixed per cluster: what is not
+    declared to be HTTP goes as TCP.
     """
     if http2:
         return ALPN_HTTP2
@@ -143,7 +143,7 @@ def originated(tls: dict[str, Any], protocol: str, http2: bool) -> tls_pb2.Upstr
     """TLS that a destination rule asks for: SIMPLE or MUTUAL, from files or `credentialName`.
 
     Raises:
-        NotCompiled: MUTUAL without a certificate.
+        NotCompiledError: MUTUAL without a certificate.
     """
     mode = tls.get("mode")
     context = tls_pb2.UpstreamTlsContext(sni=str(tls.get("sni") or ""))
@@ -160,7 +160,9 @@ def originated(tls: dict[str, Any], protocol: str, http2: bool) -> tls_pb2.Upstr
                 )
             )
         else:
-            raise NotCompiled("trafficPolicy.tls", "MUTUAL needs a client certificate and a key")
+            raise NotCompiledError(
+                "trafficPolicy.tls", "MUTUAL needs a client certificate and a key"
+            )
     sans = [matcher for name in tls.get("subjectAltNames") or () for matcher in _any_san(str(name))]
     if credential and not tls.get("insecureSkipVerify"):
         common.combined_validation_context.CopyFrom(
@@ -195,7 +197,7 @@ def gateway_server(tls: dict[str, Any], http: bool, path: str) -> tls_pb2.Downst
     """Server side of a gateway: SIMPLE, MUTUAL, OPTIONAL_MUTUAL or ISTIO_MUTUAL.
 
     Raises:
-        NotCompiled: No certificate is named, or the mode is unknown.
+        NotCompiledError: No certificate is named, or the mode is unknown.
     """
     mode = str(tls.get("mode") or "PASSTHROUGH")
     if mode == "ISTIO_MUTUAL":
@@ -204,7 +206,7 @@ def gateway_server(tls: dict[str, Any], http: bool, path: str) -> tls_pb2.Downst
         result: tls_pb2.DownstreamTlsContext = context
         return result
     if mode not in {"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL"}:
-        raise NotCompiled(f"{path}.mode", f"mode {mode} does not end TLS here")
+        raise NotCompiledError(f"{path}.mode", f"mode {mode} does not end TLS here")
     context = tls_pb2.DownstreamTlsContext(
         require_client_certificate=boolean(mode == "MUTUAL"),
     )
@@ -223,7 +225,9 @@ def gateway_server(tls: dict[str, Any], http: bool, path: str) -> tls_pb2.Downst
             )
         )
     else:
-        raise NotCompiled(path, "credentialName, or serverCertificate and privateKey are needed")
+        raise NotCompiledError(
+            path, "credentialName, or serverCertificate and privateKey are needed"
+        )
     if mode in {"MUTUAL", "OPTIONAL_MUTUAL"}:
         _client_validation(common, tls, names)
     _limits(common, tls, path)
@@ -254,7 +258,7 @@ def _limits(common: tls_pb2.CommonTlsContext, tls: dict[str, Any], path: str) ->
     least = str(tls.get("minProtocolVersion") or "")
     most = str(tls.get("maxProtocolVersion") or "")
     if least not in _VERSIONS or most not in _VERSIONS:
-        raise NotCompiled(path, f"unknown TLS version {least or most}")
+        raise NotCompiledError(path, f"unknown TLS version {least or most}")
     common.tls_params.tls_minimum_protocol_version = (
         _VERSIONS[least] or common_pb2.TlsParameters.TLSv1_2
     )

@@ -8,7 +8,7 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import percent_pb2
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import NotCompiled
+from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.names import HTTP2, is_http
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.values import any_of, duration, duration_of_nanos, seconds, uint32
@@ -268,7 +268,7 @@ def apply_load_balancer(cluster: cluster_pb2.Cluster, policy: dict[str, Any]) ->
     """How one of the endpoints is chosen; LEAST_REQUEST by default.
 
     Raises:
-        NotCompiled: An unknown policy, or one that is not compiled.
+        NotCompiledError: An unknown policy, or one that is not compiled.
     """
     spec = policy.get("loadBalancer") or {}
     hashed = hash_policy_of(policy)
@@ -280,7 +280,7 @@ def apply_load_balancer(cluster: cluster_pb2.Cluster, policy: dict[str, Any]) ->
         return
     simple = str(spec.get("simple") or "")
     if simple not in _SIMPLE:
-        raise NotCompiled("trafficPolicy.loadBalancer.simple", f"unknown policy {simple}")
+        raise NotCompiledError("trafficPolicy.loadBalancer.simple", f"unknown policy {simple}")
     cluster.lb_policy = _SIMPLE[simple]
     if simple == "PASSTHROUGH":
         cluster.type = cluster_pb2.Cluster.ORIGINAL_DST

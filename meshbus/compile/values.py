@@ -8,7 +8,7 @@ from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from envoy.type.v3 import percent_pb2
 from google.protobuf import any_pb2, duration_pb2, wrappers_pb2
 
-from meshbus.compile.findings import NotCompiled
+from meshbus.compile.findings import NotCompiledError
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
 _NANOS = {
@@ -26,7 +26,7 @@ def nanos_of(text: str, path: str = "") -> int:
     """Nanoseconds of a Go duration (`1h30m`, `1.5s`) or of `0`.
 
     Raises:
-        NotCompiled: Not a duration.
+        NotCompiledError: Not a duration.
     """
     if text == "0":
         return 0
@@ -42,7 +42,7 @@ def nanos_of(text: str, path: str = "") -> int:
             total += int(part) * unit // 10 ** len(part)
         position = found.end()
     if not text or position != len(text):
-        raise NotCompiled(path, f"not a duration: {text!r}")
+        raise NotCompiledError(path, f"not a duration: {text!r}")
     return total
 
 
@@ -55,7 +55,7 @@ def duration(text: str, path: str = "") -> duration_pb2.Duration:
     """A protobuf duration of a Go duration.
 
     Raises:
-        NotCompiled: Not a duration.
+        NotCompiledError: Not a duration.
     """
     return duration_of_nanos(nanos_of(str(text), path))
 
@@ -109,7 +109,7 @@ def string_matcher(match: dict[str, Any], path: str = "") -> string_pb2.StringMa
     """Istio's StringMatch {exact | prefix | regex}.
 
     Raises:
-        NotCompiled: None of the three is set.
+        NotCompiledError: None of the three is set.
     """
     if "exact" in match:
         return string_pb2.StringMatcher(exact=str(match["exact"]))
@@ -117,7 +117,7 @@ def string_matcher(match: dict[str, Any], path: str = "") -> string_pb2.StringMa
         return string_pb2.StringMatcher(prefix=str(match["prefix"]))
     if "regex" in match:
         return string_pb2.StringMatcher(safe_regex=regex(str(match["regex"])))
-    raise NotCompiled(path, "one of exact, prefix and regex is needed")
+    raise NotCompiledError(path, "one of exact, prefix and regex is needed")
 
 
 def is_presence(match: dict[str, Any] | None) -> bool:

@@ -196,7 +196,8 @@ def encode_tail(routes: list[rc_pb2.Route], require_tls: bool = False) -> bytes:
     host = rc_pb2.VirtualHost(routes=routes, include_request_attempt_count=True)
     if require_tls:
         host.require_tls = rc_pb2.VirtualHost.ALL
-    return host.SerializeToString(deterministic=True)
+    encoded: bytes = host.SerializeToString(deterministic=True)
+    return encoded
 
 
 def encode_host(name: str, domains: list[str], tail: bytes) -> bytes:
@@ -282,7 +283,7 @@ def service_names(row: Service, viewer: str) -> list[str]:
 def _service_keys(
     reader: Reader, view: View, host: str, routed: RoutedHosts
 ) -> tuple[tuple[Key, ...], bool]:
-    """Virtual services that speak for a service: of its exact host, else of the longest wildcard."""
+    """Virtual services that speak for a service: of its host, else of the longest wildcard."""
     exact = routed.exact.get(host)
     if exact:
         return exact, True
@@ -425,8 +426,8 @@ def _add_tunnel(
 
 
 def catch_all(reader: Reader, view: View) -> bytes:
-    """The virtual host for what nobody else claims: `allow_any` lets it through, `block_all` answers
-    502, by the mesh's outboundTrafficPolicy."""
+    """The virtual host for what nobody else claims: `allow_any` lets it through, `block_all`
+    answers 502, by the mesh's outboundTrafficPolicy."""
     if reader.node(mesh).registry_only:
         route = rc_pb2.Route(name="block_all")
         route.match.prefix = "/"

@@ -128,7 +128,11 @@ def bookinfo() -> Rows:
         endpoints("ratings", "10.0.0.3", ports=port, labels=labels("ratings", "v1")),
         *(
             endpoints(
-                "reviews", f"10.0.1.{v}", ports=port, labels=labels("reviews", f"v{v}"), shard=str(v)
+                "reviews",
+                f"10.0.1.{v}",
+                ports=port,
+                labels=labels("reviews", f"v{v}"),
+                shard=str(v),
             )
             for v in (1, 2, 3)
         ),

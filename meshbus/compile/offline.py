@@ -1,0 +1,173 @@
+"""Compile without a server: Kubernetes documents in, one proxy's Envoy resources out."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from meshbus.compile.engine import Engine
+from meshbus.compile.proxy import compile_proxy
+from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance, proxy_of_json
+from meshbus.compile.registry import rows_of_objects
+from meshbus.compile.render import render_findings, render_snapshot
+from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject, MeshConfigRow, Row, WorkloadInstance
+from meshbus.model.world import World, world_of
+
+CLUSTER = "Kubernetes"
+"""The cluster token of offline worlds."""
+_CLUSTER_SCOPED = frozenset({"Namespace", "Node", "GatewayClass", "MeshConfig"})
+_NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status", "spec"})
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a proxy would get."""
+
+    document: dict[str, Any]
+    """`{"listeners", "routes", "clusters", "endpoints", "extensions", "secrets"}` as proto JSON."""
+    findings: list[dict[str, str]]
+    """What has no effect: `object`, `path`, `message`."""
+
+
+def plural_of(kind: str) -> str:
+    """The plural of a kind as Kubernetes' generators make it."""
+    lower = kind.lower()
+    if lower == "endpoints":
+        return lower
+    if lower.endswith(("s", "x", "ch", "sh")):
+        return f"{lower}es"
+    if lower.endswith("y") and lower[-2] not in "aeiou":
+        return f"{lower[:-1]}ies"
+    return f"{lower}s"
+
+
+def object_of_document(document: Mapping[str, Any], namespace: str = "default") -> ConfigObject:
+    """The row of one Kubernetes document.
+
+    Raises:
+        ValueError: It has no kind, apiVersion or name.
+    """
+    metadata = document.get("metadata") or {}
+    kind, api_version = document.get("kind"), document.get("apiVersion")
+    name = metadata.get("name")
+    if not (isinstance(kind, str) and isinstance(api_version, str) and isinstance(name, str)):
+        raise ValueError("apiVersion, kind and metadata.name are needed")
+    own = "" if kind in _CLUSTER_SCOPED else str(metadata.get("namespace") or namespace)
+    spec = document.get("spec")
+    content = (
+        spec
+        if isinstance(spec, dict)
+        else {field: value for field, value in document.items() if field not in _NOT_CONTENT}
+    )
+    return ConfigObject(
+        api_version=api_version,
+        kind=kind,
+        namespace=own,
+        name=name,
+        uid=str(metadata.get("uid") or f"{kind}/{own}/{name}"),
+        generation=int(metadata.get("generation") or 1),
+        created=_seconds(metadata.get("creationTimestamp")),
+        labels=_texts(metadata.get("labels")),
+        annotations=_texts(metadata.get("annotations")),
+        spec=content,
+    )
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, datetime):
+        return value.timestamp()
+    if not isinstance(value, str):
+        return 0.0
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def world_of_documents(
+    documents: Iterable[Mapping[str, Any]], mesh_config: Mapping[str, Any] | None = None
+) -> World:
+    """The world that these documents make: config rows, and what discovery derives from them.
+
+    A document of kind `List` stands for its items, one of kind MeshConfig for the mesh config
+    unless `mesh_config` (its fields) is given.
+
+    Raises:
+        ValueError: A document is not a Kubernetes object.
+    """
+    objects: dict[Key, ConfigObject] = {}
+    settings = mesh_config
+    for document in _flat(documents):
+        row = object_of_document(document)
+        if row.kind == "MeshConfig":
+            settings = settings if mesh_config is not None else row.spec
+            continue
+        key = Key(CLUSTER, "cfg", plural_of(row.kind), row.namespace, row.name)
+        objects[key] = row
+    rows: dict[Key, Row] = dict(objects)
+    if settings is not None:
+        rows[Key(CLUSTER, "mesh", "config", "", "mesh")] = MeshConfigRow(dict(settings))
+    rows.update(rows_of_objects(objects))
+    return world_of(rows)
+
+
+def _flat(documents: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    for document in documents:
+        if not document:
+            continue
+        if str(document.get("kind", "")).endswith("List") and isinstance(
+            document.get("items"), list
+        ):
+            yield from _flat(document["items"])
+        else:
+            yield document
+
+
+def find_instance(world: World, name: str) -> ProxyKeys:
+    """The proxy of `NAMESPACE/NAME`: an instance, or the first one of a workload.
+
+    Raises:
+        LookupError: There is none.
+    """
+    namespace, slash, short = name.rpartition("/")
+    namespace = namespace if slash else "default"
+    instances: list[WorkloadInstance] = [
+        e.row for e in world.all("reg.workloads") if e.row.namespace == namespace
+    ]
+    for row in instances:
+        if row.name == short:
+            return proxy_of_instance(row)
+    for row in instances:
+        if row.workload == short:
+            return proxy_of_instance(row)
+    raise LookupError(f"no workload {namespace}/{short}")
+
+
+def compile_documents(
+    documents: Iterable[Mapping[str, Any]],
+    *,
+    workload: str | None = None,
+    proxy: dict[str, Any] | None = None,
+    mesh_config: Mapping[str, Any] | None = None,
+) -> Compiled:
+    """What one proxy gets of these documents: a workload among them (`NAMESPACE/NAME`), or a proxy
+    described by a P.json (DESIGN §8.1).
+
+    Raises:
+        ValueError: A document or the proxy is not what it should be.
+        LookupError: The workload is not among the documents.
+    """
+    world = world_of_documents(documents, mesh_config)
+    if proxy is not None:
+        keys = proxy_of_json(proxy)
+    elif workload is not None:
+        keys = find_instance(world, workload)
+    else:
+        raise ValueError("a workload or a proxy is needed")
+    snapshot = Engine(world).get(compile_proxy, keys)
+    return Compiled(render_snapshot(snapshot), render_findings(snapshot.findings))
