@@ -6,6 +6,8 @@ A failed request answers `RequestError` instead of its reply: every reply is `{"
 `{"error": {...}}` (`meshbus.runtime.calls`).
 """
 
+from typing import Any
+
 import msgspec
 
 SIGN = "x.ca.sign"
@@ -139,3 +141,29 @@ class ProxyProblemInfo(msgspec.Struct, frozen=True):
     resource: str
     object: str
     message: str
+
+
+class ProxiesRequest(msgspec.Struct, frozen=True):
+    """Who is connected? Asked of each replica (`replica_subject(PROXIES, pod)`)."""
+
+    namespace: str = ""
+    """Only those of this namespace; empty: all."""
+
+
+class ProxiesReply(msgspec.Struct, frozen=True):
+    pod: str
+    proxies: list[ProxyInfo] = []
+
+
+class ProxyConfigRequest(msgspec.Struct, frozen=True):
+    """What does one proxy get? The replica that serves it answers, the others say `not-found`."""
+
+    proxy: str
+    """`INSTANCE.NAMESPACE`."""
+
+
+class ProxyConfigReply(msgspec.Struct, frozen=True):
+    proxy: str
+    sequence: int
+    document: dict[str, Any]
+    """As `meshbus.compile.render.render_snapshot` has it; private keys are redacted."""
