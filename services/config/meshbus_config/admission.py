@@ -1,0 +1,99 @@
+"""Whether an object may be written: its shape, Istio's rules, and what this release carries out.
+
+Pure. Unknown fields are judged by Kubernetes' `fieldValidation`: Strict refuses, Warn removes them
+and says so, Ignore removes them. What is valid in Istio but not carried out here is refused always:
+config that is accepted has an effect.
+"""
+
+from meshbus.validate.support import unsupported_fields
+
+from meshbus.api.kinds import KindInfo, by_plural
+from meshbus.validate import validate_object
+from meshbus.validate.report import Violation
+from meshbus_config.documents import Document, Space
+from meshbus_config.errors import Cause, bad_request, conflict, forbidden, invalid, not_found
+from meshbus_config.paths import remove
+
+STRICT, WARN, IGNORE = "Strict", "Warn", "Ignore"
+_REASONS = {
+    "Required": "FieldValueRequired",
+    "Duplicate": "FieldValueDuplicate",
+    "Enum": "FieldValueNotSupported",
+    "Unsupported": "FieldValueForbidden",
+    "TooLong": "FieldValueTooLong",
+    "Type": "FieldValueTypeInvalid",
+}
+PERMANENT_NAMESPACES = ("default", "kube-system")
+"""Namespaces that always exist, besides the root namespace."""
+
+
+def admit(info: KindInfo, document: Document, field_validation: str) -> tuple[Document, list[str]]:
+    """The document as it may be kept, and warnings for the person who wrote it.
+
+    Raises:
+        ApiError: 400 for unknown fields when Strict, 422 for broken rules.
+    """
+    name = _name_of(document)
+    warnings: list[str] = []
+    report = validate_object(document)
+    unknown = [v for v in report.errors if v.code == "Unknown"]
+    if unknown:
+        if field_validation == STRICT:
+            texts = ", ".join(f'unknown field "{v.path}" ({v.message})' for v in unknown)
+            raise bad_request(f"strict decoding error: {texts}")
+        for violation in unknown:
+            if not remove(document, violation.path):
+                raise invalid(info, name, [_cause(v) for v in report.errors])
+            if field_validation == WARN:
+                warnings.append(f'unknown field "{violation.path}"')
+        report = validate_object(document)
+    problems = [*report.errors, *(() if report.errors else unsupported_fields(document))]
+    if problems:
+        raise invalid(info, name, [_cause(v) for v in problems])
+    warnings += [f"{v.path}: {v.message}" if v.path else v.message for v in report.warnings]
+    return document, warnings
+
+
+def _name_of(document: Document) -> str:
+    metadata = document.get("metadata")
+    return str(metadata.get("name") or "") if isinstance(metadata, dict) else ""
+
+
+def _cause(violation: Violation) -> Cause:
+    reason = _REASONS.get(violation.code, "FieldValueInvalid")
+    return Cause(reason, violation.message, violation.path)
+
+
+def namespace_kind() -> KindInfo:
+    """The kind Namespace."""
+    info = by_plural("", "v1", "namespaces")
+    assert info is not None
+    return info
+
+
+def check_place(space: Space, info: KindInfo, namespace: str, name: str) -> None:
+    """Whether an object of this kind may be made there.
+
+    Raises:
+        ApiError: 404, the namespace does not exist; 409, there may be only one.
+    """
+    if info.namespaced and space.get(namespace_kind(), "", namespace) is None:
+        raise not_found(namespace_kind(), namespace)
+    if info.kind == "MeshConfig":
+        for other in space.all(info):
+            if other.row.name != name:
+                raise conflict(
+                    info, name, f"a mesh has one MeshConfig, and that is {other.row.name!r}"
+                )
+
+
+def check_removal(space: Space, info: KindInfo, name: str) -> None:
+    """Whether an object may be deleted at all.
+
+    Raises:
+        ApiError: 403, a namespace that always exists.
+    """
+    if info is not namespace_kind():
+        return
+    if name in (*PERMANENT_NAMESPACES, space.root_namespace):
+        raise forbidden(info, name, "this namespace may not be deleted")
