@@ -1,0 +1,66 @@
+"""Delta xDS: requests to `Session`, its pushes to bytes."""
+
+from typing import Any
+
+from meshbus_xds_gateway.refusals import Refusal
+from meshbus_xds_gateway.session import Push, Session
+from meshbus_xds_gateway.wire import decode_delta, delta_response
+
+WILDCARD = "*"
+
+
+class DeltaProtocol:
+    """One delta stream. `decode` first, then `receive`; `encode` what `Session.poll` gives."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._opened: set[str] = set()
+
+    @staticmethod
+    def decode(data: bytes) -> Any:
+        """The request in a message.
+
+        Raises:
+            ProtocolError: It is no request.
+        """
+        return decode_delta(data)
+
+    def receive(self, request: Any, now: float) -> Refusal | None:
+        """Take one request; gives the refusal that it completes.
+
+        Raises:
+            ProtocolError: The client breaks the protocol or a limit.
+        """
+        type_url = request.type_url
+        refusal = None
+        if request.response_nonce:
+            if request.HasField("error_detail"):
+                refusal = self._session.nack(
+                    type_url, request.response_nonce, request.error_detail.message
+                )
+            else:
+                self._session.ack(type_url, request.response_nonce)
+        subscribe = list(request.resource_names_subscribe)
+        unsubscribe = list(request.resource_names_unsubscribe)
+        first = type_url not in self._opened
+        self._opened.add(type_url)
+        if unsubscribe:
+            self._session.unsubscribe(
+                type_url,
+                [name for name in unsubscribe if name != WILDCARD],
+                wildcard=WILDCARD in unsubscribe,
+            )
+        if first or subscribe:
+            self._session.subscribe(
+                type_url,
+                [name for name in subscribe if name != WILDCARD],
+                wildcard=WILDCARD in subscribe
+                or (first and not subscribe and self._session.has_wildcard(type_url)),
+                known=dict(request.initial_resource_versions) if first else None,
+            )
+        return refusal
+
+    @staticmethod
+    def encode(push: Push) -> bytes:
+        """The response of a push."""
+        return delta_response(push)

@@ -1,0 +1,307 @@
+"""One xDS stream against a model client."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xds_client import Client, Stream, mesh, res
+
+from meshbus.compile.resources import CDS, EDS, LDS, RDS, SDS
+from meshbus_xds_gateway.refusals import Refusals
+from meshbus_xds_gateway.session import HOLD_S, ProtocolError, Session
+
+TYPES = (CDS, EDS, LDS, RDS)
+
+
+def connected(wanted, client=None, refusals=None, names=("a", "b"), name="p") -> Stream:
+    stream = Stream(client or Client(), refusals, name)
+    stream.session.update(wanted, 1, stream.now)
+    for type_url in TYPES:
+        stream.client.open(type_url, () if type_url in (CDS, LDS) else tuple(names))
+    stream.settle()
+    return stream
+
+
+def contents(client: Client, type_url: str) -> dict[str, bytes]:
+    return {name: body for name, (_, body) in client.held[type_url].items()}
+
+
+def test_client_gets_what_it_asks_for():
+    stream = connected(mesh(cds_a="1", eds_a="1", lds_l="1", rds_a="1", rds_other="1"))
+    client = stream.client
+    assert set(client.held[CDS]) == {"a"}
+    assert set(client.held[LDS]) == {"l"}
+    assert set(client.held[RDS]) == {"a"}
+    assert client.absent[EDS] == {"b"}
+    assert stream.session.converged(7, stream.now) == 7
+
+
+def test_empty_wildcard_is_answered():
+    # Without an answer Envoy never asks for listeners.
+    stream = connected(mesh())
+    assert (CDS, [], []) in stream.sent()
+
+
+def test_reconnect_with_versions_sends_only_what_differs():
+    wanted = mesh(cds_a="1", cds_b="1", eds_a="1", eds_b="1", lds_l="1", rds_a="1")
+    client = connected(wanted).client
+    client.received.clear()
+    again = connected({**wanted, EDS: mesh(eds_a="1", eds_b="2")[EDS]}, client)
+    changed = [s for s in again.sent() if s[1]]
+    assert changed == [(EDS, ["b"], [])]
+    assert contents(client, EDS)["b"].endswith(b"=2")
+
+
+def test_what_went_while_away_is_removed():
+    client = connected(mesh(cds_a="1", cds_b="1", lds_l="1")).client
+    again = connected(mesh(cds_a="1", lds_l="1"), client)
+    assert (CDS, [], ["b"]) in again.sent()
+    assert set(client.held[CDS]) == {"a"}
+
+
+def test_one_response_in_flight_and_the_rest_is_merged():
+    stream = connected(mesh(eds_a="1", eds_b="1"))
+    stream.session.update(mesh(eds_a="2", eds_b="1"), 2, stream.now)
+    assert stream.server_writes()
+    stream.session.update(mesh(eds_a="3", eds_b="2"), 3, stream.now)
+    stream.session.update(mesh(eds_a="4", eds_b="2"), 4, stream.now)
+    assert not stream.server_writes()
+    assert stream.session.converged(4, stream.now) == 1
+    stream.sent()
+    stream.settle()
+    assert [sorted(s[1]) for s in stream.sent()] == [["a"], ["a", "b"]]
+    assert stream.session.converged(4, stream.now) == 4
+
+
+def test_converged_says_the_version_before_the_oldest_open_change():
+    stream = connected(mesh(eds_a="1", eds_b="1"))
+    stream.session.update(mesh(eds_a="2", eds_b="1"), 5, stream.now)
+    assert stream.server_writes()
+    stream.session.update(mesh(eds_a="2", eds_b="2"), 8, stream.now)
+    assert stream.session.converged(9, stream.now) == 4
+    assert stream.client_reads()
+    assert stream.server_reads()
+    assert stream.session.converged(9, stream.now) == 7
+
+
+def test_new_service_is_made_before_routes_lead_to_it():
+    stream = connected(mesh(cds_a="1", eds_a="1", lds_l="1", rds_a="1"), names=("a",))
+    stream.sent()
+    stream.session.update(
+        mesh(cds_a="1", cds_n="1", eds_a="1", eds_n="1", lds_l="1", rds_a="2"), 2, stream.now
+    )
+    for _ in range(3):  # the client takes the cluster but has not asked for its endpoints yet
+        stream.server_writes(), stream.client_reads(), stream.server_reads()
+    assert [s[0] for s in stream.sent()] == [CDS]
+    assert stream.session.converged(2, stream.now) == 1
+    stream.client.subscribe(EDS, "n")
+    stream.settle()
+    assert [s[0] for s in stream.sent()] == [EDS, RDS]
+
+
+def test_a_client_that_does_not_ask_for_endpoints_is_not_waited_for_for_ever():
+    stream = connected(mesh(cds_a="1", eds_a="1", lds_l="1", rds_a="1"), names=("a",))
+    start = stream.now
+    stream.session.update(
+        mesh(cds_a="1", cds_n="1", eds_a="1", eds_n="1", lds_l="1", rds_a="2"), 2, stream.now
+    )
+    stream.settle()
+    assert stream.now == pytest.approx(start + HOLD_S, abs=HOLD_S)
+    assert contents(stream.client, RDS)["a"].endswith(b"=2")
+
+
+def test_removed_last():
+    stream = connected(mesh(cds_a="1", cds_b="1", eds_a="1", eds_b="1", lds_l="1", rds_a="1"))
+    stream.sent()
+    stream.session.update(mesh(cds_a="1", eds_a="1", lds_l="1", rds_a="2"), 2, stream.now)
+    stream.settle()
+    assert stream.sent() == [(RDS, ["a"], []), (CDS, [], ["b"]), (EDS, [], ["b"])]
+
+
+def test_listener_that_takes_a_port_over_comes_with_the_removal():
+    stream = connected(mesh(cds_a="1", lds_old="1"))
+    stream.sent()
+    stream.session.update(mesh(cds_a="1", lds_new="1"), 2, stream.now)
+    stream.settle()
+    assert stream.sent() == [(LDS, ["new"], ["old"])]
+
+
+def test_changed_cluster_brings_its_endpoints_again():
+    stream = connected(mesh(cds_a="1", cds_b="1", eds_a="1", eds_b="1"))
+    stream.sent()
+    stream.session.update(mesh(cds_a="2", cds_b="1", eds_a="1", eds_b="1"), 2, stream.now)
+    stream.settle()
+    assert stream.sent() == [(CDS, ["a"], []), (EDS, ["a"], [])]
+
+
+def test_subscribing_again_sends_again():
+    stream = connected(mesh(eds_a="1"))
+    stream.sent()
+    stream.client.subscribe(EDS, "a")
+    stream.settle()
+    assert stream.sent() == [(EDS, ["a"], [])]
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_refused_resource_is_found_and_the_others_go_on(partial):
+    stream = connected(mesh(**{f"cds_c{i}": "1" for i in range(8)}), Client(partial))
+    changed = {f"cds_c{i}": "2" for i in range(8)} | {"cds_c5": "bad"}
+    stream.session.update(mesh(**changed), 2, stream.now)
+    stream.settle()
+    held = contents(stream.client, CDS)
+    assert {n for n, body in held.items() if body.endswith(b"=2")} == {
+        f"c{i}" for i in range(8) if i != 5
+    }
+    assert held["c5"].endswith(b"=1")
+    assert [(r.resource.name, r.proxy, r.sequence) for r in stream.refusals] == [("c5", "p", 2)]
+    assert set(stream.session.blocked) == {(CDS, "c5")}
+    assert stream.session.status(CDS)[0] == "REJECTED"
+    stream.sent()
+    stream.session.update(mesh(**{**changed, "cds_c1": "3"}), 3, stream.now)
+    stream.settle()
+    assert [s[1] for s in stream.sent()] == [["c1"]], "what was refused is not offered again"
+    stream.session.update(mesh(**{**changed, "cds_c1": "3", "cds_c5": "4"}), 4, stream.now)
+    stream.settle()
+    assert contents(stream.client, CDS)["c5"].endswith(b"=4")
+    assert not stream.session.blocked
+
+
+def test_refused_content_goes_to_nobody_else():
+    refusals = Refusals()
+    good, bad = mesh(cds_a="1", lds_l="1"), mesh(cds_a="bad", lds_l="1")
+    first, second = connected(good, refusals=refusals), connected(good, refusals=refusals)
+    first.session.update(bad, 2, first.now)
+    first.settle()
+    second.sent()
+    second.session.update(bad, 2, second.now)
+    second.settle()
+    assert second.sent() == []
+    assert (CDS, "a") in second.session.blocked
+    newcomer = connected(bad, refusals=refusals)
+    assert contents(newcomer.client, CDS)["a"].endswith(b"=1"), "the last good one instead"
+
+
+def test_content_that_another_has_accepted_is_blocked_only_where_it_was_refused():
+    refusals = Refusals()
+    connected(mesh(cds_a="2"), refusals=refusals)
+    lone = Stream(Client(), refusals, "lone")
+    lone.session.update(mesh(cds_a="2"), 1, lone.now)
+    lone.client.open(CDS)
+    lone.server_reads(), lone.server_writes()
+    assert lone.session.nack(CDS, "1", "address in use") is not None
+    other = connected(mesh(cds_a="2"), refusals=refusals)
+    assert contents(other.client, CDS)["a"].endswith(b"=2")
+
+
+def test_two_bad_edits_in_a_row_keep_the_last_good_one_for_newcomers():
+    refusals = Refusals()
+    stream = connected(mesh(cds_a="1"), refusals=refusals)
+    for sequence, content in ((2, "x-bad"), (3, "y-bad")):
+        stream.session.update(mesh(cds_a=content), sequence, stream.now)
+        stream.settle()
+    newcomer = connected(mesh(cds_a="y-bad"), refusals=refusals)
+    assert contents(newcomer.client, CDS)["a"].endswith(b"=1")
+
+
+def test_secret_that_is_not_there_yet_is_waited_for():
+    stream = connected(mesh(cds_a="1"))
+    stream.session.update({SDS: {"default": None}}, 2, stream.now)
+    stream.client.open(SDS, ("default", "stranger"))
+    stream.sent()
+    stream.settle()
+    assert stream.sent() == [(SDS, [], ["stranger"])]
+    assert stream.session.converged(2, stream.now) < 2
+    stream.session.update({SDS: {"default": res(SDS, "default")}}, 2, stream.now)
+    stream.settle()
+    assert stream.sent() == [(SDS, ["default"], [])]
+    assert stream.session.converged(2, stream.now) == 2
+
+
+def test_stale_nonce_changes_nothing():
+    stream = connected(mesh(cds_a="1"))
+    assert not stream.session.ack(CDS, "99")
+    assert stream.session.nack(CDS, "99", "no") is None
+    assert not stream.session.blocked
+
+
+def test_limits():
+    session = Session("p", Refusals())
+    with pytest.raises(ProtocolError):
+        session.subscribe(EDS, ["x" * 5000])
+    with pytest.raises(ProtocolError):
+        session.subscribe(EDS, (str(i) for i in range(200_001)))
+    with pytest.raises(ProtocolError):
+        session.subscribe(EDS, [], wildcard=True)
+    with pytest.raises(ProtocolError):
+        for i in range(100):
+            session.subscribe(f"type{i}", [])
+
+
+NAMES = ("a", "b", "c")
+CONTENT = st.sampled_from(["1", "2", "3", "xbad", "ybad"])
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("put"), st.sampled_from(TYPES), st.sampled_from(NAMES), CONTENT | st.none()
+        ),
+        st.tuples(st.just("subscribe"), st.sampled_from((EDS, RDS)), st.sampled_from(NAMES)),
+        st.tuples(st.just("unsubscribe"), st.sampled_from((EDS, RDS)), st.sampled_from(NAMES)),
+        st.tuples(st.sampled_from(["server_reads", "server_writes", "client_reads"])),
+        st.tuples(st.just("sleep"), st.floats(0, 3)),
+        st.tuples(st.just("reconnect")),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ACTIONS, st.booleans(), st.booleans())
+def test_session_never_diverges_from_its_client(actions, partial, shared):
+    """Whatever happens in whatever order: in the end the client has what it should have."""
+    refusals = Refusals()
+    wanted = mesh(cds_a="1", eds_a="1", lds_a="1", rds_a="1")
+    client = Client(partial)
+
+    def connect() -> Stream:
+        stream = Stream(client, refusals if shared else Refusals())
+        stream.session.update(wanted, sequence, stream.now)
+        for type_url in TYPES:
+            client.open(type_url, tuple(sorted(client.names.get(type_url, set()))))
+        return stream
+
+    sequence = 1
+    stream = connect()
+    for verb, *args in actions:
+        if verb == "put":
+            type_url, name, content = args
+            sequence += 1
+            held = dict(wanted[type_url])
+            held.pop(name, None)
+            if content is not None:
+                held[name] = res(type_url, name, content)
+            wanted = {**wanted, type_url: held}
+            stream.session.update(wanted, sequence, stream.now)
+        elif verb == "subscribe":
+            client.subscribe(*args)
+        elif verb == "unsubscribe":
+            client.unsubscribe(*args)
+        elif verb == "sleep":
+            stream.now += args[0]
+        elif verb == "reconnect":
+            stream = connect()
+        else:
+            getattr(stream, verb)()
+    stream.settle()
+    for type_url in TYPES:
+        for name in NAMES:
+            resource = wanted[type_url].get(name)
+            has = contents(client, type_url).get(name)
+            if type_url in (EDS, RDS) and name not in client.names[type_url]:
+                assert has is None
+            elif resource is None:
+                assert has is None, (type_url, name)
+            elif resource.body.endswith(b"bad"):
+                assert has is None or not has.endswith(b"bad")
+                assert (type_url, name) in stream.session.blocked
+            else:
+                assert has == resource.body, (type_url, name)
+    assert stream.session.converged(sequence, stream.now + 10) == sequence
