@@ -1,8 +1,8 @@
-"""What the rest of Meshbus may ask of the bus. `meshbus.bus.nats` and `meshbus.bus.memory` do it,
-and pass the same contract tests.
+"""What the rest of Meshbus may ask of the bus. `meshbus.bus.connection` (NATS) and
+`meshbus.bus.memory` (a fake) do it, and pass the same contract tests.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 MODEL = "MODEL"
@@ -71,10 +71,6 @@ class Applier(Protocol):
     def apply(self, messages: Sequence[Message]) -> None: ...
 
     def end(self, sequence: int) -> None: ...
-
-    def advanced(self, sequence: int) -> None:
-        """The follower has seen everything up to `sequence` (also what its filter leaves out,
-        where that is known)."""
 
 
 class FollowerHandle(Protocol):
@@ -145,9 +141,6 @@ class Bus(Protocol):
             WriteConflict: `expect` does not hold.
         """
 
-    async def erase(self, stream: str, sequence: int) -> None:
-        """Delete one message of LEASE."""
-
     async def request(self, subject: str, data: bytes, *, timeout: float = 2.0) -> bytes:
         """Ask one of those that serve a subject."""
 
@@ -157,9 +150,3 @@ class Bus(Protocol):
     def on_reconnect(self, callback: Callable[[], None]) -> None: ...
 
     async def close(self) -> None: ...
-
-
-class BusConnector(Protocol):
-    """Makes connections; given to services so that tests give them the in-memory bus."""
-
-    async def __call__(self, identity: str, *, settings: Mapping[str, str]) -> Bus: ...

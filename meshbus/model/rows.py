@@ -253,7 +253,7 @@ TABLES: dict[str, type[Row]] = {
     "mesh.config": MeshConfigRow,
     "mesh.addresses": ServiceAddress,
 }
-"""Tables whose struct is not given by their plane: `cfg.*` hold ConfigObject, `st.*` ObjectStatus."""
+"""Tables whose struct their plane does not give: `cfg.*` hold ConfigObject, `st.*` ObjectStatus."""
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoders: dict[type[Row], msgspec.msgpack.Decoder[Any]] = {}

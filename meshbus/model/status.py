@@ -70,7 +70,7 @@ class GatewayReport(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a service that derives rows from rows has come: `s.<cluster>.<service>.<pod>.progress`.
+    """How far a service that derives rows has come: `s.<cluster>.<service>.<pod>.progress`.
 
     Every row up to `read` is reflected in MODEL by version `wrote`.
     """

@@ -13,14 +13,14 @@ from meshbus.model.rows import ConfigObject, EndpointShard, Row, Service, Worklo
 
 
 class Query(NamedTuple):
-    """A question to the world: rows of `table` that `index` files under `value`.
+    """A question to the world: rows of `table` filed by `by` under `value`.
 
-    `index` is `key` (value: the Key; at most one row), `all` (value: None), `namespace` (value: a
+    `by` is `key` (value: the Key; at most one row), `all` (value: None), `namespace` (value: a
     namespace), or an index named in `INDEXES`.
     """
 
     table: str
-    index: str
+    by: str
     value: Hashable
 
 
@@ -113,7 +113,9 @@ class World:
 
     def tables(self) -> tuple[str, ...]:
         """Names of the tables that hold rows."""
-        return tuple(sorted(q.table for q, bucket in self._buckets.items() if q.index == "all" and bucket))
+        return tuple(
+            sorted(q.table for q, bucket in self._buckets.items() if q.by == "all" and bucket)
+        )
 
     def apply(self, puts: Iterable[Put]) -> tuple["World", frozenset[Query]]:
         """The next world, and the queries whose answers differ from this one's.
