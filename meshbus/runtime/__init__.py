@@ -1,1 +1,1 @@
-"""What every service is made of: settings, lifecycle, admin port, logs, metrics, clock, identity."""
+"""What every service is made of: settings, lifecycle, admin port, logs, metrics, identity."""

@@ -1,0 +1,220 @@
+"""One process: the services it runs, their connections, the admin port, signals."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+
+from meshbus.bus.connection import NatsBus
+from meshbus.bus.interface import Bus
+from meshbus.bus.nkeys import UserKey
+from meshbus.runtime.admin import Admin, admin_app
+from meshbus.runtime.clock import SystemClock
+from meshbus.runtime.http import AddressInUseError, bind, bound_address, serve_http
+from meshbus.runtime.logs import configure_logs
+from meshbus.runtime.service import Context, Service, load_service
+from meshbus.runtime.settings import ProcessSettings, SettingsError, load_file, load_settings
+
+STOP_S = 10.0
+
+log = structlog.get_logger("process")
+
+
+def meshbus_version() -> str:
+    """The version of what is installed."""
+    try:
+        return version("meshbus")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Services with their settings, checked before anything is started."""
+
+    process: ProcessSettings
+    services: list[tuple[type[Service], Any]]
+
+
+def plan_process(names: Sequence[str], env: Mapping[str, str], settings_file: str = "") -> Plan:
+    """Load services and settings.
+
+    Raises:
+        SettingsError, UnknownServiceError: With a message for who started the process.
+    """
+    file = load_file(settings_file) if settings_file else {}
+    sections = file.pop("services", {}) or {}
+    process = load_settings(ProcessSettings, "MESHBUS", env, file)
+    services = []
+    for name in dict.fromkeys(names):
+        cls = load_service(name)
+        prefix = "MESHBUS_" + name.upper().replace("-", "_")
+        services.append((cls, load_settings(cls.settings_type, prefix, env, sections.get(name))))
+    return Plan(process, services)
+
+
+def read_seed(process: ProcessSettings, identity: str) -> UserKey | None:
+    """The bus key of an identity.
+
+    Raises:
+        SettingsError: The file cannot be read, or holds no key.
+    """
+    if not process.bus_seeds:
+        return None
+    path = Path(process.bus_seeds) / f"{identity}.seed"
+    try:
+        return UserKey.from_seed(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"MESHBUS_BUS_SEEDS: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"MESHBUS_BUS_SEEDS: {path}: {error}") from None
+
+
+def make_context(
+    cls: type[Service], settings: Any, process: ProcessSettings, bus: Bus, *, several: bool = False
+) -> Context[Any]:
+    """The context of one service of a process."""
+    pod = process.pod or f"{cls.name}-0"
+    if several and process.pod:
+        pod = f"{cls.name}-{process.pod}"
+    state = Path(process.state) / cls.name
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    admin = Admin()
+    admin.add_ready("bus", lambda: None if bus.connected else "not connected to the bus")
+    registry = CollectorRegistry()
+    Gauge(
+        "meshbus_bus_connected", "1 while connected to the bus.", ["service"], registry=registry
+    ).labels(cls.name).set_function(lambda: float(bus.connected))
+    return Context(
+        name=cls.name,
+        pod=pod,
+        cluster=process.cluster,
+        root_namespace=process.root_namespace,
+        trust_domain=process.trust_domain,
+        state=state,
+        settings=settings,
+        bus=bus,
+        clock=SystemClock(),
+        log=structlog.get_logger(cls.name).bind(service=cls.name, pod=pod),
+        metrics=registry,
+        admin=admin,
+    )
+
+
+async def run_service(service: Service) -> None:
+    """Run it; returning is a fault."""
+    await service.run()
+    raise RuntimeError(f"service {service.name} ended by itself")
+
+
+def write_json(path: Path, value: object, mode: int = 0o600) -> None:
+    """Write a small file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(value, file)
+    aside.replace(path)
+
+
+async def run_process(plan: Plan) -> None:
+    """Run until cancelled or until one of the services fails.
+
+    The address of the admin port is written to `<state>/admin-<service>.json`.
+    """
+    process = plan.process
+    admin_socket = bind(process.admin, "MESHBUS_ADMIN")
+    address = bound_address(admin_socket)
+    buses: list[NatsBus] = []
+    several = len(plan.services) > 1
+    contexts: list[Context[Any]] = []
+    services: list[Service] = []
+    for cls, settings in plan.services:
+        bus = NatsBus(process.bus_url, cls.name, read_seed(process, cls.name))
+        buses.append(bus)
+        context = make_context(cls, settings, process, bus, several=several)
+        contexts.append(context)
+        services.append(cls(context))
+    process_registry = CollectorRegistry()
+    ProcessCollector(registry=process_registry)
+    registries = {"process": process_registry, **{c.name: c.metrics for c in contexts}}
+    app = admin_app({c.name: c.admin for c in contexts}, registries, version=meshbus_version())
+    for bus in buses:
+        bus.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_serve_admin(app, admin_socket, contexts, address, process))
+            for service in services:
+                group.create_task(run_service(service), name=service.name)
+    finally:
+        for bus in buses:
+            await bus.close()
+
+
+async def _serve_admin(
+    app: Any,
+    sock: socket.socket,
+    contexts: list[Context[Any]],
+    address: str,
+    process: ProcessSettings,
+) -> None:
+    for context in contexts:
+        write_json(
+            Path(process.state) / f"admin-{context.name}.json",
+            {"address": address, "pid": os.getpid()},
+        )
+    log.info("listening", admin=address, services=[c.name for c in contexts])
+    await serve_http(app, sock)
+
+
+def main(names: Sequence[str], env: Mapping[str, str], settings_file: str = "") -> int:
+    """Run services as a process of their own: the body of `meshbus serve`.
+
+    Returns:
+        0 after SIGTERM or SIGINT, 1 after a fault, 2 for wrong use.
+    """
+    try:
+        plan = plan_process(names, env, settings_file)
+    except Exception as error:  # noqa: BLE001 - whatever hinders the start is told, not thrown
+        print(f"meshbus serve: {error}", file=sys.stderr)
+        return 2
+    configure_logs(plan.process.log_level, plan.process.log_format)
+    os.umask(0o077)
+
+    async def body() -> int:
+        task = asyncio.create_task(run_process(plan))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            log.info("stopped")
+            return 0
+        except BaseExceptionGroup as group:
+            for cause in group.exceptions:
+                known = isinstance(cause, AddressInUseError | SettingsError)
+                log.error("failed", error=str(cause), exc_info=None if known else cause)
+            return 1
+        except (AddressInUseError, SettingsError, ValueError) as error:
+            log.error("failed", error=str(error))
+            return 1
+        return 1
+
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(body())
+    return asyncio.run(body())
