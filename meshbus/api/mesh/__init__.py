@@ -1,0 +1,1 @@
+"""The mesh config: mesh.istio.io/v1alpha1."""

@@ -1,0 +1,1 @@
+"""Kinds of networking.istio.io, one module per kind."""

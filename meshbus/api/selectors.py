@@ -1,0 +1,44 @@
+"""What policies use to say whom they concern (`istio.type.v1beta1`)."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from meshbus.api.shape import Shape
+
+MatchLabels = Annotated[
+    dict[str, Annotated[str, Meta(max_length=63)]],
+    Meta(max_length=4096, extra={"format": "match-labels"}),
+]
+
+
+class WorkloadSelector(Shape, frozen=True, kw_only=True):
+    """Workloads by their labels; all of them must match."""
+
+    match_labels: MatchLabels = {}
+    """Labels that a workload must have, without wildcards."""
+
+
+class PolicyTargetReference(Shape, frozen=True, kw_only=True):
+    """A resource that a policy is attached to."""
+
+    group: Annotated[
+        str,
+        Meta(
+            max_length=253,
+            pattern=r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        ),
+    ] = ""
+    """API group of the target; empty for core kinds."""
+    kind: Annotated[
+        str,
+        Meta(min_length=1, max_length=63, pattern=r"^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"),
+    ]
+    """Kind of the target."""
+    name: Annotated[str, Meta(min_length=1, max_length=253)]
+    """Name of the target."""
+    namespace: str = ""
+    """Must be empty: a policy reaches only targets of its own namespace."""
+
+
+TargetRefs = Annotated[list[PolicyTargetReference], Meta(max_length=16)]
