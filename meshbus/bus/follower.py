@@ -219,7 +219,6 @@ class _Session:
             message = await asyncio.wait_for(self._queue.get(), 2.5 * _HEARTBEAT_S)
         except TimeoutError:
             raise SessionOverError("heartbeats are missing") from None
-        pending = -1
         expired = False
         while True:
             if message is None:
@@ -227,7 +226,7 @@ class _Session:
             headers = message.headers
             status = headers.get("Status") if headers else None
             if status is None:
-                pending = self._take(message, headers)
+                self._take(message, headers)
             elif status == "408":
                 expired = True
             elif status != "100":
@@ -236,14 +235,14 @@ class _Session:
             if self._queue.empty():
                 break
             message = self._queue.get_nowait()
-        self._flush(pending)
+        self._flush()
         if expired:
             self._wanted = 0
         if self._wanted <= _PULL_BATCH // 2:
             await self._pull(inbox)
 
-    def _take(self, message: "Msg", headers: dict[str, str] | None) -> int:
-        """Check the order of one message and file it; how many the server has left."""
+    def _take(self, message: "Msg", headers: dict[str, str] | None) -> None:
+        """Check the order of one message and file it."""
         tokens = message.reply.split(".")
         sequence, consumer_sequence, pending = int(tokens[-4]), int(tokens[-3]), int(tokens[-1])
         if consumer_sequence != self._consumer_sequence + 1:
@@ -267,19 +266,17 @@ class _Session:
             if headers and "Nats-Batch-Commit" in headers:
                 self._close_batch()
         if self._snapshot and (sequence >= self._target or pending == 0):
-            self._flush(pending)
+            self._flush()
             self._finish(max(sequence, self._target))
-        return pending
 
     def _close_batch(self) -> None:
-        """A batch is whole, or what is left of it after newer writes took its place is."""
+        """A batch is whole; or all that is left of it, because newer writes took the place of its
+        end: those come next, so it never waits for long."""
         self._ready.extend(self._batch)
         self._batch.clear()
         self._batch_id = ""
 
-    def _flush(self, pending: int) -> None:
-        if pending == 0:
-            self._close_batch()
+    def _flush(self) -> None:
         if self._ready:
             self._follower._apply(self._ready, following=not self._snapshot)
             self._ready = []
