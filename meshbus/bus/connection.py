@@ -60,6 +60,7 @@ class NatsBus:
         self._served: list[tuple[str, Handler, str]] = []
         self._reconnect_callbacks: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._asked: set[asyncio.Task[Msg]] = set()
         self._slots = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         self._lost = asyncio.Event()
         self._ready = asyncio.Event()
@@ -129,6 +130,8 @@ class NatsBus:
 
         async def disconnected() -> None:
             log.warning("disconnected", identity=self._identity)
+            for task in list(self._asked):
+                task.cancel()
 
         async def reconnected() -> None:
             log.info("reconnected", identity=self._identity)
@@ -301,11 +304,9 @@ class NatsBus:
         self._check_size(subject, data)
         client = self._connected_client()
         try:
-            reply = await client.request(subject, data, timeout=timeout, headers=headers)
-        except nats.errors.NoRespondersError:
+            reply = await self._ask(client, subject, data, timeout, headers)
+        except NoResponders:
             raise BusUnavailable(f"no stream takes {subject}") from None
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise BusUnavailable(f"{subject}: {error!r}") from error
         answer = json.loads(reply.data)
         refusal = answer.get("error")
         if refusal is None:
@@ -327,13 +328,34 @@ class NatsBus:
         """Ask one of those that serve a subject."""
         self._check_size(subject, data)
         client = self._connected_client()
+        reply = await self._ask(client, subject, data, timeout, None)
+        return bytes(reply.data)
+
+    async def _ask(
+        self,
+        client: Client,
+        subject: str,
+        data: bytes,
+        timeout: float,
+        headers: dict[str, str] | None,
+    ) -> Msg:
+        """One request. It fails at once when the connection is lost: no answer will come."""
+        task = asyncio.create_task(client.request(subject, data, timeout=timeout, headers=headers))
+        self._asked.add(task)
         try:
-            reply = await client.request(subject, data, timeout=timeout)
+            return await task
         except nats.errors.NoRespondersError:
             raise NoResponders(f"nobody serves {subject}") from None
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise BusUnavailable(f"{subject}: {error!r}") from error
-        return bytes(reply.data)
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            raise BusUnavailable(f"{subject}: the connection was lost") from None
+        finally:
+            task.cancel()
+            self._asked.discard(task)
 
     async def serve(self, subject: str, handler: Handler, *, queue: str = "") -> None:
         """Answer requests; also on the connections that follow this one."""

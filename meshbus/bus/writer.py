@@ -58,6 +58,12 @@ class ModelWriter:
         """This replica may write now."""
         return self._fence is not None and self._lease.held
 
+    @property
+    def fenced_at(self) -> int:
+        """Sequence of the fence held, 0 without one. A world that has reached it shows everything
+        that writers before this one wrote."""
+        return self._fence.sequence if self._fence is not None else 0
+
     async def wait_leading(self) -> None:
         """Until this replica may write."""
         while not self.leading:
