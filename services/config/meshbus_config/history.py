@@ -40,6 +40,7 @@ class History:
         self._moved = asyncio.Event()
         self.floor = -1
         """Changes after this sequence are remembered; -1 until the first world is whole."""
+        self.closed = False
 
     @property
     def world(self) -> World:
@@ -58,6 +59,14 @@ class History:
                 self._ring.append(change)
             while len(self._ring) > self._capacity:
                 self.floor = self._ring.popleft().sequence
+        self._wake()
+
+    def close(self) -> None:
+        """No more changes: watchers end."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
 
@@ -81,7 +90,7 @@ class History:
     async def wait(self, sequence: int, timeout: float) -> None:
         """Until the world is past a sequence, or `timeout` seconds have gone."""
         moved = self._moved
-        if self._world.sequence > sequence:
+        if self.closed or self._world.sequence > sequence:
             return
         try:
             await asyncio.wait_for(moved.wait(), timeout)

@@ -114,13 +114,16 @@ def remove(document: Any, path: str) -> bool:
     """Take the field at `path` out of a document, in place; False if it is not there."""
     *parents, last = steps(path) or [""]
     for step in parents:
-        if (isinstance(document, dict) and isinstance(step, str) and step in document) or (
-            isinstance(document, list) and isinstance(step, int) and step < len(document)
-        ):
-            document = document[step]
-        else:
-            return False
+        document = _inside(document, step)
     if isinstance(document, dict) and last in document:
         del document[last]
         return True
     return False
+
+
+def _inside(document: Any, step: str | int) -> Any:
+    if isinstance(document, dict):
+        return document.get(step)
+    if isinstance(document, list) and isinstance(step, int) and step < len(document):
+        return document[step]
+    return None

@@ -1,0 +1,151 @@
+"""Where plans become rows: one writer at a time, on the world as it is after all writes before.
+
+Reads come from the mirror and work on any replica, also while the bus is away. Writes need the
+lease; after one the mirror has it, so who wrote reads it back.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from meshbus.bus.interface import BusError, BusUnavailable, TooLarge
+from meshbus.bus.mirror import WorldMirror
+from meshbus.bus.writer import BATCH_ROWS, ModelWriter, NotLeading
+from meshbus_config.documents import Space
+from meshbus_config.errors import ApiError, timed_out, too_large, unavailable
+from meshbus_config.operations import Plan, Write
+from meshbus_config.secret_box import SecretBox
+
+CATCH_UP_S = 5.0
+"""How long a write waits for the mirror."""
+
+P = TypeVar("P")
+
+
+class Written(NamedTuple):
+    """A change that is in MODEL."""
+
+    plans: tuple[Plan, ...]
+    change: int
+    """Its id; 0 when nothing had to be written."""
+
+
+Committed = Callable[[Written, str], None]
+"""Told of each change and of who wrote it. Must not wait."""
+
+
+class Store:
+    """The objects of a mesh, in MODEL."""
+
+    def __init__(
+        self,
+        mirror: WorldMirror,
+        writer: ModelWriter,
+        box: SecretBox,
+        *,
+        cluster: str,
+        root_namespace: str,
+    ) -> None:
+        self.mirror = mirror
+        self._writer = writer
+        self._box = box
+        self._cluster = cluster
+        self._root_namespace = root_namespace
+        self._lock = asyncio.Lock()
+        self._committed: list[Committed] = []
+
+    @property
+    def space(self) -> Space:
+        """All objects as of now."""
+        return Space(self.mirror.world, self._cluster, self._box, self._root_namespace)
+
+    @property
+    def leading(self) -> bool:
+        """This replica may write."""
+        return self._writer.leading
+
+    def on_commit(self, callback: Committed) -> None:
+        """Call after each change."""
+        self._committed.append(callback)
+
+    async def write(
+        self,
+        plan: Callable[[Space], Sequence[Plan]],
+        *,
+        user: str = "",
+        dry_run: bool = False,
+        atomic: bool = False,
+    ) -> Written:
+        """Plan on the current world and commit what comes of it, as one change.
+
+        Args:
+            plan: Called once, with the world that the rows will be written on.
+            user: Who asks, for events and the log.
+            dry_run: Plan only.
+            atomic: Refuse what does not fit one change (1000 rows) instead of splitting it.
+        Returns:
+            The plans with the versions that their objects have now.
+        Raises:
+            ApiError: What `plan` raised; 413; 503 when this replica does not lead or the bus is
+                away.
+        """
+        async with self._lock:
+            if not dry_run:
+                await self._catch_up()
+            plans = tuple(plan(self.space))
+            writes = [write for one in plans for write in one.writes]
+            if dry_run or not writes:
+                return Written(plans, 0)
+            if atomic and len(writes) > BATCH_ROWS:
+                raise too_large(
+                    f"{len(writes)} rows do not fit one change of at most {BATCH_ROWS}: apply "
+                    "fewer objects at once, or with atomic=false"
+                )
+            change = await self._commit(writes)
+            written = Written(tuple(self._current(one, change) for one in plans), change)
+            for callback in self._committed:
+                callback(written, user)
+            return written
+
+    async def _catch_up(self) -> None:
+        if not self._writer.leading:
+            raise unavailable("this replica does not write now; another one leads")
+        if not await self.mirror.reached(self._writer.fenced_at, CATCH_UP_S):
+            raise unavailable("this replica has not read all changes yet")
+
+    async def _commit(self, writes: list[Write]) -> int:
+        change = 0
+        try:
+            for start in range(0, len(writes), BATCH_ROWS):
+                change = await self._writer.commit(writes[start : start + BATCH_ROWS])
+        except NotLeading as error:
+            raise unavailable(str(error)) from error
+        except TooLarge as error:
+            raise too_large(str(error)) from error
+        except BusUnavailable as error:
+            raise ApiError(503, "ServiceUnavailable", str(error)) from error
+        except BusError as error:
+            raise unavailable(str(error)) from error
+        if not await self.mirror.reached(change, CATCH_UP_S):
+            raise timed_out(f"change {change} is written, but this replica has not read it back")
+        return change
+
+    def _current(self, plan: Plan, change: int) -> Plan:
+        """The plan with the object as the mirror has it; a deleted one: the change."""
+        held = self.space.at(plan.stored.entry.key)
+        if held is not None:
+            return plan._replace(stored=held)
+        entry = plan.stored.entry._replace(sequence=change)
+        return plan._replace(stored=plan.stored._replace(entry=entry))
+
+    def state(self) -> dict[str, Any]:
+        """For people who look into a running service."""
+        world = self.mirror.world
+        return {
+            "leading": self.leading,
+            "sequence": world.sequence,
+            "objects": {
+                table: len(world.all(table)) for table in world.tables() if table[:4] == "cfg."
+            },
+            "unreadable": dict(self.mirror.poisoned),
+        }
