@@ -4,11 +4,11 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from envoy.service.discovery.v3 import discovery_pb2
-
-from meshbus.compile.resources import CDS, EDS, LDS, RDS, Resource, resource_of
 from meshbus_xds_gateway.delta import DeltaProtocol
 from meshbus_xds_gateway.refusals import Refusal, Refusals
 from meshbus_xds_gateway.session import Session
+
+from meshbus.compile.resources import CDS, EDS, LDS, RDS, Resource, resource_of
 
 BAD = "bad"
 

@@ -1,0 +1,53 @@
+"""The row `sec.trust`: this ca's root and token key, beside those of its predecessors.
+
+A ca whose state was lost makes a new root; what the old one signed stays trusted until it ends, so
+that proxies go on while they get new certificates.
+"""
+
+import json
+from typing import Any
+
+from cryptography import x509
+
+from meshbus.model.rows import Trust
+from meshbus_ca.issue import Signer, pem_of
+from meshbus_ca.tokens import TokenKey
+
+MAX_ROOTS = 4
+MAX_TOKEN_KEYS = 4
+
+
+def trust_row(
+    trust_domain: str,
+    issuer: str,
+    root: Signer,
+    token_key: TokenKey,
+    held: Trust | None,
+    now: float,
+) -> Trust:
+    """The row as it should be; equal to `held` when nothing is to be written."""
+    roots = [root.pem]
+    keys: list[dict[str, Any]] = [dict(token_key.jwk)]
+    if held is not None:
+        roots += [pem for pem in _unexpired(held.roots_pem, now) if pem != root.pem]
+        keys += [k for k in _keys(held.token_jwks) if k.get("kid") != token_key.key_id]
+    return Trust(
+        trust_domain=trust_domain,
+        roots_pem="".join(roots[:MAX_ROOTS]),
+        token_jwks=json.dumps({"keys": keys[:MAX_TOKEN_KEYS]}, sort_keys=True),
+        issuer=issuer,
+    )
+
+
+def _unexpired(roots_pem: str, now: float) -> list[str]:
+    if not roots_pem:
+        return []
+    return [
+        pem_of(certificate)
+        for certificate in x509.load_pem_x509_certificates(roots_pem.encode())
+        if certificate.not_valid_after_utc.timestamp() > now
+    ]
+
+
+def _keys(jwks: str) -> list[dict[str, Any]]:
+    return list(json.loads(jwks).get("keys", [])) if jwks else []
