@@ -34,8 +34,9 @@ class KindInfo(msgspec.Struct, frozen=True, kw_only=True):
     categories: tuple[str, ...] = ()
     served: bool = True
     """False for kinds of Kubernetes that a manifest may hold and that nothing here reads."""
-    legacy: bool = False
-    """A kind of Istio 1.4: its fields are read as protobuf JSON, where null means unset."""
+    proto_json: bool = False
+    """Whether the content is protobuf JSON: null means unset, and snake_case names are taken too.
+    So it is with the kinds of Istio 1.4 and the mesh config."""
     struct: str = ""
     """`module:Class` of the shape of the content; empty if any shape is taken."""
 
@@ -43,6 +44,12 @@ class KindInfo(msgspec.Struct, frozen=True, kw_only=True):
     def api_version(self) -> str:
         """`group/version`, or the version alone for core kinds."""
         return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def null_is_unset(self) -> bool:
+        """Whether null stands for a field left out, as in Kubernetes' own kinds; elsewhere it is
+        an error but for the fields that allow it."""
+        return self.proto_json or self.group in ("", "discovery.k8s.io")
 
     @property
     def list_kind(self) -> str:
@@ -86,7 +93,7 @@ def _kind(
     has_status: bool = True,
     categories: tuple[str, ...] = (),
     served: bool = True,
-    legacy: bool = False,
+    proto_json: bool = False,
 ) -> KindInfo:
     served_versions = tuple(versions.split())
     return KindInfo(
@@ -102,7 +109,7 @@ def _kind(
         has_status=has_status,
         categories=categories,
         served=served,
-        legacy=legacy,
+        proto_json=proto_json,
         struct=struct and f"meshbus.api.{struct}",
     )
 
@@ -116,6 +123,7 @@ def _istio(
     short: str = "",
     namespaced: bool = True,
     has_status: bool = True,
+    proto_json: bool = False,
 ) -> KindInfo:
     categories = ("istio-io", f"{group.split('.')[0]}-istio-io", "meshbus")
     return _kind(
@@ -127,6 +135,7 @@ def _istio(
         namespaced=namespaced,
         has_status=has_status,
         categories=categories,
+        proto_json=proto_json,
     )
 
 
@@ -141,7 +150,7 @@ def _of_1_4(
         namespaced=namespaced,
         has_status=False,
         categories=("istio-io", "meshbus"),
-        legacy=True,
+        proto_json=True,
     )
 
 
@@ -248,6 +257,7 @@ _MESH = (
         "mesh.mesh_config:MeshConfig",
         namespaced=False,
         has_status=False,
+        proto_json=True,
     ),
     _kind(
         "standalone.meshbus.io",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET
 
-from meshbus.api.shape import Duration, Free, Maybe, Shape, UInt32
+from meshbus.api.shape import AnyDuration, Free, Maybe, Shape, UInt32
 
 ValueType = Literal[
     "VALUE_TYPE_UNSPECIFIED",
@@ -50,7 +50,7 @@ class Connection(Shape, frozen=True, kw_only=True):
 
     address: str = ""
     """Its address."""
-    timeout: Maybe[Duration] = UNSET
+    timeout: Maybe[AnyDuration] = UNSET
     """Time for an answer."""
     authentication: Maybe[Free] = UNSET
     """`tls` or `mutual`."""
@@ -131,7 +131,7 @@ class RandomSampling(Shape, frozen=True, kw_only=True):
 class RateLimitSampling(Shape, frozen=True, kw_only=True):
     """So many requests of each stretch of time."""
 
-    sampling_duration: Maybe[Duration] = UNSET
+    sampling_duration: Maybe[AnyDuration] = UNSET
     """The stretch."""
     max_unsampled_entries: int = 0
     """Requests before sampling begins."""

@@ -6,7 +6,7 @@ Source: https://istio.io/v1.4/docs/reference/config/policy-and-telemetry/istio.m
 from msgspec import UNSET
 
 from meshbus.api.networking.virtual_service import StringMatch
-from meshbus.api.shape import Bytes, Duration, Maybe, Shape, Timestamp
+from meshbus.api.shape import AnyDuration, Bytes, Maybe, Shape, Timestamp
 
 
 class StringMap(Shape, frozen=True, kw_only=True):
@@ -44,7 +44,7 @@ class AttributeValue(Shape, frozen=True, kw_only=True):
     """Bytes, such as an IP address."""
     timestamp_value: Maybe[Timestamp] = UNSET
     """A point in time."""
-    duration_value: Maybe[Duration] = UNSET
+    duration_value: Maybe[AnyDuration] = UNSET
     """A stretch of time."""
     string_map_value: Maybe[StringMap] = UNSET
     """A map."""

@@ -16,14 +16,16 @@ Maybe: TypeAlias = T | UnsetType
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 UInt32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-UInt64 = Annotated[int, Meta(ge=0, le=2**64 - 1)]
+UInt64 = Annotated[int, Meta(ge=0)]
 NonNegative = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 PortOrUnset = Annotated[int, Meta(ge=0, le=65535)]
 Text = Annotated[str, Meta(min_length=1)]
 """A string that must not be empty."""
 Duration = Annotated[str, Meta(extra={"format": "duration"})]
-"""`1h30m`, `5s`, `250ms`: a signed sequence of decimal numbers with a unit."""
+"""`1h30m`, `5s`, `250ms`: decimal numbers with a unit, at least 1ms."""
+AnyDuration = Annotated[str, Meta(extra={"format": "any-duration"})]
+"""A duration that may also be zero or negative."""
 Timestamp = Annotated[str, Meta(extra={"format": "date-time"})]
 Bytes = Annotated[str, Meta(extra={"format": "byte"})]
 """Base64."""

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, field
 
 from meshbus.api.networking.virtual_service import PortSelector
 from meshbus.api.selectors import WorkloadSelector
-from meshbus.api.shape import Duration, Int32, Maybe, Shape, UInt32, UInt64
+from meshbus.api.shape import AnyDuration, Duration, Int32, Maybe, Shape, UInt32, UInt64
 
 
 class TcpKeepalive(Shape, frozen=True, kw_only=True):
@@ -120,7 +120,7 @@ class HTTPCookie(Shape, frozen=True, kw_only=True):
     """Its name."""
     path: str = ""
     """Its path."""
-    ttl: Maybe[Duration] = UNSET
+    ttl: Maybe[AnyDuration] = UNSET
     """Its lifetime."""
     attributes: list[HTTPCookieAttribute] = []
     """Further attributes."""

@@ -20,7 +20,7 @@ class ServicePort(Shape, frozen=True, kw_only=True):
     """HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP or TLS; detected if empty."""
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     """A name, unique in the entry."""
-    target_port: Port | Literal[0] = 0
+    target_port: Maybe[Port] = UNSET
     """Port of the endpoints; `number` if unset."""
 
 

@@ -1,0 +1,166 @@
+"""Extension providers of the mesh config: who decides and who is told.
+
+Source: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ExtensionProvider
+"""
+
+from msgspec import UNSET
+
+from meshbus.api.shape import AnyDuration, Free, Maybe, Shape, UInt32
+
+
+class ExtAuthzHttp(Shape, frozen=True, kw_only=True):
+    """Authorization over HTTP."""
+
+    service: str = ""
+    """`[NAMESPACE/]HOST`."""
+    port: UInt32 = 0
+    """Port."""
+    timeout: Maybe[AnyDuration] = UNSET
+    """Time for an answer."""
+    path_prefix: str = ""
+    """Put before the path of the request."""
+    fail_open: bool = False
+    """Whether requests pass if it fails."""
+    clear_route_cache: bool = False
+    """Whether the route is looked up again."""
+    status_on_error: str = ""
+    """Status if it fails."""
+    include_headers_in_check: list[str] = []
+    """Use `includeRequestHeadersInCheck`."""
+    include_request_headers_in_check: list[str] = []
+    """Headers it sees."""
+    include_additional_headers_in_check: dict[str, str] = {}
+    """Headers it gets besides."""
+    include_request_body_in_check: Maybe[Free] = UNSET
+    """How much of the body it sees."""
+    headers_to_upstream_on_allow: list[str] = []
+    """Headers of its answer that are passed on."""
+    headers_to_downstream_on_deny: list[str] = []
+    """Headers of its answer that the client gets if refused."""
+    headers_to_downstream_on_allow: list[str] = []
+    """Headers of its answer that the client gets if allowed."""
+
+
+class ExtAuthzGrpc(Shape, frozen=True, kw_only=True):
+    """Authorization over gRPC."""
+
+    service: str = ""
+    """`[NAMESPACE/]HOST`."""
+    port: UInt32 = 0
+    """Port."""
+    timeout: Maybe[AnyDuration] = UNSET
+    """Time for an answer."""
+    fail_open: bool = False
+    """Whether requests pass if it fails."""
+    clear_route_cache: bool = False
+    """Whether the route is looked up again."""
+    status_on_error: str = ""
+    """Status if it fails."""
+    include_request_body_in_check: Maybe[Free] = UNSET
+    """How much of the body it sees."""
+
+
+class RemoteProvider(Shape, frozen=True, kw_only=True):
+    """A collector of spans or logs."""
+
+    service: str = ""
+    """`[NAMESPACE/]HOST`."""
+    port: UInt32 = 0
+    """Port."""
+    max_tag_length: UInt32 = 0
+    """Longest path in a span."""
+    enable64bit_trace_id: bool = False
+    """Zipkin: short ids."""
+    path: str = ""
+    """Zipkin: path of the collector."""
+    trace_context_option: str = ""
+    """Zipkin: formats of the context."""
+    timeout: Maybe[AnyDuration] = UNSET
+    """Time for an answer."""
+    headers: list[Free] = []
+    """Headers that are sent."""
+    access_token: str = ""
+    """Lightstep and SkyWalking: token."""
+    context: list[str] = []
+    """OpenCensus: formats of the context."""
+    http: Maybe[Free] = UNSET
+    """OpenTelemetry: over HTTP."""
+    grpc: Maybe[Free] = UNSET
+    """OpenTelemetry: over gRPC."""
+    resource_detectors: Maybe[Free] = UNSET
+    """OpenTelemetry: what else is known of the proxy."""
+    dynatrace_sampler: Maybe[Free] = UNSET
+    """OpenTelemetry: sampling by Dynatrace."""
+    service_attribute_enrichment: str = ""
+    """OpenTelemetry: where the name of the service comes from."""
+    disable_context_propagation: bool | None = None
+    """Whether the context is not passed on."""
+    log_name: str = ""
+    """Name of the log."""
+    log_format: Maybe[Free] = UNSET
+    """Format of the log."""
+    filter_state_objects_to_log: list[str] = []
+    """Filter state that is logged."""
+    additional_request_headers_to_log: list[str] = []
+    """Request headers that are logged."""
+    additional_response_headers_to_log: list[str] = []
+    """Response headers that are logged."""
+    additional_response_trailers_to_log: list[str] = []
+    """Response trailers that are logged."""
+
+
+class ExtensionProvider(Shape, frozen=True, kw_only=True):
+    """Who decides, or is told."""
+
+    one_of = (
+        (
+            "envoyExtAuthzHttp",
+            "envoyExtAuthzGrpc",
+            "zipkin",
+            "lightstep",
+            "datadog",
+            "opencensus",
+            "skywalking",
+            "opentelemetry",
+            "prometheus",
+            "stackdriver",
+            "envoyFileAccessLog",
+            "envoyHttpAls",
+            "envoyTcpAls",
+            "envoyOtelAls",
+            "sds",
+        ),
+    )
+
+    name: str = ""
+    """Its name, as policies use it."""
+    envoy_ext_authz_http: Maybe[ExtAuthzHttp] = UNSET
+    """Authorization over HTTP."""
+    envoy_ext_authz_grpc: Maybe[ExtAuthzGrpc] = UNSET
+    """Authorization over gRPC."""
+    zipkin: Maybe[RemoteProvider] = UNSET
+    """Spans, to Zipkin."""
+    lightstep: Maybe[RemoteProvider] = UNSET
+    """Spans, to Lightstep."""
+    datadog: Maybe[RemoteProvider] = UNSET
+    """Spans, to Datadog."""
+    opencensus: Maybe[RemoteProvider] = UNSET
+    """Spans, to OpenCensus."""
+    skywalking: Maybe[RemoteProvider] = UNSET
+    """Spans, to SkyWalking."""
+    opentelemetry: Maybe[RemoteProvider] = UNSET
+    """Spans, to OpenTelemetry."""
+    prometheus: Maybe[Free] = UNSET
+    """Metrics, for Prometheus."""
+    stackdriver: Maybe[Free] = UNSET
+    """Everything, to Stackdriver."""
+    envoy_file_access_log: Maybe[Free] = UNSET
+    """Logs, to a file."""
+    envoy_http_als: Maybe[RemoteProvider] = UNSET
+    """Logs of HTTP, over gRPC."""
+    envoy_tcp_als: Maybe[RemoteProvider] = UNSET
+    """Logs of TCP, over gRPC."""
+    envoy_otel_als: Maybe[RemoteProvider] = UNSET
+    """Logs, to OpenTelemetry."""
+    sds: Maybe[Free] = UNSET
+    """Secrets."""

@@ -1,0 +1,279 @@
+"""Whether a document has the shape of its struct: every violation, with its path.
+
+msgspec's own conversion stops at the first; people want them all. The rules of a kind run only on
+a document whose shape is right, so they work on typed structs.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from meshbus.api.shape import Shape
+from meshbus.validate.formats import FORMATS
+from meshbus.validate.report import Findings
+
+S = TypeVar("S", bound=msgspec.Struct)
+_LONGEST_SHOWN = 60
+_DEEPEST = 64
+
+
+class _Reader:
+    """Walks one document; collects findings and a copy that converts to the struct."""
+
+    def __init__(
+        self, out: Findings, *, null_is_unset: bool, proto_json: bool, secret: bool
+    ) -> None:
+        self.out = out
+        self.secret = secret
+        self.null_is_unset = null_is_unset
+        self.proto_json = proto_json
+
+    def read(self, kind: inspect.Type, value: Any, path: str, depth: int = 0) -> Any:
+        if depth > _DEEPEST:
+            self.out.error(path, "is nested too deeply", "TooLong")
+            return value
+        if isinstance(kind, inspect.Metadata):
+            before = len(self.out.errors)
+            result = self.read(kind.type, value, path, depth)
+            name = (kind.extra or {}).get("format")
+            if name and len(self.out.errors) == before and (problem := FORMATS[name](result)):
+                self.out.error(path, problem)
+            return result
+        reader = _READERS.get(type(kind))
+        return value if reader is None else reader(self, kind, value, path, depth)
+
+    def union(self, kind: inspect.UnionType, value: Any, path: str, depth: int) -> Any:
+        others = [t for t in kind.types if not isinstance(t, inspect.NoneType)]
+        if value is None and len(others) < len(kind.types):
+            return None
+        if len(others) > 1:
+            fitting = [t for t in others if _fits(t, value)]
+            others = fitting or others
+        return self.read(others[0], value, path, depth)
+
+    def struct(self, kind: inspect.StructType, value: Any, path: str, depth: int) -> Any:
+        if not isinstance(value, Mapping):
+            self._wrong(path, "an object", value)
+            return value
+        known, cls = _fields_of(kind.cls), kind.cls
+        found: dict[str, Any] = {}
+        for name, item in value.items():
+            field = known.get(str(name))
+            if field is None and self.proto_json:
+                field = known.get(_camel(str(name)))
+            at = f"{path}.{name}" if path else str(name)
+            if field is None:
+                self._unknown(at, str(name), known)
+                continue
+            if item is None and self._drop(field, item):
+                continue
+            found[field.encode_name] = self.read(field.type, item, at, depth + 1)
+        for name, field in known.items():
+            if field.required and name not in found:
+                self.out.required(f"{path}.{name}" if path else name)
+        if issubclass(cls, Shape):
+            self._groups(cls, found, path)
+        return found
+
+    def _drop(self, field: inspect.Field, item: Any) -> bool:
+        return item is None and self.null_is_unset and not isinstance(field.type, inspect.AnyType)
+
+    def _groups(self, cls: type[Shape], found: Mapping[str, Any], path: str) -> None:
+        for group in cls.one_of:
+            set_ = [name for name in group if name in found]
+            if len(set_) > 1:
+                self.out.error(path, f"only one of {', '.join(set_)} can be set", "Conflict")
+        for group in cls.required_together:
+            set_ = [name for name in group if name in found]
+            if len(set_) != 1:
+                self.out.error(path, f"exactly one of {', '.join(group)} must be set", "Conflict")
+
+    def list(self, kind: inspect.ListType, value: Any, path: str, depth: int) -> Any:
+        if not isinstance(value, list | tuple):
+            self._wrong(path, "a list", value)
+            return value
+        self._size(kind, len(value), path, "entries")
+        return [
+            self.read(kind.item_type, item, f"{path}[{index}]", depth + 1)
+            for index, item in enumerate(value)
+        ]
+
+    def map(self, kind: inspect.DictType, value: Any, path: str, depth: int) -> Any:
+        if not isinstance(value, Mapping):
+            self._wrong(path, "an object", value)
+            return value
+        self._size(kind, len(value), path, "entries")
+        return {
+            str(key): self.read(kind.value_type, item, f"{path}[{key}]", depth + 1)
+            for key, item in value.items()
+        }
+
+    def text(self, kind: inspect.StrType, value: Any, path: str, depth: int) -> Any:
+        if not isinstance(value, str):
+            self._wrong(path, "a string", value)
+            return value
+        self._size(kind, len(value), path, "characters")
+        if kind.pattern and not re.search(kind.pattern, value):
+            self.out.error(path, f"{_shown(value)} does not match {kind.pattern}")
+        return value
+
+    def integer(self, kind: inspect.IntType, value: Any, path: str, depth: int) -> Any:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if self.proto_json and isinstance(value, str) and re.fullmatch(r"-?\d{1,20}", value):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self._wrong(path, "an integer", value)
+            return value
+        self._range(kind, value, path)
+        return value
+
+    def number(self, kind: inspect.FloatType, value: Any, path: str, depth: int) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._wrong(path, "a number", value)
+            return value
+        self._range(kind, value, path)
+        return value
+
+    def truth(self, kind: inspect.BoolType, value: Any, path: str, depth: int) -> Any:
+        if not isinstance(value, bool):
+            self._wrong(path, "true or false", value)
+        return value
+
+    def literal(self, kind: inspect.LiteralType, value: Any, path: str, depth: int) -> Any:
+        if value not in kind.values or isinstance(value, bool):
+            names = [str(v) for v in kind.values]
+            hint = _hint(str(value), names)
+            self.out.error(
+                path,
+                f"Unsupported value: {_shown(value)}{hint}; supported: {', '.join(names)}",
+                "Enum",
+            )
+        return value
+
+    def _range(self, kind: inspect.IntType | inspect.FloatType, value: float, path: str) -> None:
+        low, high = kind.ge, kind.le
+        if (low is not None and value < low) or (high is not None and value > high):
+            if (low, high) == (1, 65535):
+                self.out.error(path, f"{value}: port must be between 1-65535")
+            elif high is None:
+                self.out.error(path, f"{value} must be at least {low}")
+            else:
+                self.out.error(path, f"{value} must be between {low} and {high}")
+
+    def _size(
+        self,
+        kind: inspect.StrType | inspect.ListType | inspect.DictType,
+        size: int,
+        path: str,
+        unit: str,
+    ) -> None:
+        if kind.min_length is not None and size < kind.min_length:
+            if kind.min_length == 1:
+                self.out.error(path, "must not be empty", "Required")
+            else:
+                self.out.error(path, f"must have at least {kind.min_length} {unit}")
+        if kind.max_length is not None and size > kind.max_length:
+            self.out.error(path, f"must have at most {kind.max_length} {unit}", "TooLong")
+
+    def _wrong(self, path: str, wanted: str, value: Any) -> None:
+        shown = type(value).__name__ if self.secret else _shown(value)
+        self.out.error(path, f"must be {wanted}, is {shown}", "Type")
+
+    def _unknown(self, path: str, name: str, known: Mapping[str, inspect.Field]) -> None:
+        self.out.error(path, f"unknown field {name!r}{_hint(name, list(known))}", "Unknown")
+
+
+_READERS: dict[type, Callable[[_Reader, Any, Any, str, int], Any]] = {
+    inspect.UnionType: _Reader.union,
+    inspect.StructType: _Reader.struct,
+    inspect.ListType: _Reader.list,
+    inspect.DictType: _Reader.map,
+    inspect.StrType: _Reader.text,
+    inspect.IntType: _Reader.integer,
+    inspect.FloatType: _Reader.number,
+    inspect.BoolType: _Reader.truth,
+    inspect.LiteralType: _Reader.literal,
+}
+
+_PLAIN: dict[type, tuple[type, ...]] = {
+    inspect.StrType: (str,),
+    inspect.IntType: (int,),
+    inspect.FloatType: (int, float),
+    inspect.BoolType: (bool,),
+    inspect.ListType: (list,),
+    inspect.DictType: (dict,),
+    inspect.StructType: (dict,),
+}
+
+
+def _fits(kind: inspect.Type, value: Any) -> bool:
+    plain = kind.type if isinstance(kind, inspect.Metadata) else kind
+    return isinstance(value, _PLAIN.get(type(plain), (object,)))
+
+
+@cache
+def _fields_of(cls: type) -> dict[str, inspect.Field]:
+    info = inspect.type_info(cls)
+    assert isinstance(info, inspect.StructType)
+    return {field.encode_name: field for field in info.fields}
+
+
+@cache
+def has_required_fields(cls: type[msgspec.Struct]) -> bool:
+    """Whether an empty document would not have the shape of the struct."""
+    return any(field.required for field in _fields_of(cls).values())
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part[:1].upper() + part[1:] for part in rest)
+
+
+def _hint(name: str, known: list[str]) -> str:
+    lower = {k.lower(): k for k in known}
+    if name.lower() in lower:
+        return f" (did you mean {lower[name.lower()]!r}?)"
+    close = get_close_matches(name, known, n=1, cutoff=0.7)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = msgspec.json.encode(value, enc_hook=str).decode()
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def read_shape(
+    cls: type[S],
+    value: Any,
+    path: str,
+    out: Findings,
+    *,
+    null_is_unset: bool = False,
+    proto_json: bool = False,
+    secret: bool = False,
+) -> S | None:
+    """The document as its struct; None, with the reasons in `out`, if its shape is wrong.
+
+    Args:
+        null_is_unset: Null stands for a field left out.
+        proto_json: snake_case names, and integers as strings, are taken too.
+        secret: Values are never repeated in messages.
+    """
+    before = len(out.errors)
+    reader = _Reader(out, null_is_unset=null_is_unset, proto_json=proto_json, secret=secret)
+    copy = reader.read(inspect.type_info(cls), value, path)
+    if len(out.errors) > before:
+        return None
+    try:
+        return msgspec.convert(copy, cls)
+    except msgspec.ValidationError as error:
+        out.error(path, str(error), "Type")
+        return None
