@@ -22,7 +22,7 @@ from meshbus.compile.connections import (
 )
 from meshbus.compile.endpoints import canonical_service, service_addresses, target_ports
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import Part
+from meshbus.compile.findings import Finding, Part
 from meshbus.compile.names import (
     BLACK_HOLE,
     INBOUND_PASSTHROUGH,
@@ -172,7 +172,7 @@ def _chains(
     tcp = tcp_proxy(cluster, [(cluster, 1)], reporting)
     http = None
     if is_http(served.protocol) or is_sniffed(served.protocol):
-        quota = reader.node(inbound_quota, proxy)
+        quota = reader.node(inbound_quota, proxy, served.services)
         http = _manager(reader, served, settings, reporting, quota)
     out: list[lc_pb2.FilterChain] = []
 
@@ -302,11 +302,12 @@ def bound_listeners(reader: Reader, view: InboundView, ips: tuple[str, ...]) -> 
 def inbound_routes(reader: Reader, view: InboundView) -> Part:
     """Node: route configurations `inbound|PORT||`: everything to the application, and the quotas
     that count on the way. They come by RDS, so that a new quota reaches open connections."""
-    quota = reader.node(inbound_quota, view.proxy)
     out = []
+    findings: set[Finding] = set()
     for served in view.ports:
         if not (is_http(served.protocol) or is_sniffed(served.protocol)):
             continue
+        quota = reader.node(inbound_quota, view.proxy, served.services)
         cluster = inbound_cluster(served.port)
         route = rc_pb2.Route(name="default")
         route.match.prefix = "/"
@@ -323,10 +324,11 @@ def inbound_routes(reader: Reader, view: InboundView) -> Part:
         vhost = rc_pb2.VirtualHost(routes=[route])
         if quota is not None:
             vhost.rate_limits.extend(quota.rate_limits)
+            findings.update(quota.findings)
         tail = HostRoutes(vhost.SerializeToString(deterministic=True), (), ()).tail
         encoded = encode_host(f"inbound|http|{served.port}", ["*"], tail)
         out.append(encode_table(reader, cluster, [encoded], set(), ignore_port=False))
-    return Part(tuple(out))
+    return Part(tuple(out), tuple(sorted(findings)))
 
 
 def inbound_clusters(reader: Reader, view: InboundView, app_address: str) -> Part:

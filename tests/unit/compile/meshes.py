@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from meshbus.api.kinds import plural_of
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import ProxyKeys, Snapshot, compile_proxy
 from meshbus.compile.render import render_snapshot
@@ -19,14 +20,6 @@ from meshbus.model.rows import (
 from meshbus.model.world import World, world_of
 
 CLUSTER = "c"
-PLURALS = {
-    "VirtualService": "virtualservices",
-    "DestinationRule": "destinationrules",
-    "Gateway": "gateways",
-    "ServiceEntry": "serviceentries",
-    "PeerAuthentication": "peerauthentications",
-    "Secret": "secrets",
-}
 GROUPS = {"PeerAuthentication": "security.istio.io/v1", "Secret": "v1"}
 
 Rows = dict[Key, Row]
@@ -94,7 +87,7 @@ def config(
         created=created,
         spec=spec,
     )
-    return {Key(CLUSTER, "cfg", PLURALS[kind], namespace, name): row}
+    return {Key(CLUSTER, "cfg", plural_of(kind), namespace, name): row}
 
 
 def mesh_config(**spec: Any) -> Rows:
