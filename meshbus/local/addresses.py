@@ -38,7 +38,7 @@ class InstanceAddresses(NamedTuple):
 
 
 class AddressBook(msgspec.Struct):
-    """Which instance has which index. Kept in a file of the home; the lowest free index is given."""
+    """Which instance has which index; the lowest free one is given. Kept in a file of the home."""
 
     taken: dict[str, int] = {}
 

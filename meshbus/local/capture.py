@@ -25,6 +25,7 @@ def capture_rules(family: int, *, direct_ports: Sequence[int] = DIRECT_PORTS) ->
     """
     loopback = "127.0.0.1/32" if family == 4 else "::1/128"
     passthrough = f"{PASSTHROUGH_SOURCE}/32" if family == 4 else f"{PASSTHROUGH_SOURCE6}/128"
+    to_self = f"-o lo ! -d {loopback} -p tcp ! --dport {TUNNEL_PORT}"
     lines = [
         "*nat",
         ":MESH_INBOUND - [0:0]",
@@ -44,8 +45,7 @@ def capture_rules(family: int, *, direct_ports: Sequence[int] = DIRECT_PORTS) ->
         lines += [
             # The application called its own service: Envoy's connection to its own address goes
             # to the inbound side, as from any other client.
-            f"-A MESH_OUTPUT -o lo ! -d {loopback} -p tcp ! --dport {TUNNEL_PORT} "
-            f"-m owner {owner} -j MESH_IN_REDIRECT",
+            f"-A MESH_OUTPUT {to_self} -m owner {owner} -j MESH_IN_REDIRECT",
             f"-A MESH_OUTPUT -o lo -m owner ! {owner} -j RETURN",
             f"-A MESH_OUTPUT -m owner {owner} -j RETURN",
         ]

@@ -27,7 +27,7 @@ def start_supervisor(home: Home, home_id: str) -> "subprocess.Popen[bytes]":
     """Start the supervisor in the background."""
     log = os.open(home.logs / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - our own command
             supervisor_argv(home),
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -1,0 +1,400 @@
+"""One workload instance: its network, its Envoy, its application, and what is told about it."""
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from meshbus.bus.interface import Bus
+from meshbus.local import bootstrap, netns
+from meshbus.local.addresses import (
+    InstanceAddresses,
+    listens,
+    netns_addresses,
+    proxy_addresses,
+)
+from meshbus.local.capture import PROXY_UID
+from meshbus.local.desired import InstanceSpec, application_env, listens_at, report_of
+from meshbus.local.home import Home, HomeState, write_private
+from meshbus.local.join import fetch_token, renew_in_s
+from meshbus.local.keeper import Keeper
+from meshbus.local.probe import ask_envoy, takes_connections
+from meshbus.local.processes import Command, Records, runs
+from meshbus.model.status import InstanceReport
+from meshbus.runtime.calls import CallError
+
+STARTING_POLL_S = 0.05
+STEADY_POLL_S = 1.0
+DRAIN_S = 0.5
+REPORT_FILE = "report.json"
+
+log = structlog.get_logger("local")
+
+
+@dataclass
+class Machine:
+    """What all instances of a home share."""
+
+    home: Home
+    state: HomeState
+    records: Records
+    bus: Bus
+    envoy: str
+    cluster: str
+    gateway: tuple[str, int]
+    """Address and port of the xds-gateway as the Envoys reach it."""
+    gateway_name: str
+    report: Callable[[InstanceReport], None]
+    changed: Callable[[], None]
+    """Something that `up` shows has changed."""
+    roots: str = ""
+    """Root certificates of the mesh in PEM; empty: not known yet."""
+    hosts: Callable[[str], str] = lambda namespace: ""
+    """The hosts file for workloads of a namespace."""
+    roots_known: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def in_namespaces(self) -> bool:
+        """Capture mode netns."""
+        return self.state.capture == "netns"
+
+
+class Instance:
+    """`start` it; `stop` it when it is not wanted any more. Its processes outlive this object."""
+
+    def __init__(self, machine: Machine, spec: InstanceSpec, index: int) -> None:
+        self.spec = spec
+        self.index = index
+        self.ready = False
+        self.problem = ""
+        """Why it is not ready, for people."""
+        self._machine = machine
+        self._task: asyncio.Task[None] | None = None
+        self._moved = asyncio.Event()
+        state = machine.state
+        block = IPv4Network(state.block)
+        self.addresses: InstanceAddresses
+        if machine.in_namespaces:
+            self.addresses = netns_addresses(block, IPv6Network(state.block6), index)
+            if not netns.ipv6_available():
+                self.addresses = InstanceAddresses(self.addresses.inbound[:1], "")
+        else:
+            self.addresses = proxy_addresses(block, index)
+        self.folder = machine.home.instances / f"{spec.namespace}.{spec.name}"
+        self._proxy_folder = self.folder / "proxy"
+        self._owner = PROXY_UID if machine.in_namespaces else None
+        self._envoy: Keeper | None = None
+        self._application: Keeper | None = None
+        if spec.has_envoy:
+            self._envoy = self._keeper(self._envoy_command)
+        if spec.runs_application:
+            self._application = self._keeper(self._application_command)
+
+    def _keeper(self, command: Callable[[], Command]) -> Keeper:
+        return Keeper(self._machine.state.id, self._machine.records, command, self._process_moved)
+
+    @property
+    def _keepers(self) -> list[Keeper]:
+        return [keeper for keeper in (self._envoy, self._application) if keeper is not None]
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Run it from now on."""
+        self._task = asyncio.create_task(self._run(), name=f"instance {self.spec.id}")
+
+    async def release(self) -> None:
+        """Stop looking after it; its processes go on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for keeper in self._keepers:
+            keeper.release()
+
+    def relabel(self, spec: InstanceSpec) -> None:
+        """Only its labels have changed: nothing is restarted."""
+        self.spec = spec
+        self._tell()
+
+    async def retire(self, *, gone: bool, left: Callable[[], bool] = lambda: True) -> None:
+        """End it: first callers are told, then connections drain, then processes end.
+
+        Args:
+            gone: It leaves the registry; else it will be started again.
+            left: Whether the registry has let go of it.
+        """
+        await self.release()
+        self.ready = False
+        self._tell(gone=gone)
+        deadline = time.monotonic() + 3
+        while not left() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        if self._envoy is not None and self._envoy.pid:
+            await ask_envoy(
+                self._proxy_folder,
+                bootstrap.ADMIN_SOCKET,
+                "/drain_listeners?inboundonly&graceful&skip_exit",
+                method="POST",
+            )
+            await asyncio.sleep(DRAIN_S)
+        for keeper in reversed(self._keepers):  # the application first: it may still call out
+            await keeper.stop()
+        if self._machine.in_namespaces:
+            await netns.remove_namespace(self._machine.state.id, self.index)
+            (self.folder / "namespace").unlink(missing_ok=True)
+        if gone:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _run(self) -> None:
+        pause = 0.2
+        while True:
+            try:
+                await self._once()
+            except (netns.NetworkError, OSError) as error:
+                self.problem = str(error)
+                log.error("instance cannot start", instance=self.spec.id, error=str(error))
+                self._machine.changed()
+            await asyncio.sleep(pause)
+            pause = min(15.0, pause * 2)
+
+    async def _once(self) -> None:
+        known = [self._machine.records.get(name) for name in self._process_names()]
+        adoptable = any(record is not None and runs(record) for record in known)
+        self._make_folders()
+        if not adoptable:
+            self._tell()
+        if self._machine.in_namespaces:
+            await self._make_network()
+        if self._envoy is not None:
+            await self._prepare_envoy()
+            self._envoy.start()
+        if self._application is not None:
+            self._application.start()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_readiness(first_report_waits=adoptable))
+            if self._envoy is not None:
+                group.create_task(self._renew_token())
+
+    def _process_names(self) -> list[str]:
+        return [f"{kind}/{self.spec.id}" for kind in ("envoy", "app")]
+
+    # ------------------------------------------------------------------ files and network
+
+    def _make_folders(self) -> None:
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self._proxy_folder.mkdir(mode=0o700, exist_ok=True)
+        if self._owner is not None:
+            os.chown(self._proxy_folder, self._owner, self._owner)
+
+    @property
+    def _seen_folder(self) -> str:
+        """The folder of the Envoy as the Envoy sees it."""
+        if self._machine.in_namespaces:
+            return str(netns.mount_point(self._machine.state.id))
+        return str(self._proxy_folder)
+
+    async def _make_network(self) -> None:
+        """The namespace, unless it is whole already: then a file says so."""
+        self.write_hosts()
+        state = self._machine.state
+        whole = self.folder / "namespace"
+        name = netns.namespace_name(state.id, self.index)
+        if whole.exists() and (netns.NETNS_FOLDER / name).exists():
+            return
+        whole.unlink(missing_ok=True)
+        captured = self.spec.has_envoy and not self.spec.spec.gateway
+        await netns.make_namespace(state, self.index, self.addresses.inbound, captured=captured)
+        whole.touch(mode=0o600)
+
+    def write_hosts(self) -> None:
+        """Bring the hosts file up to date. It is mounted by inode: written in place."""
+        if not self._machine.in_namespaces or not self.folder.is_dir():
+            return
+        content = self._machine.hosts(self.spec.namespace).encode()
+        descriptor = os.open(self.folder / "hosts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if os.pread(descriptor, len(content) + 1, 0) != content:
+                os.pwrite(descriptor, content, 0)
+                os.ftruncate(descriptor, len(content))
+        finally:
+            os.close(descriptor)
+
+    async def _prepare_envoy(self) -> None:
+        await self._machine.roots_known.wait()
+        seen, spec = self._seen_folder, self.spec.spec
+        identity = bootstrap.ProxyIdentity(
+            type="router" if spec.gateway else "sidecar",
+            name=self.spec.name,
+            namespace=self.spec.namespace,
+            workload=self.spec.workload,
+            service_account=spec.service_account,
+            addresses=self.addresses.inbound,
+            labels=self.spec.labels,
+            cluster=self._machine.cluster,
+            locality=spec.locality,
+        )
+        name = self._machine.gateway_name
+        self._write(
+            bootstrap.BOOTSTRAP_FILE,
+            bootstrap.render(
+                bootstrap.envoy_bootstrap(identity, self._machine.gateway, name, seen)
+            ),
+        )
+        self._write(bootstrap.TOKEN_SDS_FILE, bootstrap.render(bootstrap.token_sds(seen)))
+        self._write(bootstrap.ROOTS_SDS_FILE, bootstrap.render(bootstrap.roots_sds(seen, name)))
+        self.write_roots()
+        while renew_in_s(self._proxy_folder) <= 0:
+            if not await self._fetch_token():
+                await asyncio.sleep(0.2)
+
+    def write_roots(self) -> None:
+        """Give the Envoy the roots that hold now."""
+        if self._envoy is not None and self._proxy_folder.is_dir():
+            self._write(bootstrap.ROOTS_FILE, self._machine.roots.encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self._proxy_folder / name
+        if not path.exists() or path.read_bytes() != content:
+            write_private(path, content, owner=self._owner)
+
+    async def _fetch_token(self) -> bool:
+        try:
+            await fetch_token(self._machine.bus, self.spec, self._proxy_folder, owner=self._owner)
+        except CallError as error:
+            self.problem = f"no join token: {error.message}"
+            log.debug("no join token", instance=self.spec.id, error=error.message)
+            self._machine.changed()
+            return False
+        return True
+
+    async def _renew_token(self) -> None:
+        while True:
+            await asyncio.sleep(max(1.0, renew_in_s(self._proxy_folder)))
+            await self._fetch_token()
+
+    # ------------------------------------------------------------------ processes
+
+    def _envoy_command(self) -> Command:
+        argv = bootstrap.envoy_argv(self._machine.envoy)
+        folder = self._proxy_folder
+        if self._machine.in_namespaces:
+            argv = netns.enter_argv(
+                {
+                    "namespace": netns.namespace_name(self._machine.state.id, self.index),
+                    "binds": [
+                        (str(self.folder / "hosts"), "/etc/hosts"),
+                        (str(self._proxy_folder), self._seen_folder),
+                    ],
+                    "folder": self._seen_folder,
+                    "user": PROXY_UID,
+                    "argv": argv,
+                }
+            )
+        return Command(f"envoy/{self.spec.id}", argv, {}, folder, self._log("envoy"))
+
+    def _application_command(self) -> Command:
+        spec, state = self.spec.spec, self._machine.state
+        env = application_env(self.spec, self.addresses, capture=state.capture)
+        folder = Path(spec.working_dir) if spec.working_dir else self.folder
+        argv = list(spec.command)
+        if self._machine.in_namespaces:
+            argv = netns.enter_argv(
+                {
+                    "namespace": netns.namespace_name(state.id, self.index),
+                    "binds": [(str(self.folder / "hosts"), "/etc/hosts")],
+                    "folder": str(folder),
+                    "user": 0,
+                    "argv": argv,
+                }
+            )
+        return Command(f"app/{self.spec.id}", argv, env, folder, self._log("app"))
+
+    def _log(self, kind: str) -> Path:
+        return self._machine.home.logs / f"{kind}.{self.spec.namespace}.{self.spec.name}.log"
+
+    def _process_moved(self) -> None:
+        if self.ready and any(not keeper.pid for keeper in self._keepers):
+            # Its callers are told in this very step, not at the next look.
+            self.ready = False
+            self._tell()
+        self._moved.set()
+
+    # ------------------------------------------------------------------ readiness
+
+    async def _watch_readiness(self, *, first_report_waits: bool) -> None:
+        told = not first_report_waits
+        while True:
+            problem = await self._why_not_ready()
+            if problem:
+                problem = problem if told else await self._second_look(problem)
+            if (problem == "") != self.ready or problem != self.problem or not told:
+                self.ready, self.problem, told = problem == "", problem, True
+                self._tell()
+            pause = STEADY_POLL_S if self.ready else STARTING_POLL_S
+            self._moved.clear()
+            try:
+                await asyncio.wait_for(self._moved.wait(), pause)
+            except TimeoutError:
+                continue
+
+    async def _second_look(self, problem: str) -> str:
+        """After adoption: a look that failed by chance must not empty an endpoint."""
+        for _ in range(5):
+            await asyncio.sleep(STARTING_POLL_S)
+            problem = await self._why_not_ready()
+            if not problem:
+                break
+        return problem
+
+    async def _why_not_ready(self) -> str:
+        for keeper in self._keepers:
+            if not keeper.pid:
+                what = "Envoy" if keeper is self._envoy else "the application"
+                return keeper.error or f"{what} does not run (see {self._machine.home.logs})"
+        if self._application is not None and not self._application_listens(self._application.pid):
+            return "the application does not listen on its ports yet"
+        if self._envoy is not None:
+            status, _ = await ask_envoy(self._proxy_folder, bootstrap.ADMIN_SOCKET, "/ready")
+            if status != 200:
+                return "Envoy has no configuration yet"
+        spec = self.spec.spec
+        if self._application is None and not spec.gateway and spec.ports:
+            port = spec.ports[0].port
+            if not await takes_connections(spec.address, port):
+                return f"nobody takes connections at {spec.address} port {port}"
+        return ""
+
+    def _application_listens(self, pid: int) -> bool:
+        address, ports = listens_at(self.spec, self.addresses, capture=self._machine.state.capture)
+        try:
+            tables = [
+                (Path(f"/proc/{pid}/net/{name}").read_text(), name == "tcp")
+                for name in ("tcp", "tcp6")
+                if Path(f"/proc/{pid}/net/{name}").exists()
+            ]
+        except OSError:
+            return False
+        return all(
+            any(listens(table, port.port, address if v4 else "") for table, v4 in tables)
+            for port in ports
+        )
+
+    def _tell(self, *, gone: bool = False) -> None:
+        report = report_of(
+            self.spec,
+            self.addresses,
+            capture=self._machine.state.capture,
+            ready=self.ready,
+            gone=gone,
+        )
+        if self.folder.is_dir():
+            write_private(self.folder / REPORT_FILE, msgspec.json.encode(report))
+        self._machine.report(report)
+        self._machine.changed()
