@@ -142,12 +142,11 @@ class Presenter:
     def bookmark(self, version: int) -> Document:
         """An object with nothing but a version."""
         info = self._target.info
-        document = {
+        return {
             "kind": info.kind,
             "apiVersion": api_version_of(info, self._target.version),
             "metadata": {"resourceVersion": str(version), "creationTimestamp": None},
         }
-        return document
 
     def _table(
         self, documents: list[Document], metadata: dict[str, Any], *, definitions: bool = True

@@ -29,7 +29,7 @@ _SERVERS_OWN = ("resourceVersion", "uid", "generation", "managedFields", "selfLi
 class Item(NamedTuple):
     """One document of a request, told apart from the others by its place."""
 
-    index: int
+    position: int
     kind: str
     namespace: str
     name: str
@@ -49,7 +49,9 @@ def read_items(body: Any) -> list[Item]:
         raise bad_request("expected a list of objects")
     if len(body) > MAX_DOCUMENTS:
         raise too_large(f"{len(body)} objects; at most {MAX_DOCUMENTS} are taken at once")
-    return [_item(index, document) for index, document in enumerate(body)]
+    items = [_item(index, document) for index, document in enumerate(body)]
+    # Namespaces first: the order of documents in files says nothing about what needs what.
+    return sorted(items, key=lambda item: item.kind != "Namespace")
 
 
 def _item(index: int, document: Any) -> Item:
@@ -167,10 +169,10 @@ class Bulk:
                 try:
                     one = step(space, item)
                 except ApiError as error:
-                    results[item.index] = _refused(item, error)
+                    results[item.position] = _refused(item, error)
                     continue
                 plans.append(one)
-                results[item.index] = _done(item, one)
+                results[item.position] = _done(item, one)
                 # The next item sees this one: a namespace, and then what is in it.
                 world, _ = space.world.apply(
                     Put(key, space.world.sequence, self._now(), row) for key, row in one.writes
@@ -201,10 +203,10 @@ class Bulk:
                     dry_run=dry,
                 )
             except ApiError as error:
-                results[item.index] = _refused(item, error)
+                results[item.position] = _refused(item, error)
                 continue
             done.append(written)
-            results[item.index] = _done(item, written.plans[0])
+            results[item.position] = _done(item, written.plans[0])
         return _change_of(done)
 
 
@@ -250,7 +252,7 @@ def _refused(item: Item, error: ApiError) -> dict[str, Any]:
 
 def _place(item: Item) -> dict[str, Any]:
     return {
-        "index": item.index,
+        "index": item.position,
         "kind": item.kind,
         "namespace": item.namespace,
         "name": item.name,

@@ -75,6 +75,7 @@ class Store:
         user: str = "",
         dry_run: bool = False,
         atomic: bool = False,
+        announce: bool = True,
     ) -> Written:
         """Plan on the current world and commit what comes of it, as one change.
 
@@ -82,6 +83,7 @@ class Store:
             plan: Called once, with the world that the rows will be written on.
             user: Who asks, for events and the log.
             dry_run: Plan only.
+            announce: Tell those that `on_commit` named.
             atomic: Refuse what does not fit one change (1000 rows) instead of splitting it.
         Returns:
             The plans with the versions that their objects have now.
@@ -103,7 +105,7 @@ class Store:
                 )
             change = await self._commit(writes)
             written = Written(tuple(self._current(one, change) for one in plans), change)
-            for callback in self._committed:
+            for callback in self._committed if announce else ():
                 callback(written, user)
             return written
 

@@ -1,0 +1,192 @@
+"""Where is my change? `GET /v1/changes/<n>`: discovery has read it, every proxy has taken it.
+
+A change is live when discovery's progress has passed it, and every proxy of every live gateway has
+ACKed what the model at the resulting version gives it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from meshbus.bus.interface import Bus, BusError, NoResponders
+from meshbus.model.requests import CONVERGED, ConvergedReply, ConvergedRequest, replica_subject
+from meshbus.model.world import World
+from meshbus.runtime.calls import CallError, call
+from meshbus_config.status_board import StatusBoard
+from meshbus_config.store import Written
+
+CONVERGED_STATE, PENDING_STATE, REJECTED_STATE = "converged", "pending", "rejected"
+MAX_WAIT_S = 120.0
+_ASK_S = 2.0
+"""A gateway answers within this, so that one that died is noticed."""
+_REMEMBERED = 256
+_NAMES = 10
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a change has come."""
+
+    change: int
+    state: str
+    """`converged`, `pending` or `rejected`."""
+    total: int = 0
+    """Proxies connected."""
+    converged: int = 0
+    """Those of them that have the change."""
+    waiting: list[str] = []
+    """What is waited for: names of proxies (at most 10), or a service."""
+    rejected: list[dict[str, str]] = []
+    """{"proxy", "resource", "object", "message"} of refusals."""
+    latency_s: float | None = None
+    """From the change to the last ACK."""
+
+    def document(self) -> dict[str, Any]:
+        """As the API answers it."""
+        return {
+            "change": self.change,
+            "state": self.state,
+            "proxies": {"total": self.total, "converged": self.converged},
+            "waiting": self.waiting,
+            "rejected": self.rejected,
+            "latency_ms": None if self.latency_s is None else round(self.latency_s * 1000, 1),
+        }
+
+
+class ChangeRecord(NamedTuple):
+    """One change that this replica wrote."""
+
+    change: int
+    time: float
+    user: str
+    objects: list[dict[str, str]]
+
+    def document(self) -> dict[str, Any]:
+        """As the API answers it."""
+        return self._asdict()
+
+
+class Receipts:
+    """Answers how far changes have come, and remembers the latest ones."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        board: StatusBoard,
+        world: Callable[[], World],
+        *,
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._bus = bus
+        self._board = board
+        self._world = world
+        self._now = now
+        self._monotonic = monotonic
+        self.recent: deque[ChangeRecord] = deque(maxlen=_REMEMBERED)
+        """Changes of this replica since it started, oldest first."""
+
+    def record(self, written: Written, user: str) -> None:
+        """Remember a change."""
+        objects = [
+            {
+                "kind": plan.stored.row.kind,
+                "namespace": plan.stored.row.namespace,
+                "name": plan.stored.row.name,
+                "action": plan.action,
+            }
+            for plan in written.plans
+            if plan.writes
+        ]
+        self.recent.append(ChangeRecord(written.change, self._now(), user, objects))
+
+    async def wait(self, change: int, timeout_s: float) -> Receipt:
+        """The receipt of a change as soon as its state is final, at the latest after `timeout_s`
+        seconds."""
+        end = self._monotonic() + min(timeout_s, MAX_WAIT_S)
+        while (target := self._board.derived_at(change)) is None:
+            left = end - self._monotonic()
+            if left <= 0:
+                return Receipt(change=change, state=PENDING_STATE, waiting=["discovery"])
+            await self._board.moved(left)
+        target = max(change, target)
+        while True:
+            left = max(0.0, end - self._monotonic())
+            receipt = await self._ask(change, target, min(left, _ASK_S))
+            if receipt.state != PENDING_STATE or self._monotonic() >= end:
+                return receipt
+            # Gateways wait on their own; only one that cannot be reached answers at once.
+            await self._board.moved(min(0.2, max(0.0, end - self._monotonic())))
+
+    async def _ask(self, change: int, target: int, timeout_s: float) -> Receipt:
+        pods = sorted(self._board.gateways)
+        replies = await asyncio.gather(*(self._ask_one(pod, target, timeout_s) for pod in pods))
+        total = converged = 0
+        waiting: list[str] = []
+        rejected: list[dict[str, str]] = []
+        latencies: list[float] = []
+        for pod, reply in zip(pods, replies, strict=True):
+            if reply is None:
+                continue
+            if isinstance(reply, str):
+                waiting.append(f"{pod}: {reply}")
+                continue
+            total += reply.total
+            converged += reply.converged
+            rejected += reply.rejected
+            waiting += reply.waiting
+            if reply.sequence < target and not reply.waiting:
+                waiting.append(pod)
+            if reply.latency_s is not None:
+                latencies.append(reply.latency_s)
+        if not any(isinstance(reply, ConvergedReply) for reply in replies) and not waiting:
+            waiting.append("xds-gateway")
+        if rejected:
+            state = REJECTED_STATE
+        elif waiting or converged < total:
+            state = PENDING_STATE
+        else:
+            state = CONVERGED_STATE
+        latency = max(latencies) + self._between(change, target) if latencies else None
+        return Receipt(
+            change=change,
+            state=state,
+            total=total,
+            converged=converged,
+            waiting=waiting[:_NAMES],
+            rejected=rejected[:_NAMES],
+            latency_s=latency if state == CONVERGED_STATE else None,
+        )
+
+    async def _ask_one(
+        self, pod: str, target: int, timeout_s: float
+    ) -> ConvergedReply | str | None:
+        """The reply of a gateway replica, why there is none, or None: it is no longer there."""
+        request = ConvergedRequest(target, timeout_s)
+        subject = replica_subject(CONVERGED, pod)
+        try:
+            return await call(self._bus, subject, request, ConvergedReply, timeout=timeout_s + 1)
+        except CallError as error:
+            # A replica that nobody answers for has gone, and its proxies with it.
+            if isinstance(error.__context__, NoResponders):
+                return None
+            return error.message
+        except BusError as error:
+            return str(error)
+
+    def _between(self, change: int, target: int) -> float:
+        """Seconds from a change to what discovery wrote because of it; gateways measure from the
+        latter."""
+        if target == change:
+            return 0.0
+        started = next((r.time for r in self.recent if r.change == change), None)
+        if started is None:
+            return 0.0
+        world = self._world()
+        for table in ("reg.endpoints", "reg.services", "reg.workloads", "reg.namespaces"):
+            for entry in world.all(table):
+                if entry.sequence == target:
+                    return max(0.0, entry.ts - started)
+        return 0.0
