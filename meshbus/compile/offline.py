@@ -17,6 +17,8 @@ from meshbus.model.world import World, world_of
 CLUSTER = "Kubernetes"
 """The cluster token of offline worlds."""
 _CLUSTER_SCOPED = frozenset({"Namespace", "Node", "GatewayClass", "MeshConfig"})
+_DATA_KINDS = frozenset({"Pod", "Node"})
+"""Kinds whose status says what they are: addresses and readiness."""
 _NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status", "spec"})
 
 
@@ -60,6 +62,8 @@ def object_of_document(document: Mapping[str, Any], namespace: str = "default") 
         if isinstance(spec, dict)
         else {field: value for field, value in document.items() if field not in _NOT_CONTENT}
     )
+    if kind in _DATA_KINDS and isinstance(document.get("status"), dict):
+        content = {**content, "status": document["status"]}
     return ConfigObject(
         api_version=api_version,
         kind=kind,
@@ -71,6 +75,7 @@ def object_of_document(document: Mapping[str, Any], namespace: str = "default") 
         labels=_texts(metadata.get("labels")),
         annotations=_texts(metadata.get("annotations")),
         spec=content,
+        owner_references=[o for o in metadata.get("ownerReferences") or [] if isinstance(o, dict)],
     )
 
 

@@ -8,8 +8,8 @@ Every row is a frozen struct encoded as a msgpack array: append fields with defa
 | `cfg.<plural>` | config | one API object, without its status |
 | `st.<plural>` | config | the status of one API object |
 | `reg.services` | discovery | one host that the mesh can call |
-| `reg.endpoints` | discovery | the endpoints of one service in one shard (EndpointSlice, instance set) |
-| `reg.workloads` | discovery | one workload instance: what a proxy is, whether or not it is connected |
+| `reg.endpoints` | discovery | endpoints of one service in one shard (EndpointSlice, instances) |
+| `reg.workloads` | discovery | one workload instance: what a proxy is, connected or not |
 | `reg.namespaces` | discovery | labels of a namespace |
 | `sec.trust` | ca | roots and token keys of one trust domain |
 | `mesh.config` | config | the mesh config in force |
@@ -187,6 +187,15 @@ class WorkloadInstance(msgspec.Struct, array_like=True, frozen=True):
     dual_stack: bool = False
     """It has an IPv6 stack: listeners bind [::] too."""
     created: float = 0.0
+    weight: int = 0
+    """As an endpoint; 0: not set, counts as 1."""
+    origin: str = ""
+    """What it is: `pod`, `entry` (WorkloadEntry), `workload` (a process of standalone mode)."""
+    target_ports: dict[str, int] = {}
+    """Ports by name, for services whose `targetPort` is a name."""
+    tls_mode: str = "disabled"
+    """As `Endpoint.tls_mode`."""
+    draining: bool = False
 
 
 class Namespace(msgspec.Struct, array_like=True, frozen=True):
@@ -215,7 +224,7 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
 
 
 class MeshConfigRow(msgspec.Struct, array_like=True, frozen=True):
-    """The mesh config in force, as `meshbus.api.mesh.MeshConfig` in JSON form. Key: ("", "mesh")."""
+    """The mesh config in force, fields of MeshConfig in JSON form. Key: ("", "mesh")."""
 
     spec: dict[str, Any] = {}
 

@@ -48,6 +48,17 @@ def _by_address(key: Key, row: Row) -> Iterable[Hashable]:
     return tuple(row.addresses)
 
 
+def _by_label(key: Key, row: Row) -> Iterable[Hashable]:
+    assert isinstance(row, WorkloadInstance)
+    return tuple((row.namespace, name, value) for name, value in row.labels.items())
+
+
+def _by_service_name(key: Key, row: Row) -> Iterable[Hashable]:
+    assert isinstance(row, ConfigObject)
+    name = row.labels.get("kubernetes.io/service-name")
+    return ((row.namespace, name),) if name else ()
+
+
 def _hosts_of(key: Key, row: Row) -> Iterable[Hashable]:
     assert isinstance(row, ConfigObject)
     hosts = row.spec.get("hosts")
@@ -61,6 +72,8 @@ INDEXES: dict[str, dict[str, Callable[[Key, Row], Iterable[Hashable]]]] = {
     "reg.services": {"host": _by_host},
     "reg.endpoints": {"host": _by_host, "service": _by_service},
     "reg.workloads": {"address": _by_address},
+    "src.instances": {"label": _by_label, "address": _by_address},
+    "cfg.endpointslices": {"service": _by_service_name},
     "cfg.virtualservices": {"host": _hosts_of},
     "cfg.destinationrules": {"host": _hosts_of},
     "cfg.serviceentries": {"host": _hosts_of},

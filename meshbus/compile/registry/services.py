@@ -1,0 +1,343 @@
+"""Services and their endpoints, as nodes of the engine: each reads only what concerns it."""
+
+import hashlib
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+
+from meshbus.compile.engine import Reader
+from meshbus.compile.names import CLUSTER_DOMAIN
+from meshbus.compile.registry.instances import DISABLED, instance_of_entry_spec
+from meshbus.compile.registry.protocols import integer, protocol_of_entry, protocol_of_port
+from meshbus.model.keys import Key
+from meshbus.model.rows import (
+    ConfigObject,
+    Endpoint,
+    EndpointShard,
+    Row,
+    Service,
+    ServicePort,
+    WorkloadInstance,
+)
+from meshbus.model.world import Entry, Query
+
+EXPORT_ANNOTATION = "networking.istio.io/exportTo"
+VIP_NETWORK = ipaddress.ip_network("240.240.0.0/16")
+VIP_NETWORK_V6 = ipaddress.ip_network("2001:2::/48")
+Rows = tuple[tuple[Key, Row], ...]
+
+
+def host_of_service(namespace: str, name: str) -> str:
+    """The host of a Kubernetes service."""
+    return f"{name}.{namespace}.svc.{CLUSTER_DOMAIN}"
+
+
+# --------------------------------------------------------------------------- Kubernetes services
+
+
+def virtual_addresses(reader: Reader) -> dict[tuple[str, str], int]:
+    """Node: offset in `VIP_NETWORK` of each service that nobody gave an address.
+
+    A service keeps its address whatever comes and goes, but for hash collisions, which the first
+    by name wins.
+    """
+    size = VIP_NETWORK.num_addresses - 2
+    taken: dict[int, tuple[str, str]] = {}
+    for entry in reader.entries(Query("cfg.services", "all", None)):
+        spec = entry.row.spec
+        if spec.get("clusterIP") or spec.get("clusterIPs") or spec.get("type") == "ExternalName":
+            continue
+        name = (entry.key.namespace, entry.key.name)
+        digest = hashlib.blake2b("/".join(name).encode(), digest_size=8).digest()
+        offset = int.from_bytes(digest, "big") % size
+        while offset in taken:
+            offset = (offset + 1) % size
+        taken[offset] = name
+    return {name: offset + 1 for offset, name in taken.items()}
+
+
+def virtual_address(reader: Reader, namespace: str, name: str) -> int:
+    """Node: the offset of one service; 0: it has an address of its own."""
+    return reader.node(virtual_addresses).get((namespace, name), 0)
+
+
+def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Rows:
+    """Node: the rows of one Kubernetes service."""
+    object = reader.get(Key(cluster, "cfg", "services", namespace, name))
+    if object is None:
+        return ()
+    spec = object.spec
+    host = host_of_service(namespace, name)
+    source = f"cfg.services/{namespace}/{name}"
+    ports = [_service_port(port) for port in _records(spec.get("ports"))]
+    external_name = (
+        str(spec.get("externalName") or "") if spec.get("type") == "ExternalName" else ""
+    )
+    selector = _texts(spec.get("selector"))
+    row = Service(
+        host=host,
+        namespace=namespace,
+        name=name,
+        origin="kubernetes",
+        ports=ports,
+        addresses=_addresses(reader, object),
+        resolution="DNS" if external_name else "STATIC",
+        headless=spec.get("clusterIP") == "None",
+        external_name=external_name,
+        export_to=[
+            part.strip()
+            for part in object.annotations.get(EXPORT_ANNOTATION, "").split(",")
+            if part.strip()
+        ],
+        selector=selector,
+        labels=dict(object.labels),
+        annotations={k: v for k, v in object.annotations.items() if "istio.io/" in k},
+        created=object.created,
+        source=source,
+        session_affinity=spec.get("sessionAffinity") == "ClientIP",
+    )
+    rows: list[tuple[Key, Row]] = [(Key(cluster, "reg", "services", namespace, host), row)]
+    if external_name:
+        return tuple(rows)
+    slices = reader.entries(Query("cfg.endpointslices", "service", (namespace, name)))
+    for entry in slices:
+        shard = _shard_of_slice(reader, cluster, row, entry)
+        rows.append((Key(cluster, "reg", "endpoints", namespace, host, entry.key.name), shard))
+    if selector:
+        targets = {
+            str(p.get("name") or ""): p.get("targetPort", p.get("port"))
+            for p in _records(spec.get("ports"))
+        }
+        endpoints = [
+            endpoint
+            for instance in selected(reader, namespace, selector)
+            if not (slices and instance.origin == "pod")
+            and (endpoint := _endpoint(instance, row.ports, targets)) is not None
+        ]
+        if endpoints or not slices:
+            key = Key(cluster, "reg", "endpoints", namespace, host, "selected")
+            rows.append((key, EndpointShard(host, namespace, "selected", endpoints, source)))
+    return tuple(rows)
+
+
+def _addresses(reader: Reader, object: ConfigObject) -> list[str]:
+    spec = object.spec
+    if spec.get("clusterIP") == "None" or spec.get("type") == "ExternalName":
+        return []
+    given = [str(ip) for ip in spec.get("clusterIPs") or [] if ip]
+    first = spec.get("clusterIP")
+    if first and first not in given:
+        given.insert(0, str(first))
+    if given:
+        return given
+    offset = reader.node(virtual_address, object.namespace, object.name)
+    if not offset:
+        return []
+    families = spec.get("ipFamilies") or []
+    dual = str(spec.get("ipFamilyPolicy") or "").endswith("DualStack")
+    addresses = []
+    if "IPv6" not in families or "IPv4" in families or dual:
+        addresses.append(str(VIP_NETWORK[offset]))
+    if "IPv6" in families or dual:
+        addresses.append(str(VIP_NETWORK_V6[offset]))
+    return addresses
+
+
+def _service_port(port: Mapping[str, Any]) -> ServicePort:
+    name, number = str(port.get("name") or ""), integer(port.get("port"))
+    protocol = protocol_of_port(
+        name, number, str(port.get("appProtocol") or ""), str(port.get("protocol") or "TCP")
+    )
+    return ServicePort(name, number, protocol, integer(port.get("targetPort")))
+
+
+def selected(reader: Reader, namespace: str, selector: Mapping[str, str]) -> list[WorkloadInstance]:
+    """Instances whose labels match. Reads only those that carry one of the labels."""
+    name, value = min(selector.items())
+    found = reader.entries(Query("src.instances", "label", (namespace, name, value)))
+    return [
+        entry.row
+        for entry in found
+        if all(entry.row.labels.get(k) == v for k, v in selector.items())
+    ]
+
+
+def _endpoint(
+    instance: WorkloadInstance, ports: list[ServicePort], targets: Mapping[str, Any]
+) -> Endpoint | None:
+    """The endpoint that an instance is of a service; None when it has none of its ports."""
+    found: dict[str, int] = {}
+    for port in ports:
+        target = targets.get(port.name)
+        if isinstance(target, str) and not target.isdigit():
+            number = instance.target_ports.get(target, 0)
+        elif instance.origin == "entry" and port.name in instance.target_ports:
+            number = instance.target_ports[port.name]
+        else:
+            number = integer(target) or (int(target) if isinstance(target, str) else port.number)
+        if number:
+            found[port.name] = number
+    if not found:
+        return None
+    return Endpoint(
+        addresses=list(instance.addresses),
+        ports=found,
+        labels=dict(instance.labels),
+        service_account=instance.service_account,
+        workload=instance.workload,
+        instance=instance.name,
+        namespace=instance.namespace,
+        network=instance.network,
+        cluster=instance.cluster,
+        locality=instance.locality,
+        weight=instance.weight,
+        ready=instance.ready,
+        draining=instance.draining,
+        tls_mode=instance.tls_mode,
+    )
+
+
+def _shard_of_slice(reader: Reader, cluster: str, service: Service, entry: Entry) -> EndpointShard:
+    """The endpoints of one EndpointSlice, with what the pods behind them say."""
+    spec = entry.row.spec
+    ports = {
+        str(p.get("name") or ""): integer(p.get("port"))
+        for p in _records(spec.get("ports"))
+        if integer(p.get("port"))
+    }
+    endpoints = []
+    for item in _records(spec.get("endpoints")):
+        addresses = [str(a) for a in item.get("addresses") or []]
+        if not addresses:
+            continue
+        instance = _instance_at(reader, addresses[0], item.get("targetRef"))
+        conditions = item.get("conditions") or {}
+        serving = conditions.get("serving")
+        terminating = bool(conditions.get("terminating", False))
+        ready = conditions.get("ready") is not False and not terminating
+        locality = instance.locality if instance else ""
+        if not locality and item.get("zone"):
+            locality = f"/{item['zone']}"
+        endpoints.append(
+            Endpoint(
+                addresses=addresses,
+                ports=dict(ports),
+                labels=dict(instance.labels) if instance else {},
+                service_account=instance.service_account if instance else "",
+                workload=instance.workload if instance else "",
+                instance=instance.name if instance else str(item.get("hostname") or ""),
+                namespace=instance.namespace if instance else service.namespace,
+                network=instance.network if instance else "",
+                cluster=cluster,
+                locality=locality,
+                ready=ready,
+                draining=terminating and serving is True,
+                tls_mode=instance.tls_mode if instance else DISABLED,
+            )
+        )
+    source = f"cfg.endpointslices/{entry.key.namespace}/{entry.key.name}"
+    return EndpointShard(service.host, service.namespace, entry.key.name, endpoints, source)
+
+
+def _instance_at(reader: Reader, address: str, target: Any) -> WorkloadInstance | None:
+    """The instance with this address; of several (host network) the one that `target` names."""
+    found = reader.entries(Query("src.instances", "address", address))
+    if isinstance(target, dict) and len(found) > 1:
+        wanted = (target.get("namespace"), target.get("name"))
+        for entry in found:
+            if (entry.row.namespace, entry.row.name) == wanted:
+                row: WorkloadInstance = entry.row
+                return row
+    return found[0].row if found else None
+
+
+# --------------------------------------------------------------------------- service entries
+
+
+def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
+    """Node: the rows of one host of the ServiceEntries of a namespace. Of several entries the
+    oldest counts; a Kubernetes service of that host comes before all."""
+    found = [
+        entry
+        for entry in reader.entries(Query("cfg.serviceentries", "host", host))
+        if entry.key.namespace == namespace
+    ]
+    if not found:
+        return ()
+    name, _, rest = host.partition(".")
+    if rest == f"{namespace}.svc.{CLUSTER_DOMAIN}":
+        kubernetes = Key(cluster, "cfg", "services", namespace, name)
+        if reader.get(kubernetes) is not None:
+            return ()
+    entry = min(found, key=lambda e: (e.row.created, e.key.name))
+    object: ConfigObject = entry.row
+    spec = object.spec
+    ports = [
+        ServicePort(
+            str(p.get("name") or ""),
+            integer(p.get("number")),
+            protocol_of_entry(
+                str(p.get("protocol") or ""), str(p.get("name") or ""), integer(p.get("number"))
+            ),
+            integer(p.get("targetPort")),
+        )
+        for p in _records(spec.get("ports"))
+    ]
+    resolution = str(spec.get("resolution") or "NONE")
+    source = f"cfg.serviceentries/{namespace}/{object.name}"
+    members = _members(reader, cluster, object, ports)
+    dynamic = resolution.startswith("DNS")
+    row = Service(
+        host=host,
+        namespace=namespace,
+        name=object.name,
+        origin="external",
+        ports=ports,
+        addresses=[str(a) for a in spec.get("addresses") or []],
+        resolution=resolution,
+        external=str(spec.get("location") or "MESH_EXTERNAL") == "MESH_EXTERNAL",
+        export_to=[str(e) for e in spec.get("exportTo") or []],
+        selector=_texts((spec.get("workloadSelector") or {}).get("labels")),
+        labels=dict(object.labels),
+        annotations={k: v for k, v in object.annotations.items() if "istio.io/" in k},
+        subject_alt_names=[str(s) for s in spec.get("subjectAltNames") or []],
+        created=object.created,
+        source=source,
+        dns_endpoints=members if dynamic else [],
+    )
+    rows: list[tuple[Key, Row]] = [(Key(cluster, "reg", "services", namespace, host), row)]
+    if resolution == "STATIC":
+        key = Key(cluster, "reg", "endpoints", namespace, host, "entry")
+        rows.append((key, EndpointShard(host, namespace, "entry", members, source)))
+    return tuple(rows)
+
+
+def _members(
+    reader: Reader, cluster: str, object: ConfigObject, ports: list[ServicePort]
+) -> list[Endpoint]:
+    spec = object.spec
+    targets = {p.name: p.target_port or p.number for p in ports}
+    instances: list[WorkloadInstance] = []
+    for index, inline in enumerate(_records(spec.get("endpoints"))):
+        instance = instance_of_entry_spec(
+            inline,
+            name=f"{object.name}-{index}",
+            namespace=object.namespace,
+            labels={},
+            cluster=cluster,
+            created=object.created,
+        )
+        if instance is not None:
+            instances.append(instance)
+    selector = _texts((spec.get("workloadSelector") or {}).get("labels"))
+    if selector:
+        instances += selected(reader, object.namespace, selector)
+    return [e for i in instances if (e := _endpoint(i, ports, targets)) is not None]
+
+
+def _records(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}

@@ -1,0 +1,290 @@
+"""What the registry derives; and that incremental equals from scratch."""
+
+from typing import Any
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshbus.compile.offline import object_of_document, plural_of
+from meshbus.compile.registry import Registry, rows_of_objects
+from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject, EndpointShard, Row, Service, WorkloadInstance
+
+C = "c"
+
+
+def objects(text: str) -> dict[Key, ConfigObject]:
+    out = {}
+    for document in yaml.safe_load_all(text):
+        row = object_of_document(document)
+        out[Key(C, "cfg", plural_of(row.kind), row.namespace, row.name)] = row
+    return out
+
+
+def derived(text: str) -> dict[str, Row]:
+    return {
+        "/".join(filter(None, (k.table, k.namespace, k.name, k.shard))): row
+        for k, row in rows_of_objects(objects(text)).items()
+    }
+
+
+REVIEWS = """
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, annotations: {networking.istio.io/exportTo: "a, b"}}
+spec:
+  selector: {app: reviews}
+  clusterIP: 10.1.2.3
+  ports:
+  - {name: http, port: 80, targetPort: web}
+  - {name: grpc-x, port: 81, targetPort: 8081}
+  - {name: db, port: 3306}
+  - {name: x, port: 82, appProtocol: kubernetes.io/h2c}
+  - {name: dns, port: 53, protocol: UDP}
+"""
+HOST = "reviews.default.svc.cluster.local"
+POD = """
+apiVersion: v1
+kind: Pod
+metadata:
+  name: reviews-v1-abc-xyz
+  labels: {app: reviews, version: v1, pod-template-hash: abc, security.istio.io/tlsMode: istio}
+  ownerReferences: [{kind: ReplicaSet, name: reviews-v1-abc}]
+spec:
+  nodeName: n1
+  serviceAccountName: reviews
+  containers: [{name: app, ports: [{name: web, containerPort: 9080}]}]
+status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: "fd00::1"}]}
+---
+apiVersion: v1
+kind: Node
+metadata:
+  name: n1
+  labels: {topology.kubernetes.io/region: r, topology.kubernetes.io/zone: z}
+"""
+
+
+def test_service_and_pod() -> None:
+    rows = derived(REVIEWS + "---" + POD)
+    service = rows[f"reg.services/default/{HOST}"]
+    assert isinstance(service, Service)
+    assert [(p.number, p.protocol) for p in service.ports] == [
+        (80, "HTTP"),
+        (81, "GRPC"),
+        (3306, "TCP"),
+        (82, "HTTP2"),
+        (53, "UDP"),
+    ]
+    assert service.addresses == ["10.1.2.3"]
+    assert service.export_to == ["a", "b"]
+    shard = rows[f"reg.endpoints/default/{HOST}/selected"]
+    assert isinstance(shard, EndpointShard)
+    (endpoint,) = shard.endpoints
+    assert endpoint.addresses == ["10.0.0.1", "fd00::1"]
+    assert endpoint.ports == {"http": 9080, "grpc-x": 8081, "db": 3306, "x": 82, "dns": 53}
+    assert (endpoint.workload, endpoint.locality, endpoint.tls_mode) == (
+        "reviews-v1",
+        "r/z",
+        "istio",
+    )
+    instance = rows["reg.workloads/default/reviews-v1-abc-xyz"]
+    assert isinstance(instance, WorkloadInstance)
+    assert (instance.sidecar, instance.dual_stack, instance.service_account) == (
+        True,
+        True,
+        "reviews",
+    )
+
+
+def test_slices_come_before_pods() -> None:
+    slice_ = """
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: reviews-1, labels: {kubernetes.io/service-name: reviews}}
+addressType: IPv4
+ports: [{name: http, port: 9080}]
+endpoints:
+- {addresses: [10.0.0.1]}
+- {addresses: [10.0.0.2], conditions: {ready: false}}
+- {addresses: [10.0.0.3], conditions: {ready: false, serving: true, terminating: true}}
+"""
+    rows = derived(REVIEWS + "---" + POD + slice_)
+    shard = rows[f"reg.endpoints/default/{HOST}/reviews-1"]
+    assert isinstance(shard, EndpointShard)
+    assert [(e.addresses[0], e.ready, e.draining) for e in shard.endpoints] == [
+        ("10.0.0.1", True, False),
+        ("10.0.0.2", False, False),
+        ("10.0.0.3", False, True),
+    ]
+    assert shard.endpoints[0].labels["version"] == "v1"
+    assert f"reg.endpoints/default/{HOST}/selected" not in rows
+
+
+def test_a_service_without_an_address_gets_one() -> None:
+    text = """
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {ports: [{port: 80}], ipFamilyPolicy: PreferDualStack, selector: {app: a}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: b}
+spec: {ports: [{port: 80}], clusterIP: None}
+"""
+    rows = derived(text)
+    a, b = (rows[f"reg.services/default/{n}.default.svc.cluster.local"] for n in "ab")
+    assert isinstance(a, Service)
+    assert isinstance(b, Service)
+    assert a.addresses[0].startswith("240.240.")
+    assert ":" in a.addresses[1]
+    assert (b.addresses, b.headless) == ([], True)
+
+
+def test_service_entries() -> None:
+    text = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: vms}
+spec:
+  hosts: [vm.example.com]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: web, protocol: HTTP, targetPort: 8080}]
+  workloadSelector: {labels: {app: vm}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm1, labels: {x: y}}
+spec: {address: 10.9.9.9, labels: {app: vm}, serviceAccount: vm, ports: {web: 9999}, weight: 3}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: ext}
+spec:
+  hosts: [api.example.com, www.example.com]
+  resolution: DNS
+  ports: [{number: 443, name: tls, protocol: TLS}]
+  endpoints: [{address: a.example.com, locality: r/z}]
+"""
+    rows = derived(text)
+    shard = rows["reg.endpoints/default/vm.example.com/entry"]
+    assert isinstance(shard, EndpointShard)
+    (endpoint,) = shard.endpoints
+    assert endpoint.ports == {"web": 9999}
+    assert (endpoint.tls_mode, endpoint.weight) == ("istio", 3)
+    for host in ("api.example.com", "www.example.com"):
+        service = rows[f"reg.services/default/{host}"]
+        assert isinstance(service, Service)
+        assert (service.external, service.resolution) == (True, "DNS")
+        assert service.dns_endpoints[0].addresses == ["a.example.com"]
+        assert service.dns_endpoints[0].ports == {"tls": 443}
+
+
+def test_the_older_of_two_entries_counts() -> None:
+    def entry(name: str, created: str, port: int) -> str:
+        return f"""
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, creationTimestamp: "{created}"}}
+spec: {{hosts: [x.example.com], resolution: DNS, ports: [{{number: {port}, name: p}}]}}
+"""
+
+    text = entry("a", "2026-01-02T00:00:00Z", 1) + "---" + entry("b", "2026-01-01T00:00:00Z", 2)
+    service = derived(text)["reg.services/default/x.example.com"]
+    assert isinstance(service, Service)
+    assert service.ports[0].number == 2
+
+
+def _reported(name: str, ready: bool = True) -> WorkloadInstance:
+    return WorkloadInstance(
+        name=name,
+        namespace="default",
+        workload="reviews",
+        service_account="r",
+        labels={"app": "reviews"},
+        addresses=["127.1.1.1"],
+        ready=ready,
+        origin="workload",
+    )
+
+
+def test_reports_make_endpoints_that_die_and_go() -> None:
+    registry = Registry(C)
+    registry.put(objects(REVIEWS).items())
+    registry.changes()
+    shard = Key(C, "reg", "endpoints", "default", HOST, "selected")
+    registry.report([_reported("reviews-0")])
+    changes = dict(registry.changes())
+    row = changes[shard]
+    assert isinstance(row, EndpointShard)
+    assert [e.ready for e in row.endpoints] == [True]
+    registry.report([_reported("reviews-0")])
+    assert registry.changes() == []
+    registry.report([_reported("reviews-0", ready=False)])
+    row = dict(registry.changes())[shard]
+    assert isinstance(row, EndpointShard)
+    assert [e.ready for e in row.endpoints] == [False]
+    registry.report([], [("default", "reviews", "reviews-0")])
+    changes = dict(registry.changes())
+    assert changes[Key(C, "reg", "workloads", "default", "reviews-0")] is None
+    row = changes[shard]
+    assert isinstance(row, EndpointShard)
+    assert row.endpoints == []
+
+
+_POOL: list[dict[str, Any]] = [
+    *yaml.safe_load_all(REVIEWS + "---" + POD),
+    {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "other"},
+        "spec": {"selector": {"version": "v1"}, "ports": [{"port": 1}]},
+    },
+    {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": "default", "labels": {"a": "b"}},
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": "se"},
+        "spec": {
+            "hosts": [HOST, "x.y"],
+            "resolution": "STATIC",
+            "ports": [{"number": 1, "name": "p"}],
+            "workloadSelector": {"labels": {"app": "reviews"}},
+        },
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadEntry",
+        "metadata": {"name": "we"},
+        "spec": {"address": "1.1.1.1", "labels": {"app": "reviews"}},
+    },
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(_POOL) - 1), st.booleans()), max_size=25))
+def test_incremental_equals_from_scratch(steps: list[tuple[int, bool]]) -> None:
+    registry = Registry(C, offline=True)
+    held: dict[Key, ConfigObject] = {}
+    rows: dict[Key, Row] = {}
+    for index, present in steps:
+        row = object_of_document(_POOL[index])
+        key = Key(C, "cfg", plural_of(row.kind), row.namespace, row.name)
+        if present:
+            held[key] = row
+        else:
+            held.pop(key, None)
+        registry.put([(key, held.get(key))])
+        for changed, value in registry.changes():
+            if value is None:
+                del rows[changed]
+            else:
+                rows[changed] = value
+    assert rows == rows_of_objects(held)
