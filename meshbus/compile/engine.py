@@ -234,6 +234,11 @@ class Engine:
             self._unused[node] = None
         self._collect()
 
+    @property
+    def stale(self) -> bool:
+        """Something that was read has changed since the last `get`: values may differ."""
+        return bool(self._pending)
+
     def size(self) -> int:
         """How many nodes are alive."""
         return len(self._nodes)

@@ -123,7 +123,7 @@ class Session:
         self.blocked: dict[tuple[str, str], Blocked] = {}
         """What it does not get, by type and name."""
         self._wanted: dict[str, Mapping[str, Resource | None]] = {}
-        self._sequence = 0
+        self._reached = 0
         self._types: dict[str, _Type] = {}
         self._awaited: dict[str, dict[str, int]] = {EDS: {}, RDS: {}}
         self._hold_until = 0.0
@@ -141,7 +141,6 @@ class Session:
         with many sessions of one class give one that remembers.
         """
         moved = False
-        self._sequence = max(self._sequence, sequence)
         for type_url, new in wanted.items():
             old = self._wanted.get(type_url)
             if new is old:
@@ -188,21 +187,20 @@ class Session:
                 raise ProtocolError(f"{type_url} cannot be subscribed to by wildcard")
             state.wildcard = True
             for name in self._wanted.get(type_url, ()):
-                state.pending.setdefault(name, self._sequence)
+                state.pending.setdefault(name, self._reached + 1)
         wanted = list(names)
         self._check_names(state, wanted, known or {})
         for name in wanted:
             state.names.add(name)
-            if type_url in self._awaited:
-                self._awaited[type_url].pop(name, None)
-            state.pending.setdefault(name, self._sequence)
+            awaited = self._awaited.get(type_url, {}).pop(name, None)
+            state.pending.setdefault(name, awaited or self._reached + 1)
             if state.flight is None or name not in state.flight.sent:
                 state.forced.add(name)
         for name, version in (known or {}).items():
             if state.wants(name):
                 state.known[name] = version
                 state.forced.discard(name)
-                state.pending.setdefault(name, self._sequence)
+                state.pending.setdefault(name, self._reached + 1)
 
     def unsubscribe(self, type_url: str, names: Iterable[str], *, wildcard: bool = False) -> None:
         """The client no longer wants these."""
@@ -216,7 +214,7 @@ class Session:
         for name in gone:
             if state.wildcard:
                 state.forced.add(name)
-                state.pending.setdefault(name, self._sequence)
+                state.pending.setdefault(name, self._reached + 1)
             else:
                 state.known.pop(name, None)
                 state.pending.pop(name, None)
@@ -310,7 +308,8 @@ class Session:
         if now < self._hold_until:
             for names in self._awaited.values():
                 open_since.extend(names.values())
-        return min(open_since) - 1
+        self._reached = min(open_since) - 1
+        return self._reached
 
     def status(self, type_url: str) -> tuple[str, str, str]:
         """(status, nonce, error) of a type as `proxy-status` shows it."""
@@ -511,7 +510,7 @@ class Session:
         state = self._types.get(dependent)
         for name in self._wanted.get(dependent, ()):
             if state is None or not state.wants(name):
-                self._await(dependent, name, True, self._sequence)
+                self._await(dependent, name, True, self._reached + 1)
         self._hold(now)
 
 

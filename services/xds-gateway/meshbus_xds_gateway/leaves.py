@@ -1,0 +1,126 @@
+"""Leaf certificates of workloads: keys made in memory, signed by the ca, renewed in time.
+
+One certificate per identity (namespace, service account), for all its proxies at this replica.
+Keys are never written, logged or sent anywhere but to the proxies of the identity.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from meshbus.compile.names import spiffe
+from meshbus.compile.resources import Resource
+from meshbus.compile.tls_contexts import OWN_CERTIFICATE
+from meshbus.model.requests import SIGN, SignReply, SignRequest
+from meshbus.runtime.calls import CallError, call
+from meshbus.runtime.service import Context
+from meshbus_xds_gateway.secret_resources import certificate_secret
+
+Account = tuple[str, str]
+"""Namespace, service account."""
+RENEW_FROM, RENEW_TO = 0.35, 0.5
+"""Renewal begins between these parts of a certificate's life."""
+_SIGN_AT_ONCE = 8
+_RETRY_S, _MAX_RETRY_S = 0.1, 10.0
+
+
+@dataclass
+class _Leaf:
+    users: int = 0
+    resource: Resource | None = None
+    not_after: float = 0.0
+    task: asyncio.Task[None] | None = None
+
+
+class Leaves:
+    """Certificates of the identities that are connected. `changed` is called with an identity
+    whose certificate is another one now."""
+
+    def __init__(
+        self,
+        context: Context[Any],
+        tasks: asyncio.TaskGroup,
+        ttl_s: int,
+        changed: Callable[[Account], None],
+    ) -> None:
+        self._context = context
+        self._tasks = tasks
+        self._ttl_s = ttl_s
+        self._changed = changed
+        self._leaves: dict[Account, _Leaf] = {}
+        self._slots = asyncio.Semaphore(_SIGN_AT_ONCE)
+
+    def hold(self, account: Account) -> None:
+        """A proxy of this identity is connected; `release` undoes it."""
+        leaf = self._leaves.setdefault(account, _Leaf())
+        leaf.users += 1
+        if leaf.task is None:
+            leaf.task = self._tasks.create_task(self._keep(account, leaf))
+
+    def release(self, account: Account) -> None:
+        """A proxy of this identity has gone. Its key is dropped with the last one."""
+        leaf = self._leaves[account]
+        leaf.users -= 1
+        if leaf.users == 0:
+            del self._leaves[account]
+            if leaf.task is not None:
+                leaf.task.cancel()
+
+    def resource(self, account: Account) -> Resource | None:
+        """The secret `default` of an identity; None while it is being signed."""
+        leaf = self._leaves.get(account)
+        if leaf is None or leaf.not_after <= self._context.clock.now():
+            return None
+        return leaf.resource
+
+    def __len__(self) -> int:
+        return len(self._leaves)
+
+    async def _keep(self, account: Account, leaf: _Leaf) -> None:
+        clock, log = self._context.clock, self._context.log
+        retry_s = _RETRY_S
+        while True:
+            try:
+                async with self._slots:
+                    reply, key_pem = await self._sign(account)
+            except CallError as error:
+                log.warning(
+                    "no certificate for a workload",
+                    namespace=account[0],
+                    service_account=account[1],
+                    error=error.message,
+                )
+                await clock.sleep(retry_s * random.uniform(0.5, 1))  # noqa: S311
+                retry_s = min(retry_s * 2, _MAX_RETRY_S)
+                continue
+            retry_s = _RETRY_S
+            chain = reply.chain_pem.encode()
+            leaf.resource = certificate_secret(OWN_CERTIFICATE, chain, key_pem)
+            leaf.not_after = reply.not_after
+            self._changed(account)
+            life_s = max(reply.not_after - clock.now(), 1.0)
+            await clock.sleep(life_s * random.uniform(RENEW_FROM, RENEW_TO))  # noqa: S311
+
+    async def _sign(self, account: Account) -> tuple[SignReply, bytes]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        signed = csr.sign(key, hashes.SHA256())
+        request = SignRequest(
+            csr_pem=signed.public_bytes(serialization.Encoding.PEM).decode(),
+            service=self._context.name,
+            spiffe_id=spiffe(self._context.trust_domain, *account),
+            ttl_s=self._ttl_s,
+        )
+        reply = await call(self._context.bus, SIGN, request, SignReply, timeout=5)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        return reply, pem

@@ -1,0 +1,128 @@
+"""What the gateway answers over the bus and on its admin port."""
+
+import asyncio
+from typing import Any
+
+from meshbus.compile.render import render_snapshot
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, SHORT_NAMES
+from meshbus.model.requests import (
+    CONVERGED,
+    PROXIES,
+    PROXY_CONFIG,
+    ConvergedReply,
+    ConvergedRequest,
+    ProxiesReply,
+    ProxiesRequest,
+    ProxyConfigReply,
+    ProxyConfigRequest,
+    ProxyInfo,
+    replica_subject,
+)
+from meshbus.runtime.calls import CallError, answer
+from meshbus.runtime.service import Context
+from meshbus_xds_gateway.fleet import Client, Fleet
+from meshbus_xds_gateway.nacks import problems_of_client, rejections
+
+MAX_WAIT_S = 30.0
+MAX_NAMES = 10
+_TYPES = (CDS, EDS, LDS, RDS, SDS, ECDS)
+_RECHECK_S = 0.25
+"""A session may give up waiting for its client without anything else happening."""
+
+
+class Questions:
+    """Answers about the fleet of this replica."""
+
+    def __init__(self, context: Context[Any], fleet: Fleet) -> None:
+        self._context = context
+        self._fleet = fleet
+
+    async def serve(self) -> None:
+        """Answer on the subjects of this replica."""
+        bus, pod = self._context.bus, self._context.pod
+        await answer(bus, replica_subject(CONVERGED, pod), ConvergedRequest, self.converged)
+        await answer(bus, replica_subject(PROXIES, pod), ProxiesRequest, self.proxies)
+        await answer(bus, replica_subject(PROXY_CONFIG, pod), ProxyConfigRequest, self.proxy_config)
+
+    async def converged(self, request: ConvergedRequest) -> ConvergedReply:
+        """Wait until all proxies have a change, or those that have not have refused it."""
+        clock = self._context.clock
+        deadline = clock.monotonic() + min(max(request.timeout_s, 0.0), MAX_WAIT_S)
+        while True:
+            reply, done = self._converged_now(request.sequence)
+            left = deadline - clock.monotonic()
+            if done or left <= 0:
+                return reply
+            await self._fleet.changed(min(left, _RECHECK_S))
+
+    def _converged_now(self, sequence: int) -> tuple[ConvergedReply, bool]:
+        fleet = self._fleet
+        waiting: list[str] = []
+        refused: list[dict[str, str]] = []
+        converged = 0
+        for client in sorted(fleet.clients, key=lambda c: c.id):
+            against = rejections(client, sequence, fleet.world)
+            if against:
+                refused.extend(against)
+            elif fleet.sequence >= sequence and fleet.converged_at(client) >= sequence:
+                converged += 1
+            else:
+                waiting.append(client.id)
+        done = fleet.sequence >= sequence and not waiting
+        reply = ConvergedReply(
+            pod=self._context.pod,
+            sequence=fleet.sequence,
+            total=len(fleet.clients),
+            converged=converged,
+            waiting=waiting[:MAX_NAMES],
+            rejected=refused[:MAX_NAMES],
+            latency_s=fleet.convergence.latency_s(sequence) if done and not refused else None,
+        )
+        return reply, done
+
+    async def proxies(self, request: ProxiesRequest) -> ProxiesReply:
+        """The connected proxies."""
+        infos = [
+            self._info(client)
+            for client in sorted(self._fleet.clients, key=lambda c: (c.id, c.connected))
+            if not request.namespace or client.keys.namespace == request.namespace
+        ]
+        # Of two streams of one proxy the newer counts: the older has not noticed its end.
+        newest = {info.id: info for info in infos}
+        return ProxiesReply(self._context.pod, list(newest.values()))
+
+    async def proxy_config(self, request: ProxyConfigRequest) -> ProxyConfigReply:
+        """What one proxy should have; private keys are not in it.
+
+        Raises:
+            CallError: It is not connected here (`not-found`).
+        """
+        found = [c for c in self._fleet.clients if c.id == request.proxy]
+        client = max(found, key=lambda c: c.connected, default=None)
+        if client is None or client.snapshot is None:
+            raise CallError("not-found", f"{request.proxy} is not connected to this replica")
+        document = await asyncio.to_thread(render_snapshot, client.snapshot)
+        return ProxyConfigReply(request.proxy, self._fleet.sequence, document)
+
+    def debug_proxies(self) -> list[ProxyInfo]:
+        """All streams, for `/debug/xds-gateway/proxies`."""
+        return [self._info(c) for c in sorted(self._fleet.clients, key=lambda c: c.id)]
+
+    def _info(self, client: Client) -> ProxyInfo:
+        types = {}
+        for type_url in _TYPES:
+            status, nonce, error = client.session.status(type_url)
+            types[SHORT_NAMES[type_url]] = {"status": status, "nonce": nonce, "error": error}
+        return ProxyInfo(
+            id=client.id,
+            namespace=client.keys.namespace,
+            workload=client.keys.workload,
+            type=client.keys.type,
+            address=client.address,
+            version=client.version,
+            gateway=self._context.pod,
+            connected=client.connected,
+            sequence=self._fleet.converged_at(client),
+            types=types,
+            problems=problems_of_client(client, self._fleet.world),
+        )

@@ -1,0 +1,210 @@
+"""The xds-gateway: compiles the model for the proxies that are connected to it and delivers it."""
+
+import asyncio
+import ipaddress
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+
+from meshbus.bus.interface import BusError
+from meshbus.bus.mirror import WorldMirror
+from meshbus.bus.writer import ModelWriter
+from meshbus.model.keys import Key
+from meshbus.model.rows import ServiceAddress
+from meshbus.runtime.identity import ServingIdentity
+from meshbus.runtime.service import Context
+from meshbus_xds_gateway.fleet import Fleet
+from meshbus_xds_gateway.metrics import GatewayMetrics
+from meshbus_xds_gateway.nacks import announce
+from meshbus_xds_gateway.questions import Questions
+from meshbus_xds_gateway.refusals import Refusal
+from meshbus_xds_gateway.reporting import report
+from meshbus_xds_gateway.streams import StreamLimits, XdsServer
+
+_RETRY_S = 0.5
+_EVENTS_QUEUED = 256
+
+
+def _about(text: str, **limits: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=text, **limits)
+
+
+class XdsGatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of the xds-gateway."""
+
+    listen: Annotated[str, _about("HOST:PORT of ADS over TLS; port 0: any")] = "127.0.0.1:15012"
+    plaintext: Annotated[
+        str, _about("HOST:PORT on loopback of ADS without TLS and tokens; empty: none")
+    ] = ""
+    leaf_ttl_s: Annotated[
+        int, _about("life of the certificates of workloads in seconds", ge=60)
+    ] = 3600
+    stream_age_s: Annotated[
+        float, _about("about when a stream ends and is opened anew, in seconds", ge=10)
+    ] = 2700.0
+    max_streams: Annotated[int, _about("streams at one time", ge=1)] = 10_000
+
+
+class ListenError(Exception):
+    """An address cannot be listened on; the message names the setting."""
+
+
+class XdsGatewayService:
+    """Delta and state-of-the-world ADS with SDS on the same stream."""
+
+    name: ClassVar[str] = "xds-gateway"
+    settings_type: ClassVar[type[msgspec.Struct]] = XdsGatewaySettings
+
+    def __init__(self, context: Context[XdsGatewaySettings]) -> None:
+        self._context = context
+        self._metrics = GatewayMetrics(context.metrics)
+        self._mirror = WorldMirror()
+        self._refused: asyncio.Queue[Refusal] = asyncio.Queue(_EVENTS_QUEUED)
+        self.port: int | None = None
+        """Of the TLS listener, once it listens."""
+        self.plaintext_port: int | None = None
+        """Of the plaintext listener."""
+
+    async def run(self) -> None:
+        """Until cancelled.
+
+        Raises:
+            ListenError: An address cannot be listened on.
+        """
+        context, settings = self._context, self._context.settings
+        host = _host_of(settings.listen, "LISTEN")
+        if settings.plaintext and not _is_loopback(_host_of(settings.plaintext, "PLAINTEXT")):
+            raise ListenError(
+                "MESHBUS_XDS_GATEWAY_PLAINTEXT: only a loopback address may be without TLS, "
+                f"not {settings.plaintext}"
+            )
+        async with asyncio.TaskGroup() as tasks:
+            fleet = Fleet(context, self._metrics, tasks, settings.leaf_ttl_s)
+            self._mirror.subscribe(fleet.world_changed)
+            questions = Questions(context, fleet)
+            context.admin.add_ready(
+                "model", lambda: None if fleet.synced else "the model has not been read yet"
+            )
+            context.admin.add_ready(
+                "listener", lambda: None if self.port is not None else "not listening yet"
+            )
+            context.admin.add_debug("proxies", questions.debug_proxies)
+            follower = self._mirror.follow(context.bus, name=context.pod)
+            tasks.create_task(follower.run())
+            tasks.create_task(fleet.run())
+            tasks.create_task(report(context, fleet))
+            tasks.create_task(self._announce(fleet))
+            await questions.serve()
+            await follower.wait_synced()
+            limits = StreamLimits(settings.stream_age_s, settings.max_streams)
+            servers = []
+            try:
+                if settings.plaintext:
+                    server = self._server(fleet, limits, authenticated=False)
+                    servers.append(server)
+                    self.plaintext_port = await _start(
+                        server, settings.plaintext, None, "PLAINTEXT"
+                    )
+                    context.log.info("listening", plaintext=self.plaintext_port)
+                identity = self._identity(host)
+                tasks.create_task(identity.run())
+                await identity.ready()
+                server = self._server(fleet, limits, authenticated=True)
+                servers.append(server)
+                credentials = identity.grpc_credentials()
+                self.port = await _start(server, settings.listen, credentials, "LISTEN")
+                context.log.info("listening", host=host, port=self.port)
+                await self._advertise(tasks, host, self.port)
+                await asyncio.get_running_loop().create_future()
+            finally:
+                for server in servers:
+                    await server.stop()
+
+    def _server(self, fleet: Fleet, limits: StreamLimits, *, authenticated: bool) -> XdsServer:
+        return XdsServer(
+            self._context,
+            fleet,
+            self._metrics,
+            limits,
+            authenticated=authenticated,
+            refused=self._note_refusal,
+        )
+
+    def _identity(self, host: str) -> ServingIdentity:
+        context = self._context
+        base = f"{self.name}.{context.root_namespace}.svc"
+        return ServingIdentity(
+            context,
+            f"spiffe://{context.trust_domain}/ns/{context.root_namespace}/sa/meshbus-{self.name}",
+            [base, f"{base}.cluster.local", "localhost"],
+            [host] if _is_address(host) and not ipaddress.ip_address(host).is_unspecified else [],
+        )
+
+    def _note_refusal(self, refusal: Refusal) -> None:
+        try:
+            self._refused.put_nowait(refusal)
+        except asyncio.QueueFull:
+            # The report still has it; only the event is lost.
+            self._context.log.warning("event dropped", resource=refusal.resource.name)
+
+    async def _announce(self, fleet: Fleet) -> None:
+        while True:
+            await announce(self._context, await self._refused.get(), fleet.world)
+
+    async def _advertise(self, tasks: asyncio.TaskGroup, host: str, port: int) -> None:
+        """Write where proxies reach the gateway; the leader of the replicas does."""
+        context = self._context
+        writer = ModelWriter(
+            context.bus,
+            cluster=context.cluster,
+            service=self.name,
+            pod=context.pod,
+            now=context.clock.now,
+            monotonic=context.clock.monotonic,
+        )
+        tasks.create_task(writer.run())
+        key = Key(context.cluster, "mesh", "addresses", "", self.name)
+        row = ServiceAddress(self.name, host, port)
+
+        async def keep() -> None:
+            while True:
+                await writer.wait_leading()
+                try:
+                    if self._mirror.world.get(key) != row:
+                        await writer.commit([(key, row)])
+                except BusError as error:
+                    context.log.warning("address not written", error=str(error))
+                    await context.clock.sleep(_RETRY_S)
+                    continue
+                await context.clock.sleep(10)
+
+        tasks.create_task(keep())
+
+
+async def _start(server: XdsServer, listen: str, credentials: Any, setting: str) -> int:
+    try:
+        return await server.start(listen, credentials)
+    except RuntimeError as error:
+        raise ListenError(
+            f"MESHBUS_XDS_GATEWAY_{setting}: {listen} cannot be listened on; is the port in use? "
+            f"({error})"
+        ) from error
+
+
+def _host_of(listen: str, setting: str) -> str:
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdigit() or not host:
+        raise ListenError(f"MESHBUS_XDS_GATEWAY_{setting}: HOST:PORT is needed, not {listen!r}")
+    return host.strip("[]")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
