@@ -20,7 +20,7 @@ PROXY_CONFIG = "x.xds-gateway.proxy-config"
 
 
 def replica_subject(subject: str, pod: str) -> str:
-    """The same question asked of one replica: `x.<service>.<verb>` becomes `x.<service>.<pod>.<verb>`."""
+    """A question to one replica: `x.<service>.<verb>` becomes `x.<service>.<pod>.<verb>`."""
     prefix, service, verb = subject.split(".", 2)
     return f"{prefix}.{service}.{pod.replace('.', '=2E')}.{verb}"
 
@@ -76,12 +76,13 @@ class JoinTokenRequest(msgspec.Struct, frozen=True):
 class JoinTokenReply(msgspec.Struct, frozen=True):
     sealed: str
     """The JWT, sealed. Claims: iss, aud [`istio-ca`], exp, iat, jti, sub
-    `system:serviceaccount:NS:SA`, `kubernetes.io` {namespace, serviceaccount {name}, pod {name}}."""
+    `system:serviceaccount:NS:SA`, `kubernetes.io` {namespace, serviceaccount {name}, pod {name}}.
+    """
     expires: float
 
 
 class CredentialRequest(msgspec.Struct, frozen=True):
-    """The content of a Secret that a Gateway's `credentialName` names. Only the xds-gateway may ask."""
+    """The content of a Secret that a Gateway's `credentialName` names; for the xds-gateway alone."""
 
     namespace: str
     name: str

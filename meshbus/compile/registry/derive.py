@@ -42,7 +42,7 @@ class Registry:
         self._offline = offline
         self._world = World()
         self._engine = Engine(self._world)
-        self._reported: dict[tuple[str, str], WorkloadInstance] = {}
+        self._reported: dict[tuple[str, str], dict[str, WorkloadInstance]] = {}
         self._instances: dict[Key, dict[Key, WorkloadInstance]] = {}
         self._services: set[tuple[str, str]] = set()
         self._hosts: dict[Key, frozenset[tuple[str, str]]] = {}
@@ -71,17 +71,19 @@ class Registry:
             self._take(key)
 
     def report(
-        self, instances: Iterable[WorkloadInstance], gone: Iterable[tuple[str, str]]
+        self, instances: Iterable[WorkloadInstance], gone: Iterable[tuple[str, str, str]] = ()
     ) -> None:
-        """Instances that a supervisor reports, and (namespace, name) of those that it removed."""
+        """Instances that a supervisor reports, and (namespace, workload, name) of those that it
+        removed."""
         touched = set()
         for instance in instances:
-            self._reported[(instance.namespace, instance.name)] = instance
-            touched.add((instance.namespace, instance.workload))
-        for name in gone:
-            former = self._reported.pop(name, None)
-            if former is not None:
-                touched.add((former.namespace, former.workload))
+            group = (instance.namespace, instance.workload)
+            self._reported.setdefault(group, {})[instance.name] = instance
+            touched.add(group)
+        for namespace, workload, name in gone:
+            held = self._reported.get((namespace, workload), {})
+            if held.pop(name, None) is not None:
+                touched.add((namespace, workload))
         for namespace, workload in touched:
             self._take(Key(self._cluster, "cfg", "workloads", namespace, workload))
 
@@ -189,11 +191,8 @@ class Registry:
 
     def _instances_of(self, key: Key, row: Any) -> list[WorkloadInstance]:
         if key.table == "cfg.workloads":
-            found = [
-                instance
-                for (namespace, _), instance in sorted(self._reported.items())
-                if namespace == key.namespace and instance.workload == key.name
-            ]
+            reported = self._reported.get((key.namespace, key.name), {})
+            found = [instance for _, instance in sorted(reported.items())]
             if found or row is None:
                 return found
             return instances_of_workload(row, self._cluster, offline=self._offline)
