@@ -1,0 +1,225 @@
+"""The config service: the API, its store, and what follows from STATUS."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, ClassVar
+from uuid import uuid4
+
+import msgspec
+
+from meshbus.bus.interface import EVENTS, STATUS, BusError
+from meshbus.bus.mirror import WorldMirror
+from meshbus.bus.writer import ModelWriter
+from meshbus.model.requests import CREDENTIAL, CredentialRequest
+from meshbus.runtime.calls import answer
+from meshbus.runtime.http import bind, bound_address, serve_http, split_address
+from meshbus.runtime.service import Context
+from meshbus_config import operations
+from meshbus_config.admission import PERMANENT_NAMESPACES, namespace_kind
+from meshbus_config.announcements import Announcer
+from meshbus_config.app import Metrics, make_app
+from meshbus_config.bulk import Bulk
+from meshbus_config.credentials import Credentials
+from meshbus_config.documents import Space
+from meshbus_config.errors import ApiError
+from meshbus_config.events_feed import EventsFeed
+from meshbus_config.history import History
+from meshbus_config.mesh_api import MeshApi
+from meshbus_config.object_status import StatusWriter
+from meshbus_config.receipts import Receipts
+from meshbus_config.resources import Resources
+from meshbus_config.secret_box import load_box
+from meshbus_config.serving_certificate import ensure_certificate, write_file
+from meshbus_config.status_board import StatusBoard
+from meshbus_config.store import Store
+from meshbus_config.tokens import Tokens
+
+_RETRY_S = 0.5
+
+
+class ConfigSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of config."""
+
+    api: Annotated[
+        str, msgspec.Meta(description="address of the API, HTTPS; port 0: any free one")
+    ] = "127.0.0.1:15020"
+    tokens: Annotated[
+        str,
+        msgspec.Meta(description="file of lines token,user,group|group (mode 0600); needed"),
+    ] = ""
+    names: Annotated[
+        str,
+        msgspec.Meta(
+            description="more DNS names and addresses of the API's certificate, comma between"
+        ),
+    ] = ""
+
+
+class ConfigService:
+    """The API of the mesh. Any replica reads, the leader writes."""
+
+    name: ClassVar[str] = "config"
+    settings_type: ClassVar[type[msgspec.Struct]] = ConfigSettings
+
+    def __init__(self, context: Context[ConfigSettings]) -> None:
+        self._context = context
+        self._tokens = Tokens(Path(context.settings.tokens))
+        self._mirror = WorldMirror()
+        self._history = History()
+        self._mirror.subscribe(self._history.record)
+        self._writer = ModelWriter(
+            context.bus,
+            cluster=context.cluster,
+            service=self.name,
+            pod=context.pod,
+            now=context.clock.now,
+        )
+        self._board = StatusBoard(context.cluster)
+        self._feed = EventsFeed(context.cluster)
+        self._receipts = Receipts(
+            context.bus,
+            self._board,
+            lambda: self._mirror.world,
+            now=context.clock.now,
+            monotonic=context.clock.monotonic,
+        )
+        self._announcer = Announcer(context.bus, context.cluster, self._receipts)
+        self._url = ""
+
+    async def run(self) -> None:
+        """Serve until cancelled.
+
+        Raises:
+            TokenFileError, SecretKeyError, AddressInUseError: It cannot start; the message says
+                what to do.
+        """
+        context = self._context
+        self._tokens.load()
+        store = Store(
+            self._mirror,
+            self._writer,
+            load_box(context.state / "secrets.key"),
+            cluster=context.cluster,
+            root_namespace=context.root_namespace,
+        )
+        store.on_commit(self._receipts.record)
+        store.on_commit(self._announcer.committed)
+        models = self._mirror.follow(context.bus, name="config-model")
+        context.admin.add_ready("model", lambda: None if models.synced else "no snapshot yet")
+        context.admin.add_ready("api", lambda: None if self._url else "not listening yet")
+        context.admin.add_ready(
+            "namespaces", lambda: None if self._has_namespaces(store.space) else "not made yet"
+        )
+        context.admin.add_debug("store", store.state)
+        context.admin.add_debug("events", lambda: {"dropped": self._announcer.dropped})
+        await self._retry(context.bus.ensure_streams)
+        status = context.bus.follower(
+            STATUS,
+            [f"s.{context.cluster}.xds-gateway.>", f"s.{context.cluster}.discovery.>"],
+            self._board,
+            name="config-status",
+        )
+        events = context.bus.follower(
+            EVENTS, [f"events.v1.{context.cluster}.>"], self._feed, name="config-events"
+        )
+        statuses = StatusWriter(store, self._board, context.cluster, context.clock.now)
+        async with asyncio.TaskGroup() as group:
+            for forever in (
+                models.run,
+                status.run,
+                events.run,
+                self._writer.run,
+                self._announcer.run,
+                statuses.run,
+                self._end_streams,
+            ):
+                group.create_task(forever())
+            await models.wait_synced()
+            await answer(
+                context.bus,
+                CREDENTIAL,
+                CredentialRequest,
+                Credentials(lambda: store.space).answer,
+                queue="config",
+            )
+            group.create_task(self._make_namespaces(store))
+            group.create_task(self._serve(store))
+
+    async def _serve(self, store: Store) -> None:
+        context, settings = self._context, self._context.settings
+        names = [name.strip() for name in settings.names.split(",") if name.strip()]
+        host, _ = split_address(settings.api)
+        names += [] if host in ("", "0.0.0.0", "::") else [host]  # noqa: S104 - compared, not bound
+        files = ensure_certificate(context.state, names, context.clock.now())
+        sock = bind(settings.api, "config.api")
+        address = bound_address(sock)
+        resources = Resources(
+            store, self._history, now=context.clock.now, monotonic=context.clock.monotonic
+        )
+        app = make_app(
+            tokens=self._tokens,
+            resources=resources,
+            bulk=Bulk(store, context.clock.now),
+            mesh=MeshApi(context.bus, self._board, self._receipts, self._feed, context.clock.now),
+            announcer=self._announcer,
+            metrics=Metrics(context.metrics, resources),
+            version=version("meshbus"),
+            address=lambda: address,
+        )
+        url = f"https://{address}"
+        write_file(
+            context.state / "api.json",
+            msgspec.json.encode({"url": url, "ca": str(files.ca)}) + b"\n",
+            0o600,
+        )
+        self._url = url
+        context.log.info("listening", what="api", address=address, url=url)
+        await serve_http(app, sock, cert=files.certificate, key=files.key)
+
+    async def _end_streams(self) -> None:
+        """Let watchers go when the service stops: a server waits for open answers."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._history.close()
+            self._feed.close()
+
+    def _permanent(self) -> Sequence[str]:
+        return list(dict.fromkeys([*PERMANENT_NAMESPACES, self._context.root_namespace]))
+
+    def _has_namespaces(self, space: Space) -> bool:
+        info = namespace_kind()
+        return all(space.get(info, "", name) is not None for name in self._permanent())
+
+    async def _make_namespaces(self, store: Store) -> None:
+        """Make the namespaces that always exist, whenever this replica leads and one is missing."""
+        clock, info = self._context.clock, namespace_kind()
+
+        def plan(space: Space) -> list[operations.Plan]:
+            intent = operations.Intent("meshbus", clock.now(), lambda: str(uuid4()))
+            return [
+                operations.create(space, info, "", {"metadata": {"name": name}}, intent)
+                for name in self._permanent()
+                if space.get(info, "", name) is None
+            ]
+
+        while True:
+            await self._writer.wait_leading()
+            if not self._has_namespaces(store.space):
+                try:
+                    await store.write(plan, user="system:meshbus")
+                except ApiError as error:
+                    self._context.log.info("namespaces not made yet", error=error.message)
+            await clock.sleep(_RETRY_S if not self._has_namespaces(store.space) else 10.0)
+
+    async def _retry(self, action: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await action()
+            except BusError as error:
+                self._context.log.info("the bus is not there yet", error=str(error))
+                await self._context.clock.sleep(_RETRY_S)
+            else:
+                return
