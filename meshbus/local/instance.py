@@ -110,6 +110,16 @@ class Instance:
         """Run it from now on."""
         self._task = asyncio.create_task(self._run(), name=f"instance {self.spec.id}")
 
+    @property
+    def restarts(self) -> int:
+        """How often its processes died and were started again."""
+        return sum(keeper.restarts for keeper in self._keepers)
+
+    async def end(self) -> None:
+        """End its processes, as the whole mesh ends: nobody is told."""
+        await self.release()
+        await asyncio.gather(*(keeper.stop(grace_s=2.0) for keeper in self._keepers))
+
     async def release(self) -> None:
         """Stop looking after it; its processes go on."""
         if self._task is not None:
@@ -134,7 +144,7 @@ class Instance:
         self.ready = False
         self._tell(gone=gone)
         deadline = time.monotonic() + 3
-        while not left() and time.monotonic() < deadline:
+        while not left() and time.monotonic() < deadline:  # noqa: ASYNC110 - rows have no event
             await asyncio.sleep(0.05)
         if self._envoy is not None and self._envoy.pid:
             await ask_envoy(

@@ -176,3 +176,20 @@ async def _run(argv: Sequence[str], text: str = "") -> None:
     output, _ = await process.communicate(text.encode())
     if process.returncode != 0:
         raise NetworkError(f"{' '.join(argv)}: {output.decode(errors='replace').strip()}")
+
+
+def addresses_in_use() -> list[IPv4Network]:
+    """Networks that the machine has an IPv4 address in or a route to (the default route aside)."""
+    output = subprocess.run(
+        ["ip", "-4", "-o", "route", "show", "table", "all"],  # noqa: S607 - found by PATH, as root's
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    found = []
+    for line in output.splitlines():
+        words = line.split()
+        first = words[1] if words and words[0] in ("local", "broadcast") else (words or [""])[0]
+        with contextlib.suppress(ValueError):
+            found.append(IPv4Network(first, strict=False))
+    return found

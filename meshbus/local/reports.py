@@ -45,7 +45,7 @@ class Reporter:
 
     async def told(self) -> None:
         """Until nothing is left to tell."""
-        while self._untold:
+        while self._untold:  # noqa: ASYNC110 - asked once, when the supervisor ends
             await asyncio.sleep(0.02)
 
     async def run(self) -> None:

@@ -1,0 +1,127 @@
+"""The API of the mesh in a home, as `up` and `demo` use it."""
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from meshbus.local.home import Home, HomeError
+
+
+class ApiAccess(msgspec.Struct, frozen=True):
+    """`api.json` of a home."""
+
+    url: str
+    token: str
+    ca: str
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """Where a change is: `/v1/changes/<n>`."""
+
+    change: int
+    state: str
+    """`converged`, `pending` or `rejected`."""
+    total: int
+    converged: int
+    latency_ms: float | None
+    problems: list[str]
+
+
+class MeshApi:
+    """A client of the API. Use as a context manager."""
+
+    def __init__(self, home: Home) -> None:
+        """Raises:
+        HomeError: No mesh runs in the home.
+        """
+        try:
+            access = msgspec.json.decode(home.api_file.read_bytes(), type=ApiAccess)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise HomeError(f"no mesh runs in {home.path}: {error}") from None
+        self._client = httpx.Client(
+            base_url=access.url,
+            verify=ssl.create_default_context(cadata=access.ca),
+            headers={"authorization": f"Bearer {access.token}"},
+            timeout=70,
+            trust_env=False,
+        )
+        self.url = access.url
+
+    def __enter__(self) -> "MeshApi":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def get(self, path: str) -> Any:
+        """The JSON document at a path.
+
+        Raises:
+            HomeError: The API refused, or is away.
+        """
+        return self._ask("GET", path)
+
+    def apply(self, documents: list[dict[str, Any]], *, atomic: bool = True) -> tuple[int, Any]:
+        """Apply documents.
+
+        Returns:
+            (id of the change, the result of each document).
+        Raises:
+            HomeError: Refused; the message has a line for each document that is.
+        """
+        answer = self._ask("POST", f"/v1/apply?atomic={str(atomic).lower()}", documents)
+        return int(answer.get("change") or 0), answer.get("results", [])
+
+    def delete(self, documents: list[dict[str, Any]]) -> int:
+        """Delete documents; the id of the change."""
+        return int(self._ask("POST", "/v1/delete", documents).get("change") or 0)
+
+    def receipt(self, change: int, *, wait_s: float = 20.0) -> Receipt:
+        """Wait until every proxy has taken a change, at most `wait_s`."""
+        answer = self._ask("GET", f"/v1/changes/{change}?wait={wait_s:g}")
+        proxies = answer.get("proxies", {})
+        problems = [
+            f"{item.get('proxy')}: {item.get('message')}" for item in answer.get("rejected", [])
+        ]
+        return Receipt(
+            change=change,
+            state=str(answer.get("state")),
+            total=int(proxies.get("total", 0)),
+            converged=int(proxies.get("converged", 0)),
+            latency_ms=answer.get("latency_ms"),
+            problems=problems,
+        )
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        try:
+            answer = self._client.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise HomeError(f"{method} {self.url}{path}: {error}") from error
+        try:
+            document = answer.json()
+        except ValueError:
+            document = {}
+        if answer.status_code >= 400:
+            raise HomeError("\n".join(_reasons(answer.status_code, document)))
+        return document
+
+
+def _reasons(status: int, document: Any) -> list[str]:
+    lines = []
+    for result in document.get("results", []) if isinstance(document, dict) else []:
+        error = result.get("error")
+        if error:
+            where = f"{result.get('kind')} {result.get('namespace')}/{result.get('name')}"
+            lines.append(f"{where}: {error.get('message')}")
+    if lines:
+        return lines
+    message = document.get("message") if isinstance(document, dict) else None
+    return [f"the API answered {status}: {message or 'no reason given'}"]
+
+
+def refused(results: Any) -> list[str]:
+    """A line for each document of an apply that was refused."""
+    return _reasons(0, {"results": results}) if any("error" in item for item in results) else []

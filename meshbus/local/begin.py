@@ -1,0 +1,178 @@
+"""From a home and its settings to a running supervisor."""
+
+import contextlib
+import secrets
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from meshbus.local import netns
+from meshbus.local.addresses import (
+    BRIDGE_RANGE,
+    LOOPBACK_RANGE,
+    choose_block,
+    choose_block6,
+    choose_port,
+    listening_now,
+    port_is_free,
+)
+from meshbus.local.binaries import find_envoy, find_nats_server
+from meshbus.local.guard import start_supervisor
+from meshbus.local.home import (
+    CAPTURE_MODES,
+    Home,
+    HomeError,
+    HomeSettings,
+    HomeState,
+    api_token,
+    write_bus_seeds,
+)
+from meshbus.local.processes import Records, runs
+from meshbus.local.status import SupervisorStatus, read_status
+
+POLL_S = 0.05
+PORT_NAMES = ("api", "bus", "xds", "policy", "telemetry")
+
+
+def prepare(home: Home, capture: str) -> HomeState:
+    """Make a home ready to be run, or check one that runs.
+
+    Args:
+        capture: `proxy` or `netns`; empty: as before, `proxy` the first time.
+    Raises:
+        HomeError: What hinders, and what to do about it.
+    """
+    if capture and capture not in CAPTURE_MODES:
+        raise HomeError(f"--capture {capture}: proxy or netns is needed")
+    find_nats_server()
+    find_envoy()
+    home.create()
+    settings = home.settings()
+    state = home.state()
+    mode = capture or (state.capture if state is not None else "proxy")
+    if mode == "netns":
+        netns.check_netns_possible()
+    if home.locked():
+        if state is not None and mode != state.capture:
+            raise HomeError(
+                f"the mesh in {home.path} runs with --capture {state.capture}: "
+                f"`meshbus down --home {home.path}` first"
+            )
+        assert state is not None
+        return state
+    busy = {record.name for record in Records(home.records).all() if runs(record)}
+    ports = _ports(settings, state, running=bool(busy))
+    if state is None or state.capture != mode:
+        state = _new_state(home, state, mode, ports)
+    state = msgspec.structs.replace(state, ports=ports)
+    home.keep_state(state)
+    write_bus_seeds(home)
+    api_token(home)
+    home.stopping_file.unlink(missing_ok=True)
+    return state
+
+
+def _new_state(home: Home, before: HomeState | None, mode: str, ports: dict[str, int]) -> HomeState:
+    name = str(home.path)
+    block6 = ""
+    if mode == "netns":
+        block = choose_block(name, BRIDGE_RANGE, netns.addresses_in_use())
+        block6 = str(choose_block6(name))
+    else:
+        block = choose_block(name, LOOPBACK_RANGE, listening_now())
+    return HomeState(
+        id=before.id if before is not None else secrets.token_hex(4),
+        capture=mode,
+        ports=ports,
+        block=str(block),
+        block6=block6,
+    )
+
+
+def _ports(settings: HomeSettings, state: HomeState | None, *, running: bool) -> dict[str, int]:
+    """The ports of a home. One that is fixed and taken by somebody is an error; one that was
+    chosen before and is taken now is chosen again."""
+    ports: dict[str, int] = {}
+    for name in PORT_NAMES:
+        fixed = getattr(settings.ports, name)
+        kept = state.ports.get(name, 0) if state is not None else 0
+        wanted = fixed or kept
+        if wanted and (running or port_is_free(wanted)):
+            ports[name] = wanted
+        elif fixed:
+            raise HomeError(
+                f"port {fixed} (settings.yaml: ports.{name}) is in use by another program: "
+                "end that one, or set another port or 0"
+            )
+        else:
+            ports[name] = choose_port(ports.values())
+    return ports
+
+
+def ensure_supervisor(home: Home, state: HomeState) -> "subprocess.Popen[bytes] | None":
+    """Start the supervisor of a home, unless one runs.
+
+    Returns:
+        Its process, None when it ran before.
+    """
+    if home.locked():
+        return None
+    home.status_file.unlink(missing_ok=True)
+    return start_supervisor(home, state.id)
+
+
+def wait_status(
+    home: Home,
+    until: Callable[[SupervisorStatus], bool],
+    *,
+    deadline: float,
+    process: "subprocess.Popen[bytes] | None" = None,
+    seen: Callable[[SupervisorStatus], None] = lambda status: None,
+) -> SupervisorStatus:
+    """Wait until the status of the supervisor is as wanted.
+
+    Args:
+        deadline: Of `time.monotonic()`.
+        process: The supervisor if this process started it: its end is noticed.
+        seen: Called with each status that was read.
+    Raises:
+        HomeError: The supervisor ended, or the time is over; the message says what is missing.
+    """
+    status = None
+    while True:
+        status = read_status(home) or status
+        if status is not None:
+            seen(status)
+            if until(status):
+                return status
+        if process is not None and process.poll() is not None and not home.locked():
+            raise HomeError(f"the supervisor ended: {last_line(home.logs / 'supervisor.log')}")
+        if time.monotonic() > deadline:
+            raise HomeError(f"not ready in time: {'; '.join(missing(status))}")
+        time.sleep(POLL_S)
+
+
+def missing(status: SupervisorStatus | None) -> list[str]:
+    """What is not ready, one line each."""
+    if status is None:
+        return ["the supervisor has not started"]
+    lines = [f"{name}: {problem}" for name, problem in status.services.items() if problem]
+    lines += [f"Workload {name}: {text}" for name, text in status.workload_problems.items()]
+    lines += [
+        f"{name}: {instance.problem or 'starting'}"
+        for name, instance in status.instances.items()
+        if not instance.ready
+    ]
+    return lines or ["nothing is missing"]
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log file."""
+    with contextlib.suppress(OSError):
+        lines = path.read_text(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1]
+    return f"see {path}"

@@ -1,0 +1,179 @@
+"""The processes of the control plane on one machine: nats-server and the six services."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from meshbus.bus.server import render_server_config
+from meshbus.local.home import (
+    SERVICES,
+    Home,
+    HomeSettings,
+    HomeState,
+    api_token,
+    kubeconfig,
+    write_bus_seeds,
+    write_private,
+)
+from meshbus.local.keeper import Keeper
+from meshbus.local.probe import ask_tcp
+from meshbus.local.processes import Command, Records
+
+NATS = "nats-server"
+CLUSTER = "Kubernetes"
+"""Name of the cluster in the model, as Istio's default."""
+
+log = structlog.get_logger("local")
+
+
+def nats_command(home: Home, state: HomeState, binary: str) -> Command:
+    """nats-server with the users of this home; writes its configuration."""
+    text = render_server_config(
+        users=write_bus_seeds(home), store=home.bus / "jetstream", port=state.ports["bus"]
+    )
+    path = home.bus / "nats.conf"
+    if not path.exists() or path.read_text() != text:
+        write_private(path, text.encode())
+    return Command(NATS, [binary, "-c", str(path)], {}, home.bus, home.logs / f"{NATS}.log")
+
+
+def service_env(
+    home: Home, state: HomeState, settings: HomeSettings, proxies_reach: str
+) -> dict[str, str]:
+    """Settings of the services, for all of them. Tokens and keys are in files.
+
+    Args:
+        proxies_reach: Address at which proxies reach this machine.
+    """
+    ports = state.ports
+    env = {
+        "MESHBUS_BUS_URL": f"nats://127.0.0.1:{ports['bus']}",
+        "MESHBUS_BUS_SEEDS": str(home.seeds),
+        "MESHBUS_CLUSTER": CLUSTER,
+        "MESHBUS_STATE": str(home.services),
+        "MESHBUS_ADMIN": "127.0.0.1:0",
+        "MESHBUS_ROOT_NAMESPACE": settings.root_namespace,
+        "MESHBUS_TRUST_DOMAIN": settings.trust_domain,
+        "MESHBUS_LOG_LEVEL": settings.services.log_level,
+        "MESHBUS_CONFIG_API": f"127.0.0.1:{ports['api']}",
+        "MESHBUS_CONFIG_TOKENS": str(home.tokens_file),
+        "MESHBUS_XDS_GATEWAY_LISTEN": f"{proxies_reach}:{ports['xds']}",
+        "MESHBUS_POLICY_LISTEN": f"{proxies_reach}:{ports['policy']}",
+        "MESHBUS_TELEMETRY_LISTEN": f"{proxies_reach}:{ports['telemetry']}",
+    }
+    if settings.xds.plaintext:
+        env["MESHBUS_XDS_GATEWAY_PLAINTEXT"] = settings.xds.plaintext
+    return env | settings.services.environment
+
+
+def service_commands(home: Home, settings: HomeSettings, env: dict[str, str]) -> dict[str, Command]:
+    """Command by process name: one of each service, or one of all."""
+    groups = [SERVICES] if settings.services.processes == "one" else [(n,) for n in SERVICES]
+    commands = {}
+    for names in groups:
+        name = f"service/{names[0]}" if len(names) == 1 else "services"
+        argv = [sys.executable, "-m", "meshbus.cli.main", "serve", *names]
+        log_file = home.logs / f"{name.rpartition('/')[2]}.log"
+        commands[name] = Command(name, argv, env, home.services, log_file)
+    return commands
+
+
+class ControlPlane:
+    """Keeps nats-server and the services running, and knows which of them are ready."""
+
+    def __init__(
+        self,
+        home: Home,
+        state: HomeState,
+        settings: HomeSettings,
+        records: Records,
+        *,
+        nats_binary: str,
+        proxies_reach: str,
+        changed: Callable[[], None],
+    ) -> None:
+        self._home = home
+        self._state = state
+        env = service_env(home, state, settings, proxies_reach)
+        nats = nats_command(home, state, nats_binary)
+        self._nats = Keeper(state.id, records, lambda: nats, changed)
+        self._services = {
+            name: Keeper(state.id, records, lambda command=command: command, changed)  # type: ignore[misc]
+            for name, command in service_commands(home, settings, env).items()
+        }
+        self.problems: dict[str, str] = dict.fromkeys((NATS, *SERVICES), "starting")
+        """Why a part is not ready; empty: it is."""
+
+    def start(self) -> None:
+        """Start or adopt all of them at once: each waits for what it needs."""
+        for keeper in (self._nats, *self._services.values()):
+            keeper.start()
+
+    def release(self) -> None:
+        """Stop keeping them; they go on."""
+        for keeper in (self._nats, *self._services.values()):
+            keeper.release()
+
+    async def stop(self) -> None:
+        """End the services, then the bus."""
+        await asyncio.gather(*(keeper.stop() for keeper in self._services.values()))
+        await self._nats.stop()
+
+    def _keeper_of(self, service: str) -> Keeper:
+        return self._services.get(f"service/{service}") or self._services["services"]
+
+    async def look(self) -> bool:
+        """Ask all of them whether they are ready; whether an answer has changed."""
+        names = [NATS, *SERVICES]
+        answers = await asyncio.gather(self._look_at_nats(), *map(self._look_at, SERVICES))
+        found = dict(zip(names, answers, strict=True))
+        changed = found != self.problems
+        self.problems = found
+        return changed
+
+    async def _look_at_nats(self) -> str:
+        if not self._nats.pid:
+            return self._nats.error or f"does not run (see {self._home.logs}/{NATS}.log)"
+        return ""  # services are not ready without it
+
+    async def _look_at(self, service: str) -> str:
+        keeper = self._keeper_of(service)
+        if not keeper.pid:
+            return keeper.error or f"does not run (see {self._home.logs}/{service}.log)"
+        try:
+            about = json.loads((self._home.services / f"admin-{service}.json").read_text())
+        except (OSError, ValueError):
+            return "starting"
+        if about.get("pid") != keeper.pid:
+            return "starting"
+        host, _, port = str(about["address"]).rpartition(":")
+        status, body = await ask_tcp(host, int(port), "/readyz")
+        if status == 200:
+            return ""
+        return body.strip().splitlines()[0] if body.strip() else "does not answer"
+
+    def write_access(self) -> bool:
+        """Write `api.json` and `kubeconfig`, once the API has its certificate."""
+        home = self._home
+        try:
+            ca_pem = (home.services / "config" / "api-ca.pem").read_text()
+        except OSError:
+            return False
+        url = f"https://127.0.0.1:{self._state.ports['api']}"
+        token = api_token(home)
+        access = {"url": url, "token": token, "ca": ca_pem}
+        _write_if_different(home.api_file, json.dumps(access).encode())
+        _write_if_different(home.kubeconfig_file, kubeconfig(url, ca_pem, token))
+        return True
+
+
+def _write_if_different(path: Path, content: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_bytes() == content:
+            return
+    write_private(path, content)

@@ -1,0 +1,95 @@
+"""`localhost:PORT` for the ports of gateways: one small Envoy of its own.
+
+It goes on when the supervisor dies, and needs nothing of the control plane.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from meshbus.local import bootstrap
+from meshbus.local.addresses import choose_port
+from meshbus.local.home import write_private
+from meshbus.local.keeper import Keeper
+from meshbus.local.processes import Command
+
+if TYPE_CHECKING:
+    from meshbus.local.instance import Instance, Machine
+
+STATE_FILE = "forwards.json"
+NAME = "forwards"
+
+
+class Forwards:
+    """The forwards of a home. Local ports are kept in its folder, so that they stay."""
+
+    def __init__(self, machine: "Machine", fixed: Mapping[str, int]) -> None:
+        self._machine = machine
+        self._fixed = fixed
+        self._folder = machine.home.run / NAME
+        self._targets: dict[int, tuple[str, int]] = {}
+        self._keeper: Keeper | None = None
+        self.ports: dict[str, int] = {}
+        """Local port by `NAMESPACE/WORKLOAD:PORT`."""
+
+    def follow(self, instances: Iterable["Instance"]) -> None:
+        """Make the forwards those of the gateways among these instances (the first of each)."""
+        wanted: dict[str, tuple[str, int]] = {}
+        for instance in instances:
+            if not instance.spec.spec.gateway:
+                continue
+            for port in instance.spec.spec.ports:
+                name = f"{instance.spec.namespace}/{instance.spec.workload}:{port.port}"
+                wanted.setdefault(name, (instance.addresses.inbound[0], port.port))
+        ports = {name: self._port_of(name) for name in sorted(wanted)}
+        targets = {ports[name]: target for name, target in wanted.items()}
+        self.ports = ports
+        if targets == self._targets:
+            return
+        self._targets = targets
+        self._restart()
+
+    def _port_of(self, name: str) -> int:
+        kept = self.ports.get(name) or self._fixed.get(name) or self._kept().get(name)
+        if kept:
+            return kept
+        port = choose_port([*self._machine.state.ports.values(), *self.ports.values()])
+        self.ports[name] = port
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        write_private(self._folder / STATE_FILE, msgspec.json.encode({**self._kept(), name: port}))
+        return port
+
+    def _kept(self) -> dict[str, int]:
+        try:
+            text = (self._folder / STATE_FILE).read_bytes()
+            return msgspec.json.decode(text, type=dict[str, int])
+        except (OSError, msgspec.MsgspecError):
+            return {}
+
+    def _restart(self) -> None:
+        """A keeper whose command differs ends the process of before, and one that is equal takes
+        it over."""
+        if self._keeper is not None:
+            self._keeper.release()
+            self._keeper = None
+        if not self._targets:
+            return
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        content = bootstrap.render(bootstrap.forward_bootstrap(self._targets))
+        write_private(self._folder / bootstrap.BOOTSTRAP_FILE, content)
+        command = Command(
+            NAME,
+            bootstrap.envoy_argv(self._machine.envoy),
+            {"MESHBUS_FORWARDS": hashlib.sha256(content).hexdigest()[:16]},
+            self._folder,
+            self._machine.home.logs / f"{NAME}.log",
+        )
+        self._keeper = Keeper(self._machine.state.id, self._machine.records, lambda: command)
+        self._keeper.start()
+
+    async def stop(self) -> None:
+        """End the forwards."""
+        if self._keeper is not None:
+            await self._keeper.stop()

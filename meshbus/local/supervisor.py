@@ -1,0 +1,367 @@
+"""The supervisor of a home: `python -m meshbus.local.supervisor HOME`.
+
+Runs the control plane, and the workloads that the model names, until SIGTERM. Killed at any time
+it leaves everything running, and the next one adopts it.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from meshbus.bus.connection import NatsBus
+from meshbus.bus.mirror import WorldMirror
+from meshbus.bus.nkeys import UserKey
+from meshbus.local import netns
+from meshbus.local.addresses import AddressBook, bridge_address
+from meshbus.local.binaries import find_envoy, find_nats_server
+from meshbus.local.capture import hosts_file, service_names
+from meshbus.local.control_plane import CLUSTER, ControlPlane
+from meshbus.local.desired import InstanceSpec, instances_of
+from meshbus.local.forwards import Forwards
+from meshbus.local.guard import SUPERVISOR
+from meshbus.local.home import Home, HomeError, HomeState, write_private
+from meshbus.local.instance import REPORT_FILE, Instance, Machine
+from meshbus.local.keeper import Keeper
+from meshbus.local.processes import Command, Records, record_of_self
+from meshbus.local.reports import Reporter
+from meshbus.local.status import InstanceStatus, SupervisorStatus, write_status
+from meshbus.model.keys import Key
+from meshbus.model.status import InstanceReport
+from meshbus.model.world import Query, World
+from meshbus.runtime.logs import configure_logs
+
+ALREADY_RUNNING = 3
+LOOK_STARTING_S = 0.05
+LOOK_STEADY_S = 1.0
+FILTERS = (
+    f"m.{CLUSTER}.cfg.workloads.>",
+    f"m.{CLUSTER}.reg.services.>",
+    f"m.{CLUSTER}.reg.workloads.>",
+    f"m.{CLUSTER}.sec.trust.>",
+)
+
+log = structlog.get_logger("local")
+
+
+class Supervisor:
+    """Everything of one home. `run` until cancelled; then `stop` ends what it runs."""
+
+    def __init__(self, home: Home, state: HomeState) -> None:
+        self._home = home
+        self._state = state
+        self._settings = home.settings()
+        self._records = Records(home.records)
+        self._moved = asyncio.Event()
+        self._world_moved = asyncio.Event()
+        self._world_moved.set()
+        reach = "127.0.0.1"
+        if state.capture == "netns":
+            reach = bridge_address(IPv4Network(state.block))
+        self._control_plane = ControlPlane(
+            home,
+            state,
+            self._settings,
+            self._records,
+            nats_binary=find_nats_server(),
+            proxies_reach=reach,
+            changed=self._moved.set,
+        )
+        key = UserKey.from_seed((home.seeds / "local.seed").read_text())
+        self._bus = NatsBus(f"nats://127.0.0.1:{state.ports['bus']}", "local", key)
+        self._reporter = Reporter(self._bus, CLUSTER, state.id)
+        self._mirror = WorldMirror()
+        self._mirror.subscribe(self._world_changed)
+        self._machine = Machine(
+            home=home,
+            state=state,
+            records=self._records,
+            bus=self._bus,
+            envoy=find_envoy(),
+            cluster=CLUSTER,
+            gateway=(reach, state.ports["xds"]),
+            gateway_name=f"xds-gateway.{self._settings.root_namespace}.svc",
+            report=self._reporter.put,
+            changed=self._moved.set,
+            hosts=self._hosts_for,
+        )
+        self._forwards = Forwards(self._machine, self._settings.ports.forwards)
+        self._guard = Keeper(state.id, self._records, self._guard_command)
+        self._instances: dict[str, Instance] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._workload_problems: dict[str, str] = {}
+        self._book = self._read_book()
+        self._synced = False
+        self._synced_at = 0
+        self._access = False
+
+    def _guard_command(self) -> Command:
+        argv = [sys.executable, "-m", "meshbus.local.guard", str(self._home.path)]
+        return Command("guard", argv, {}, self._home.path, self._home.logs / "guard.log")
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        if self._state.capture == "netns":
+            await netns.make_bridge(self._state)
+        self._control_plane.start()
+        self._guard.start()
+        self._bus.start()
+        follower = self._mirror.follow(self._bus, FILTERS, name="local")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(follower.run())
+            group.create_task(self._reporter.run())
+            group.create_task(self._look())
+            group.create_task(self._show())
+            await follower.wait_synced()
+            self._synced = True
+            group.create_task(self._reconcile())
+
+    async def stop(self) -> None:
+        """End everything: workloads, services, the bus; then the namespaces."""
+        self._guard.release()
+        await self._guard.stop(grace_s=0.5)
+        await asyncio.gather(*self._leaving.values(), return_exceptions=True)
+        for instance in self._instances.values():
+            await instance.release()
+        await asyncio.gather(
+            self._forwards.stop(), *(instance.end() for instance in self._instances.values())
+        )
+        await self._bus.close()
+        await self._control_plane.stop()
+        if self._state.capture == "netns":
+            netns.remove_all(self._state.id)
+
+    # ------------------------------------------------------------------ looking and showing
+
+    async def _look(self) -> None:
+        while True:
+            if await self._control_plane.look():
+                self._moved.set()
+            if not self._access and self._control_plane.write_access():
+                self._access = True
+                self._moved.set()
+            steady = self._access and not any(self._control_plane.problems.values())
+            await asyncio.sleep(LOOK_STEADY_S if steady else LOOK_STARTING_S)
+
+    async def _show(self) -> None:
+        while True:
+            self._moved.clear()
+            self.show()
+            await self._moved.wait()
+            await asyncio.sleep(0.02)  # what moves together is shown together
+
+    def show(self, problem: str = "") -> None:
+        """Write the status file."""
+        status = SupervisorStatus(
+            pid=os.getpid(),
+            capture=self._state.capture,
+            services=self._control_plane.problems,
+            access=self._access,
+            synced=self._synced_at > 0,
+            sequence=self._synced_at,
+            instances={
+                name: InstanceStatus(
+                    ready=instance.ready,
+                    problem=instance.problem,
+                    addresses=list(instance.addresses.inbound),
+                    app_address=instance.addresses.application,
+                    gateway=instance.spec.spec.gateway,
+                    restarts=instance.restarts,
+                )
+                for name, instance in sorted(self._instances.items())
+            },
+            workload_problems=self._workload_problems,
+            forwards=self._forwards.ports,
+            problem=problem,
+        )
+        write_status(self._home, status)
+
+    # ------------------------------------------------------------------ instances
+
+    def _world_changed(self, world: World, touched: frozenset[Query]) -> None:
+        self._world_moved.set()
+
+    async def _reconcile(self) -> None:
+        """Make what runs equal to what the model asks for, each time it changes."""
+        while True:
+            await self._world_moved.wait()
+            self._world_moved.clear()
+            world = self._mirror.world
+            self._take_roots(world)
+            await self._bring_about(self._wanted(world))
+            self._retire_forgotten()
+            self._forwards.follow(self._instances.values())
+            self._synced_at = world.sequence
+            for instance in self._instances.values():
+                instance.write_hosts()
+            self._moved.set()
+
+    def _take_roots(self, world: World) -> None:
+        key = Key(CLUSTER, "sec", "trust", "", self._settings.trust_domain)
+        row = world.get(key)
+        if row is None or row.roots_pem == self._machine.roots:
+            return
+        self._machine.roots = row.roots_pem
+        self._machine.roots_known.set()
+        for instance in self._instances.values():
+            instance.write_roots()
+
+    def _wanted(self, world: World) -> dict[str, InstanceSpec]:
+        wanted: dict[str, InstanceSpec] = {}
+        problems = {}
+        for entry in world.all("cfg.workloads"):
+            try:
+                for spec in instances_of(entry.row):
+                    wanted[spec.id] = spec
+            except ValueError as error:
+                problems[f"{entry.row.namespace}/{entry.row.name}"] = str(error)
+        self._workload_problems = problems
+        return wanted
+
+    async def _bring_about(self, wanted: dict[str, InstanceSpec]) -> None:
+        for name in sorted(set(self._instances) - set(wanted)):
+            self._leave(name, self._instances.pop(name), gone=True)
+        for name, spec in sorted(wanted.items()):
+            running = self._instances.get(name)
+            if running is not None and running.spec == spec:
+                continue
+            if running is not None and _same_process(running.spec, spec):
+                running.relabel(spec)
+                continue
+            if running is not None:
+                self._leave(name, self._instances.pop(name), gone=False)
+            if name in self._leaving:
+                continue  # begun again when it has left
+            try:
+                index = self._book.index_of(name)
+            except ValueError as error:
+                self._workload_problems[f"{spec.namespace}/{spec.workload}"] = str(error)
+                continue
+            self._keep_book()
+            instance = Instance(self._machine, spec, index)
+            self._instances[name] = instance
+            instance.start()
+
+    def _leave(self, name: str, instance: Instance, *, gone: bool) -> None:
+        key = Key(CLUSTER, "reg", "workloads", instance.spec.namespace, instance.spec.name)
+
+        def left() -> bool:
+            row = self._mirror.world.get(key)
+            return row is None or (not gone and not row.ready)
+
+        async def retire() -> None:
+            try:
+                await instance.retire(gone=gone, left=left)
+            except (netns.NetworkError, OSError) as error:
+                log.error("instance not ended cleanly", instance=name, error=str(error))
+            if gone and name not in self._instances:
+                self._book.release(name)
+                self._keep_book()
+            self._leaving.pop(name, None)
+            self._world_moved.set()
+
+        self._leaving[name] = asyncio.create_task(retire())
+
+    def _retire_forgotten(self) -> None:
+        """Instances that a supervisor before this one ran and that nobody wants any more."""
+        for folder in self._home.instances.iterdir():
+            path = folder / REPORT_FILE
+            try:
+                report = msgspec.json.decode(path.read_bytes(), type=InstanceReport)
+            except (OSError, msgspec.MsgspecError):
+                continue
+            name = f"{report.namespace}/{report.name}"
+            if name in self._instances or name in self._leaving:
+                continue
+            self._reporter.put(msgspec.structs.replace(report, ready=False, gone=True))
+            self._leaving[name] = asyncio.create_task(self._clear_away(name, folder))
+
+    async def _clear_away(self, name: str, folder: Path) -> None:
+        for kind in ("app", "envoy"):
+            command = Command(f"{kind}/{name}", [], {}, folder, folder)
+            await Keeper(self._state.id, self._records, lambda c=command: c).stop()  # type: ignore[misc]
+        if self._state.capture == "netns" and name in self._book.taken:
+            with contextlib.suppress(netns.NetworkError):
+                await netns.remove_namespace(self._state.id, self._book.taken[name])
+        shutil.rmtree(folder, ignore_errors=True)
+        self._book.release(name)
+        self._keep_book()
+        self._leaving.pop(name, None)
+        self._world_moved.set()
+
+    def _read_book(self) -> AddressBook:
+        try:
+            text = (self._home.path / "addresses.json").read_bytes()
+            return msgspec.json.decode(text, type=AddressBook)
+        except (OSError, msgspec.MsgspecError):
+            return AddressBook()
+
+    def _keep_book(self) -> None:
+        write_private(self._home.path / "addresses.json", msgspec.json.encode(self._book))
+
+    def _hosts_for(self, namespace: str) -> str:
+        lines = []
+        for entry in self._mirror.world.all("reg.services"):
+            service = entry.row
+            names = [service.host]
+            if service.origin == "kubernetes":
+                names = service_names(service.name, service.namespace, service.host, namespace)
+            if "*" in service.host:
+                continue
+            lines += [(address, names) for address in service.addresses if "/" not in address]
+        return hosts_file(lines)
+
+
+def _same_process(old: InstanceSpec, new: InstanceSpec) -> bool:
+    """Only what the registry says of it differs."""
+    return msgspec.structs.replace(old, labels={}) == msgspec.structs.replace(new, labels={})
+
+
+async def supervise(home: Home, state: HomeState) -> int:
+    """Run until SIGTERM or SIGINT, then end everything."""
+    supervisor = Supervisor(home, state)
+    task = asyncio.create_task(supervisor.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    home.stopping_file.touch()
+    await supervisor.stop()
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The process; 1 when the home cannot be run, 3 when another supervisor runs it."""
+    home = Home(Path(arguments[0]))
+    os.umask(0o077)
+    configure_logs("info", "text")
+    lock = home.lock()
+    if lock is None:
+        print(f"a supervisor runs {home.path} already", file=sys.stderr)
+        return ALREADY_RUNNING
+    try:
+        state = home.state()
+        if state is None:
+            raise HomeError(f"{home.state_file} is missing: start with `meshbus up`")
+        Records(home.records).put(record_of_self(SUPERVISOR))
+        return asyncio.run(supervise(home, state))
+    except (HomeError, netns.NetworkError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        os.close(lock)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
