@@ -386,7 +386,7 @@ class Session:
             refusal = own
         if refusal is None:
             return resource
-        self.blocked[(type_url, name)] = Blocked(since, refusal)
+        self.blocked[(type_url, name)] = Blocked(max(since, refusal.sequence), refusal)
         if refusal.fallback is None or state.known.get(name):
             raise _KeepError
         if own is not None and own.resource.version == refusal.fallback.version:

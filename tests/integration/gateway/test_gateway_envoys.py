@@ -1,0 +1,178 @@
+"""Real Envoys on a real gateway: TLS, tokens, SDS, requests between them, refusals, reconnects."""
+
+import contextlib
+import random
+
+import httpx
+import pytest
+import pytest_asyncio
+from gateway_mesh import (
+    Mesh,
+    application,
+    config,
+    endpoints,
+    envoy_binary,
+    free_port,
+    host,
+    service,
+    workload,
+)
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+
+@pytest_asyncio.fixture
+async def mesh(bus_for, tmp_path):
+    envoy_binary()
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    buses = {identity: await bus_for(identity) for identity in identities}
+    running = Mesh(tmp_path, buses, bus_for)
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+def loopback() -> str:
+    return f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
+
+
+class Pair:
+    """A client and a server, each with its sidecar."""
+
+    def __init__(self) -> None:
+        self.client, self.server, self.app = loopback(), loopback(), loopback()
+        self.proxy_port = free_port(self.client)
+        self.port = free_port(self.server)
+
+    def rows(self):
+        return (
+            service("server", self.port),
+            endpoints("server", {"server-0": self.server}, self.port),
+            workload("server", self.server, app=self.app, port=self.port),
+            workload("client", self.client, http_proxy=self.proxy_port),
+        )
+
+    async def get(self, path: str = "/", name: str = "server") -> httpx.Response:
+        proxy = f"http://{self.client}:{self.proxy_port}"
+        async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
+            return await client.get(f"http://{name}:{self.port}{path}")
+
+
+@contextlib.asynccontextmanager
+async def serving(mesh: Mesh, pair: Pair):
+    """Both Envoys are up and a request has gone through them."""
+    async with (
+        application(pair.app, pair.port, "hello") as got,
+        mesh.envoy("server", pair.server) as server,
+        mesh.envoy("client", pair.client) as client,
+    ):
+        await mesh.until(server.ready, "the server's Envoy is ready")
+        await mesh.until(client.ready, "the client's Envoy is ready")
+
+        async def answered() -> bool:
+            return (await pair.get()).status_code == 200
+
+        await mesh.until(answered, "a request is answered")
+        yield server, client, got
+
+
+async def test_two_envoys_speak_mutual_tls(mesh):
+    pair = Pair()
+    await mesh.start_gateway()
+    change = await mesh.write(*pair.rows())
+    async with serving(mesh, pair) as (_server, _client, got):
+        assert (await pair.get()).text == "hello"
+        peer = got[-1].get("x-forwarded-client-cert", "")
+        assert "uri=spiffe://cluster.local/ns/default/sa/client" in peer
+        assert "by=spiffe://cluster.local/ns/default/sa/server" in peer
+        reply = await mesh.converged(change)
+        assert (reply.total, reply.converged, reply.waiting, reply.rejected) == (2, 2, [], [])
+        proxies = await mesh.proxies()
+        assert set(proxies) == {"client-0.default", "server-0.default"}
+        assert proxies["client-0.default"].types["cds"]["status"] == "SYNCED"
+        assert proxies["client-0.default"].types["sds"]["status"] == "SYNCED"
+        assert proxies["client-0.default"].version.startswith("1.")
+
+        route = {
+            "hosts": ["server"],
+            "http": [{"directResponse": {"status": 418, "body": {"string": "teapot"}}}],
+        }
+        change = await mesh.write(config("VirtualService", "virtualservices", "server", route))
+        reply = await mesh.converged(change)
+        assert reply.converged == 2
+        assert reply.latency_s is not None
+        assert reply.latency_s < 2
+        assert (await pair.get()).status_code == 418, "converged means that requests see it"
+
+        strict = {"mtls": {"mode": "STRICT"}}
+        rows = config("PeerAuthentication", "peerauthentications", "default", strict)
+        reply = await mesh.converged(await mesh.write(rows))
+        assert not reply.rejected
+        with pytest.raises(httpx.TransportError):
+            async with httpx.AsyncClient() as plain:
+                await plain.get(f"http://{pair.server}:{pair.port}/", timeout=5)
+
+
+async def test_changed_cluster_keeps_its_endpoints(mesh):
+    pair = Pair()
+    await mesh.start_gateway()
+    await mesh.write(*pair.rows())
+    async with serving(mesh, pair) as (_, client, _got):
+        for limit in (7, 8, 9):
+            policy = {
+                "host": "server",
+                "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": limit}}},
+            }
+            rows = config("DestinationRule", "destinationrules", "server", policy)
+            reply = await mesh.converged(await mesh.write(rows))
+            assert reply.converged == 2
+            assert (await pair.get()).status_code == 200
+        name = f"outbound|{pair.port}||{host('server')}"
+
+        async def warmed() -> bool:
+            # A cluster that warms for ever keeps serving with its old settings.
+            return f"{name}::default_priority::max_connections::9" in await client.admin(
+                "/clusters"
+            )
+
+        await mesh.until(warmed, "the new cluster has replaced the old one", 3)
+
+
+async def test_gateway_that_restarts_sends_next_to_nothing(mesh):
+    pair = Pair()
+    first = await mesh.start_gateway()
+    await mesh.write(*pair.rows())
+    async with serving(mesh, pair):
+        cold = pushed_resources(first)
+        assert cold > 5
+        port = first.port
+        await mesh.stop("xds-gateway")
+        assert (await pair.get()).status_code == 200, "Envoys go on without their gateway"
+        second = await mesh.start_gateway(listen=f"127.0.0.1:{port}")
+
+        async def both() -> bool:
+            return len(await mesh.proxies()) == 2
+
+        await mesh.until(both, "both Envoys are back")
+        reply = await mesh.converged(mesh.mirror.world.sequence)
+        assert reply.converged == 2
+        assert pushed_resources(second) == 0, "certificates apart, they have everything"
+        assert (await pair.get()).status_code == 200
+        reply = await mesh.converged(
+            await mesh.write(endpoints("server", {}, pair.port), service("other", 80))
+        )
+        assert reply.converged == 2
+        assert (await pair.get()).status_code == 503
+
+
+def pushed_resources(gateway) -> float:
+    """Resources sent so far, certificates apart."""
+    registry = gateway._context.metrics
+    return sum(
+        sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == "meshbus_xds_pushed_resources_total" and sample.labels["type"] != "sds"
+    )
