@@ -159,31 +159,32 @@ def actions_of(
     """
     by_handler = {h.full_name: h for h in handlers}
     by_instance = {i.full_name: i for i in instances}
+    templates = frozenset().union(*wanted.values())
     actions: list[Action] = []
     problems: list[Problem] = []
     for rule in rules:
+
+        def problem(path: str, message: str, rule: ConfigObject = rule) -> None:
+            problems.append(Problem(RULES, rule.namespace, rule.name, path, message))
+
         for a, action in enumerate(items(rule.spec.get("actions"))):
             base = f"spec.actions[{a}]"
-
-            def problem(path: str, message: str, rule: ConfigObject = rule) -> Problem:
-                return Problem(RULES, rule.namespace, rule.name, path, message)
-
+            texts = [str(text) for text in items(record(action).get("instances"))]
+            found = [_find(text, "instance", rule.namespace, by_instance) for text in texts]
             name = str(record(action).get("handler") or "")
             handler = _find(name, "handler", rule.namespace, by_handler)
             if handler is None:
-                problems.append(problem(f"{base}.handler", f"there is no handler {name!r}"))
+                if any(instance and instance.made_by in templates for instance in found):
+                    problem(f"{base}.handler", f"there is no handler {name!r}")
                 continue
             if handler.made_by not in wanted:
                 continue
-            for i, text in enumerate(items(record(action).get("instances"))):
+            for i, instance in enumerate(found):
                 path = f"{base}.instances[{i}]"
-                instance = _find(str(text), "instance", rule.namespace, by_instance)
                 if instance is None:
-                    problems.append(problem(path, f"there is no instance {text!r}"))
+                    problem(path, f"there is no instance {texts[i]!r}")
                 elif instance.made_by not in wanted[handler.made_by]:
-                    problems.append(
-                        problem(path, f"{handler.made_by} does not take {instance.made_by!r}")
-                    )
+                    problem(path, f"{handler.made_by} does not take {instance.made_by!r}")
                 else:
                     actions.append(Action(rule, path, handler, instance))
     return actions, problems

@@ -281,7 +281,7 @@ def _counters(
         objects_of(INSTANCES, rows),
         {"memquota": frozenset({"quota"}), "redisquota": frozenset({"quota"})},
     )
-    problems += [p for p in found if ".handler" not in p.path]
+    problems += found
     out = []
     for action in actions:
         rule, path = action.rule, action.path
