@@ -98,9 +98,7 @@ def _check_name(info: KindInfo, name: str, out: Findings) -> None:
             is_service_name,
             "lower-case letters, digits and `-`, at most 63, a letter first",
         )
-    elif info.group == "" and info.kind == "Namespace":
-        rule, wanted = is_namespace, "lower-case letters, digits and `-`, at most 63"
-    elif info.kind == "Workload":
+    elif (info.group == "" and info.kind == "Namespace") or info.kind == "Workload":
         rule, wanted = is_namespace, "lower-case letters, digits and `-`, at most 63"
     if not rule(name):
         out.error("metadata.name", f"{name!r} is not a name: {wanted}")

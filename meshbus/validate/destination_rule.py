@@ -1,0 +1,36 @@
+"""Rules of DestinationRule.
+
+Source: https://istio.io/latest/docs/reference/config/networking/destination-rule/
+"""
+
+from msgspec import UnsetType
+
+from meshbus.api.networking.destination_rule import DestinationRule
+from meshbus.validate.metadata import ObjectName
+from meshbus.validate.names import is_label, wildcard_domain_problem
+from meshbus.validate.report import Findings
+from meshbus.validate.targets import check_export_to, check_labels, check_selector
+from meshbus.validate.traffic_policy import check_traffic_policy
+
+
+def check(spec: DestinationRule, name: ObjectName, out: Findings) -> None:
+    """Everything but its shape."""
+    if problem := wildcard_domain_problem(spec.host):
+        out.error("spec.host", problem)
+    check_traffic_policy(spec.traffic_policy, "spec.trafficPolicy", out)
+    seen: set[str] = set()
+    for index, subset in enumerate(spec.subsets):
+        path = f"spec.subsets[{index}]"
+        if not is_label(subset.name):
+            out.error(f"{path}.name", f"{subset.name!r} is not the name of a subset")
+        elif subset.name in seen:
+            out.error(f"{path}.name", f"duplicate subset names: {subset.name}", "Duplicate")
+        seen.add(subset.name)
+        check_labels(subset.labels, f"{path}.labels", out)
+        check_traffic_policy(subset.traffic_policy, f"{path}.trafficPolicy", out)
+    exported = check_export_to(spec.export_to, name.namespace, "spec.exportTo", out)
+    if not isinstance(spec.workload_selector, UnsetType):
+        check_selector(spec.workload_selector, "spec.workloadSelector", out)
+        if exported and exported != {name.namespace}:
+            message = "a rule with a workload selector is of its own namespace only"
+            out.error("spec.exportTo", message, "Conflict")

@@ -1,0 +1,115 @@
+"""Rules of the TLS settings of servers.
+
+Source: https://istio.io/latest/docs/reference/config/networking/gateway/#ServerTLSSettings
+"""
+
+from meshbus.api.networking.gateway import ServerTLSSettings
+from meshbus.validate.report import Findings
+
+_MOST_CERTIFICATES = 2
+"""One with an RSA key, one with an ECDSA key."""
+_CIPHERS = frozenset(
+    {
+        "ECDHE-ECDSA-AES128-GCM-SHA256",
+        "ECDHE-RSA-AES128-GCM-SHA256",
+        "ECDHE-ECDSA-AES256-GCM-SHA384",
+        "ECDHE-RSA-AES256-GCM-SHA384",
+        "ECDHE-ECDSA-CHACHA20-POLY1305",
+        "ECDHE-RSA-CHACHA20-POLY1305",
+        "ECDHE-PSK-CHACHA20-POLY1305",
+        "ECDHE-ECDSA-AES128-SHA",
+        "ECDHE-RSA-AES128-SHA",
+        "ECDHE-PSK-AES128-CBC-SHA",
+        "ECDHE-ECDSA-AES256-SHA",
+        "ECDHE-RSA-AES256-SHA",
+        "ECDHE-PSK-AES256-CBC-SHA",
+        "AES128-GCM-SHA256",
+        "AES256-GCM-SHA384",
+        "AES128-SHA",
+        "AES256-SHA",
+        "PSK-AES128-CBC-SHA",
+        "PSK-AES256-CBC-SHA",
+        "DES-CBC3-SHA",
+    }
+)
+
+
+def check_server_tls(tls: ServerTLSSettings, path: str, out: Findings) -> None:
+    """TLS of connections that are accepted."""
+    _check_versions(tls, path, out)
+    files = {
+        "serverCertificate": tls.server_certificate,
+        "privateKey": tls.private_key,
+        "caCertificates": tls.ca_certificates,
+        "credentialName": tls.credential_name,
+        "credentialNames": tls.credential_names,
+        "tlsCertificates": tls.tls_certificates,
+    }
+    if tls.mode == "ISTIO_MUTUAL":
+        for field, value in files.items():
+            if value:
+                message = f"ISTIO_MUTUAL TLS cannot have associated {field}"
+                out.error(f"{path}.{field}", message, "Conflict")
+        return
+    if tls.mode in ("PASSTHROUGH", "AUTO_PASSTHROUGH"):
+        if tls.ca_crl or any(files.values()):
+            out.warn(path, f"{tls.mode} mode does not use certificates, they will be ignored")
+        return
+    _check_sources(tls, path, out)
+    mutual = tls.mode in ("MUTUAL", "OPTIONAL_MUTUAL")
+    if not (tls.credential_name or tls.credential_names):
+        if tls.tls_certificates:
+            _check_certificates(tls, path, out)
+        else:
+            if not tls.server_certificate:
+                out.required(
+                    f"{path}.serverCertificate", f"{tls.mode} TLS requires a server certificate"
+                )
+            if not tls.private_key:
+                out.required(f"{path}.privateKey", f"{tls.mode} TLS requires a private key")
+        if mutual and not (tls.ca_certificates or tls.ca_cert_credential_name):
+            out.required(f"{path}.caCertificates", f"{tls.mode} TLS requires a client CA bundle")
+    if tls.ca_crl:
+        if tls.credential_name or tls.credential_names:
+            message = "is not supported with credentialName; the credential holds it"
+            out.error(f"{path}.caCrl", message, "Conflict")
+        if tls.mode == "SIMPLE":
+            out.error(f"{path}.caCrl", "is not supported with SIMPLE TLS", "Conflict")
+
+
+def _check_versions(tls: ServerTLSSettings, path: str, out: Findings) -> None:
+    if tls.min_protocol_version in ("TLSV1_0", "TLSV1_1") and not tls.cipher_suites:
+        message = "TLS below 1.2 needs cipherSuites, as the default ones are not compatible"
+        out.warn(f"{path}.minProtocolVersion", message)
+    seen: set[str] = set()
+    for index, suite in enumerate(tls.cipher_suites):
+        at = f"{path}.cipherSuites[{index}]"
+        if suite not in _CIPHERS:
+            out.warn(at, f"ignoring invalid cipher suite {suite}")
+        elif suite in seen:
+            out.warn(at, f"ignoring duplicate cipher suite {suite}")
+        seen.add(suite)
+
+
+def _check_sources(tls: ServerTLSSettings, path: str, out: Findings) -> None:
+    if tls.credential_name and tls.credential_names:
+        out.error(path, "only one of credentialName or credentialNames can be set", "Conflict")
+    if tls.tls_certificates and (tls.server_certificate or tls.private_key):
+        message = "only one of serverCertificate, privateKey or tlsCertificates can be set"
+        out.error(path, message, "Conflict")
+    for field, several in (
+        ("credentialNames", tls.credential_names),
+        ("tlsCertificates", tls.tls_certificates),
+    ):
+        if len(several) > _MOST_CERTIFICATES:
+            message = f"at most {_MOST_CERTIFICATES}: one with an RSA key, one with an ECDSA key"
+            out.error(f"{path}.{field}", message, "TooLong")
+
+
+def _check_certificates(tls: ServerTLSSettings, path: str, out: Findings) -> None:
+    for index, certificate in enumerate(tls.tls_certificates):
+        at = f"{path}.tlsCertificates[{index}]"
+        if not certificate.server_certificate:
+            out.required(f"{at}.serverCertificate", f"{tls.mode} TLS requires a server certificate")
+        if not certificate.private_key:
+            out.required(f"{at}.privateKey", f"{tls.mode} TLS requires a private key")
