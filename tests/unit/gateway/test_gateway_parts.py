@@ -1,0 +1,71 @@
+"""Bytes on the wire, bookkeeping of changes, secrets."""
+
+import pytest
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from meshbus_xds_gateway.convergence import MAX_CHANGES, Convergence
+from meshbus_xds_gateway.refusals import MAX_REFUSALS, Refusal, Refusals
+from meshbus_xds_gateway.secret_resources import UnusableSecretError, credential_secret
+from meshbus_xds_gateway.session import ProtocolError, Push
+from meshbus_xds_gateway.wire import decode_delta, delta_response, sotw_response
+from xds_client import res
+
+from meshbus.compile.resources import CDS
+
+
+def test_joined_response_is_what_protobuf_reads():
+    one, two = res(CDS, "one"), res(CDS, "two")
+    data = delta_response(Push(CDS, "7", (one, two), ("three",)))
+    response = discovery_pb2.DeltaDiscoveryResponse.FromString(data)
+    assert (response.type_url, response.nonce) == (CDS, "7")
+    assert [(r.name, r.version, r.resource.value) for r in response.resources] == [
+        ("one", one.version, one.body),
+        ("two", two.version, two.body),
+    ]
+    assert response.resources[0].resource.type_url == CDS
+    assert list(response.removed_resources) == ["three"]
+    whole = discovery_pb2.DiscoveryResponse.FromString(sotw_response(CDS, "v", "8", (one, two)))
+    assert [r.value for r in whole.resources] == [one.body, two.body]
+    assert (whole.type_url, whole.version_info, whole.nonce) == (CDS, "v", "8")
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xff\xff", b"\x08"])
+def test_requests_that_are_none(data):
+    with pytest.raises(ProtocolError):
+        decode_delta(data)
+
+
+def test_latency_from_the_write_to_the_last_ack():
+    changes = Convergence()
+    changes.arrived(5, 100.0)
+    changes.arrived(9, 101.0)
+    assert changes.latency_s(5) is None
+    assert [c.sequence for c in changes.settled(5, 100.5)] == [5]
+    assert changes.latency_s(5) == pytest.approx(0.5)
+    assert changes.latency_s(9) is None
+    changes.settled(9, 103.0)
+    assert changes.latency_s(7) == pytest.approx(2.0), "7 was part of the change that ended at 9"
+    assert changes.latency_s(10) is None
+    for sequence in range(10, 10 + MAX_CHANGES):
+        changes.arrived(sequence, 0.0)
+    assert changes.latency_s(5) is None, "forgotten, not guessed"
+
+
+def test_refusals_are_bounded():
+    refusals = Refusals()
+    for i in range(MAX_REFUSALS + 10):
+        assert refusals.refuse(Refusal(res(CDS, "a", str(i)), "no", "p", 1, None))
+    assert len(refusals.all()) == MAX_REFUSALS
+
+
+def test_parts_of_a_secret():
+    data = {"tls.crt": b"chain", "tls.key": b"key", "ca.crt": b"roots"}
+    secret = secret_pb2.Secret.FromString(
+        credential_secret("kubernetes://x", "certificate", data).body
+    )
+    assert secret.name == "kubernetes://x"
+    assert secret.tls_certificate.private_key.inline_bytes == b"key"
+    secret = secret_pb2.Secret.FromString(credential_secret("x-cacert", "ca", data).body)
+    assert secret.validation_context.trusted_ca.inline_bytes == b"roots"
+    with pytest.raises(UnusableSecretError, match="cert and key"):
+        credential_secret("x", "certificate", {"tls.crt": b"chain"})
