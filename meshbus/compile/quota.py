@@ -16,7 +16,7 @@ mesh's fail policy is.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from envoy.config.core.v3 import config_source_pb2
@@ -84,8 +84,8 @@ class QuotaFilters:
 
     http_filter: Any
     """`HttpFilter`, placed before the router."""
-    rate_limits: list[Any]
-    """Route `RateLimit`s, put on the inbound virtual host."""
+    rate_limits: list[Any] = field(default_factory=list)
+    """Route `RateLimit`s, put on the inbound virtual host; the filter asks nobody without them."""
     findings: tuple[Finding, ...] = ()
     """What of the bound quotas has no effect."""
 
@@ -122,7 +122,10 @@ def _finding(problem: Problem, keys: dict[tuple[str, str, str], Key]) -> Finding
 def inbound_quota(
     reader: Reader, proxy: ProxyKeys, services: tuple[tuple[str, str, str, int], ...]
 ) -> QuotaFilters | None:
-    """Node: what quotas ask for at one port of this proxy; None when no quota concerns it.
+    """Node: what quotas ask for at one port of this proxy; None without a policy service.
+
+    The filter is always there: a listener that changes leaves open connections on their old
+    filters, so what comes and goes are the rate limits of the route (DESIGN §5).
 
     Args:
         services: (host, name, namespace, port) of the services that the port belongs to; a spec
@@ -135,8 +138,10 @@ def inbound_quota(
         for spec in config.specs_for(host, name, namespace):
             if config.counts(spec, proxy.namespace):
                 bound.setdefault(spec, (host, name, namespace))
-    if not bound or not has_service(reader, "policy"):
+    if not has_service(reader, "policy"):
         return None
+    if not bound:
+        return QuotaFilters(_filter())
     limits = [
         rc_pb2.RateLimit(actions=_actions(config, spec, proxy, service))
         for spec, service in sorted(bound.items())

@@ -1,0 +1,274 @@
+"""Quotas of Istio 1.4 enforced by a real Envoy that asks the policy service over mutual TLS."""
+
+import asyncio
+import contextlib
+import random
+import time
+
+import grpc
+import httpx
+import pytest
+import pytest_asyncio
+from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
+from gateway_mesh import (
+    CLUSTER,
+    Mesh,
+    application,
+    config,
+    endpoints,
+    envoy_binary,
+    free_port,
+    service,
+    workload,
+)
+from meshbus_policy.service import PolicyService, PolicySettings
+
+from meshbus.model.keys import Key
+from meshbus.runtime.process import make_context
+
+pytestmark = pytest.mark.real
+ROOT = "istio-system"
+
+
+def quota_objects(rule=None):
+    """Anybody: 2 calls; jason: 4; all from `client`, which mutual TLS proves."""
+    return (
+        config(
+            "memquota",
+            "memquotas",
+            "handler",
+            {
+                "quotas": [
+                    {
+                        "name": "requestcount.quota.istio-system",
+                        "maxAmount": 500,
+                        "validDuration": "60s",
+                        "overrides": [
+                            {
+                                "dimensions": {"user": "jason", "caller": "client"},
+                                "maxAmount": 4,
+                                "validDuration": "60s",
+                            },
+                            {
+                                "dimensions": {"destination": "server", "caller": "client"},
+                                "maxAmount": 2,
+                                "validDuration": "60s",
+                            },
+                        ],
+                    }
+                ]
+            },
+            ROOT,
+        ),
+        config(
+            "quota",
+            "quotas",
+            "requestcount",
+            {
+                "dimensions": {
+                    "user": 'request.headers["end-user"] | "unknown"',
+                    "caller": 'source.labels["app"] | "unknown"',
+                    "destination": 'destination.labels["app"] | destination.service.name',
+                }
+            },
+            ROOT,
+        ),
+        config(
+            "QuotaSpec",
+            "quotaspecs",
+            "request-count",
+            {"rules": [{"quotas": [{"charge": 1, "quota": "requestcount"}]}]},
+            ROOT,
+        ),
+        config(
+            "QuotaSpecBinding",
+            "quotaspecbindings",
+            "request-count",
+            {
+                "quotaSpecs": [{"name": "request-count", "namespace": ROOT}],
+                "services": [{"name": "server", "namespace": "default"}],
+            },
+            ROOT,
+        ),
+        config("rule", "rules", "quota", rule or quota_rule(), ROOT),
+    )
+
+
+def quota_rule(match=""):
+    return {
+        "match": match,
+        "actions": [{"handler": "handler.memquota", "instances": ["requestcount.quota"]}],
+    }
+
+
+class Policed:
+    """A mesh of a client and a server with their sidecars, and a policy service."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.client, self.server, self.app = (
+            f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{i}" for i in (1, 2, 3)
+        )
+        self.proxy_port = free_port(self.client)
+        self.port = free_port(self.server)
+
+    def rows(self):
+        return (
+            service("server", self.port),
+            endpoints("server", {"server-0": self.server}, self.port),
+            workload("server", self.server, app=self.app, port=self.port),
+            workload("client", self.client, http_proxy=self.proxy_port),
+        )
+
+    async def get(self, path="/", **headers: str) -> httpx.Response:
+        proxy = f"http://{self.client}:{self.proxy_port}"
+        async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
+            return await client.get(f"http://server:{self.port}{path}", headers=headers)
+
+    async def codes(self, count: int, **headers: str) -> list[int]:
+        return [(await self.get(**headers)).status_code for _ in range(count)]
+
+    async def apply(self, *rows) -> None:
+        change = await self.mesh.write(*rows)
+
+        async def live() -> bool:
+            reply = await self.mesh.converged(change)
+            return reply.total == reply.converged == 2
+
+        await self.mesh.until(live, "both proxies have converged")
+
+
+@pytest_asyncio.fixture
+async def mesh(bus_for, tmp_path):
+    envoy_binary()
+    identities = ("config", "discovery", "ca", "xds-gateway", "local", "policy")
+    running = Mesh(tmp_path, {name: await bus_for(name) for name in identities}, bus_for)
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+@contextlib.asynccontextmanager
+async def policy_service(mesh: Mesh):
+    settings = PolicySettings(listen="127.0.0.1:0")
+    context = make_context(PolicyService, settings, mesh.process, mesh.buses["policy"])
+    task = asyncio.create_task(PolicyService(context).run())
+    try:
+        await mesh.until(
+            lambda: task.done() or not context.admin.reasons(), "the policy service is ready"
+        )
+        if task.done():
+            await task
+        yield context
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def policed(mesh: Mesh):
+    pair = Policed(mesh)
+    await mesh.start_gateway()
+    await mesh.write(*pair.rows())
+    async with (
+        application(pair.app, pair.port, "hello"),
+        mesh.envoy("server", pair.server) as server,
+        mesh.envoy("client", pair.client) as client,
+    ):
+        await mesh.until(server.ready, "the server's Envoy is ready")
+        await mesh.until(client.ready, "the client's Envoy is ready")
+
+        async def answered() -> bool:
+            return (await pair.get()).status_code == 200
+
+        await mesh.until(answered, "a request is answered")
+        yield pair
+
+
+async def test_calls_over_the_quota_get_429(mesh):
+    async with policy_service(mesh), policed(mesh) as pair:
+        assert await pair.codes(5) == [200] * 5
+        await pair.apply(*quota_objects())
+        assert await pair.codes(4) == [200, 200, 429, 429]
+        refused = await pair.get()
+        assert refused.text == "RESOURCE_EXHAUSTED:Quota is exhausted for: requestcount"
+        assert refused.headers["x-envoy-ratelimited"] == "true"
+        jason = {"end-user": "jason"}
+        assert await pair.codes(6, **jason) == [200, 200, 200, 200, 429, 429]
+        other = {"end-user": "x"}
+        assert await pair.codes(3, **other) == [200, 200, 429]
+
+        exempt = quota_rule('match(request.headers["cookie"] | "", "user=*") == false')
+        await pair.apply(config("rule", "rules", "quota", exempt, ROOT))
+        assert await pair.codes(3, cookie="user=jason") == [200] * 3
+        assert await pair.codes(1) == [429]
+
+        key = Key(CLUSTER, "cfg", "quotaspecbindings", ROOT, "request-count")
+        await pair.apply({key: None})
+        assert await pair.codes(3) == [200] * 3
+
+
+async def test_without_the_policy_service_calls_are_granted_and_it_comes_back(mesh):
+    async with contextlib.AsyncExitStack() as stack:
+        async with policy_service(mesh):
+            pair = await stack.enter_async_context(policed(mesh))
+            await pair.apply(*quota_objects())
+            assert await pair.codes(3) == [200, 200, 429]
+        assert await pair.codes(3) == [200] * 3
+        await mesh.buses["policy"].close()
+        mesh.buses["policy"] = await mesh.bus_for("policy")
+        async with policy_service(mesh):
+
+            async def limited() -> bool:
+                return (await pair.get()).status_code == 429
+
+            await mesh.until(limited, "quotas hold again")
+
+
+async def test_only_workloads_of_the_mesh_may_ask(mesh):
+    async with policy_service(mesh) as context:
+        key = Key(CLUSTER, "mesh", "addresses", "", "policy")
+        address = await mesh.until(lambda: mesh.mirror.world.get(key), "its address is known")
+        assert address.host == "127.0.0.1"
+        target = f"127.0.0.1:{address.port}"
+        for credentials in (
+            None,
+            grpc.ssl_channel_credentials(mesh.trust.roots_pem.encode()),
+        ):
+            channel = (
+                grpc.aio.insecure_channel(target)
+                if credentials is None
+                else grpc.aio.secure_channel(
+                    target,
+                    credentials,
+                    [("grpc.ssl_target_name_override", "policy.istio-system.svc")],
+                )
+            )
+            async with channel:
+                stub = rls_pb2_grpc.RateLimitServiceStub(channel)
+                with pytest.raises(grpc.aio.AioRpcError) as fault:
+                    await stub.ShouldRateLimit(rls_pb2.RateLimitRequest(), timeout=2)
+                assert fault.value.code() in {
+                    grpc.StatusCode.UNAVAILABLE,
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                }
+        assert context.metrics.get_sample_value(
+            "meshbus_policy_answers_total", {"kind": "quota", "answer": "ok"}
+        ) in {None, 0.0}
+
+
+async def test_answers_take_little_time(mesh):
+    async with policy_service(mesh) as context, policed(mesh) as pair:
+        await pair.apply(*quota_objects())
+        began = time.monotonic()
+        await pair.codes(50, **{"end-user": "many"})
+        took = time.monotonic() - began
+
+        def bucket(le):
+            name = "meshbus_policy_answer_seconds_bucket"
+            return context.metrics.get_sample_value(name, {"kind": "quota", "le": le})
+
+        assert bucket("+Inf") >= 50
+        assert bucket("0.005") >= 0.99 * bucket("+Inf") - 1, took
