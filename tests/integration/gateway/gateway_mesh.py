@@ -14,6 +14,7 @@ import pytest
 from meshbus_ca.service import CaService, CaSettings
 from meshbus_xds_gateway.service import XdsGatewayService, XdsGatewaySettings
 
+from meshbus.bus.interface import BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
 from meshbus.model.keys import Key
@@ -228,7 +229,7 @@ class Mesh:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    with contextlib.suppress(httpx.TransportError, CallError):
+                    with contextlib.suppress(httpx.TransportError, CallError, BusError):
                         value = holds()
                         if asyncio.iscoroutine(value):
                             value = await value

@@ -1,0 +1,376 @@
+"""What goes wrong: refused configuration, tokens that do not hold, parts that are away."""
+
+import asyncio
+import base64
+import contextlib
+import json
+
+import grpc
+import msgspec
+import pytest
+import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from gateway_mesh import CLUSTER, Mesh, config, endpoints, envoy_binary, service, workload
+from grpc import aio
+
+from meshbus.bus.interface import EVENTS, STATUS
+from meshbus.bus.mirror import WorldMirror
+from meshbus.compile.resources import CDS, LDS, SDS
+from meshbus.model.keys import Key
+from meshbus.model.requests import CREDENTIAL, CredentialReply, CredentialRequest
+from meshbus.model.rows import ConfigObject, WorkloadInstance
+from meshbus.model.status import GatewayReport, status_subject
+from meshbus.runtime.calls import answer
+from meshbus.runtime.sealed import seal
+
+pytestmark = pytest.mark.real
+METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+
+
+@pytest_asyncio.fixture
+async def mesh(bus_for, tmp_path):
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    buses = {identity: await bus_for(identity) for identity in identities}
+    running = Mesh(tmp_path, buses, bus_for)
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+class Ads:
+    """A client that speaks delta ADS by hand."""
+
+    def __init__(self, mesh: Mesh, token: str = "", plaintext: bool = False) -> None:
+        gateway = mesh.gateway
+        if plaintext:
+            self.channel = aio.insecure_channel(f"127.0.0.1:{gateway.plaintext_port}")
+        else:
+            credentials = grpc.ssl_channel_credentials(mesh.trust.roots_pem.encode())
+            options = [("grpc.ssl_target_name_override", "xds-gateway.istio-system.svc")]
+            self.channel = aio.secure_channel(f"127.0.0.1:{gateway.port}", credentials, options)
+        metadata = [("authorization", f"Bearer {token}")] if token else []
+        self.call = self.channel.stream_stream(METHOD)(metadata=metadata)
+
+    async def ask(self, type_url: str, *names: str, instance: str = "server-0", **fields) -> None:
+        request = discovery_pb2.DeltaDiscoveryRequest(
+            type_url=type_url, resource_names_subscribe=names, **fields
+        )
+        request.node.id = f"sidecar~10.0.0.1~{instance}.default~default.svc.cluster.local"
+        with contextlib.suppress(
+            aio.AioRpcError, asyncio.InvalidStateError
+        ):  # ended: see `refusal`
+            await self.call.write(request.SerializeToString())
+
+    async def next(self, type_url: str = ""):
+        async with asyncio.timeout(10):
+            while True:
+                data = await self.call.read()
+                if data is aio.EOF:
+                    code, details = await self.call.code(), await self.call.details()
+                    raise AssertionError(f"ended: {code} {details}")
+                response = discovery_pb2.DeltaDiscoveryResponse.FromString(data)
+                if not type_url or response.type_url == type_url:
+                    return response
+
+    async def refusal(self) -> tuple[grpc.StatusCode, str]:
+        async with asyncio.timeout(10):
+            with contextlib.suppress(aio.AioRpcError):
+                while await self.call.read() is not aio.EOF:
+                    pass
+            return await self.call.code(), await self.call.details()
+
+
+def server_rows():
+    return (
+        service("server", 9080),
+        endpoints("server", {"server-0": "127.0.0.9"}, 9080),
+        workload("server", "127.0.0.9", app="127.0.0.10", port=9080),
+    )
+
+
+async def test_streams_without_a_valid_token_are_refused(mesh):
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    token = await mesh.token("server")
+    for bad in ("", "nonsense", token[:-8] + "AAAAAAAA"):
+        ads = Ads(mesh, bad)
+        code, details = await ads.refusal()
+        assert code is grpc.StatusCode.UNAUTHENTICATED, details
+        assert token not in details
+    ads = Ads(mesh, token)
+    await ads.ask(CDS, instance="client-0")
+    code, details = await ads.refusal()
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "server-0.default" in details
+
+
+async def test_token_of_another_service_account_is_refused(mesh):
+    await mesh.start_gateway()
+    rows = workload("server", "127.0.0.9")
+    key, row = next(iter(rows.items()))
+    assert isinstance(row, WorkloadInstance)
+    await mesh.write({key: msgspec.structs.replace(row, service_account="admin")})
+    ads = Ads(mesh, await mesh.token("server"))
+    await ads.ask(CDS)
+    code, details = await ads.refusal()
+    assert code is grpc.StatusCode.PERMISSION_DENIED, details
+
+
+async def test_proxy_that_is_quicker_than_discovery_waits_for_its_row(mesh):
+    await mesh.start_gateway()
+    ads = Ads(mesh, await mesh.token("server"))
+    await ads.ask(CDS)
+    waiting = asyncio.create_task(ads.next(CDS))
+    await mesh.write(service("other", 80))
+    assert not waiting.done()
+    await mesh.write(*server_rows())
+    names = {resource.name for resource in (await waiting).resources}
+    assert "outbound|9080||server.default.svc.cluster.local" in names
+
+
+async def test_a_stream_gets_the_certificate_of_its_own_identity_and_no_other(mesh):
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    ads = Ads(mesh, await mesh.token("server"))
+    await ads.ask(CDS)
+    await ads.next(CDS)
+    await ads.ask(SDS, "default", "ROOTCA", "kubernetes://somebody-elses")
+    got, refused = {}, set()
+    while len(got) + len(refused) < 3:
+        response = await ads.next(SDS)
+        got |= {r.name: secret_pb2.Secret.FromString(r.resource.value) for r in response.resources}
+        refused |= set(response.removed_resources)
+        await ads.ask(SDS, response_nonce=response.nonce)
+    assert refused == {"kubernetes://somebody-elses"}
+    roots = got["ROOTCA"].validation_context.trusted_ca.inline_bytes.decode()
+    assert roots == mesh.trust.roots_pem
+    chain = x509.load_pem_x509_certificates(
+        got["default"].tls_certificate.certificate_chain.inline_bytes
+    )
+    sans = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [name.value for name in sans] == ["spiffe://cluster.local/ns/default/sa/server"]
+
+
+async def test_plaintext_gives_configuration_but_no_identity(mesh):
+    await mesh.start_gateway(plaintext="127.0.0.1:0")
+    await mesh.write(*server_rows())
+    await mesh.converged(mesh.mirror.world.sequence)
+    ads = Ads(mesh, plaintext=True)
+    await ads.ask(CDS)
+    names = {resource.name for resource in (await ads.next(CDS)).resources}
+    assert "outbound|9080||server.default.svc.cluster.local" in names
+    await ads.ask(SDS, "default")
+    assert list((await ads.next(SDS)).removed_resources) == ["default"]
+
+
+async def test_plaintext_on_another_address_than_loopback_is_refused(mesh):
+    with pytest.raises(Exception, match="loopback") as refused:
+        await mesh.start_gateway(plaintext="0.0.0.0:0")
+    assert "MESHBUS_XDS_GATEWAY_PLAINTEXT" in str(refused.value)
+
+
+async def test_secret_of_a_gateway_is_fetched_sealed_and_follows_its_row(mesh):
+    contents = {"one": certificate("one.example")}
+    asked: list[CredentialRequest] = []
+
+    async def credential(request: CredentialRequest) -> CredentialReply:
+        asked.append(request)
+        data = {name: base64.b64encode(pem).decode() for name, pem in contents["one"].items()}
+        return CredentialReply(seal(request.public_key, json.dumps(data).encode()))
+
+    await answer(mesh.buses["config"], CREDENTIAL, CredentialRequest, credential)
+    await mesh.start_gateway()
+    tls = {"mode": "SIMPLE", "credentialName": "web"}
+    port = {"number": 443, "name": "https", "protocol": "HTTPS"}
+    spec = {
+        "selector": {"app": "edge"},
+        "servers": [{"port": port, "hosts": ["*"], "tls": tls}],
+    }
+    rows = workload("edge", "127.0.0.9")
+    key, row = next(iter(rows.items()))
+    assert isinstance(row, WorkloadInstance)
+    rows[key] = msgspec.structs.replace(row, gateway=True)
+    await mesh.write(rows, config("Gateway", "gateways", "edge", spec), secret_row(1))
+    ads = Ads(mesh, await mesh.token("edge"))
+    request = discovery_pb2.DeltaDiscoveryRequest(type_url=CDS)
+    request.node.id = "router~127.0.0.9~edge-0.default~default.svc.cluster.local"
+    await ads.call.write(request.SerializeToString())
+    await ads.next(CDS)
+    await ads.ask(SDS, "kubernetes://web")
+    response = await ads.next(SDS)
+    secret = secret_pb2.Secret.FromString(response.resources[0].resource.value)
+    assert secret.tls_certificate.private_key.inline_bytes == contents["one"]["tls.key"]
+    await ads.ask(SDS, response_nonce=response.nonce)
+    contents["one"] = certificate("two.example")
+    await mesh.write(secret_row(2))
+    response = await ads.next(SDS)
+    secret = secret_pb2.Secret.FromString(response.resources[0].resource.value)
+    assert secret.tls_certificate.private_key.inline_bytes == contents["one"]["tls.key"]
+    assert {(r.namespace, r.name) for r in asked} == {("default", "web")}
+
+
+def secret_row(generation: int):
+    row = ConfigObject("v1", "Secret", "default", "web", "u", generation, 0.0)
+    row = msgspec.structs.replace(row, spec={"data": {"tls.key": f"sealed {generation}"}})
+    return {Key(CLUSTER, "cfg", "secrets", "default", "web"): row}
+
+
+def certificate(name: str) -> dict[str, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    chain = csr.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return {"tls.crt": chain + name.encode(), "tls.key": pem}
+
+
+async def test_streams_of_one_identity_are_limited(mesh):
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    token = await mesh.token("server")
+    open_streams = [Ads(mesh, token) for _ in range(4)]
+    for ads in open_streams:
+        await ads.ask(CDS)
+        await ads.next(CDS)
+    fifth = Ads(mesh, token)
+    await fifth.ask(CDS)
+    code, _ = await fifth.refusal()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_refused_resource_is_reported_with_the_object_it_came_from(mesh):
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    events = Recorder()
+    following = asyncio.create_task(
+        mesh.buses["config"].follower(EVENTS, ["events.>"], events).run()
+    )
+    ads = Ads(mesh, await mesh.token("server"))
+    for type_url in (CDS, LDS):
+        await ads.ask(type_url)
+        response = await ads.next(type_url)
+        await ads.ask(type_url, response_nonce=response.nonce)
+    policy = {
+        "host": "server",
+        "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 1}}},
+    }
+    await mesh.write(config("Service", "services", "server", {}))
+    change = await mesh.write(config("DestinationRule", "destinationrules", "server", policy))
+    response = await ads.next(CDS)
+    refusal = discovery_pb2.DeltaDiscoveryRequest(type_url=CDS, response_nonce=response.nonce)
+    refusal.error_detail.message = "I do not like it"
+    await ads.call.write(refusal.SerializeToString())
+    reply = await mesh.converged(change)
+    assert reply.converged == 0
+    assert reply.rejected == [
+        {
+            "proxy": "server-0.default",
+            "resource": "cds outbound|9080||server.default.svc.cluster.local",
+            "object": "DestinationRule default/server, Service default/server",
+            "message": "I do not like it",
+        }
+    ]
+    proxies = await mesh.proxies()
+    assert proxies["server-0.default"].types["cds"]["status"] == "REJECTED"
+
+    async def reported() -> bool:
+        subject = status_subject(CLUSTER, "xds-gateway", "xds-gateway-0", "report")
+        last = await mesh.buses["config"].last(STATUS, subject)
+        report = msgspec.json.decode(last.data, type=GatewayReport) if last else None
+        return bool(
+            report
+            and report.problems
+            and report.problems[0].object_keys
+            == ["cfg.destinationrules/default/server", "cfg.services/default/server"]
+        )
+
+    await mesh.until(reported, "the report has the problem")
+    await mesh.until(lambda: len(events.types()) == 2, "there are events")
+    assert events.types() == ["io.meshbus.destinationrule.nacked", "io.meshbus.service.nacked"]
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+    # Another change goes on although this one is stuck, and mending the object mends all.
+    reply = await mesh.converged(await mesh.write(service("unrelated", 80)), 0.2)
+    assert not reply.rejected
+    response = await ads.next(CDS)
+    await ads.ask(CDS, response_nonce=response.nonce)
+    policy["trafficPolicy"]["connectionPool"]["tcp"]["maxConnections"] = 2
+    change = await mesh.write(config("DestinationRule", "destinationrules", "server", policy))
+    response = await ads.next(CDS)
+    await ads.ask(CDS, response_nonce=response.nonce)
+    reply = await mesh.converged(change)
+    assert (reply.converged, reply.rejected) == (1, [])
+
+
+class Recorder(WorldMirror):
+    """Keeps events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events = []
+
+    def begin(self) -> None: ...
+
+    def apply(self, messages) -> None:
+        self.events.extend(msgspec.json.decode(message.data) for message in messages)
+
+    def end(self, sequence) -> None: ...
+
+    def types(self) -> list[str]:
+        return [event["type"] for event in self.events]
+
+
+@pytest.mark.slow
+async def test_real_envoy_refuses_a_listener_and_the_others_go_on(mesh):
+    envoy_binary()
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    taken = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.9", 9080)
+    async with taken, mesh.envoy("server", "127.0.0.9"):
+
+        async def refused() -> bool:
+            proxy = (await mesh.proxies()).get("server-0.default")
+            return proxy is not None and proxy.types["lds"]["status"] == "REJECTED"
+
+        await mesh.until(refused, "Envoy refuses the listener")
+        proxy = (await mesh.proxies())["server-0.default"]
+        assert "127.0.0.9" in proxy.problems[0].message
+        assert proxy.types["cds"]["status"] == "SYNCED"
+        reply = await mesh.converged(await mesh.write(service("other", 80)), 5)
+        assert reply.converged == 1, "what is refused does not hold up other changes"
+
+
+async def test_without_its_bus_the_gateway_keeps_its_proxies(mesh, nats_server):
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    ads = Ads(mesh, await mesh.token("server"))
+    await ads.ask(CDS)
+    response = await ads.next(CDS)
+    await ads.ask(CDS, response_nonce=response.nonce)
+    nats_server.kill()
+    await ads.ask(CDS, "*", "outbound|9080||server.default.svc.cluster.local")
+    again = await ads.next(CDS)
+    assert [r.name for r in again.resources] == ["outbound|9080||server.default.svc.cluster.local"]
+    await ads.ask(CDS, response_nonce=again.nonce)
+    nats_server.start()
+    for writer in mesh.writers.values():
+        await writer.wait_leading()
+
+    async def written() -> bool:
+        await mesh.write(service("new", 80))
+        return True
+
+    await mesh.until(written, "the bus is back", 20)
+    response = await ads.next(CDS)
+    names = [r.name for r in response.resources]
+    assert names == ["outbound|80||new.default.svc.cluster.local"], "only what is new"
