@@ -269,13 +269,10 @@ _MESH = (
     ),
 )
 
-_MIXER_TEMPLATES = (
-    "apikey authorization checknothing edge kubernetes listentry logentry metric quota "
-    "reportnothing tracespan"
-)
-_MIXER_ADAPTERS = (
-    "bypass circonus cloudwatch denier dogstatsd fluentd kubernetesenv listchecker memquota noop "
-    "opa prometheus redisquota solarwinds stackdriver statsd stdio zipkin"
+_MIXER_OTHERS = (
+    "apikey authorization edge kubernetes logentry metric reportnothing tracespan "
+    "bypass circonus cloudwatch dogstatsd fluentd kubernetesenv noop opa prometheus solarwinds "
+    "stackdriver statsd stdio zipkin"
 )
 
 _ISTIO_1_4 = (
@@ -289,8 +286,14 @@ _ISTIO_1_4 = (
     _of_1_4(_MIXER, "v1alpha2", "QuotaSpecBinding", "mixer_client:QuotaSpecBinding"),
     _of_1_4(_MIXER, "v1alpha2", "HTTPAPISpec", "mixer_client:HTTPAPISpec"),
     _of_1_4(_MIXER, "v1alpha2", "HTTPAPISpecBinding", "mixer_client:HTTPAPISpecBinding"),
-    *(_of_1_4(_MIXER, "v1alpha2", kind) for kind in _MIXER_TEMPLATES.split()),
-    *(_of_1_4(_MIXER, "v1alpha2", kind) for kind in _MIXER_ADAPTERS.split()),
+    _of_1_4(_MIXER, "v1alpha2", "quota", "mixer_adapters:QuotaTemplate"),
+    _of_1_4(_MIXER, "v1alpha2", "listentry", "mixer_adapters:ListEntryTemplate"),
+    _of_1_4(_MIXER, "v1alpha2", "checknothing", "mixer_adapters:CheckNothingTemplate"),
+    _of_1_4(_MIXER, "v1alpha2", "memquota", "mixer_adapters:Memquota"),
+    _of_1_4(_MIXER, "v1alpha2", "redisquota", "mixer_adapters:Redisquota"),
+    _of_1_4(_MIXER, "v1alpha2", "denier", "mixer_adapters:Denier"),
+    _of_1_4(_MIXER, "v1alpha2", "listchecker", "mixer_adapters:Listchecker"),
+    *(_of_1_4(_MIXER, "v1alpha2", kind) for kind in _MIXER_OTHERS.split()),
     _of_1_4("authentication.istio.io", "v1alpha1", "Policy", "authentication:Policy"),
     _of_1_4(
         "authentication.istio.io",

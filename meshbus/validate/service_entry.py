@@ -58,7 +58,11 @@ def check(spec: ServiceEntry, name: ObjectName, out: Findings) -> None:
 def _check_ports(spec: ServiceEntry, name: ObjectName, out: Findings) -> None:
     names: set[str] = set()
     numbers: set[int] = set()
-    allocated = name.labels.get(_AUTO_ALLOCATE, "true").lower() != "false"
+    allocated = (
+        name.labels.get(_AUTO_ALLOCATE, "true").lower() != "false"
+        and spec.resolution != "NONE"
+        and not any(host.startswith("*") for host in spec.hosts)
+    )
     for index, port in enumerate(spec.ports):
         path = f"spec.ports[{index}]"
         if not is_label(port.name):
@@ -73,7 +77,7 @@ def _check_ports(spec: ServiceEntry, name: ObjectName, out: Findings) -> None:
         if port.protocol and not protocol_is_known(port.protocol):
             out.error(f"{path}.protocol", f"unsupported protocol {port.protocol!r}")
         tcp = port.protocol in ("", "TCP")
-        unaddressed = not spec.addresses and (not allocated or spec.resolution == "NONE")
+        unaddressed = not spec.addresses and not allocated
         if tcp and unaddressed:
             out.warn(path, "addresses are required for ports serving TCP (or unset) protocol")
 

@@ -92,10 +92,10 @@ def _check_ingress(ingress: IstioIngressListener, path: str, out: Findings) -> N
         check_server_tls(tls, f"{path}.tls", out)
     check_connection_pool(ingress.connection_pool, f"{path}.connectionPool", out)
     pool = ingress.connection_pool
-    if not isinstance(pool, UnsetType) and not isinstance(pool.http, UnsetType):
-        if not protocol_is_http(ingress.port.protocol):
-            message = "the protocol of the port is not HTTP; only TCP settings will apply"
-            out.warn(f"{path}.connectionPool.http", message)
+    limits_http = not isinstance(pool, UnsetType) and not isinstance(pool.http, UnsetType)
+    if limits_http and not protocol_is_http(ingress.port.protocol):
+        message = "the protocol of the port is not HTTP; only TCP settings will apply"
+        out.warn(f"{path}.connectionPool.http", message)
 
 
 def _endpoint_problem(endpoint: str) -> str | None:

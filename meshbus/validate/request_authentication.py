@@ -1,0 +1,36 @@
+"""Rules of RequestAuthentication.
+
+Source: https://istio.io/latest/docs/reference/config/security/request_authentication/
+"""
+
+import msgspec
+from msgspec import UnsetType
+
+from meshbus.api.security import RequestAuthentication
+from meshbus.validate.durations import duration_problem
+from meshbus.validate.metadata import ObjectName
+from meshbus.validate.report import Findings
+from meshbus.validate.targets import check_targets
+
+
+def check(spec: RequestAuthentication, name: ObjectName, out: Findings) -> None:
+    """Everything but its shape."""
+    check_targets(spec.selector, spec.target_ref, spec.target_refs, out)
+    for index, rule in enumerate(spec.jwt_rules):
+        path = f"spec.jwtRules[{index}]"
+        if isinstance(rule.jwks, str) and rule.jwks and not is_key_set(rule.jwks):
+            out.error(f"{path}.jwks", "is not a JSON Web Key Set")
+        if not isinstance(rule.timeout, UnsetType) and (problem := duration_problem(rule.timeout)):
+            out.error(f"{path}.timeout", problem)
+
+
+def is_key_set(text: str) -> bool:
+    """Whether it is a JSON Web Key Set, or a single key (RFC 7517)."""
+    try:
+        parsed = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    if not isinstance(parsed, dict):
+        return False
+    keys = parsed.get("keys", [parsed])
+    return isinstance(keys, list) and all(isinstance(k, dict) and "kty" in k for k in keys)

@@ -1,0 +1,37 @@
+"""Rules of WasmPlugin and TrafficExtension.
+
+Source: https://istio.io/latest/docs/reference/config/proxy_extensions/
+"""
+
+from msgspec import UNSET, UnsetType
+
+from meshbus.api.extensions import TrafficExtension, VmConfig, WasmPlugin
+from meshbus.validate.metadata import ObjectName
+from meshbus.validate.report import Findings
+from meshbus.validate.targets import check_targets
+
+
+def check(spec: WasmPlugin, name: ObjectName, out: Findings) -> None:
+    """Everything but the shape of a WasmPlugin."""
+    check_targets(spec.selector, spec.target_ref, spec.target_refs, out)
+    _check_environment(spec.vm_config, "spec.vmConfig", out)
+
+
+def check_traffic_extension(spec: TrafficExtension, name: ObjectName, out: Findings) -> None:
+    """Everything but the shape of a TrafficExtension."""
+    check_targets(spec.selector, UNSET, spec.target_refs, out)
+    if not isinstance(spec.wasm, UnsetType):
+        _check_environment(spec.wasm.vm_config, "spec.wasm.vmConfig", out)
+
+
+def _check_environment(machine: VmConfig | UnsetType, path: str, out: Findings) -> None:
+    if isinstance(machine, UnsetType):
+        return
+    seen: set[str] = set()
+    for index, variable in enumerate(machine.env):
+        at = f"{path}.env[{index}]"
+        if variable.name in seen:
+            out.error(f"{at}.name", f"Duplicate value {variable.name!r}", "Duplicate")
+        seen.add(variable.name)
+        if variable.value and variable.value_from != "INLINE":
+            out.error(f"{at}.value", "value may only be set when valueFrom is INLINE", "Conflict")
