@@ -1,7 +1,6 @@
 """The API of the mesh in a home, as `up` and `demo` use it."""
 
 import ssl
-from pathlib import Path
 from typing import Any
 
 import httpx

@@ -1,11 +1,9 @@
 """From a home and its settings to a running supervisor."""
 
-import contextlib
 import secrets
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -30,7 +28,7 @@ from meshbus.local.home import (
     api_token,
     write_bus_seeds,
 )
-from meshbus.local.processes import Records, runs
+from meshbus.local.processes import Records, last_line, runs
 from meshbus.local.status import SupervisorStatus, read_status
 
 POLL_S = 0.05
@@ -148,6 +146,8 @@ def wait_status(
             seen(status)
             if until(status):
                 return status
+            if status.problem:
+                raise HomeError(status.problem)
         if process is not None and process.poll() is not None and not home.locked():
             raise HomeError(f"the supervisor ended: {last_line(home.logs / 'supervisor.log')}")
         if time.monotonic() > deadline:
@@ -167,12 +167,3 @@ def missing(status: SupervisorStatus | None) -> list[str]:
         if not instance.ready
     ]
     return lines or ["nothing is missing"]
-
-
-def last_line(path: Path) -> str:
-    """The last line of a log file."""
-    with contextlib.suppress(OSError):
-        lines = path.read_text(errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1]
-    return f"see {path}"

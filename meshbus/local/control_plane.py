@@ -22,11 +22,13 @@ from meshbus.local.home import (
 )
 from meshbus.local.keeper import Keeper
 from meshbus.local.probe import ask_tcp
-from meshbus.local.processes import Command, Records
+from meshbus.local.processes import Command, Records, last_line
 
 NATS = "nats-server"
 CLUSTER = "Kubernetes"
 """Name of the cluster in the model, as Istio's default."""
+
+HOPELESS_STARTS = 4
 
 log = structlog.get_logger("local")
 
@@ -77,7 +79,7 @@ def service_commands(home: Home, settings: HomeSettings, env: dict[str, str]) ->
     commands = {}
     for names in groups:
         name = f"service/{names[0]}" if len(names) == 1 else "services"
-        argv = [sys.executable, "-m", "meshbus.cli.main", "serve", *names]
+        argv = [sys.executable, "-m", "meshbus.local.serving", *names]
         log_file = home.logs / f"{name.rpartition('/')[2]}.log"
         commands[name] = Command(name, argv, env, home.services, log_file)
     return commands
@@ -106,6 +108,7 @@ class ControlPlane:
             name: Keeper(state.id, records, lambda command=command: command, changed)  # type: ignore[misc]
             for name, command in service_commands(home, settings, env).items()
         }
+        self._ever_ready = False
         self.problems: dict[str, str] = dict.fromkeys((NATS, *SERVICES), "starting")
         """Why a part is not ready; empty: it is."""
 
@@ -134,17 +137,30 @@ class ControlPlane:
         found = dict(zip(names, answers, strict=True))
         changed = found != self.problems
         self.problems = found
+        self._ever_ready = self._ever_ready or not any(found.values())
         return changed
 
     async def _look_at_nats(self) -> str:
         if not self._nats.pid:
-            return self._nats.error or f"does not run (see {self._home.logs}/{NATS}.log)"
+            return self._why_dead(self._nats, NATS)
         return ""  # services are not ready without it
+
+    def _why_dead(self, keeper: Keeper, name: str) -> str:
+        log_file = self._home.logs / f"{name}.log"
+        return keeper.error or f"ended {keeper.restarts} times: {last_line(log_file)}"
+
+    def hopeless(self) -> str:
+        """A part that only ever ended since this supervisor began, and why; empty: none."""
+        for name, problem in self.problems.items():
+            keeper = self._nats if name == NATS else self._keeper_of(name)
+            if problem and keeper.restarts >= HOPELESS_STARTS and not self._ever_ready:
+                return f"{name}: {problem}"
+        return ""
 
     async def _look_at(self, service: str) -> str:
         keeper = self._keeper_of(service)
         if not keeper.pid:
-            return keeper.error or f"does not run (see {self._home.logs}/{service}.log)"
+            return self._why_dead(keeper, service)
         try:
             about = json.loads((self._home.services / f"admin-{service}.json").read_text())
         except (OSError, ValueError):

@@ -171,6 +171,17 @@ def _limit_log(path: Path) -> None:
             path.replace(path.with_name(path.name + ".1"))
 
 
+def last_line(path: Path) -> str:
+    """The last line of a log file."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4096))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1]
+    return f"see {path}"
+
+
 def marked_processes(home_id: str) -> list[int]:
     """Pids of all processes that carry the mark of a home and that this user may see: also those
     whose supervisor died before it could record them, and their children."""

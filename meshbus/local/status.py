@@ -36,7 +36,7 @@ class SupervisorStatus(msgspec.Struct, frozen=True):
     forwards: dict[str, int]
     """Local port by `NAMESPACE/WORKLOAD:PORT` of a gateway."""
     problem: str = ""
-    """Why the supervisor itself cannot go on."""
+    """Why waiting for it is of no use; empty: it is."""
 
     @property
     def control_plane_ready(self) -> bool:

@@ -160,7 +160,7 @@ class Supervisor:
             await self._moved.wait()
             await asyncio.sleep(0.02)  # what moves together is shown together
 
-    def show(self, problem: str = "") -> None:
+    def show(self) -> None:
         """Write the status file."""
         status = SupervisorStatus(
             pid=os.getpid(),
@@ -182,7 +182,7 @@ class Supervisor:
             },
             workload_problems=self._workload_problems,
             forwards=self._forwards.ports,
-            problem=problem,
+            problem=self._control_plane.hopeless(),
         )
         write_status(self._home, status)
 

@@ -1,0 +1,30 @@
+"""`meshbus down`: ends the mesh of a directory."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def down(
+    home: Annotated[Path, typer.Option("--home", help="Directory of the mesh.")] = Path(
+        "~/.meshbus"
+    ),
+) -> None:
+    """End every process, network namespace and rule of a mesh; its data stays for the next `up`."""
+    from meshbus.local.end import end_mesh, left_over
+    from meshbus.local.home import Home, HomeError
+
+    place = Home(home)
+    try:
+        ended = end_mesh(place)
+    except HomeError as error:
+        print(f"meshbus down: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if not ended:
+        print(f"nothing runs in {place.path}", file=sys.stderr)
+    remaining = left_over(place)
+    if remaining:
+        print(f"meshbus down: still running: {', '.join(map(str, remaining))}", file=sys.stderr)
+        raise typer.Exit(1)

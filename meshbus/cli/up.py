@@ -1,0 +1,67 @@
+"""`meshbus up`: a mesh on this machine, with manifests of one's own."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def up(
+    file: Annotated[
+        list[Path] | None,
+        typer.Option("--filename", "-f", help="Manifest, or directory of manifests; repeatable."),
+    ] = None,
+    home: Annotated[Path, typer.Option("--home", help="Directory of the mesh.")] = Path(
+        "~/.meshbus"
+    ),
+    capture: Annotated[
+        str,
+        typer.Option(
+            "--capture",
+            help="proxy (any user: applications use http_proxy) or netns (root: network "
+            "namespaces and iptables). Default: as before, proxy the first time.",
+        ),
+    ] = "",
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once everything is ready.")
+    ] = False,
+) -> None:
+    """Run the mesh of a directory: bus, services, workloads and their Envoys.
+
+    A second `up` on the same directory goes on with what is there. Ctrl-C, or `meshbus down`,
+    ends everything.
+    """
+    from meshbus.local.api import MeshApi
+    from meshbus.local.end import end_mesh
+    from meshbus.local.home import Home, HomeError
+    from meshbus.local.progress import Progress
+    from meshbus.local.up import Interrupt, addresses_of, start
+
+    place = Home(home)
+    started_here = not place.locked()
+    try:
+        with Progress() as progress:
+            started = start(place, file or [], capture, progress)
+        with MeshApi(place) as api:
+            lines = addresses_of(place, started.status, api.url)
+    except HomeError as error:
+        print(f"meshbus up: {error}", file=sys.stderr)
+        if started_here and place.locked() and not detach:
+            end_mesh(place)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        if started_here:
+            end_mesh(place)
+        raise typer.Exit(130) from None
+    for line in started.left_out:
+        print(f"meshbus up: {line}", file=sys.stderr)
+    for name, problem in started.status.workload_problems.items():
+        print(f"meshbus up: Workload {name}: {problem}", file=sys.stderr)
+    print("\n".join(lines))
+    if detach:
+        return
+    print("Ctrl-C ends the mesh.", file=sys.stderr)
+    if Interrupt().wait_while_running(place):
+        print("ending the mesh", file=sys.stderr)
+        end_mesh(place)

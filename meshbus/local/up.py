@@ -1,0 +1,138 @@
+"""Starts a mesh, or goes on with the one of a home: what `meshbus up` and `meshbus demo` share."""
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from meshbus.local.api import MeshApi, refused
+from meshbus.local.begin import ensure_supervisor, prepare, wait_status
+from meshbus.local.home import Home
+from meshbus.local.manifests import read_manifests, split_runnable
+from meshbus.local.progress import Progress
+from meshbus.local.status import SupervisorStatus, read_status
+
+CONTROL_PLANE_S = 60.0
+WORKLOADS_S = 60.0
+
+
+class Started:
+    """A mesh that runs."""
+
+    def __init__(
+        self,
+        status: SupervisorStatus,
+        process: "subprocess.Popen[bytes] | None",
+        change: int,
+        left_out: list[str],
+    ) -> None:
+        self.status = status
+        self.process = process
+        """The supervisor, when this process started it."""
+        self.change = change
+        """Id of the change that the manifests made; 0 when there were none."""
+        self.left_out = left_out
+        """What was not taken, a line each."""
+
+
+def start(home: Home, paths: Sequence[Path], capture: str, progress: Progress) -> Started:
+    """Run the mesh of a home with these manifests, and wait until everything is ready.
+
+    Raises:
+        HomeError: What hinders; what was started goes on.
+    """
+    documents, left_out = split_runnable(read_manifests(paths))
+    state = prepare(home, capture)
+    process = ensure_supervisor(home, state)
+    wait_status(
+        home,
+        lambda status: status.control_plane_ready,
+        deadline=time.monotonic() + CONTROL_PLANE_S,
+        process=process,
+        seen=progress.show,
+    )
+    mesh = home.settings().mesh
+    if mesh:
+        documents = [mesh_config(mesh), *documents]
+    change = 0
+    if documents:
+        with MeshApi(home) as api:
+            change, results = api.apply(documents, atomic=False)
+        left_out += refused(results)
+    status = wait_workloads(home, change, progress, process)
+    return Started(status, process, change, left_out)
+
+
+def wait_workloads(
+    home: Home,
+    change: int,
+    progress: Progress,
+    process: "subprocess.Popen[bytes] | None" = None,
+) -> SupervisorStatus:
+    """Wait until the workloads of the model at a change run and are ready.
+
+    Raises:
+        HomeError: They are not in time.
+    """
+    return wait_status(
+        home,
+        lambda status: workloads_ready(status, change),
+        deadline=time.monotonic() + WORKLOADS_S,
+        process=process,
+        seen=progress.show,
+    )
+
+
+def workloads_ready(status: SupervisorStatus, change: int) -> bool:
+    """Everything that the model at `change` asks for runs. A Workload that cannot be run at all
+    is shown, not waited for."""
+    return (
+        status.synced
+        and status.sequence >= change
+        and all(instance.ready for instance in status.instances.values())
+    )
+
+
+def mesh_config(spec: dict[str, Any]) -> dict[str, Any]:
+    """The MeshConfig document of a home's settings."""
+    return {
+        "apiVersion": "mesh.istio.io/v1alpha1",
+        "kind": "MeshConfig",
+        "metadata": {"name": "mesh"},
+        "spec": spec,
+    }
+
+
+def addresses_of(home: Home, status: SupervisorStatus, url: str) -> list[str]:
+    """What `up` says in the end: where everything is, a line each."""
+    lines = [f"API         {url}   (token in {home.api_file})"]
+    lines += [
+        f"gateway     http://localhost:{port}   ({name})"
+        for name, port in sorted(status.forwards.items())
+    ]
+    lines += [f"kubectl     KUBECONFIG={home.kubeconfig_file} kubectl get virtualservices"]
+    lines += [f"logs        {home.logs}"]
+    return lines
+
+
+class Interrupt:
+    """SIGINT, SIGTERM and the end of the terminal, as an event."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._arrived)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        self.event.set()
+
+    def wait_while_running(self, home: Home) -> bool:
+        """Until a signal (True), or until somebody else has ended the mesh (False)."""
+        while not self.event.wait(0.5):
+            if home.stopping_file.exists() or read_status(home) is None:
+                return False
+        return True
