@@ -82,7 +82,7 @@ class JoinTokenReply(msgspec.Struct, frozen=True):
 
 
 class CredentialRequest(msgspec.Struct, frozen=True):
-    """The content of a Secret that a Gateway's `credentialName` names; for the xds-gateway alone."""
+    """The content of a Secret that a `credentialName` names; for the xds-gateway alone."""
 
     namespace: str
     name: str

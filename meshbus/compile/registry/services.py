@@ -63,10 +63,10 @@ def virtual_address(reader: Reader, namespace: str, name: str) -> int:
 
 def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Rows:
     """Node: the rows of one Kubernetes service."""
-    object = reader.get(Key(cluster, "cfg", "services", namespace, name))
-    if object is None:
+    source_object = reader.get(Key(cluster, "cfg", "services", namespace, name))
+    if source_object is None:
         return ()
-    spec = object.spec
+    spec = source_object.spec
     host = host_of_service(namespace, name)
     source = f"cfg.services/{namespace}/{name}"
     ports = [_service_port(port) for port in _records(spec.get("ports"))]
@@ -80,19 +80,19 @@ def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Row
         name=name,
         origin="kubernetes",
         ports=ports,
-        addresses=_addresses(reader, object),
+        addresses=_addresses(reader, source_object),
         resolution="DNS" if external_name else "STATIC",
         headless=spec.get("clusterIP") == "None",
         external_name=external_name,
         export_to=[
             part.strip()
-            for part in object.annotations.get(EXPORT_ANNOTATION, "").split(",")
+            for part in source_object.annotations.get(EXPORT_ANNOTATION, "").split(",")
             if part.strip()
         ],
         selector=selector,
-        labels=dict(object.labels),
-        annotations={k: v for k, v in object.annotations.items() if "istio.io/" in k},
-        created=object.created,
+        labels=dict(source_object.labels),
+        annotations={k: v for k, v in source_object.annotations.items() if "istio.io/" in k},
+        created=source_object.created,
         source=source,
         session_affinity=spec.get("sessionAffinity") == "ClientIP",
     )
@@ -120,8 +120,8 @@ def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Row
     return tuple(rows)
 
 
-def _addresses(reader: Reader, object: ConfigObject) -> list[str]:
-    spec = object.spec
+def _addresses(reader: Reader, source_object: ConfigObject) -> list[str]:
+    spec = source_object.spec
     if spec.get("clusterIP") == "None" or spec.get("type") == "ExternalName":
         return []
     given = [str(ip) for ip in spec.get("clusterIPs") or [] if ip]
@@ -130,7 +130,7 @@ def _addresses(reader: Reader, object: ConfigObject) -> list[str]:
         given.insert(0, str(first))
     if given:
         return given
-    offset = reader.node(virtual_address, object.namespace, object.name)
+    offset = reader.node(virtual_address, source_object.namespace, source_object.name)
     if not offset:
         return []
     families = spec.get("ipFamilies") or []
@@ -270,8 +270,8 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         if reader.get(kubernetes) is not None:
             return ()
     entry = min(found, key=lambda e: (e.row.created, e.key.name))
-    object: ConfigObject = entry.row
-    spec = object.spec
+    source_object: ConfigObject = entry.row
+    spec = source_object.spec
     ports = [
         ServicePort(
             str(p.get("name") or ""),
@@ -284,13 +284,13 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         for p in _records(spec.get("ports"))
     ]
     resolution = str(spec.get("resolution") or "NONE")
-    source = f"cfg.serviceentries/{namespace}/{object.name}"
-    members = _members(reader, cluster, object, ports)
+    source = f"cfg.serviceentries/{namespace}/{source_object.name}"
+    members = _members(reader, cluster, source_object, ports)
     dynamic = resolution.startswith("DNS")
     row = Service(
         host=host,
         namespace=namespace,
-        name=object.name,
+        name=source_object.name,
         origin="external",
         ports=ports,
         addresses=[str(a) for a in spec.get("addresses") or []],
@@ -298,10 +298,10 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         external=str(spec.get("location") or "MESH_EXTERNAL") == "MESH_EXTERNAL",
         export_to=[str(e) for e in spec.get("exportTo") or []],
         selector=_texts((spec.get("workloadSelector") or {}).get("labels")),
-        labels=dict(object.labels),
-        annotations={k: v for k, v in object.annotations.items() if "istio.io/" in k},
+        labels=dict(source_object.labels),
+        annotations={k: v for k, v in source_object.annotations.items() if "istio.io/" in k},
         subject_alt_names=[str(s) for s in spec.get("subjectAltNames") or []],
-        created=object.created,
+        created=source_object.created,
         source=source,
         dns_endpoints=members if dynamic else [],
     )
@@ -313,25 +313,25 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
 
 
 def _members(
-    reader: Reader, cluster: str, object: ConfigObject, ports: list[ServicePort]
+    reader: Reader, cluster: str, source_object: ConfigObject, ports: list[ServicePort]
 ) -> list[Endpoint]:
-    spec = object.spec
+    spec = source_object.spec
     targets = {p.name: p.target_port or p.number for p in ports}
     instances: list[WorkloadInstance] = []
     for index, inline in enumerate(_records(spec.get("endpoints"))):
         instance = instance_of_entry_spec(
             inline,
-            name=f"{object.name}-{index}",
-            namespace=object.namespace,
+            name=f"{source_object.name}-{index}",
+            namespace=source_object.namespace,
             labels={},
             cluster=cluster,
-            created=object.created,
+            created=source_object.created,
         )
         if instance is not None:
             instances.append(instance)
     selector = _texts((spec.get("workloadSelector") or {}).get("labels"))
     if selector:
-        instances += selected(reader, object.namespace, selector)
+        instances += selected(reader, source_object.namespace, selector)
     return [e for i in instances if (e := _endpoint(i, ports, targets)) is not None]
 
 

@@ -1,0 +1,282 @@
+"""discovery: from what people and platforms say to what can be called."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from prometheus_client import Counter, Gauge, Histogram
+
+from meshbus.bus.backoff import Backoff
+from meshbus.bus.interface import STATUS, BusError
+from meshbus.bus.mirror import WorldMirror
+from meshbus.bus.writer import BATCH_ROWS, ModelWriter, Write
+from meshbus.compile.registry import Registry, instance_of_report
+from meshbus.compile.registry.derive import SOURCES
+from meshbus.model.keys import Key, escape_token
+from meshbus.model.rows import ConfigObject, Row, WorkloadInstance
+from meshbus.model.status import InstanceReport, Progress, status_subject
+from meshbus.model.world import Query, World
+from meshbus.runtime.events import publish_event
+from meshbus.runtime.service import Context
+from meshbus_discovery.files import FilesAdapter
+from meshbus_discovery.reports import ReportBoard
+
+TABLES = ("reg.services", "reg.endpoints", "reg.workloads", "reg.namespaces")
+PROGRESS_REPEAT_S = 5.0
+_EVENTS_WAITING = 1000
+
+
+class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of discovery."""
+
+    files: Annotated[
+        str, msgspec.Meta(description="directory of manifests that is watched; empty: none")
+    ] = ""
+
+
+class DiscoveryService:
+    """Derives `reg.*` rows. All replicas derive, the leader writes."""
+
+    name: ClassVar[str] = "discovery"
+    settings_type: ClassVar[type[msgspec.Struct]] = DiscoverySettings
+
+    def __init__(self, context: Context[DiscoverySettings]) -> None:
+        self._context = context
+        self._log = context.log
+        self._bus = context.bus
+        self._mirror = WorldMirror()
+        self._writer = ModelWriter(
+            context.bus,
+            cluster=context.cluster,
+            service=self.name,
+            pod=context.pod,
+            now=context.clock.now,
+            monotonic=context.clock.monotonic,
+        )
+        self._registry = Registry(context.cluster)
+        self._wake = asyncio.Event()
+        self._board = ReportBoard(self._wake.set)
+        self._files = (
+            FilesAdapter(Path(context.settings.files), context.cluster, self._wake.set)
+            if context.settings.files
+            else None
+        )
+        self._from_files: dict[Key, ConfigObject] = {}
+        self._touched: set[Key] = set()
+        self._events: asyncio.Queue[tuple[str, WorkloadInstance]] = asyncio.Queue(_EVENTS_WAITING)
+        self._reconciled = False
+        self._progress = Progress(self.name, 0, 0)
+        metrics = context.metrics
+        self._rows_gauge = Gauge(
+            "meshbus_discovery_rows", "Rows that discovery derives.", ["table"], registry=metrics
+        )
+        self._written = Counter(
+            "meshbus_discovery_rows_written",
+            "Rows written because they differed.",
+            registry=metrics,
+        )
+        self._derive_seconds = Histogram(
+            "meshbus_discovery_step_seconds",
+            "From a change of sources to its rows being written.",
+            registry=metrics,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5),
+        )
+        context.admin.add_ready("model", self._why_not_ready)
+        context.admin.add_debug("registry", self._debug)
+
+    def _why_not_ready(self) -> str | None:
+        if not self._mirror_follower_synced:
+            return "the model has not been read yet"
+        if self._writer.leading and not self._reconciled:
+            return "rows are being brought up to date"
+        return None
+
+    _mirror_follower_synced = False
+
+    def _debug(self) -> dict[str, Any]:
+        world = self._mirror.world
+        return {
+            "sequence": world.sequence,
+            "leading": self._writer.leading,
+            "progress": {"read": self._progress.read, "wrote": self._progress.wrote},
+            "rows": {table: len(world.all(table)) for table in TABLES},
+            "files": self._files.problems if self._files else {},
+            "poisoned": self._mirror.poisoned,
+        }
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self._mirror.subscribe(self._model_changed)
+        model = self._mirror.follow(self._bus, name="discovery")
+        filters = [f"s.{escape_token(self._context.cluster)}.local.>"]
+        reports = self._bus.follower(STATUS, filters, self._board, name="discovery-reports")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(model.run())
+            group.create_task(reports.run())
+            group.create_task(self._writer.run())
+            group.create_task(self._publish_events())
+            group.create_task(self._repeat_progress())
+            if self._files is not None:
+                await asyncio.to_thread(self._files.scan)
+                group.create_task(self._files.run())
+            await model.wait_synced()
+            await reports.wait_synced()
+            self._mirror_follower_synced = True
+            self._log.info("model read", sequence=self._mirror.world.sequence)
+            await self._follow_sources()
+
+    def _model_changed(self, world: World, touched: frozenset[Query]) -> None:
+        for query in touched:
+            if query.by == "key" and query.table in SOURCES:
+                self._touched.add(query.value)  # type: ignore[arg-type]
+        self._wake.set()
+
+    # ------------------------------------------------------------------ the loop
+
+    async def _follow_sources(self) -> None:
+        """Derive and write, each time that something has changed."""
+        backoff = Backoff(0.05, 2.0)
+        whole = True
+        while True:
+            try:
+                await self._writer.wait_leading()
+                self._wake.clear()
+                started = self._context.clock.monotonic()
+                read = self._mirror.world.sequence
+                self._take_sources()
+                if whole:
+                    self._keep_unreported()
+                    writes = self._everything()
+                else:
+                    writes = self._registry.changes()
+                wrote = await self._write(writes)
+                whole = False
+                self._reconciled = True
+                backoff.reset()
+                if writes:
+                    self._derive_seconds.observe(self._context.clock.monotonic() - started)
+                await self._report_progress(read, max(wrote, read))
+            except BusError as error:
+                whole = True
+                self._log.info("rows not written yet", error=str(error))
+                await asyncio.sleep(backoff.next_s())
+                continue
+            await self._wake.wait()
+
+    def _take_sources(self) -> None:
+        world = self._mirror.world
+        touched, self._touched = self._touched, set()
+        if self._files is not None and self._files.objects is not self._from_files:
+            before, self._from_files = self._from_files, self._files.objects
+            touched |= before.keys() | self._from_files.keys()
+        self._registry.put(
+            (key, row if (row := world.get(key)) is not None else self._from_files.get(key))
+            for key in sorted(touched)
+        )
+        self._take_reports()
+
+    def _take_reports(self) -> None:
+        present, gone = [], []
+        for report in self._board.take():
+            name = (report.namespace, report.workload, report.name)
+            if report.gone:
+                gone.append(name)
+            else:
+                present.append(self._instance(report))
+        self._registry.report(present, gone)
+
+    def _instance(self, report: InstanceReport) -> WorkloadInstance:
+        spec = self._registry.workload_spec(report.namespace, report.workload)
+        instance: WorkloadInstance = instance_of_report(report, self._context.cluster, spec)
+        return instance
+
+    def _keep_unreported(self) -> None:
+        """Instances that nobody reports, because STATUS was lost with the bus: they stay as long
+        as their Workload wants so many."""
+        kept = []
+        for entry in self._mirror.world.all("reg.workloads"):
+            row: WorkloadInstance = entry.row
+            if row.origin != "workload":
+                continue
+            if (row.namespace, row.workload, row.name) in self._board.known:
+                continue
+            spec = self._registry.workload_spec(row.namespace, row.workload)
+            index = row.name.removeprefix(f"{row.workload}-")
+            wanted = spec.get("replicas", 1) if spec else 0
+            if index.isdigit() and int(index) < wanted:
+                kept.append(row)
+        self._registry.report(kept)
+
+    def _everything(self) -> list[Write]:
+        """All differences to what is in MODEL."""
+        self._registry.changes()
+        desired = self._registry.rows()
+        held: dict[Key, Row] = {
+            entry.key: entry.row for table in TABLES for entry in self._mirror.world.all(table)
+        }
+        writes: list[Write] = [
+            (key, row) for key, row in sorted(desired.items()) if held.get(key) != row
+        ]
+        writes += [(key, None) for key in sorted(held) if key not in desired]
+        return writes
+
+    async def _write(self, writes: list[Write]) -> int:
+        """Write, and wait until the mirror has it: the next step compares with what is there."""
+        wrote = 0
+        for start in range(0, len(writes), BATCH_ROWS):
+            batch = writes[start : start + BATCH_ROWS]
+            former = {key: self._mirror.world.get(key) for key, _ in batch}
+            wrote = await self._writer.commit(batch)
+            self._written.inc(len(batch))
+            await self._mirror.reached(wrote, 10)
+            self._note_events(batch, former)
+        if writes:
+            for table in TABLES:
+                self._rows_gauge.labels(table).set(len(self._mirror.world.all(table)))
+        return wrote
+
+    # ------------------------------------------------------------------ what others learn
+
+    async def _report_progress(self, read: int, wrote: int) -> None:
+        progress = Progress(self.name, read, wrote)
+        if progress == self._progress:
+            return
+        self._progress = progress
+        await self._publish_progress()
+
+    async def _publish_progress(self) -> None:
+        subject = status_subject(self._context.cluster, self.name, self._context.pod, "progress")
+        await self._bus.publish(STATUS, subject, msgspec.json.encode(self._progress))
+
+    async def _repeat_progress(self) -> None:
+        """STATUS is in memory: what a restart of the bus forgot is said again."""
+        while True:
+            await asyncio.sleep(PROGRESS_REPEAT_S)
+            if self._writer.leading and self._progress.read:
+                with contextlib.suppress(BusError):
+                    await self._publish_progress()
+
+    def _note_events(self, batch: list[Write], former: dict[Key, Any]) -> None:
+        for key, row in batch:
+            if key.table != "reg.workloads":
+                continue
+            verb = "registered" if former[key] is None else "gone" if row is None else ""
+            instance = row if row is not None else former[key]
+            if verb and isinstance(instance, WorkloadInstance):
+                with contextlib.suppress(asyncio.QueueFull):
+                    self._events.put_nowait((verb, instance))
+
+    async def _publish_events(self) -> None:
+        while True:
+            verb, instance = await self._events.get()
+            await publish_event(
+                self._bus,
+                self._context.cluster,
+                "Workload",
+                instance.namespace,
+                instance.name,
+                verb,
+                {"workload": instance.workload, "addresses": list(instance.addresses)},
+            )
