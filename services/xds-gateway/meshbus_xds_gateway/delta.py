@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from meshbus_xds_gateway.refusals import Refusal
-from meshbus_xds_gateway.session import Push, Session
+from meshbus_xds_gateway.session import Session
+from meshbus_xds_gateway.session_state import Push
+from meshbus_xds_gateway.verdicts import Refusal
 from meshbus_xds_gateway.wire import decode_delta, delta_response
 
 WILDCARD = "*"
@@ -36,7 +37,7 @@ class DeltaProtocol:
         if request.response_nonce:
             if request.HasField("error_detail"):
                 refusal = self._session.nack(
-                    type_url, request.response_nonce, request.error_detail.message
+                    type_url, request.response_nonce, request.error_detail.message, now
                 )
             else:
                 self._session.ack(type_url, request.response_nonce)

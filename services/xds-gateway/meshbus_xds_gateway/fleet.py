@@ -23,9 +23,10 @@ from meshbus_xds_gateway.convergence import Convergence, time_of_change
 from meshbus_xds_gateway.credentials import Credentials
 from meshbus_xds_gateway.leaves import Account, Leaves
 from meshbus_xds_gateway.metrics import GatewayMetrics
-from meshbus_xds_gateway.refusals import Refusals
 from meshbus_xds_gateway.secret_resources import roots_secret
-from meshbus_xds_gateway.session import Session, changed_names
+from meshbus_xds_gateway.session import Session
+from meshbus_xds_gateway.session_state import changed_names
+from meshbus_xds_gateway.verdicts import Verdicts
 
 _SLICE_S = 0.02
 """How long snapshots are made before other work of the process gets its turn."""
@@ -83,7 +84,7 @@ class Fleet:
         self.clients: set[Client] = set()
         self.sequence = 0
         """Model version that every snapshot is made of."""
-        self.refusals = Refusals()
+        self.verdicts = Verdicts(self._decided)
         self.convergence = Convergence()
         self.synced = False
         """The model has been read whole once; before, nobody is served."""
@@ -206,6 +207,7 @@ class Fleet:
 
     def leave(self, client: Client) -> None:
         """Its stream has ended."""
+        client.session.close()
         self.clients.discard(client)
         self._unsettled.discard(client)
         self._drop_keys(client.keys)
@@ -255,6 +257,11 @@ class Fleet:
             if self.clients and change.settled is not None:
                 self._metrics.convergence.observe(max(change.settled - change.ts, 0.0))
         self._beat()
+
+    def _decided(self) -> None:
+        """A content that sessions wait for has been accepted or refused."""
+        for client in self._unsettled:
+            client.wake.set()
 
     def _compile(self, keys: ProxyKeys) -> Snapshot | None:
         try:

@@ -12,7 +12,7 @@ from meshbus.model.world import World
 from meshbus.runtime.events import publish_event
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.fleet import Client
-from meshbus_xds_gateway.refusals import Refusal
+from meshbus_xds_gateway.verdicts import Refusal
 
 MAX_PROBLEMS = 100
 MAX_MESSAGE = 2000

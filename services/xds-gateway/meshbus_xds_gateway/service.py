@@ -17,9 +17,9 @@ from meshbus_xds_gateway.fleet import Fleet
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.nacks import announce
 from meshbus_xds_gateway.questions import Questions
-from meshbus_xds_gateway.refusals import Refusal
 from meshbus_xds_gateway.reporting import report
 from meshbus_xds_gateway.streams import StreamLimits, XdsServer
+from meshbus_xds_gateway.verdicts import Refusal
 
 _RETRY_S = 0.5
 _EVENTS_QUEUED = 256

@@ -12,17 +12,33 @@ What it keeps to:
 - a cluster that is sent again has its endpoints sent again: Envoy warms a changed cluster and does
   not ask for endpoints it already watches (envoyproxy/envoy#13009);
 - of a refused response the resource at fault is found by sending parts of it again; the content
-  that was refused alone is not sent again, the others are.
+  that was refused alone is not sent again, the others are. Only a listener whose address was in use
+  is offered again after a while;
+- what nobody has accepted yet is tried by one client first: `verdicts.py`.
 
 Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, Resource
-from meshbus_xds_gateway.refusals import Refusal, Refusals
+from meshbus_xds_gateway.session_state import (
+    ABSENT,
+    RETRY_S,
+    Blocked,
+    Changed,
+    Flight,
+    Names,
+    ProtocolError,
+    Push,
+    Retry,
+    TypeState,
+    Wanted,
+    cannot_bind,
+    changed_names,
+    smaller_parts,
+)
+from meshbus_xds_gateway.verdicts import TRIAL_S, Refusal, Verdicts
 
 HOLD_S = 2.0
 """How long changed listeners and routes, and removals, wait for clusters to be acknowledged."""
@@ -31,104 +47,32 @@ MAX_NAMES = 200_000
 """Names that one stream may subscribe to, over all types."""
 MAX_NAME_BYTES = 4096
 
-Wanted = Mapping[str, Mapping[str, Resource | None]]
-"""By type URL and name. None: it will come (a certificate being signed), say nothing yet."""
-Changed = Callable[[Mapping[str, Resource | None], Mapping[str, Resource | None]], Iterable[str]]
-
 _ORDER = (CDS, EDS, SDS, ECDS, LDS, RDS)
 _WILDCARD_TYPES = frozenset({CDS, LDS})
 _GATED = frozenset({LDS, RDS})
-_ABSENT = ""
-"""Instead of a version: the client has been told that there is no such resource."""
 
 
-class ProtocolError(Exception):
-    """The client breaks the protocol or a limit; its stream ends with INVALID_ARGUMENT."""
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """One response."""
-
-    type_url: str
-    nonce: str
-    resources: tuple[Resource, ...]
-    removed: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Flight:
-    """The response that waits for its acknowledgement."""
-
-    nonce: str
-    sent: dict[str, Resource | None]
-    """None: removed."""
-    since: dict[str, int]
-
-
-@dataclass(slots=True)
-class _Type:
-    """One resource type of the stream."""
-
-    wildcard: bool = False
-    answered: bool = False
-    """The first answer that a wildcard client needs, even an empty one, has been given."""
-    names: set[str] = field(default_factory=set)
-    """Subscribed by name."""
-    known: dict[str, str] = field(default_factory=dict)
-    """Versions that the client has acknowledged."""
-    pending: dict[str, int] = field(default_factory=dict)
-    """Names to look at, and the model version since when they may differ."""
-    forced: set[str] = field(default_factory=set)
-    """To be sent even when the client has that version."""
-    before: dict[str, Resource] = field(default_factory=dict)
-    """Of names that change: the content that the client has."""
-    parts: deque[tuple[str, ...]] = field(default_factory=deque)
-    """After a refusal: what to send apart, to find the one at fault."""
-    flight: _Flight | None = None
-    error: str = ""
-    """Of the last refusal."""
-    nonce: str = ""
-    """Of the last response."""
-
-    def wants(self, name: str) -> bool:
-        return self.wildcard or name in self.names
-
-
-@dataclass(frozen=True, slots=True)
-class Blocked:
-    """A resource that this client does not get in its present content."""
-
-    sequence: int
-    """Model version since when."""
-    refusal: Refusal
-
-
-def changed_names(
-    old: Mapping[str, Resource | None], new: Mapping[str, Resource | None]
-) -> list[str]:
-    """Names whose resource is another one, there or gone."""
-    out = [name for name, resource in new.items() if old.get(name) is not resource]
-    out.extend(name for name in old if name not in new)
-    out.extend(name for name, r in new.items() if r is None and name not in old)
-    return out
+class _KeepError(Exception):
+    """What the client has is to stay."""
 
 
 class Session:
     """One stream. `proxy` names the client in refusals."""
 
-    def __init__(self, proxy: str, refusals: Refusals) -> None:
+    def __init__(self, proxy: str, verdicts: Verdicts) -> None:
         self.proxy = proxy
-        self.refusals = refusals
+        self.verdicts = verdicts
         self.blocked: dict[tuple[str, str], Blocked] = {}
         """What it does not get, by type and name."""
-        self._wanted: dict[str, Mapping[str, Resource | None]] = {}
+        self._wanted: dict[str, Names] = {}
         self._reached = 0
-        self._types: dict[str, _Type] = {}
+        self._types: dict[str, TypeState] = {}
         self._awaited: dict[str, dict[str, int]] = {EDS: {}, RDS: {}}
         self._hold_until = 0.0
         self._nonce = 0
         self._own: dict[tuple[str, str], Refusal] = {}
+        self._retries: dict[tuple[str, str], Retry] = {}
+        self._trial_until = 0.0
 
     # ------------------------------------------------------------------ what it should have
 
@@ -154,7 +98,7 @@ class Session:
                     held = (old or {}).get(name)
                     if held is not None and state.known.get(name) == held.version:
                         state.before.setdefault(name, held)
-                    state.pending.setdefault(name, sequence)
+                    state.look_at(name, sequence)
                 elif type_url in self._awaited:
                     self._await(type_url, name, name in new, sequence)
         if moved:
@@ -187,20 +131,20 @@ class Session:
                 raise ProtocolError(f"{type_url} cannot be subscribed to by wildcard")
             state.wildcard = True
             for name in self._wanted.get(type_url, ()):
-                state.pending.setdefault(name, self._reached + 1)
+                state.look_at(name, self._reached + 1)
         wanted = list(names)
         self._check_names(state, wanted, known or {})
         for name in wanted:
             state.names.add(name)
             awaited = self._awaited.get(type_url, {}).pop(name, None)
-            state.pending.setdefault(name, awaited or self._reached + 1)
+            state.look_at(name, awaited or self._reached + 1)
             if state.flight is None or name not in state.flight.sent:
                 state.forced.add(name)
         for name, version in (known or {}).items():
             if state.wants(name):
                 state.known[name] = version
                 state.forced.discard(name)
-                state.pending.setdefault(name, self._reached + 1)
+                state.look_at(name, self._reached + 1)
 
     def unsubscribe(self, type_url: str, names: Iterable[str], *, wildcard: bool = False) -> None:
         """The client no longer wants these."""
@@ -214,12 +158,9 @@ class Session:
         for name in gone:
             if state.wildcard:
                 state.forced.add(name)
-                state.pending.setdefault(name, self._reached + 1)
+                state.look_at(name, self._reached + 1)
             else:
-                state.known.pop(name, None)
-                state.pending.pop(name, None)
-                state.before.pop(name, None)
-                state.forced.discard(name)
+                state.forget(name)
                 self._changed_content(type_url, name, None)
 
     def ack(self, type_url: str, nonce: str) -> bool:
@@ -230,22 +171,23 @@ class Session:
         flight, state.flight = state.flight, None
         for name, resource in flight.sent.items():
             if resource is not None:
-                self.refusals.accept(resource)
+                self.verdicts.accept(resource)
             if state.wants(name):
-                state.known[name] = _ABSENT if resource is None else resource.version
+                state.known[name] = ABSENT if resource is None else resource.version
                 if resource is None or self._wanted.get(type_url, {}).get(name) is resource:
                     state.before.pop(name, None)
+                    self._changed_content(type_url, name, None)
                 else:
                     state.before[name] = resource
         if not state.parts:
             state.error = ""
         return True
 
-    def nack(self, type_url: str, nonce: str, message: str) -> Refusal | None:
+    def nack(self, type_url: str, nonce: str, message: str, now: float) -> Refusal | None:
         """The client has refused a response.
 
         Returns:
-            The refusal, once it is known which resource is at fault.
+            The refusal, once it is known which resource is at fault; once for each content.
         """
         state = self._types.get(type_url)
         if state is None or state.flight is None or state.flight.nonce != nonce:
@@ -256,15 +198,15 @@ class Session:
             if state.wants(name):
                 state.pending[name] = min(since, state.pending.get(name, since))
         if len(flight.sent) > 1:
-            state.parts.extendleft(reversed(_parts_of(tuple(flight.sent), message)))
+            state.parts.extendleft(reversed(smaller_parts(tuple(flight.sent), message)))
             state.forced.update(n for n in flight.sent if state.wants(n))
             return None
         for name, resource in flight.sent.items():
             state.forced.discard(name)
             if resource is not None:
-                return self._refuse(state, resource, message, flight.since[name])
+                return self._refuse(state, resource, message, flight.since[name], now)
             state.pending.pop(name, None)
-            state.known[name] = _ABSENT
+            state.known[name] = ABSENT
         return None
 
     # ------------------------------------------------------------------ what to send
@@ -274,6 +216,8 @@ class Session:
         if now >= self._hold_until:
             for names in self._awaited.values():
                 names.clear()
+        self._trial_until = 0.0
+        self._retry(now)
         for type_url in (*_ORDER, *(t for t in self._types if t not in _ORDER)):
             state = self._types.get(type_url)
             if state is None or state.flight is not None:
@@ -285,10 +229,18 @@ class Session:
 
     def wake_at(self, now: float) -> float | None:
         """When to poll again though nothing has happened; None: no need."""
-        if now >= self._hold_until:
-            return None
-        held = any(self._awaited.values()) or any(s.pending for s in self._types.values())
-        return self._hold_until if held else None
+        moments = [retry.due for retry in self._retries.values() if retry.due is not None]
+        if self._trial_until > now:
+            moments.append(self._trial_until)
+        if now < self._hold_until and (
+            any(self._awaited.values()) or any(s.pending for s in self._types.values())
+        ):
+            moments.append(self._hold_until)
+        return min(moments, default=None)
+
+    def close(self) -> None:
+        """The stream has ended."""
+        self.verdicts.abandon(self)
 
     # ------------------------------------------------------------------ how far it is
 
@@ -326,17 +278,17 @@ class Session:
 
     # ------------------------------------------------------------------ inside
 
-    def _state(self, type_url: str) -> _Type:
+    def _state(self, type_url: str) -> TypeState:
         state = self._types.get(type_url)
         if state is None:
             if len(self._types) >= MAX_TYPES:
                 raise ProtocolError(f"more than {MAX_TYPES} resource types on one stream")
-            state = self._types[type_url] = _Type()
+            state = self._types[type_url] = TypeState()
             # A type without wildcard is answered when a name is: nothing is owed at first.
             state.answered = type_url not in _WILDCARD_TYPES
         return state
 
-    def _check_names(self, state: _Type, names: list[str], known: Mapping[str, str]) -> None:
+    def _check_names(self, state: TypeState, names: list[str], known: Mapping[str, str]) -> None:
         held = sum(len(s.names) for s in self._types.values())
         if held + len(names) > MAX_NAMES or len(known) > MAX_NAMES:
             raise ProtocolError(f"more than {MAX_NAMES} resources subscribed to on one stream")
@@ -361,17 +313,41 @@ class Session:
         own = self._own.get((type_url, name))
         if own is not None and (resource is None or own.resource.version != resource.version):
             del self._own[(type_url, name)]
+        retry = self._retries.get((type_url, name))
+        if retry is not None and (resource is None or retry.version != resource.version):
+            del self._retries[(type_url, name)]
 
-    def _refuse(self, state: _Type, resource: Resource, message: str, since: int) -> Refusal:
+    def _refuse(
+        self, state: TypeState, resource: Resource, message: str, since: int, now: float
+    ) -> Refusal | None:
         type_url, name = resource.type_url, resource.name
-        refusal = Refusal(resource, message, self.proxy, since, state.before.get(name))
-        self.refusals.refuse(refusal)
-        self._own[(type_url, name)] = refusal
+        key = (type_url, name)
+        fallback = state.before.get(name) or self.verdicts.fallback_of(resource)
+        refusal = self._own[key] = Refusal(resource, message, self.proxy, since, fallback)
         if type_url == CDS:
             self._awaited[EDS].pop(name, None)
+        if not cannot_bind(type_url, message):
+            self.verdicts.refuse(refusal)
+            return refusal
+        self.verdicts.give_up(resource)
+        retry = self._retries.get(key)
+        if retry is not None and retry.version == resource.version:
+            retry.again(now)
+            return None
+        self._retries[key] = Retry(resource.version, now + RETRY_S)
         return refusal
 
-    def _desired(self, type_url: str, state: _Type, name: str, since: int) -> Resource | None:
+    def _retry(self, now: float) -> None:
+        """Offer listeners again whose address was in use."""
+        for key, retry in self._retries.items():
+            if retry.due is not None and now >= retry.due:
+                retry.due = None
+                self._own.pop(key, None)
+                type_url, name = key
+                self._types[type_url].look_at(name, self._reached + 1)
+                self._types[type_url].forced.add(name)
+
+    def _desired(self, type_url: str, state: TypeState, name: str, since: int) -> Resource | None:
         """What the client should have of a name. None: nothing.
 
         Raises:
@@ -381,7 +357,7 @@ class Session:
         if resource is None:
             return None
         own = self._own.get((type_url, name))
-        refusal = self.refusals.of(resource)
+        refusal = self.verdicts.refusal_of(resource, self.proxy)
         if own is not None and own.resource.version == resource.version:
             refusal = own
         if refusal is None:
@@ -393,7 +369,7 @@ class Session:
             raise _KeepError
         return refusal.fallback
 
-    def _sendable(self, type_url: str, state: _Type, now: float) -> list[str]:
+    def _sendable(self, type_url: str, state: TypeState, now: float) -> list[str]:
         """Names to send now; forgets pending ones that need nothing."""
         while state.parts:
             part = [n for n in state.parts.popleft() if n in state.pending]
@@ -413,41 +389,53 @@ class Session:
         if type_url == LDS:
             # A listener that takes over the port of another must come with its removal.
             held = any(state.known.values()) and self._building(now)
-            return [] if held else updates + removals
+            offered = [] if held else self._offerable(type_url, state, updates, now)
+            return updates + removals if len(offered) == len(updates) and not held else []
         if type_url in _GATED and self._building(now):
             updates = [n for n in updates if not state.known.get(n)]
         absent = [n for n in removals if not state.known.get(n)]
+        offered = self._offerable(type_url, state, updates, now)
         if updates or absent:
-            return updates + absent
+            return offered + absent
         return removals if self._may_remove(type_url, now) else []
 
-    def _settle(self, type_url: str, state: _Type, name: str) -> str | None:
+    def _offerable(
+        self, type_url: str, state: TypeState, names: list[str], now: float
+    ) -> list[str]:
+        """Those whose content is accepted, or is tried by this session."""
+        out = []
+        for name in names:
+            resource = self._desired(type_url, state, name, state.pending[name])
+            assert resource is not None
+            if self.verdicts.may_offer(resource, self, now):
+                out.append(name)
+            else:
+                self._trial_until = now + TRIAL_S
+        return out
+
+    def _settle(self, type_url: str, state: TypeState, name: str) -> str | None:
         """`update` or `removal`: what a pending name needs; None: nothing (now)."""
         try:
             desired = self._desired(type_url, state, name, state.pending[name])
         except _KeepError:
-            state.pending.pop(name, None)
-            state.forced.discard(name)
+            state.settle(name)
             return None
+        known = state.known.get(name)
         if desired is None:
             if name in self._wanted.get(type_url, ()):
                 return None  # it will come
-            if state.known.get(name) == _ABSENT and name not in state.forced:
-                self._settled(state, name)
-                return None
-            if name not in state.known and name not in state.names:
-                self._settled(state, name)
+            told = known == ABSENT and name not in state.forced
+            if told or (known is None and name not in state.names):
+                state.settle(name)
+                state.before.pop(name, None)
                 return None
             return "removal"
-        if state.known.get(name) == desired.version and name not in state.forced:
-            self._settled(state, name)
+        if known == desired.version and name not in state.forced:
+            state.settle(name)
+            if desired is self._wanted[type_url].get(name):
+                state.before.pop(name, None)
             return None
         return "update"
-
-    def _settled(self, state: _Type, name: str) -> None:
-        state.pending.pop(name, None)
-        state.before.pop(name, None)
-        state.forced.discard(name)
 
     def _building(self, now: float) -> bool:
         """Clusters or endpoints are on their way, and it is not too late to wait for them."""
@@ -473,10 +461,10 @@ class Session:
         clusters = self._types.get(CDS)
         return type_url == CDS or clusters is None or not clusters.pending
 
-    def _send(self, type_url: str, state: _Type, names: list[str], now: float) -> Push:
+    def _send(self, type_url: str, state: TypeState, names: list[str], now: float) -> Push:
         self._nonce += 1
         state.nonce = str(self._nonce)
-        flight = _Flight(state.nonce, {}, {})
+        flight = Flight(state.nonce, {}, {})
         for name in names:
             since = flight.since[name] = state.pending.pop(name)
             state.forced.discard(name)
@@ -494,7 +482,7 @@ class Session:
             tuple(n for n, r in flight.sent.items() if r is None),
         )
 
-    def _offer_endpoints(self, flight: _Flight) -> None:
+    def _offer_endpoints(self, flight: Flight) -> None:
         """Endpoints of clusters that are sent again, see the module's text."""
         state = self._types.get(EDS)
         for name, resource in flight.sent.items():
@@ -502,7 +490,7 @@ class Session:
                 self._awaited[EDS].pop(name, None)
             elif state is not None and state.wants(name) and state.known.get(name):
                 state.forced.add(name)
-                state.pending.setdefault(name, flight.since[name])
+                state.look_at(name, flight.since[name])
 
     def _await_dependents(self, type_url: str, now: float) -> None:
         """With its first clusters (listeners) a client starts to ask for endpoints (routes)."""
@@ -512,19 +500,3 @@ class Session:
             if state is None or not state.wants(name):
                 self._await(dependent, name, True, self._reached + 1)
         self._hold(now)
-
-
-class _KeepError(Exception):
-    """What the client has is to stay."""
-
-
-def _parts_of(names: tuple[str, ...], message: str) -> list[tuple[str, ...]]:
-    """Smaller responses that show which resource of a refused one is at fault: those that the
-    message names apart, or else halves."""
-    named: list[tuple[str, ...]] = [(name,) for name in names if name and name in message]
-    if named and len(named) <= max(2, len(names) // 4):
-        apart = {name for part in named for name in part}
-        rest = tuple(n for n in names if n not in apart)
-        return [rest, *named] if rest else named
-    middle = len(names) // 2
-    return [names[:middle], names[middle:]]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshbus.compile.resources import Resource
-from meshbus_xds_gateway.refusals import Refusal
-from meshbus_xds_gateway.session import Push, Session
+from meshbus_xds_gateway.session import Session
+from meshbus_xds_gateway.session_state import Push
+from meshbus_xds_gateway.verdicts import Refusal
 from meshbus_xds_gateway.wire import decode_sotw, sotw_response
 
 WILDCARD = "*"
@@ -56,7 +57,9 @@ class SotwProtocol:
             if request.response_nonce != whole.nonce:
                 return None  # it answers an older response: another request follows
             if request.HasField("error_detail"):
-                refusal = self._session.nack(type_url, whole.nonce, request.error_detail.message)
+                refusal = self._session.nack(
+                    type_url, whole.nonce, request.error_detail.message, now
+                )
                 whole.sent = dict(whole.taken)
             else:
                 self._session.ack(type_url, whole.nonce)

@@ -31,9 +31,10 @@ from meshbus_xds_gateway.node import (
     keys_of_node,
     node_of,
 )
-from meshbus_xds_gateway.refusals import Refusal
-from meshbus_xds_gateway.session import ProtocolError, Session
+from meshbus_xds_gateway.session import Session
+from meshbus_xds_gateway.session_state import ProtocolError
 from meshbus_xds_gateway.sotw import SotwProtocol
+from meshbus_xds_gateway.verdicts import Refusal
 
 SERVICE = "/envoy.service.discovery.v3.AggregatedDiscoveryService/"
 _PROTOCOLS: dict[str, type[DeltaProtocol] | type[SotwProtocol]] = {
@@ -205,7 +206,7 @@ class XdsServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         return Client(
             id=name,
             keys=keys,
-            session=Session(name, self._fleet.refusals),
+            session=Session(name, self._fleet.verdicts),
             version=node.version,
             address=node.address,
             connected=context.clock.now(),

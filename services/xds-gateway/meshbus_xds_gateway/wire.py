@@ -11,7 +11,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import DecodeError
 
 from meshbus.compile.resources import Resource, field
-from meshbus_xds_gateway.session import ProtocolError, Push
+from meshbus_xds_gateway.session_state import ProtocolError, Push
 
 
 @lru_cache(maxsize=64)

@@ -4,9 +4,9 @@ import pytest
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from meshbus_xds_gateway.convergence import MAX_CHANGES, Convergence
-from meshbus_xds_gateway.refusals import MAX_REFUSALS, Refusal, Refusals
 from meshbus_xds_gateway.secret_resources import UnusableSecretError, credential_secret
-from meshbus_xds_gateway.session import ProtocolError, Push
+from meshbus_xds_gateway.session_state import ProtocolError, Push
+from meshbus_xds_gateway.verdicts import MAX_REFUSALS, Refusal, Verdicts
 from meshbus_xds_gateway.wire import decode_delta, delta_response, sotw_response
 from xds_client import res
 
@@ -52,10 +52,10 @@ def test_latency_from_the_write_to_the_last_ack():
 
 
 def test_refusals_are_bounded():
-    refusals = Refusals()
+    refusals = Verdicts()
     for i in range(MAX_REFUSALS + 10):
-        assert refusals.refuse(Refusal(res(CDS, "a", str(i)), "no", "p", 1, None))
-    assert len(refusals.all()) == MAX_REFUSALS
+        refusals.refuse(Refusal(res(CDS, "a", str(i)), "no", "p", 1, None))
+    assert len(refusals.refusals()) == MAX_REFUSALS
 
 
 def test_parts_of_a_secret():

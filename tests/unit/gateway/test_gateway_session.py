@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from meshbus_xds_gateway.refusals import Refusals
-from meshbus_xds_gateway.session import HOLD_S, ProtocolError, Session
+from meshbus_xds_gateway.session import HOLD_S, Session
+from meshbus_xds_gateway.session_state import ProtocolError
+from meshbus_xds_gateway.verdicts import Verdicts
 from xds_client import Client, Stream, mesh, res
 
 from meshbus.compile.resources import CDS, EDS, LDS, RDS, SDS
@@ -166,9 +167,10 @@ def test_refused_resource_is_found_and_the_others_go_on(partial):
 
 
 def test_refused_content_goes_to_nobody_else():
-    refusals = Refusals()
+    refusals = Verdicts()
     good, bad = mesh(cds_a="1", lds_l="1"), mesh(cds_a="bad", lds_l="1")
-    first, second = connected(good, refusals=refusals), connected(good, refusals=refusals)
+    first = connected(good, refusals=refusals, name="first")
+    second = connected(good, refusals=refusals, name="second")
     first.session.update(bad, 2, first.now)
     first.settle()
     second.sent()
@@ -176,30 +178,100 @@ def test_refused_content_goes_to_nobody_else():
     second.settle()
     assert second.sent() == []
     assert (CDS, "a") in second.session.blocked
-    newcomer = connected(bad, refusals=refusals)
+    newcomer = connected(bad, refusals=refusals, name="newcomer")
     assert contents(newcomer.client, CDS)["a"].endswith(b"=1"), "the last good one instead"
 
 
 def test_content_that_another_has_accepted_is_blocked_only_where_it_was_refused():
-    refusals = Refusals()
+    refusals = Verdicts()
     connected(mesh(cds_a="2"), refusals=refusals)
     lone = Stream(Client(), refusals, "lone")
     lone.session.update(mesh(cds_a="2"), 1, lone.now)
     lone.client.open(CDS)
     lone.server_reads(), lone.server_writes()
-    assert lone.session.nack(CDS, "1", "address in use") is not None
+    assert lone.session.nack(CDS, "1", "no memory", lone.now) is not None
     other = connected(mesh(cds_a="2"), refusals=refusals)
     assert contents(other.client, CDS)["a"].endswith(b"=2")
 
 
 def test_two_bad_edits_in_a_row_keep_the_last_good_one_for_newcomers():
-    refusals = Refusals()
+    refusals = Verdicts()
     stream = connected(mesh(cds_a="1"), refusals=refusals)
     for sequence, content in ((2, "x-bad"), (3, "y-bad")):
         stream.session.update(mesh(cds_a=content), sequence, stream.now)
         stream.settle()
-    newcomer = connected(mesh(cds_a="y-bad"), refusals=refusals)
+    newcomer = connected(mesh(cds_a="y-bad"), refusals=refusals, name="newcomer")
     assert contents(newcomer.client, CDS)["a"].endswith(b"=1")
+
+
+def test_new_content_goes_to_one_proxy_first():
+    verdicts = Verdicts()
+    fleet = [connected(mesh(rds_a="1"), refusals=verdicts, name=f"p{i}") for i in range(3)]
+    for stream in fleet:
+        stream.session.update(mesh(rds_a="2"), 2, stream.now)
+    first, *others = fleet
+    assert first.server_writes()
+    assert not any(stream.server_writes() for stream in others)
+    assert [s.session.converged(2, s.now) for s in fleet] == [1, 1, 1]
+    first.settle()
+    assert all(stream.server_writes() for stream in others)
+
+
+def test_proxies_do_not_wait_for_ever_for_the_first_one():
+    verdicts = Verdicts()
+    first, second = (connected(mesh(rds_a="1"), refusals=verdicts, name=n) for n in "pq")
+    for stream in (first, second):
+        stream.session.update(mesh(rds_a="2"), 2, stream.now)
+    assert first.server_writes()
+    assert not second.server_writes()
+    wake = second.session.wake_at(second.now)
+    assert wake is not None
+    second.now = wake
+    assert second.server_writes()
+
+
+def test_when_the_first_proxy_leaves_another_tries():
+    verdicts = Verdicts()
+    first, second = (connected(mesh(rds_a="1"), refusals=verdicts, name=n) for n in "pq")
+    for stream in (first, second):
+        stream.session.update(mesh(rds_a="2"), 2, stream.now)
+    assert first.server_writes()
+    assert not second.server_writes()
+    first.session.close()
+    assert second.server_writes()
+
+
+def test_proxy_that_refused_tries_again_on_a_new_stream():
+    verdicts = Verdicts()
+    stream = connected(mesh(cds_a="1"), refusals=verdicts)
+    stream.session.update(mesh(cds_a="bad"), 2, stream.now)
+    stream.settle()
+    stream.session.close()
+    again = connected(mesh(cds_a="bad"), refusals=verdicts)
+    assert (CDS, ["a"], []) in again.sent()
+    assert contents(again.client, CDS)["a"].endswith(b"=1")
+
+
+def test_listener_whose_address_is_in_use_is_offered_again():
+    stream = connected(mesh(cds_a="1", lds_a="1"))
+    stream.session.update(mesh(cds_a="1", lds_a="1", lds_b="1"), 2, stream.now)
+    busy = "Error adding/updating listener(s) b: cannot bind '127.0.0.1:80': Address in use"
+    pushed = stream.session.poll(stream.now)
+    assert pushed is not None
+    assert stream.session.nack(LDS, pushed.nonce, busy, stream.now) is not None
+    assert stream.session.poll(stream.now) is None
+    assert (LDS, "b") in stream.session.blocked
+    for _ in range(2):
+        stream.now = stream.session.wake_at(stream.now) or 0
+        pushed = stream.session.poll(stream.now)
+        assert [r.name for r in pushed.resources] == ["b"]
+        again = stream.session.nack(LDS, pushed.nonce, busy, stream.now)
+        assert again is None, "told once"
+    stream.now = stream.session.wake_at(stream.now) or 0
+    stream.settle()
+    assert "b" in stream.client.held[LDS]
+    assert not stream.session.blocked
+    assert stream.session.wake_at(stream.now) is None
 
 
 def test_secret_that_is_not_there_yet_is_waited_for():
@@ -219,12 +291,12 @@ def test_secret_that_is_not_there_yet_is_waited_for():
 def test_stale_nonce_changes_nothing():
     stream = connected(mesh(cds_a="1"))
     assert not stream.session.ack(CDS, "99")
-    assert stream.session.nack(CDS, "99", "no") is None
+    assert stream.session.nack(CDS, "99", "no", 0.0) is None
     assert not stream.session.blocked
 
 
 def test_limits():
-    session = Session("p", Refusals())
+    session = Session("p", Verdicts())
     with pytest.raises(ProtocolError):
         session.subscribe(EDS, ["x" * 5000])
     with pytest.raises(ProtocolError):
@@ -258,12 +330,12 @@ ACTIONS = st.lists(
 @given(ACTIONS, st.booleans(), st.booleans())
 def test_session_never_diverges_from_its_client(actions, partial, shared):
     """Whatever happens in whatever order: in the end the client has what it should have."""
-    refusals = Refusals()
+    refusals = Verdicts()
     wanted = mesh(cds_a="1", eds_a="1", lds_a="1", rds_a="1")
     client = Client(partial)
 
     def connect() -> Stream:
-        stream = Stream(client, refusals if shared else Refusals())
+        stream = Stream(client, refusals if shared else Verdicts())
         stream.session.update(wanted, sequence, stream.now)
         for type_url in TYPES:
             client.open(type_url, tuple(sorted(client.names.get(type_url, set()))))
@@ -306,3 +378,68 @@ def test_session_never_diverges_from_its_client(actions, partial, shared):
             else:
                 assert has == resource.body, (type_url, name)
     assert stream.session.converged(sequence, stream.now + 10) == sequence
+
+
+FLEET_ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("put"), st.sampled_from(TYPES), st.sampled_from(NAMES), CONTENT | st.none()
+        ),
+        st.tuples(
+            st.sampled_from(["server_reads", "server_writes", "client_reads", "reconnect"]),
+            st.integers(0, 2),
+        ),
+        st.tuples(st.just("sleep"), st.floats(0, 3)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(FLEET_ACTIONS, st.booleans())
+def test_streams_that_share_verdicts_do_not_hold_each_other_up(actions, partial):
+    """However trials, refusals and reconnects interleave: each client ends with what is good."""
+    verdicts = Verdicts()
+    wanted = mesh(cds_a="1", eds_a="1", lds_a="1", rds_a="1")
+    clients = [Client(partial) for _ in range(3)]
+    now, sequence = 100.0, 1
+
+    def connect(number: int) -> Stream:
+        stream = Stream(clients[number], verdicts, f"p{number}")
+        stream.now = now
+        stream.session.update(wanted, sequence, now)
+        for type_url in TYPES:
+            stream.client.open(type_url, () if type_url in (CDS, LDS) else NAMES)
+        return stream
+
+    fleet = [connect(number) for number in range(3)]
+    for verb, *args in actions:
+        if verb == "put":
+            type_url, name, content = args
+            sequence += 1
+            held = {n: r for n, r in wanted[type_url].items() if n != name}
+            if content is not None:
+                held[name] = res(type_url, name, content)
+            wanted = {**wanted, type_url: held}
+            for stream in fleet:
+                stream.session.update(wanted, sequence, now)
+        elif verb == "sleep":
+            now += args[0]
+            for stream in fleet:
+                stream.now = now
+        elif verb == "reconnect":
+            fleet[args[0]].session.close()
+            fleet[args[0]] = connect(args[0])
+        else:
+            getattr(fleet[args[0]], verb)()
+    for _ in range(20):
+        for stream in fleet:
+            stream.settle()
+    for client in clients:
+        for type_url in TYPES:
+            for name in NAMES:
+                resource, has = wanted[type_url].get(name), contents(client, type_url).get(name)
+                if resource is not None and not resource.body.endswith(b"bad"):
+                    assert has == resource.body
+                else:
+                    assert has is None or not has.endswith(b"bad")

@@ -1,9 +1,9 @@
 """State of the world over the same session, with a client that holds what it was last sent."""
 
 from envoy.service.discovery.v3 import discovery_pb2
-from meshbus_xds_gateway.refusals import Refusals
 from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.sotw import SotwProtocol
+from meshbus_xds_gateway.verdicts import Verdicts
 from xds_client import mesh
 
 from meshbus.compile.resources import CDS, EDS, LDS, RDS
@@ -11,7 +11,7 @@ from meshbus.compile.resources import CDS, EDS, LDS, RDS
 
 class Sotw:
     def __init__(self, wanted) -> None:
-        self.session = Session("p", Refusals())
+        self.session = Session("p", Verdicts())
         self.protocol = SotwProtocol(self.session)
         self.held: dict[str, list[bytes]] = {}
         self.names: dict[str, list[str]] = {}

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from envoy.service.discovery.v3 import discovery_pb2
 from meshbus_xds_gateway.delta import DeltaProtocol
-from meshbus_xds_gateway.refusals import Refusal, Refusals
 from meshbus_xds_gateway.session import Session
+from meshbus_xds_gateway.verdicts import Refusal, Verdicts
 
 from meshbus.compile.resources import CDS, EDS, LDS, RDS, Resource, resource_of
 
@@ -103,9 +103,9 @@ class Client:
 class Stream:
     """A client and a session with queues between them."""
 
-    def __init__(self, client: Client, refusals: Refusals | None = None, name: str = "p") -> None:
+    def __init__(self, client: Client, refusals: Verdicts | None = None, name: str = "p") -> None:
         self.client = client
-        self.session = Session(name, refusals or Refusals())
+        self.session = Session(name, refusals or Verdicts())
         self.protocol = DeltaProtocol(self.session)
         self.to_client: deque[bytes] = deque()
         self.refusals: list[Refusal] = []

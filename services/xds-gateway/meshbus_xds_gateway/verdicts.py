@@ -1,0 +1,135 @@
+"""What proxies say to contents, shared by all streams of a gateway: accepted, refused, being tried.
+
+A content (type, name, version) that nobody has accepted yet goes to one proxy first; the others
+wait for its answer, at most `TRIAL_S`. If it refuses, the content goes to nobody else: they keep,
+or get, the last content that was accepted in its place. A content that some proxy has accepted is
+not taken away from others for the fault of one.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from meshbus.compile.resources import CDS, ECDS, LDS, RDS, Resource
+
+TRIAL_S = 1.0
+"""How long the others wait for the first proxy's answer."""
+MAX_REFUSALS = 1024
+"""Older ones are forgotten: their content would be offered, and refused, once more."""
+MAX_ACCEPTED = 65536
+"""Contents remembered as accepted; a forgotten one is tried first once more."""
+_TRIED_FIRST = frozenset({CDS, LDS, RDS, ECDS})
+"""Endpoints are not: they change often, must arrive soon, and cannot be wrong in the same ways."""
+
+Content = tuple[str, str, str]
+"""Type URL, name, version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One content that a proxy refused."""
+
+    resource: Resource
+    message: str
+    proxy: str
+    sequence: int
+    """Model version that gave the proxy this content."""
+    fallback: Resource | None
+    """The content before it, which was accepted; None: there was none."""
+
+
+@dataclass(slots=True)
+class _Trial:
+    """A content that one session has been offered first."""
+
+    session: object
+    until: float
+    awaited: bool = False
+    """Another session waits for the answer."""
+
+
+def content_of(resource: Resource) -> Content:
+    """What identifies a content; equal contents of different origins are one."""
+    return (resource.type_url, resource.name, resource.version)
+
+
+class Verdicts:
+    """Bounded memory of one gateway. `decided` is called when something that sessions wait for has
+    been answered."""
+
+    def __init__(self, decided: Callable[[], None] = lambda: None) -> None:
+        self._decided = decided
+        self._refused: OrderedDict[Content, Refusal] = OrderedDict()
+        self._accepted: OrderedDict[Content, None] = OrderedDict()
+        self._trials: dict[Content, _Trial] = {}
+
+    def may_offer(self, resource: Resource, session: object, now: float) -> bool:
+        """May a session be offered this content now? If nobody is trying it, this session does."""
+        if resource.type_url not in _TRIED_FIRST:
+            return True
+        content = content_of(resource)
+        if content in self._accepted:
+            return True
+        trial = self._trials.get(content)
+        if trial is None:
+            self._trials[content] = _Trial(session, now + TRIAL_S)
+            return True
+        if trial.session is session or now >= trial.until:
+            return True
+        trial.awaited = True
+        return False
+
+    def accept(self, resource: Resource) -> None:
+        """A proxy took this content."""
+        content = content_of(resource)
+        self._accepted[content] = None
+        self._accepted.move_to_end(content)
+        if len(self._accepted) > MAX_ACCEPTED:
+            self._accepted.popitem(last=False)
+        self._end(content)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """A proxy refused a content: it is blocked for the others, unless one has accepted it."""
+        content = content_of(refusal.resource)
+        if content not in self._accepted and content not in self._refused:
+            fallback = refusal.fallback
+            if fallback is not None and content_of(fallback) == content:
+                refusal = replace(refusal, fallback=None)
+            self._refused[content] = refusal
+            if len(self._refused) > MAX_REFUSALS:
+                self._refused.popitem(last=False)
+        self._end(content)
+
+    def abandon(self, session: object) -> None:
+        """A session has ended: what it was trying, another may try."""
+        for content in [c for c, trial in self._trials.items() if trial.session is session]:
+            self._end(content)
+
+    def give_up(self, resource: Resource) -> None:
+        """A session could not try a content, for a reason that is not the content's."""
+        self._end(content_of(resource))
+
+    def refusal_of(self, resource: Resource, proxy: str) -> Refusal | None:
+        """The refusal that blocks a content for a proxy; None: it may be offered.
+
+        Its own refusal does not block the proxy that refused: on a new stream it tries again, for
+        its Envoy may be another one now.
+        """
+        if not self._refused:
+            return None
+        refusal = self._refused.get(content_of(resource))
+        return None if refusal is None or refusal.proxy == proxy else refusal
+
+    def fallback_of(self, resource: Resource) -> Resource | None:
+        """What stands in for a blocked content."""
+        refusal = self._refused.get(content_of(resource))
+        return None if refusal is None else refusal.fallback
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Every blocked content, oldest first."""
+        return tuple(self._refused.values())
+
+    def _end(self, content: Content) -> None:
+        trial = self._trials.pop(content, None)
+        if trial is not None and trial.awaited:
+            self._decided()
