@@ -1,0 +1,113 @@
+"""The gRPC services that proxies report to: access logs and spans."""
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import grpc
+from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from meshbus.mixer.workloads import Peer
+from meshbus.model.rows import WorkloadInstance
+from meshbus.model.world import Query, World
+from meshbus.runtime.proxy_server import require_workload
+from meshbus_telemetry.entries import (
+    LOG_NAMES,
+    Connection,
+    Reporter,
+    Request,
+    connection_of,
+    request_of,
+)
+
+MAX_SPANS = 10_000
+"""Of one export."""
+
+
+class Telemetry(Protocol):
+    """What the servers need of the service."""
+
+    @property
+    def trust_domain(self) -> str: ...
+    @property
+    def world(self) -> World: ...
+    def request(self, report: Request) -> None: ...
+    def connection(self, report: Connection) -> None: ...
+    def spans(self, request: Any) -> int: ...
+    def left_out(self, why: str, count: int) -> None: ...
+
+
+class AccessLogServer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[misc]
+    """Takes `StreamAccessLogs`."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    async def StreamAccessLogs(  # noqa: N802 - gRPC's name
+        self, messages: AsyncIterator[Any], context: Any
+    ) -> Any:
+        """One stream of one proxy and one log. The first message says which."""
+        telemetry = self._telemetry
+        uri = await require_workload(context, telemetry.trust_domain)
+        side = node_id = ""
+        async for message in messages:
+            if message.HasField("identifier"):
+                side = LOG_NAMES.get(message.identifier.log_name, "")
+                node_id = message.identifier.node.id
+            entries = message.http_logs.log_entry or message.tcp_logs.log_entry
+            if not side:
+                telemetry.left_out("unknown log", len(entries))
+                continue
+            world = telemetry.world
+            row = instance_of(node_id, world)
+            if row is not None and Peer(uri).account != _account(row):
+                await context.abort(
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    f"{uri} is not the identity of {row.namespace}/{row.name}",
+                )
+            reporter = Reporter(side, uri, row)
+            for entry in message.http_logs.log_entry:
+                telemetry.request(request_of(entry, reporter, world))
+            for entry in message.tcp_logs.log_entry:
+                telemetry.connection(connection_of(entry, reporter, world))
+        return als_pb2.StreamAccessLogsResponse()
+
+
+def _account(row: WorkloadInstance) -> tuple[str, str]:
+    return row.namespace, row.service_account or "default"
+
+
+def instance_of(node_id: str, world: World) -> WorkloadInstance | None:
+    """The instance of a node id, `sidecar~ADDRESS~INSTANCE.NAMESPACE~DOMAIN`."""
+    parts = node_id.split("~")
+    if len(parts) != 4:
+        return None
+    name, _, namespace = parts[2].rpartition(".")
+    for entry in world.entries(Query("reg.workloads", "namespace", namespace)):
+        row: WorkloadInstance = entry.row
+        if row.name == name:
+            return row
+    return None
+
+
+class TraceServer(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
+    """Takes OTLP `Export`."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        """Spans of one proxy; those over the limit are left out and said so."""
+        await require_workload(context, self._telemetry.trust_domain)
+        response = trace_service_pb2.ExportTraceServiceResponse()
+        count = sum(len(s.spans) for r in request.resource_spans for s in r.scope_spans)
+        if count > MAX_SPANS:
+            self._telemetry.left_out("export too large", count)
+            response.partial_success.rejected_spans = count
+            response.partial_success.error_message = f"more than {MAX_SPANS} spans in one export"
+            return response
+        taken = self._telemetry.spans(request)
+        if taken < count:
+            response.partial_success.rejected_spans = count - taken
+            response.partial_success.error_message = "spans without trace_id and span_id"
+        return response
