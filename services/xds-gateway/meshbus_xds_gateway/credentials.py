@@ -30,6 +30,8 @@ class _Credential:
     users: int = 0
     data: dict[str, bytes] | None = None
     resources: dict[SecretNeed, Resource | None] = field(default_factory=dict)
+    refused: bool = False
+    """The last question was not answered with a content."""
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -87,6 +89,13 @@ class Credentials:
             credential.resources[need] = made
         return credential.resources[need]
 
+    def failed(self, need: SecretNeed) -> bool:
+        """There is nothing to deliver, and it is not just a matter of waiting for an answer."""
+        credential = self._held.get(need.key) if need.key is not None else None
+        if credential is None:
+            return False
+        return credential.refused if credential.data is None else self.resource(need) is None
+
     async def _keep(self, key: Key, credential: _Credential) -> None:
         clock, log = self._context.clock, self._context.log
         retry_s = _RETRY_S
@@ -96,10 +105,13 @@ class Credentials:
                 data = await self._ask(key)
             except CallError as error:
                 log.warning("no content of a Secret", secret=str(key), error=error.message)
+                if not credential.refused:
+                    credential.refused = True
+                    self._changed(key)
                 await clock.sleep(retry_s * random.uniform(0.5, 1))  # noqa: S311
                 retry_s = min(retry_s * 2, _MAX_RETRY_S)
                 continue
-            retry_s = _RETRY_S
+            retry_s, credential.refused = _RETRY_S, False
             if data != credential.data:
                 credential.data = data
                 credential.resources = {}

@@ -14,7 +14,7 @@ from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import Snapshot, compile_proxy
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance
 from meshbus.compile.resources import SDS, Resource
-from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
+from meshbus.compile.tls_contexts import TRUSTED_ROOTS
 from meshbus.model.keys import Key
 from meshbus.model.rows import Trust, WorkloadInstance
 from meshbus.model.world import Query, World
@@ -305,18 +305,22 @@ class Fleet:
     def _give_secrets(self, client: Client, sequence: int) -> bool:
         secrets: dict[str, Resource | None] = {}
         for need in client.snapshot.secrets if client.snapshot else ():
-            if need.key is not None:
-                if client.account is not None:
-                    secrets[need.name] = self._credentials.resource(need)
-            elif need.name == TRUSTED_ROOTS:
-                secrets[need.name] = self._roots_resource()
-            elif need.name == OWN_CERTIFICATE and client.account is not None:
-                secrets[need.name] = self._leaves.resource(client.account)
+            made: Resource | None = None
+            if need.name == TRUSTED_ROOTS and need.key is None:
+                made = self._roots_resource()
+            elif client.account is None:
+                continue  # it has proved nothing: no private keys
+            elif need.key is None:
+                made = self._leaves.resource(client.account)
+            else:
+                made = self._credentials.resource(need)
+            # What it has serves until there is another.
+            made = made or client.secrets.get(need.name)
+            if made is None and need.key is not None and self._credentials.failed(need):
+                continue  # there is no such secret now: said, not waited for
+            secrets[need.name] = made
         if secrets == client.secrets:
             return False
-        for name, held in client.secrets.items():
-            if held is not None and secrets.get(name, held) is None:
-                secrets[name] = held  # what it has serves until there is another
         client.secrets = secrets
         return client.session.update({SDS: secrets}, sequence, self._context.clock.monotonic())
 

@@ -240,7 +240,9 @@ class Mesh:
             raise AssertionError(f"did not come true: {what}") from None
 
     @contextlib.asynccontextmanager
-    async def envoy(self, name: str, address: str) -> AsyncIterator["Envoy"]:
+    async def envoy(
+        self, name: str, address: str, api: str = "DELTA_GRPC"
+    ) -> AsyncIterator["Envoy"]:
         """A sidecar of `NAME-0`, connected over TLS with its join token."""
         assert self.gateway is not None
         folder = self.folder / f"envoy-{name}"
@@ -248,6 +250,7 @@ class Mesh:
         (folder / "token").write_text(await self.token(name))
         (folder / "root.pem").write_text(self.trust.roots_pem)
         bootstrap = bootstrap_of(name, address, folder, self.gateway.port or 0)
+        bootstrap["dynamic_resources"]["ads_config"]["api_type"] = api
         (folder / "bootstrap.json").write_text(json.dumps(bootstrap))
         with (folder / "envoy.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(

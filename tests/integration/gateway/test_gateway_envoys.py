@@ -61,12 +61,12 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def serving(mesh: Mesh, pair: Pair):
+async def serving(mesh: Mesh, pair: Pair, api: str = "DELTA_GRPC"):
     """Both Envoys are up and a request has gone through them."""
     async with (
         application(pair.app, pair.port, "hello") as got,
-        mesh.envoy("server", pair.server) as server,
-        mesh.envoy("client", pair.client) as client,
+        mesh.envoy("server", pair.server, api) as server,
+        mesh.envoy("client", pair.client, api) as client,
     ):
         await mesh.until(server.ready, "the server's Envoy is ready")
         await mesh.until(client.ready, "the client's Envoy is ready")
@@ -78,11 +78,12 @@ async def serving(mesh: Mesh, pair: Pair):
         yield server, client, got
 
 
-async def test_two_envoys_speak_mutual_tls(mesh):
+@pytest.mark.parametrize("api", ["DELTA_GRPC", "GRPC"])
+async def test_two_envoys_speak_mutual_tls(mesh, api):
     pair = Pair()
     await mesh.start_gateway()
     change = await mesh.write(*pair.rows())
-    async with serving(mesh, pair) as (_server, _client, got):
+    async with serving(mesh, pair, api) as (_server, _client, got):
         assert (await pair.get()).text == "hello"
         peer = got[-1].get("x-forwarded-client-cert", "")
         assert "uri=spiffe://cluster.local/ns/default/sa/client" in peer

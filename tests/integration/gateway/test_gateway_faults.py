@@ -28,6 +28,8 @@ from meshbus.runtime.calls import answer
 from meshbus.runtime.sealed import seal
 
 pytestmark = pytest.mark.real
+SIDECAR = "sidecar~10.0.0.1~server-0.default~default.svc.cluster.local"
+ROUTER = "router~127.0.0.9~edge-0.default~default.svc.cluster.local"
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 
 
@@ -57,11 +59,11 @@ class Ads:
         metadata = [("authorization", f"Bearer {token}")] if token else []
         self.call = self.channel.stream_stream(METHOD)(metadata=metadata)
 
-    async def ask(self, type_url: str, *names: str, instance: str = "server-0", **fields) -> None:
+    async def ask(self, type_url: str, *names: str, node: str = SIDECAR, **fields) -> None:
         request = discovery_pb2.DeltaDiscoveryRequest(
             type_url=type_url, resource_names_subscribe=names, **fields
         )
-        request.node.id = f"sidecar~10.0.0.1~{instance}.default~default.svc.cluster.local"
+        request.node.id = node
         with contextlib.suppress(
             aio.AioRpcError, asyncio.InvalidStateError
         ):  # ended: see `refusal`
@@ -104,7 +106,7 @@ async def test_streams_without_a_valid_token_are_refused(mesh):
         assert code is grpc.StatusCode.UNAUTHENTICATED, details
         assert token not in details
     ads = Ads(mesh, token)
-    await ads.ask(CDS, instance="client-0")
+    await ads.ask(CDS, node=SIDECAR.replace("server", "client"))
     code, details = await ads.refusal()
     assert code is grpc.StatusCode.PERMISSION_DENIED
     assert "server-0.default" in details
@@ -186,21 +188,10 @@ async def test_secret_of_a_gateway_is_fetched_sealed_and_follows_its_row(mesh):
 
     await answer(mesh.buses["config"], CREDENTIAL, CredentialRequest, credential)
     await mesh.start_gateway()
-    tls = {"mode": "SIMPLE", "credentialName": "web"}
-    port = {"number": 443, "name": "https", "protocol": "HTTPS"}
-    spec = {
-        "selector": {"app": "edge"},
-        "servers": [{"port": port, "hosts": ["*"], "tls": tls}],
-    }
-    rows = workload("edge", "127.0.0.9")
-    key, row = next(iter(rows.items()))
-    assert isinstance(row, WorkloadInstance)
-    rows[key] = msgspec.structs.replace(row, gateway=True)
-    await mesh.write(rows, config("Gateway", "gateways", "edge", spec), secret_row(1))
+    rows, gateway = router_rows()
+    await mesh.write(rows, gateway, secret_row(1))
     ads = Ads(mesh, await mesh.token("edge"))
-    request = discovery_pb2.DeltaDiscoveryRequest(type_url=CDS)
-    request.node.id = "router~127.0.0.9~edge-0.default~default.svc.cluster.local"
-    await ads.call.write(request.SerializeToString())
+    await ads.ask(CDS, node=ROUTER)
     await ads.next(CDS)
     await ads.ask(SDS, "kubernetes://web")
     response = await ads.next(SDS)
@@ -213,6 +204,18 @@ async def test_secret_of_a_gateway_is_fetched_sealed_and_follows_its_row(mesh):
     secret = secret_pb2.Secret.FromString(response.resources[0].resource.value)
     assert secret.tls_certificate.private_key.inline_bytes == contents["one"]["tls.key"]
     assert {(r.namespace, r.name) for r in asked} == {("default", "web")}
+
+
+def router_rows():
+    tls = {"mode": "SIMPLE", "credentialName": "web"}
+    port = {"number": 443, "name": "https", "protocol": "HTTPS"}
+    servers = [{"port": port, "hosts": ["*"], "tls": tls}]
+    rows = workload("edge", "127.0.0.9")
+    key, row = next(iter(rows.items()))
+    assert isinstance(row, WorkloadInstance)
+    rows[key] = msgspec.structs.replace(row, gateway=True)
+    spec = {"selector": {"app": "edge"}, "servers": servers}
+    return rows, config("Gateway", "gateways", "edge", spec)
 
 
 def secret_row(generation: int):
@@ -231,6 +234,18 @@ def certificate(name: str) -> dict[str, bytes]:
     )
     chain = csr.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
     return {"tls.crt": chain + name.encode(), "tls.key": pem}
+
+
+async def test_secret_without_content_is_said_to_be_absent(mesh):
+    await mesh.start_gateway()
+    rows, gateway = router_rows()
+    await mesh.write(rows, gateway, secret_row(1))
+    ads = Ads(mesh, await mesh.token("edge"))
+    await ads.ask(CDS, node=ROUTER)
+    response = await ads.next(CDS)
+    await ads.ask(CDS, response_nonce=response.nonce, node=ROUTER)
+    await ads.ask(SDS, "kubernetes://web", node=ROUTER)
+    assert list((await ads.next(SDS)).removed_resources) == ["kubernetes://web"]
 
 
 async def test_streams_of_one_identity_are_limited(mesh):
@@ -336,7 +351,7 @@ async def test_real_envoy_refuses_a_listener_and_the_others_go_on(mesh):
     await mesh.start_gateway()
     await mesh.write(*server_rows())
     taken = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.9", 9080)
-    async with taken, mesh.envoy("server", "127.0.0.9"):
+    async with mesh.envoy("server", "127.0.0.9"):
 
         async def refused() -> bool:
             proxy = (await mesh.proxies()).get("server-0.default")
@@ -348,6 +363,14 @@ async def test_real_envoy_refuses_a_listener_and_the_others_go_on(mesh):
         assert proxy.types["cds"]["status"] == "SYNCED"
         reply = await mesh.converged(await mesh.write(service("other", 80)), 5)
         assert reply.converged == 1, "what is refused does not hold up other changes"
+        taken.close()
+        await taken.wait_closed()
+
+        async def healed() -> bool:
+            proxy = (await mesh.proxies())["server-0.default"]
+            return proxy.types["lds"]["status"] == "SYNCED" and not proxy.problems
+
+        await mesh.until(healed, "the address is free and the listener taken")
 
 
 async def test_without_its_bus_the_gateway_keeps_its_proxies(mesh, nats_server):
