@@ -33,35 +33,37 @@ def up(
     ends everything.
     """
     from meshbus.local.api import MeshApi
-    from meshbus.local.end import end_mesh
     from meshbus.local.home import Home, HomeError
     from meshbus.local.progress import Progress
-    from meshbus.local.up import Interrupt, addresses_of, start
+    from meshbus.local.up import (
+        addresses_of,
+        end_politely,
+        end_undisturbed,
+        start,
+        wait_while_running,
+    )
 
     place = Home(home)
-    started_here = not place.locked()
+    began = not place.locked()
+    end_politely()
     try:
         with Progress() as progress:
             started = start(place, file or [], capture, progress)
         with MeshApi(place) as api:
             lines = addresses_of(place, started.status, api.url)
+        for line in started.problems:
+            print(f"meshbus up: {line}", file=sys.stderr)
+        print("\n".join(lines), flush=True)
+        if detach:
+            return
+        print("Ctrl-C ends the mesh.", file=sys.stderr)
+        wait_while_running(place)
     except HomeError as error:
         print(f"meshbus up: {error}", file=sys.stderr)
-        if started_here and place.locked() and not detach:
-            end_mesh(place)
+        if began:
+            end_undisturbed(place)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        if started_here:
-            end_mesh(place)
-        raise typer.Exit(130) from None
-    for line in started.left_out:
-        print(f"meshbus up: {line}", file=sys.stderr)
-    for name, problem in started.status.workload_problems.items():
-        print(f"meshbus up: Workload {name}: {problem}", file=sys.stderr)
-    print("\n".join(lines))
-    if detach:
-        return
-    print("Ctrl-C ends the mesh.", file=sys.stderr)
-    if Interrupt().wait_while_running(place):
         print("ending the mesh", file=sys.stderr)
-        end_mesh(place)
+        end_undisturbed(place)
+        raise typer.Exit(130) from None

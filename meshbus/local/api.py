@@ -75,8 +75,8 @@ class MeshApi:
         return int(answer.get("change") or 0), answer.get("results", [])
 
     def delete(self, documents: list[dict[str, Any]]) -> int:
-        """Delete documents; the id of the change."""
-        return int(self._ask("POST", "/v1/delete", documents).get("change") or 0)
+        """Delete what of these documents is there; the id of the last change, 0 when nothing was."""
+        return int(self._ask("POST", "/v1/delete?atomic=false", documents).get("change") or 0)
 
     def receipt(self, change: int, *, wait_s: float = 20.0) -> Receipt:
         """Wait until every proxy has taken a change, at most `wait_s`."""

@@ -2,15 +2,14 @@
 
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from meshbus.local.api import MeshApi, refused
 from meshbus.local.begin import ensure_supervisor, prepare, wait_status
+from meshbus.local.end import end_mesh
 from meshbus.local.home import Home
 from meshbus.local.manifests import read_manifests, split_runnable
 from meshbus.local.progress import Progress
@@ -35,8 +34,11 @@ class Started:
         """The supervisor, when this process started it."""
         self.change = change
         """Id of the change that the manifests made; 0 when there were none."""
-        self.left_out = left_out
-        """What was not taken, a line each."""
+        self.problems = [
+            *left_out,
+            *(f"Workload {name}: {text}" for name, text in status.workload_problems.items()),
+        ]
+        """What was not taken or cannot be run, a line each."""
 
 
 def start(home: Home, paths: Sequence[Path], capture: str, progress: Progress) -> Started:
@@ -119,20 +121,24 @@ def addresses_of(home: Home, status: SupervisorStatus, url: str) -> list[str]:
     return lines
 
 
-class Interrupt:
-    """SIGINT, SIGTERM and the end of the terminal, as an event."""
+def end_politely() -> None:
+    """SIGTERM and the end of the terminal raise KeyboardInterrupt, as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._arrived)
 
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
-        self.event.set()
+def wait_while_running(home: Home) -> None:
+    """Until somebody else has ended the mesh.
 
-    def wait_while_running(self, home: Home) -> bool:
-        """Until a signal (True), or until somebody else has ended the mesh (False)."""
-        while not self.event.wait(0.5):
-            if home.stopping_file.exists() or read_status(home) is None:
-                return False
-        return True
+    Raises:
+        KeyboardInterrupt: It shall end now.
+    """
+    while not home.stopping_file.exists() and read_status(home) is not None:
+        time.sleep(0.5)
+
+
+def end_undisturbed(home: Home) -> None:
+    """End the mesh; another Ctrl-C does not hinder it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    end_mesh(home)
