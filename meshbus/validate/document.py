@@ -63,13 +63,14 @@ def validate_object(document: Mapping[str, Any]) -> Report:
     info = _read_kind(document, out)
     if info is None:
         return out.report()
-    name = read_metadata(info, document.get("metadata"), out)
+    name = read_metadata(info, document["apiVersion"], document.get("metadata"), out)
     if not info.served:
         out.warn("kind", f"nothing here reads a {info.kind}", "Unused")
         return out.report()
+    before = len(out.errors)
     content, path = _read_content(info, document, out)
     shape = info.shape()
-    if content is None or shape is None:
+    if shape is None or (content is None and len(out.errors) > before):
         return out.report()
     spec = read_shape(
         shape,

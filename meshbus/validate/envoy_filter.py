@@ -29,6 +29,7 @@ _ROUTE_CLASS = frozenset({"ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE"})
 
 def check(spec: EnvoyFilter, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
+    out.warn("spec", "EnvoyFilter depends on internals that change; prefer other kinds")
     check_label_selector(spec.workload_selector, "spec.workloadSelector", out)
     if not isinstance(spec.workload_selector, UnsetType) and spec.target_refs:
         out.error("spec", "only one of targetRefs or workloadSelector can be set", "Conflict")

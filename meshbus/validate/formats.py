@@ -70,7 +70,9 @@ def _jwks_uri(value: str) -> str | None:
     parts = split_url(value)
     if parts is None or parts.scheme not in ("http", "https"):
         return "url must have scheme http:// or https://"
-    return None if parts.hostname else "url must name a host"
+    if not parts.hostname:
+        return "url must name a host"
+    return "url must have a port after ':'" if parts.netloc.endswith(":") else None
 
 
 def _module_url(value: str) -> str | None:

@@ -67,8 +67,11 @@ def _check_localities(localities: Iterable[str], path: str, out: Findings) -> No
         if not all(parts):
             out.error(path, f"locality {locality!r} must not have empty parts")
             return
-        whole = parts[:-1] if parts[-1] == "*" else parts
-        if any(whole[: len(other)] == other or other[: len(whole)] == whole for other in seen):
+        open_ended = parts[-1] == "*"
+        whole = parts[:-1] if open_ended else parts
+        # What is left after others may be named last, with a wildcard.
+        covered = any(whole[: len(other)] == other for other in seen)
+        if covered or (not open_ended and any(o[: len(whole)] == whole for o in seen)):
             out.error(path, f"locality {locality!r} overlaps with another")
             return
         seen.append(whole)

@@ -46,7 +46,8 @@ _ALWAYS_REJECT = "internal.istio.io/webhook-always-reject"
 class ObjectName(msgspec.Struct, frozen=True):
     """What rules know of the object they look at."""
 
-    kind: str
+    api_version: str
+    """As the document has it."""
     name: str
     namespace: str
     """`default` if the document says none."""
@@ -54,14 +55,14 @@ class ObjectName(msgspec.Struct, frozen=True):
     annotations: dict[str, str] = {}
 
 
-def read_metadata(info: KindInfo, value: Any, out: Findings) -> ObjectName:
+def read_metadata(info: KindInfo, api_version: str, value: Any, out: Findings) -> ObjectName:
     """The name of the object, with what is wrong with its metadata in `out`."""
     if not isinstance(value, Mapping):
         if value is None:
             out.required("metadata.name")
         else:
             out.error("metadata", "must be an object", "Type")
-        return ObjectName(info.kind, "", "default")
+        return ObjectName(api_version, "", "default")
     for field in value:
         if field not in _FIELDS:
             out.error(f"metadata.{field}", f"unknown field {field!r}", "Unknown")
@@ -85,7 +86,7 @@ def read_metadata(info: KindInfo, value: Any, out: Findings) -> ObjectName:
             out.error(f"metadata.annotations[{key}]", problem.replace("label", "annotation", 1))
     if sum(len(k) + len(v) for k, v in annotations.items()) > _LARGEST_ANNOTATIONS_BYTES:
         out.error("metadata.annotations", "are larger than 256 KiB", "TooLong")
-    found = ObjectName(info.kind, name or prefix, namespace or "default", labels, annotations)
+    found = ObjectName(api_version, name or prefix, namespace or "default", labels, annotations)
     _check_annotations(info, found, out)
     return found
 

@@ -69,11 +69,7 @@ def check_server_tls(tls: ServerTLSSettings, path: str, out: Findings) -> None:
                 out.required(f"{path}.privateKey", f"{tls.mode} TLS requires a private key")
         if mutual and not (tls.ca_certificates or tls.ca_cert_credential_name):
             out.required(f"{path}.caCertificates", f"{tls.mode} TLS requires a client CA bundle")
-    if tls.ca_crl:
-        if tls.credential_name or tls.credential_names:
-            message = "is not supported with credentialName; the credential holds it"
-            out.error(f"{path}.caCrl", message, "Conflict")
-        if tls.mode == "SIMPLE":
+        if tls.ca_crl and tls.mode == "SIMPLE":
             out.error(f"{path}.caCrl", "is not supported with SIMPLE TLS", "Conflict")
 
 

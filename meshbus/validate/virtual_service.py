@@ -37,7 +37,11 @@ def check(spec: VirtualService, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     at_gateway = bool(spec.gateways) and _MESH not in spec.gateways
     check_gateway_names(spec.gateways, "spec.gateways", out)
-    if not spec.hosts:
+    if not spec.hosts and name.api_version.endswith("/v1alpha3"):
+        # The version of Istio 1.4, which had no delegates.
+        message = "hosts are required in v1alpha3; a delegate is written as networking.istio.io/v1"
+        out.required("spec.hosts", message)
+    elif not spec.hosts:
         _check_delegate(spec, out)
     _check_hosts(spec, at_gateway, out)
     if not (spec.http or spec.tcp or spec.tls):
