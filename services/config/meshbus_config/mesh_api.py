@@ -10,6 +10,7 @@ from meshbus.bus.interface import Bus
 from meshbus.model.requests import (
     PROXIES,
     PROXY_CONFIG,
+    ProxiesReply,
     ProxyInfo,
     replica_subject,
 )
@@ -83,7 +84,8 @@ class MeshApi:
         for pod in sorted(self._board.gateways):
             try:
                 subject = replica_subject(PROXIES, pod)
-                found += await call(self._bus, subject, {}, list[ProxyInfo], timeout=_ASK_S)
+                reply = await call(self._bus, subject, {}, ProxiesReply, timeout=_ASK_S)
+                found += reply.proxies
                 answered = True
             except CallError as error:
                 if error.code != "unavailable":
