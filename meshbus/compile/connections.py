@@ -22,8 +22,8 @@ from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import duration_pb2
 
 from meshbus.compile.settings import MeshSettings
-from meshbus.compile.telemetry import http_access_log, tcp_access_log, tracing
-from meshbus.compile.values import ads, any_of, boolean
+from meshbus.compile.telemetry import TCP_REPORT_S, http_access_log, tcp_access_log, tracing
+from meshbus.compile.values import ads, any_of, boolean, seconds
 
 HTTP_FILTERS = (
     "envoy.filters.http.fault",
@@ -153,6 +153,8 @@ def tcp_proxy(
             proxy.weighted_clusters.clusters.add(name=name, weight=weight)
     if reporting.enabled:
         proxy.access_log.append(tcp_access_log(reporting.log_name))
+        proxy.access_log_options.flush_access_log_on_connected = True
+        proxy.access_log_options.access_log_flush_interval.CopyFrom(seconds(TCP_REPORT_S))
     return lc_pb2.Filter(name=TCP_PROXY, typed_config=any_of(proxy))
 
 

@@ -24,8 +24,12 @@ LOG_INBOUND = "meshbus_inbound"
 """Log name of the server side: reporter `destination`."""
 LOG_OUTBOUND = "meshbus_outbound"
 """Log name of the client side, and of gateways: reporter `source`."""
-REQUEST_HEADERS = ("x-request-id", "x-b3-traceid", "traceparent")
+REQUEST_HEADERS = ("content-type", "x-request-id", "x-b3-traceid", "traceparent")
 """Request headers in access logs besides those that Envoy always logs."""
+RESPONSE_HEADERS = ("grpc-status",)
+"""Of responses, in headers or trailers."""
+TCP_REPORT_S = 10.0
+"""How often an open TCP connection is reported."""
 CONTROL_SERVICES = ("policy", "telemetry")
 HTTP_LOG = "envoy.access_loggers.http_grpc"
 TCP_LOG = "envoy.access_loggers.tcp_grpc"
@@ -68,6 +72,8 @@ def http_access_log(log_name: str) -> accesslog_pb2.AccessLog:
             als_pb2.HttpGrpcAccessLogConfig(
                 common_config=_common(log_name),
                 additional_request_headers_to_log=REQUEST_HEADERS,
+                additional_response_headers_to_log=RESPONSE_HEADERS,
+                additional_response_trailers_to_log=RESPONSE_HEADERS,
             )
         ),
     )

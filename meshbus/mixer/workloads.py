@@ -60,16 +60,10 @@ def find_peer(world: World, peer: Peer) -> WorkloadInstance | None:
     here = [e.row for e in world.entries(Query("reg.workloads", "address", peer.address))]
     if not peer.uri:
         return here[0] if len(here) == 1 else None
-    account = peer.account
-    if account is None:
-        return None
     fitting: list[WorkloadInstance] = [
-        entry.row
-        for entry in world.entries(Query("reg.workloads", "namespace", account[0]))
-        if (entry.row.service_account or "default") == account[1]
+        entry.row for entry in world.entries(Query("reg.workloads", "account", peer.account))
     ]
-    named = [row for row in fitting if row.workload == peer.workload]
-    candidates = named or fitting
+    candidates = [row for row in fitting if row.workload == peer.workload] or fitting
     for row in candidates:
         if row in here:
             return row

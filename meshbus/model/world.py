@@ -59,6 +59,11 @@ def _by_service_name(key: Key, row: Row) -> Iterable[Hashable]:
     return ((row.namespace, name),) if name else ()
 
 
+def _by_account(key: Key, row: Row) -> Iterable[Hashable]:
+    assert isinstance(row, WorkloadInstance)
+    return ((row.namespace, row.service_account or "default"),)
+
+
 def _hosts_of(key: Key, row: Row) -> Iterable[Hashable]:
     assert isinstance(row, ConfigObject)
     hosts = row.spec.get("hosts")
@@ -71,7 +76,7 @@ def _hosts_of(key: Key, row: Row) -> Iterable[Hashable]:
 INDEXES: dict[str, dict[str, Callable[[Key, Row], Iterable[Hashable]]]] = {
     "reg.services": {"host": _by_host},
     "reg.endpoints": {"host": _by_host, "service": _by_service},
-    "reg.workloads": {"address": _by_address},
+    "reg.workloads": {"account": _by_account, "address": _by_address},
     "src.instances": {"label": _by_label, "address": _by_address},
     "cfg.endpointslices": {"service": _by_service_name},
     "cfg.virtualservices": {"host": _hosts_of},

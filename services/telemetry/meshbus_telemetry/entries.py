@@ -7,17 +7,13 @@ from envoy.data.accesslog.v3 import accesslog_pb2
 
 from meshbus.mixer.workloads import Peer
 from meshbus.model.rows import WorkloadInstance
-from meshbus.model.world import World
 from meshbus_telemetry.parties import (
     NOBODY,
+    NOWHERE,
     UNKNOWN,
+    Directory,
     Party,
     Target,
-    party_at,
-    party_of_instance,
-    party_of_peer,
-    target_of_cluster,
-    target_of_instance,
 )
 
 SOURCE, DESTINATION = "source", "destination"
@@ -69,17 +65,9 @@ class Reporter(NamedTuple):
 
     side: str
     """SOURCE or DESTINATION."""
-    uri: str
-    """SPIFFE id of its certificate."""
+    party: Party
     row: WorkloadInstance | None
     """None while the model does not know it."""
-
-    @property
-    def party(self) -> Party:
-        """The end that it is."""
-        if self.row is None:
-            return party_of_peer(World(), Peer(self.uri))
-        return party_of_instance(self.row, self.uri)
 
 
 class Ends(NamedTuple):
@@ -125,7 +113,7 @@ class Connection(NamedTuple):
     duration_ms: float
 
 
-def request_of(entry: Any, reporter: Reporter, world: World) -> Request:
+def request_of(entry: Any, reporter: Reporter, directory: Directory) -> Request:
     """The report of an `HTTPAccessLogEntry`."""
     request, response = entry.request, entry.response
     common = entry.common_properties
@@ -137,7 +125,7 @@ def request_of(entry: Any, reporter: Reporter, world: World) -> Request:
             "grpc-status", ""
         )
     return Request(
-        _ends(common, reporter, request.authority, world),
+        _ends(common, reporter, request.authority[:256], directory),
         protocol,
         int(response.response_code.value),
         status[:8],
@@ -147,13 +135,13 @@ def request_of(entry: Any, reporter: Reporter, world: World) -> Request:
     )
 
 
-def connection_of(entry: Any, reporter: Reporter, world: World) -> Connection:
+def connection_of(entry: Any, reporter: Reporter, directory: Directory) -> Connection:
     """The report of a `TCPAccessLogEntry`."""
     common, properties = entry.common_properties, entry.connection_properties
     kind = common.access_log_type
     phase = "open" if kind in OPENING else "continue" if kind in PERIODIC else "close"
     return Connection(
-        _ends(common, reporter, "", world),
+        _ends(common, reporter, "", directory),
         common.stream_id,
         phase,
         properties.received_bytes,
@@ -162,13 +150,13 @@ def connection_of(entry: Any, reporter: Reporter, world: World) -> Connection:
     )
 
 
-def _ends(common: Any, reporter: Reporter, authority: str, world: World) -> Ends:
+def _ends(common: Any, reporter: Reporter, authority: str, directory: Directory) -> Ends:
     own = reporter.party
     flags = _flags(common.response_flags)
     if reporter.side == SOURCE:
-        target = target_of_cluster(world, common.upstream_cluster, authority)
+        target = directory.called(common.upstream_cluster, authority)
         address = _address(common.upstream_remote_address)
-        destination = party_at(world, target.host, address) if address else NOBODY
+        destination = directory.endpoint(target.host, address) if address else NOBODY
         return Ends(SOURCE, own, destination, target, UNKNOWN, flags)
     tls = common.tls_properties
     peer = Peer(
@@ -177,12 +165,12 @@ def _ends(common: Any, reporter: Reporter, authority: str, world: World) -> Ends
         _address(common.downstream_direct_remote_address)
         or _address(common.downstream_remote_address),
     )
-    target = Target()
+    target = NOWHERE
     if reporter.row is not None:
-        target = target_of_instance(world, reporter.row, common.upstream_cluster, authority)
+        target = directory.serving(reporter.row, common.upstream_cluster, authority)
     return Ends(
         DESTINATION,
-        party_of_peer(world, peer),
+        directory.peer(peer),
         own,
         target,
         "mutual_tls" if peer.uri else "none",

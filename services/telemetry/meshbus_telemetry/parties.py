@@ -4,14 +4,15 @@ The proxy that reports is known by its certificate and its node id; the other en
 certificate, its address, or the cluster that was called.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar, cast
 
 from meshbus.mixer.workloads import Peer, find_peer
 from meshbus.model.rows import Endpoint, EndpointShard, Service, WorkloadInstance
 from meshbus.model.world import Query, World
 
 UNKNOWN = "unknown"
+MAX_REMEMBERED = 20_000
 _CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 _CANONICAL_REVISION = (
     "service.istio.io/canonical-revision",
@@ -41,6 +42,7 @@ class Target(NamedTuple):
     namespace: str = UNKNOWN
 
 
+_A = TypeVar("_A", Party, Target)
 NOBODY = Party()
 NOWHERE = Target()
 
@@ -73,8 +75,63 @@ def party_of_instance(row: WorkloadInstance, principal: str = "") -> Party:
     return party_of(row.workload, row.namespace, row.labels, row.cluster, principal)
 
 
-def party_of_peer(world: World, peer: Peer) -> Party:
-    """The end that a connection came from."""
+class Directory:
+    """Answers who is who in the world, and remembers its answers until the registry changes."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self._known: dict[tuple[object, ...], Party | Target] = {}
+
+    def moved(self, world: World, touched: frozenset[Query]) -> None:
+        """The world is another one."""
+        self.world = world
+        if any(query.table.startswith("reg.") for query in touched):
+            self._known.clear()
+
+    def peer(self, peer: Peer) -> Party:
+        """The end that a connection came from."""
+        return self._remembered(("peer", peer), lambda: _party_of_peer(self.world, peer))
+
+    def endpoint(self, host: str, address: str) -> Party:
+        """The end that a call to a service went to.
+
+        Args:
+            host: Of the service.
+            address: Of the endpoint, without port.
+        """
+        return self._remembered(
+            ("endpoint", host, address), lambda: _party_at(self.world, host, address)
+        )
+
+    def called(self, cluster: str, authority: str) -> Target:
+        """The service that an outbound cluster stands for: `outbound|PORT|SUBSET|HOST`."""
+        return self._remembered(
+            ("called", cluster, authority),
+            lambda: _target_of_cluster(self.world, cluster, authority),
+        )
+
+    def serving(self, row: WorkloadInstance, cluster: str, authority: str) -> Target:
+        """The service that a call to an instance meant.
+
+        Args:
+            cluster: `inbound|PORT||`.
+            authority: Of the request; decides between several services of the port.
+        """
+        return self._remembered(
+            ("serving", row.namespace, row.name, cluster, authority),
+            lambda: _target_of_instance(self.world, row, cluster, authority),
+        )
+
+    def _remembered(self, question: tuple[object, ...], find: Callable[[], _A]) -> _A:
+        known = self._known.get(question)
+        if known is None:
+            if len(self._known) >= MAX_REMEMBERED:
+                self._known.clear()
+            known = self._known[question] = find()
+        return cast(_A, known)
+
+
+def _party_of_peer(world: World, peer: Peer) -> Party:
     row = find_peer(world, peer)
     if row is not None:
         return party_of_instance(row, peer.uri)
@@ -84,13 +141,7 @@ def party_of_peer(world: World, peer: Peer) -> Party:
     return NOBODY._replace(namespace=account[0], principal=peer.uri)
 
 
-def party_at(world: World, host: str, address: str) -> Party:
-    """The end that a call to a service went to.
-
-    Args:
-        host: Of the service.
-        address: Of the endpoint, without port.
-    """
+def _party_at(world: World, host: str, address: str) -> Party:
     rows = [e.row for e in world.entries(Query("reg.workloads", "address", address))]
     if len(rows) == 1:
         return party_of_instance(rows[0])
@@ -106,8 +157,7 @@ def _party_of_endpoint(endpoint: Endpoint) -> Party:
     return party_of(endpoint.workload, endpoint.namespace, endpoint.labels, endpoint.cluster, "")
 
 
-def target_of_cluster(world: World, cluster: str, authority: str) -> Target:
-    """The service that an outbound cluster stands for: `outbound|PORT|SUBSET|HOST`."""
+def _target_of_cluster(world: World, cluster: str, authority: str) -> Target:
     direction, _, rest = cluster.partition("|")
     if direction != "outbound" or rest.count("|") != 2:
         host = authority if direction in {"PassthroughCluster", "http_proxy"} else ""
@@ -119,13 +169,9 @@ def target_of_cluster(world: World, cluster: str, authority: str) -> Target:
     return Target(host, host, UNKNOWN)
 
 
-def target_of_instance(world: World, row: WorkloadInstance, cluster: str, authority: str) -> Target:
-    """The service that a call to an instance meant.
-
-    Args:
-        cluster: `inbound|PORT||`.
-        authority: Of the request; decides between several services of the port.
-    """
+def _target_of_instance(
+    world: World, row: WorkloadInstance, cluster: str, authority: str
+) -> Target:
     services: list[Service] = [
         entry.row
         for entry in world.entries(Query("reg.services", "namespace", row.namespace))

@@ -9,7 +9,6 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from meshbus.mixer.workloads import Peer
 from meshbus.model.rows import WorkloadInstance
-from meshbus.model.world import Query, World
 from meshbus.runtime.proxy_server import require_workload
 from meshbus_telemetry.entries import (
     LOG_NAMES,
@@ -19,6 +18,7 @@ from meshbus_telemetry.entries import (
     connection_of,
     request_of,
 )
+from meshbus_telemetry.parties import Directory, party_of_instance
 
 MAX_SPANS = 10_000
 """Of one export."""
@@ -30,7 +30,8 @@ class Telemetry(Protocol):
     @property
     def trust_domain(self) -> str: ...
     @property
-    def world(self) -> World: ...
+    def directory(self) -> Directory: ...
+    def instance(self, namespace: str, name: str) -> WorkloadInstance | None: ...
     def request(self, report: Request) -> None: ...
     def connection(self, report: Connection) -> None: ...
     def spans(self, request: Any) -> int: ...
@@ -58,18 +59,19 @@ class AccessLogServer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[mi
             if not side:
                 telemetry.left_out("unknown log", len(entries))
                 continue
-            world = telemetry.world
-            row = instance_of(node_id, world)
+            row = telemetry.instance(*instance_of(node_id))
             if row is not None and Peer(uri).account != _account(row):
                 await context.abort(
                     grpc.StatusCode.PERMISSION_DENIED,
                     f"{uri} is not the identity of {row.namespace}/{row.name}",
                 )
-            reporter = Reporter(side, uri, row)
+            directory = telemetry.directory
+            party = directory.peer(Peer(uri)) if row is None else party_of_instance(row, uri)
+            reporter = Reporter(side, party, row)
             for entry in message.http_logs.log_entry:
-                telemetry.request(request_of(entry, reporter, world))
+                telemetry.request(request_of(entry, reporter, directory))
             for entry in message.tcp_logs.log_entry:
-                telemetry.connection(connection_of(entry, reporter, world))
+                telemetry.connection(connection_of(entry, reporter, directory))
         return als_pb2.StreamAccessLogsResponse()
 
 
@@ -77,17 +79,13 @@ def _account(row: WorkloadInstance) -> tuple[str, str]:
     return row.namespace, row.service_account or "default"
 
 
-def instance_of(node_id: str, world: World) -> WorkloadInstance | None:
-    """The instance of a node id, `sidecar~ADDRESS~INSTANCE.NAMESPACE~DOMAIN`."""
+def instance_of(node_id: str) -> tuple[str, str]:
+    """(namespace, instance) of a node id, `sidecar~ADDRESS~INSTANCE.NAMESPACE~DOMAIN`."""
     parts = node_id.split("~")
     if len(parts) != 4:
-        return None
+        return "", ""
     name, _, namespace = parts[2].rpartition(".")
-    for entry in world.entries(Query("reg.workloads", "namespace", namespace)):
-        row: WorkloadInstance = entry.row
-        if row.name == name:
-            return row
-    return None
+    return namespace, name
 
 
 class TraceServer(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]

@@ -11,7 +11,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from meshbus.bus.mirror import WorldMirror
-from meshbus.model.world import World
+from meshbus.model.keys import Key
+from meshbus.model.rows import WorkloadInstance
 from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.proxy_server import ProxyServer
 from meshbus.runtime.service import Context
@@ -19,6 +20,7 @@ from meshbus_telemetry.entries import Connection, Request
 from meshbus_telemetry.forward import Batch, Forwarder, exporter_of
 from meshbus_telemetry.graph import ServiceGraph
 from meshbus_telemetry.metrics import StandardMetrics
+from meshbus_telemetry.parties import Directory
 from meshbus_telemetry.servers import AccessLogServer, TraceServer
 from meshbus_telemetry.spans import spans_of
 from meshbus_telemetry.traces import TraceRing
@@ -75,6 +77,8 @@ class TelemetryService:
         settings = context.settings
         self._context = context
         self._mirror = WorldMirror()
+        self._directory = Directory()
+        self._mirror.subscribe(self._directory.moved)
         self.metrics = StandardMetrics(settings.series)
         """Istio's metrics."""
         self.graph = ServiceGraph(settings.edges)
@@ -108,9 +112,15 @@ class TelemetryService:
         return self._context.trust_domain
 
     @property
-    def world(self) -> World:
-        """All rows."""
-        return self._mirror.world
+    def directory(self) -> Directory:
+        """Who is who."""
+        return self._directory
+
+    def instance(self, namespace: str, name: str) -> WorkloadInstance | None:
+        """One workload instance."""
+        key = Key(self._context.cluster, "reg", "workloads", namespace, name)
+        row: WorkloadInstance | None = self._mirror.world.get(key)
+        return row
 
     def request(self, report: Request) -> None:
         """Take one request."""
