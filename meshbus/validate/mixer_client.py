@@ -85,6 +85,8 @@ def check_http_api_spec(spec: HTTPAPISpec, name: ObjectName, out: Findings) -> N
 def _check_attributes(attributes: Attributes | UnsetType, path: str, out: Findings) -> None:
     if isinstance(attributes, UnsetType):
         return
+    if not attributes.attributes:
+        out.required(f"{path}.attributes", "must not be empty")
     for name, value in attributes.attributes.items():
         if _is_empty(value):
             out.required(f"{path}.attributes[{name}]", "must have a value that is not empty")

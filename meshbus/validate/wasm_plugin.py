@@ -3,9 +3,11 @@
 Source: https://istio.io/latest/docs/reference/config/proxy_extensions/
 """
 
+from collections.abc import Sequence
+
 from msgspec import UNSET, UnsetType
 
-from meshbus.api.extensions import TrafficExtension, VmConfig, WasmPlugin
+from meshbus.api.extensions import TrafficExtension, TrafficSelector, VmConfig, WasmPlugin
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_targets
@@ -15,13 +17,25 @@ def check(spec: WasmPlugin, name: ObjectName, out: Findings) -> None:
     """Everything but the shape of a WasmPlugin."""
     check_targets(spec.selector, spec.target_ref, spec.target_refs, out)
     _check_environment(spec.vm_config, "spec.vmConfig", out)
+    _check_match(spec.match, out)
 
 
 def check_traffic_extension(spec: TrafficExtension, name: ObjectName, out: Findings) -> None:
     """Everything but the shape of a TrafficExtension."""
     check_targets(spec.selector, UNSET, spec.target_refs, out)
+    _check_match(spec.match, out)
     if not isinstance(spec.wasm, UnsetType):
         _check_environment(spec.wasm.vm_config, "spec.wasm.vmConfig", out)
+
+
+def _check_match(selectors: Sequence[TrafficSelector], out: Findings) -> None:
+    for index, selector in enumerate(selectors):
+        seen: set[int] = set()
+        for number, port in enumerate(selector.ports):
+            if port.number in seen:
+                path = f"spec.match[{index}].ports[{number}].number"
+                out.error(path, f"Duplicate value {port.number}", "Duplicate")
+            seen.add(port.number)
 
 
 def _check_environment(machine: VmConfig | UnsetType, path: str, out: Findings) -> None:

@@ -1,0 +1,218 @@
+"""What this release does not carry out of what is valid.
+
+Nothing that a person writes is parsed and then silently ignored: the config service refuses these
+fields, and `meshbus validate` warns of them. A path is written like that of a field; `[]` stands
+for every entry of a list or map. The tables shrink as releases grow.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from meshbus.api.kinds import KindInfo, kind_of
+from meshbus.api.mesh.mesh_config import MeshConfig
+from meshbus.validate.http_headers import is_claim_match
+from meshbus.validate.report import Violation
+
+CODE = "Unsupported"
+_NOT_YET = "is not carried out by this release"
+
+_WHOLE = {
+    ("networking.istio.io", "Sidecar"),
+    ("networking.istio.io", "WorkloadGroup"),
+    ("networking.istio.io", "EnvoyFilter"),
+    ("networking.istio.io", "ProxyConfig"),
+    ("security.istio.io", "RequestAuthentication"),
+    ("security.istio.io", "AuthorizationPolicy"),
+    ("telemetry.istio.io", "Telemetry"),
+    ("extensions.istio.io", "WasmPlugin"),
+    ("extensions.istio.io", "TrafficExtension"),
+    ("authentication.istio.io", "Policy"),
+    ("authentication.istio.io", "MeshPolicy"),
+    ("rbac.istio.io", "ServiceRole"),
+    ("rbac.istio.io", "ServiceRoleBinding"),
+    ("rbac.istio.io", "RbacConfig"),
+    ("rbac.istio.io", "ClusterRbacConfig"),
+    ("config.istio.io", "adapter"),
+    ("config.istio.io", "template"),
+    ("config.istio.io", "HTTPAPISpec"),
+    ("config.istio.io", "HTTPAPISpecBinding"),
+    ("config.istio.io", "redisquota"),
+}
+_CARRIED_OUT_MIXER = frozenset(
+    {
+        "attributemanifest",
+        "handler",
+        "instance",
+        "rule",
+        "QuotaSpec",
+        "QuotaSpecBinding",
+        "memquota",
+        "denier",
+        "listchecker",
+        "quota",
+        "listentry",
+        "checknothing",
+    }
+)
+_ADAPTERS = frozenset({"memquota", "denier", "listchecker"})
+_TEMPLATES = frozenset({"quota", "listentry", "checknothing"})
+
+_POLICY = (
+    "loadBalancer.localityLbSetting",
+    "loadBalancer.zoneAwareLbSetting",
+    "outlierDetection.outlierDetectionHttpErrorCodes",
+    "tunnel",
+    "proxyProtocol",
+    "retryBudget",
+)
+_OLD_HEADERS = (
+    "appendHeaders",
+    "appendRequestHeaders",
+    "appendResponseHeaders",
+    "removeRequestHeaders",
+    "removeResponseHeaders",
+)
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "VirtualService": (
+        "spec.http[].delegate",
+        "spec.http[].redirect.prefixRewrite",
+        "spec.tls[].match[].sourceSubnet",
+        "spec.tcp[].match[].sourceSubnet",
+        *(f"spec.http[].{field}" for field in _OLD_HEADERS),
+        *(f"spec.http[].route[].{field}" for field in _OLD_HEADERS[1:]),
+    ),
+    "DestinationRule": tuple(
+        f"{place}.{field}"
+        for place in (
+            "spec.trafficPolicy",
+            "spec.trafficPolicy.portLevelSettings[]",
+            "spec.subsets[].trafficPolicy",
+            "spec.subsets[].trafficPolicy.portLevelSettings[]",
+        )
+        for field in _POLICY
+    ),
+    "Gateway": (
+        "spec.servers[].tls.tlsCertificates",
+        "spec.servers[].tls.caCrl",
+        "spec.servers[].defaultEndpoint",
+    ),
+    "Service": ("spec.sessionAffinityConfig",),
+    "handler": ("spec.adapter", "spec.connection", "spec.params.providerUrl"),
+    "instance": ("spec.template", "spec.attributeBindings"),
+    "rule": (
+        "spec.requestHeaderOperations",
+        "spec.responseHeaderOperations",
+        "spec.sampling",
+    ),
+    "listchecker": ("spec.providerUrl",),
+}
+_VALUES: dict[str, dict[str, tuple[str, ...]]] = {
+    "Gateway": {"spec.servers[].tls.mode": ("AUTO_PASSTHROUGH",)},
+    "ServiceEntry": {"spec.resolution": ("DYNAMIC_DNS",)},
+    "Service": {"spec.sessionAffinity": ("ClientIP",)},
+}
+_MESH = frozenset(
+    {
+        "rootNamespace",
+        "trustDomain",
+        "trustDomainAliases",
+        "outboundTrafficPolicy",
+        "enableAutoMtls",
+        "connectTimeout",
+        "enableTracing",
+        "defaultHttpRetryPolicy",
+        "pathNormalization",
+        "h2UpgradePolicy",
+        "tcpKeepalive",
+        "defaultServiceExportTo",
+        "defaultVirtualServiceExportTo",
+        "defaultDestinationRuleExportTo",
+        "protocolDetectionTimeout",
+        "defaultConfig",
+    }
+)
+
+
+def unsupported_fields(document: Mapping[str, Any]) -> list[Violation]:
+    """What of a valid document has no effect, in the order of the tables; empty for unknown kinds."""
+    info = kind_of(str(document.get("apiVersion")), str(document.get("kind")))
+    if info is None:
+        return []
+    if _is_whole(info):
+        return [Violation("kind", CODE, f"{info.kind} {_NOT_YET}")]
+    found = [
+        Violation(path, CODE, _NOT_YET)
+        for pattern in _FIELDS.get(info.kind, ())
+        for path, value in _at(document, pattern)
+        if value not in (None, "", [], {})
+    ]
+    for pattern, values in _VALUES.get(info.kind, {}).items():
+        for path, value in _at(document, pattern):
+            if value in values:
+                found.append(Violation(path, CODE, f"{value} {_NOT_YET}"))
+    found.extend(_special(info, document))
+    return found
+
+
+def _is_whole(info: KindInfo) -> bool:
+    if info.group == "config.istio.io" and info.kind not in _CARRIED_OUT_MIXER:
+        return True
+    return (info.group, info.kind) in _WHOLE
+
+
+def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]:
+    if info.kind == "VirtualService":
+        for field in ("headers", "withoutHeaders"):
+            for path, headers in _at(document, f"spec.http[].match[].{field}"):
+                for name in headers if isinstance(headers, Mapping) else ():
+                    if is_claim_match(str(name)):
+                        message = f"routing by claims {_NOT_YET}"
+                        yield Violation(f"{path}[{name}]", CODE, message)
+    elif info.kind == "handler":
+        yield from _named(document, "spec.compiledAdapter", _ADAPTERS)
+    elif info.kind == "instance":
+        yield from _named(document, "spec.compiledTemplate", _TEMPLATES)
+    elif info.kind == "MeshConfig":
+        yield from _mesh(document)
+
+
+def _named(document: Mapping[str, Any], pattern: str, known: frozenset[str]) -> Iterator[Violation]:
+    for path, value in _at(document, pattern):
+        if value and value not in known:
+            yield Violation(path, CODE, f"{value} {_NOT_YET}")
+
+
+def _mesh(document: Mapping[str, Any]) -> Iterator[Violation]:
+    spec = document.get("spec")
+    names = {field.encode_name for field in msgspec.structs.fields(MeshConfig)}
+    for field, value in spec.items() if isinstance(spec, Mapping) else ():
+        if field in names - _MESH and value not in (None, "", [], {}, False, 0):
+            yield Violation(f"spec.{field}", CODE, _NOT_YET)
+    for path, proxy in _at(document, "spec.defaultConfig"):
+        for field, value in proxy.items() if isinstance(proxy, Mapping) else ():
+            if field == "tracing":
+                others = set(value) - {"sampling"} if isinstance(value, Mapping) else set()
+                for other in sorted(others):
+                    yield Violation(f"{path}.tracing.{other}", CODE, _NOT_YET)
+            elif value not in (None, "", [], {}, False):
+                yield Violation(f"{path}.{field}", CODE, _NOT_YET)
+
+
+def _at(document: Any, pattern: str) -> Iterator[tuple[str, Any]]:
+    """Every place of the document that the pattern stands for, and what is there."""
+    places: list[tuple[str, Any]] = [("", document)]
+    for part in pattern.split("."):
+        name, every = part.removesuffix("[]"), part.endswith("[]")
+        following: list[tuple[str, Any]] = []
+        for path, value in places:
+            if not isinstance(value, Mapping) or name not in value:
+                continue
+            at, item = f"{path}.{name}" if path else name, value[name]
+            if not every:
+                following.append((at, item))
+            elif isinstance(item, list):
+                following.extend((f"{at}[{index}]", entry) for index, entry in enumerate(item))
+        places = following
+    yield from places
