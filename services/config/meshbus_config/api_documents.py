@@ -123,6 +123,20 @@ def openapi_document(version: str) -> dict[str, Any]:
     }
 
 
+OPENAPI_V2 = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+
+
+def openapi_v2() -> bytes:
+    """`/openapi/v2` in protobuf: a document without definitions.
+
+    kubectl reads it where it cannot ask the server to validate (a List); a kind that is not in it
+    is left to the server then. All else is in OpenAPI v3.
+    Source: gnostic openapiv2/OpenAPIv2.proto, message Document.
+    """
+    info = b"\x0a\x07meshbus\x12\x011"
+    return b"\x0a\x032.0\x12" + bytes([len(info)]) + info + b"\x42\x00\x4a\x00"
+
+
 VERBS = {
     "applied": "An object was written. data: change, action, user, apiVersion, generation",
     "deleted": "An object was deleted. data: change, action, user, apiVersion, generation",

@@ -20,7 +20,13 @@ from meshbus_config.access_reviews import AccessReviews
 from meshbus_config.announcements import Announcer
 from meshbus_config.answers import refuse, respond
 from meshbus_config.bulk import Bulk
-from meshbus_config.errors import ApiError, method_not_allowed, no_such_path, unauthorized
+from meshbus_config.errors import (
+    ApiError,
+    method_not_allowed,
+    no_such_path,
+    not_acceptable,
+    unauthorized,
+)
 from meshbus_config.mesh_api import MeshApi
 from meshbus_config.negotiation import choose_form
 from meshbus_config.resources import Resources
@@ -123,6 +129,7 @@ def make_app(
         get("/version", pages.version),
         get("/api", pages.core),
         get("/apis", pages.groups),
+        get("/openapi/v2", pages.openapi_v2),
         get("/openapi/v3", pages.openapi_index),
         get("/openapi/v3/{path:path}", pages.openapi),
         get("/openapi.json", pages.openapi_all),
@@ -241,6 +248,11 @@ class _Pages:
             raise no_such_path()
         group, _, version = api_version.rpartition("/")
         return respond(request, _openapi(group, version))
+
+    async def openapi_v2(self, request: Request) -> Response:
+        if "protobuf" not in request.headers.get("accept", ""):
+            raise not_acceptable("only in protobuf; /openapi/v3 is whole")
+        return Response(api_documents.openapi_v2(), media_type=api_documents.OPENAPI_V2)
 
     async def openapi_all(self, request: Request) -> Response:
         return respond(request, api_documents.openapi_document(self._version))

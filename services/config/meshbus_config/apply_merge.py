@@ -60,10 +60,12 @@ def conflicts(
 def _overlap(wanted: dict[Path, Any], owned: FieldSet) -> Iterable[Path]:
     """Wanted fields that are owned, or that replace something owned inside or around them."""
     prefixes = {path[:end] for path in owned for end in range(1, len(path))}
-    for path in wanted:
+    for path, value in wanted.items():
         if path[-1] == ".":
             continue
-        if path in owned or path in prefixes or any(path[:n] in owned for n in range(1, len(path))):
+        # An empty map or list leaves what others have in it.
+        around = path in prefixes and value not in ({}, [])
+        if path in owned or around or any(path[:n] in owned for n in range(1, len(path))):
             yield path
 
 
@@ -89,7 +91,8 @@ def apply(
     ]
     merged: dict[str, Any] = _merge(copy.deepcopy(live), applied, (), shapes)
     kept = frozenset(wanted).union(*(owner.fields for owner in others))
-    for path in sorted(before - kept, key=len, reverse=True):
+    # Keyed items go whole first: one that loses its key field could no longer be found.
+    for path in sorted(before - kept, key=lambda path: (path[-1] != ".", path)):
         _prune(merged, path, (), shapes, kept)
     return merged, [*others, _owner(by, APPLY, frozenset(wanted), owners)]
 

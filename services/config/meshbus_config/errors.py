@@ -49,7 +49,8 @@ class ApiError(Exception):
         if self.info is not None:
             if self.info.group:
                 details["group"] = self.info.group
-            details["kind"] = self.info.plural
+            # Where an object breaks rules clients print the kind, else the resource.
+            details["kind"] = self.info.kind if self.reason == "Invalid" else self.info.plural
         if self.causes:
             details["causes"] = [
                 {"reason": c.reason, "message": c.message} | ({"field": c.field} if c.field else {})

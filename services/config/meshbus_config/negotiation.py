@@ -7,6 +7,7 @@ import msgspec
 import yaml
 
 from meshbus_config.errors import bad_request, not_acceptable, too_large, unsupported_media_type
+from meshbus_config.protobuf_bodies import PROTOBUF, decode_object
 
 JSON, YAML = "application/json", "application/yaml"
 JSON_PATCH = "application/json-patch+json"
@@ -67,11 +68,11 @@ def encode(document: Any, media_type: str = JSON, *, pretty: bool = False) -> by
 
 
 def decode(body: bytes, media_type: str) -> Any:
-    """The value of a body, JSON or YAML.
+    """The value of a body: JSON, YAML, or Kubernetes' protobuf.
 
     Raises:
-        ApiError: 400, it is malformed, names a field twice, or nests too deep; 415, neither JSON
-            nor YAML.
+        ApiError: 400, it is malformed, names a field twice, or nests too deep; 415, in another
+            format.
     """
     if media_type in (JSON, "", JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH):
         return _decode_json(body)
@@ -79,6 +80,8 @@ def decode(body: bytes, media_type: str) -> Any:
         return _decode_json(body)
     if media_type in (YAML, "application/x-yaml", "text/yaml", APPLY_PATCH):
         return _decode_yaml(body)
+    if media_type == PROTOBUF:
+        return decode_object(body)
     raise unsupported_media_type(media_type, [JSON, YAML, *PATCH_TYPES])
 
 

@@ -145,8 +145,10 @@ class StatusWriter:
 
     async def run(self) -> None:
         """Write until cancelled."""
+        seen = -1
         while True:
-            await self._board.moved(_RETRY_S)
+            await self._board.moved(seen, _RETRY_S)
+            seen = self._board.version
             if self._store.leading:
                 await self._write()
             await asyncio.sleep(_PAUSE_S)

@@ -17,6 +17,7 @@ from meshbus.model.world import Entry
 from meshbus_config import apply_merge
 from meshbus_config.admission import WARN, admit, check_place, check_removal, namespace_kind
 from meshbus_config.documents import (
+    LAST_APPLIED,
     Document,
     Space,
     Stored,
@@ -198,7 +199,11 @@ def apply(
     owners = owners_of(live.row.managed_fields) if live else []
     by, shapes = _writer(info, document, intent), _shapes(info)
     if live is not None and not intent.force:
-        found = apply_merge.conflicts(document, base, owners, by, shapes)
+        found = [
+            one
+            for one in apply_merge.conflicts(document, base, owners, by, shapes)
+            if not _same_person(intent.manager, one.owner, base)
+        ]
         if found:
             raise field_conflict(
                 info,
@@ -315,6 +320,19 @@ def _removal(live: Stored) -> list[Write]:
 
 
 # --------------------------------------------------------------------------- parts
+
+
+def _same_person(manager: str, owner: Owner, live: Document) -> bool:
+    """Whether `kubectl apply` goes on server-side where it was client-side: no conflict then.
+
+    Source: https://kubernetes.io/docs/reference/using-api/server-side-apply/#upgrading-from-client-side-apply-to-server-side-apply
+    """
+    annotations = live["metadata"].get("annotations") or {}
+    return (
+        manager == "kubectl"
+        and owner.manager == "kubectl-client-side-apply"
+        and LAST_APPLIED in annotations
+    )
 
 
 def _addressed(

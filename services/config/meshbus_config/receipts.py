@@ -110,15 +110,16 @@ class Receipts:
             left = end - self._monotonic()
             if left <= 0:
                 return Receipt(change=change, state=PENDING_STATE, waiting=["discovery"])
-            await self._board.moved(left)
+            await self._board.moved(self._board.version, left)
         target = max(change, target)
         while True:
             left = max(0.0, end - self._monotonic())
+            seen = self._board.version
             receipt = await self._ask(change, target, min(left, _ASK_S))
             if receipt.state != PENDING_STATE or self._monotonic() >= end:
                 return receipt
             # Gateways wait on their own; only one that cannot be reached answers at once.
-            await self._board.moved(min(0.2, max(0.0, end - self._monotonic())))
+            await self._board.moved(seen, min(0.2, max(0.0, end - self._monotonic())))
 
     async def _ask(self, change: int, target: int, timeout_s: float) -> Receipt:
         pods = sorted(self._board.gateways)

@@ -24,6 +24,8 @@ class StatusBoard:
         self._aside: dict[str, GatewayReport] | None = None
         self._progress: deque[Progress] = deque(maxlen=_REMEMBERED)
         self._moved = asyncio.Event()
+        self.version = 0
+        """Grows with every report."""
         self.gateways: dict[str, GatewayReport] = {}
         """By replica. One that died stays until its report expires: ask it before counting it."""
 
@@ -61,13 +63,17 @@ class StatusBoard:
             log.warning("a report cannot be read", subject=message.subject, error=str(error))
 
     def _wake(self) -> None:
+        self.version += 1
         self._moved.set()
         self._moved = asyncio.Event()
 
-    async def moved(self, timeout: float) -> None:
-        """Until a report comes, or `timeout` seconds have gone."""
+    async def moved(self, seen: int, timeout: float) -> None:
+        """Until there are reports after version `seen`, or `timeout` seconds have gone."""
+        moved = self._moved
+        if self.version != seen:
+            return
         try:
-            await asyncio.wait_for(self._moved.wait(), timeout)
+            await asyncio.wait_for(moved.wait(), timeout)
         except TimeoutError:
             return
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from config_harness import client_of, make_context, until_ready
 from meshbus_config.service import ConfigService
 from test_config_objects import VIRTUAL_SERVICES, create, service, virtual_service
 
@@ -77,6 +78,11 @@ class Gateway:
 async def gateway(api):
     gateway = Gateway(api)
     await gateway.start()
+
+    async def seen():
+        return (await api.client.get("/v1/proxies")).status_code == 200
+
+    await until(seen)
     return gateway
 
 
@@ -359,8 +365,6 @@ async def test_the_api_describes_itself(api):
 
 
 async def test_a_second_replica_reads_and_leaves_writing_to_the_leader(api, tmp_path):
-    from conftest import client_of, make_context, until_ready
-
     context = make_context(api.bus("config"), tmp_path, "config-1")
     key = (api.context.state / "secrets.key").read_bytes()
     (context.state / "secrets.key").write_bytes(key)
