@@ -1,0 +1,104 @@
+"""kill -9 of any one process while traffic flows: nothing fails, it comes back, nothing is lost."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from standalone import all_ready, gateway_port, mesh, pid_of, remaining, rows, status_of, until
+
+from meshbus.local.api import MeshApi
+from meshbus.local.demo import sample_manifests
+from meshbus.local.end import end_mesh
+from meshbus.local.home import Home, HomeError
+from meshbus.local.traffic import Traffic, fetch
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+SERVICES = ("config", "discovery", "ca", "xds-gateway", "policy", "telemetry")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with mesh(tmp_path_factory.mktemp("kill")) as running:
+        yield running
+
+
+def change_route(home: Home, step: str) -> None:
+    """A route change is accepted and reaches every proxy."""
+    count = len(status_of(home).instances)
+
+    def connected() -> bool:
+        try:
+            return len(api.get("/v1/proxies")["proxies"]) == count
+        except HomeError:  # refused with a reason while a part is away: that is allowed
+            return False
+
+    with MeshApi(home) as api:
+        # An Envoy comes back to a gateway that was away within its back-off of at most 5 s.
+        until(connected, "all proxies are connected")
+        change, _ = api.apply(sample_manifests(step))
+        receipt = api.receipt(change)
+    assert receipt.state == "converged", receipt
+    assert receipt.total == count
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [*(f"service/{name}" for name in SERVICES), "nats-server", "guard", "supervisor"],
+)
+def test_traffic_survives_the_death_of(home: Home, victim: str) -> None:
+    change_route(home, "reviews-v1")
+    before = rows(home)
+    others = {name: pid_of(home, name) for name in ("envoy/default/reviews-v1-0", "nats-server")}
+    with Traffic("127.0.0.1", gateway_port(home), per_second=25) as traffic:
+        until(lambda: sum(traffic.versions.values()) > 10, "traffic flows")
+        pid = pid_of(home, victim)
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: pid_of(home, victim) not in (0, pid), f"{victim} is back")
+        until(lambda: all_ready(home), "everything is ready")
+        served = sum(traffic.versions.values())
+        until(lambda: sum(traffic.versions.values()) > served + 25, "traffic goes on")
+        assert rows(home) == before
+        change_route(home, "reviews-v3")
+        until(lambda: traffic.versions["v3"] > 5, "the change takes effect")
+        assert traffic.problems == []
+    for name, held in others.items():
+        if name != victim:
+            assert pid_of(home, name) == held, f"{name} was restarted for nothing"
+
+
+def test_a_dead_application_leaves_the_endpoints_and_comes_back(home: Home) -> None:
+    with MeshApi(home) as api:
+        api.receipt(api.delete(sample_manifests("reviews-v1")))
+    with Traffic("127.0.0.1", gateway_port(home), per_second=25) as traffic:
+        until(lambda: len(traffic.versions) == 3, "all versions are used")
+        for victim in ("app/default/reviews-v2-0", "envoy/default/reviews-v3-0"):
+            pid = pid_of(home, victim)
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid, victim=victim: pid_of(home, victim) not in (0, pid), "restart")
+            until(lambda: all_ready(home), "everything is ready")
+        before = traffic.versions
+        until(
+            lambda: all(traffic.versions[v] > before[v] for v in ("v1", "v2", "v3")),
+            "all versions are used again",
+        )
+        # Requests that were on their way to the dead ones may fail; productpage asks twice.
+        assert traffic.problems == []
+
+
+def test_down_ends_everything_also_without_supervisor_and_guard(tmp_path: Path) -> None:
+    with mesh(tmp_path) as home:
+        port = gateway_port(home)
+        assert fetch("127.0.0.1", port).status == 200
+        for victim in ("guard", "supervisor"):
+            os.kill(pid_of(home, victim), signal.SIGKILL)
+        end_mesh(home)
+        assert remaining(home) == []
+        assert fetch("127.0.0.1", port).status == 0
