@@ -22,6 +22,7 @@ from meshbus.bus.follower import Follower
 from meshbus.bus.interface import (
     MODEL,
     Applier,
+    BusError,
     BusUnavailable,
     Change,
     Fence,
@@ -65,6 +66,7 @@ class NatsBus:
         self._lost = asyncio.Event()
         self._ready = asyncio.Event()
         self._commit_lock = asyncio.Lock()
+        self._keeps_streams = False
         self.max_message_bytes = 1024 * 1024 - _HEADER_RESERVE_BYTES
 
     # ------------------------------------------------------------------ life
@@ -95,7 +97,8 @@ class NatsBus:
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(client.close(), 2)
+                async with asyncio.timeout(2):
+                    await client.close()
 
     async def _supervise(self) -> None:
         """Keep a connection. nats-py reconnects by itself, but closes for good on most errors that
@@ -170,6 +173,10 @@ class NatsBus:
         self._notify_reconnect()
 
     def _notify_reconnect(self) -> None:
+        if self._keeps_streams:
+            task = asyncio.create_task(self._restore_streams())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         for callback in self._reconnect_callbacks:
             callback()
 
@@ -180,7 +187,9 @@ class NatsBus:
     # ------------------------------------------------------------------ streams
 
     async def ensure_streams(self) -> None:
-        """Create or update the five streams."""
+        """Create or update the five streams; from now on after each reconnect again, because a
+        server that restarts has forgotten those in memory."""
+        self._keeps_streams = True
         for config in stream_configs():
             name = config["name"]
             answer = await self.api(f"STREAM.CREATE.{name}", config, checked=False)
@@ -190,6 +199,16 @@ class NatsBus:
                 error = answer.get("error")
             if error:
                 raise BusUnavailable(f"stream {name}: {error.get('description')}")
+
+    async def _restore_streams(self) -> None:
+        backoff = Backoff(0.05, 2.0)
+        while self.connected:
+            try:
+                await self.ensure_streams()
+                return
+            except BusError as error:
+                log.info("streams are not there yet", error=str(error))
+            await asyncio.sleep(backoff.next_s())
 
     async def api(
         self, operation: str, body: object = None, *, timeout: float = 5.0, checked: bool = True

@@ -216,7 +216,8 @@ class _Session:
     async def _step(self, inbox: str) -> None:
         """Take everything that has arrived, then apply it in one go."""
         try:
-            message = await asyncio.wait_for(self._queue.get(), 2.5 * _HEARTBEAT_S)
+            async with asyncio.timeout(2.5 * _HEARTBEAT_S):
+                message = await self._queue.get()
         except TimeoutError:
             raise SessionOverError("heartbeats are missing") from None
         expired = False

@@ -100,7 +100,8 @@ class Bus(Protocol):
     def connected(self) -> bool: ...
 
     async def ensure_streams(self) -> None:
-        """Create or update the five streams; does nothing when they are as they should be."""
+        """Create or update the five streams, now and after each reconnect; does nothing when they
+        are as they should be."""
 
     def follower(
         self, stream: str, filters: Sequence[str], applier: Applier, *, name: str = ""

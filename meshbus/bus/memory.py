@@ -242,7 +242,8 @@ class MemoryBus:
         for pattern, _, handler in self._server.handlers:
             if subject_matches(pattern, subject):
                 try:
-                    return await asyncio.wait_for(handler(data), timeout)
+                    async with asyncio.timeout(timeout):
+                        return await handler(data)
                 except TimeoutError:
                     raise BusUnavailable(f"{subject}: no answer in {timeout} s") from None
         raise NoResponders(f"nobody serves {subject}")

@@ -56,7 +56,8 @@ class WorldMirror:
         entry = (sequence, future)
         self._waiters.append(entry)
         try:
-            await asyncio.wait_for(future, timeout)
+            async with asyncio.timeout(timeout):
+                await future
         except TimeoutError:
             return False
         finally:

@@ -87,7 +87,8 @@ class ModelWriter:
                 while True:
                     self._doubt.clear()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._doubt.wait(), RENEW_S)
+                        async with asyncio.timeout(RENEW_S):
+                            await self._doubt.wait()
                     if self._fence is None or not await self._lease.renew():
                         break
                 self._fence = None
@@ -96,8 +97,9 @@ class ModelWriter:
         finally:
             self._fence = None
             self._leading.clear()
-            with contextlib.suppress(asyncio.CancelledError, TimeoutError):
-                await asyncio.wait_for(self._lease.release(), 1)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._lease.release()
 
     async def _take_fence(self) -> Fence:
         return await self._bus.take_fence(fence_subject(self._service), self._pod)

@@ -102,5 +102,6 @@ async def serve_http(
     except asyncio.CancelledError:
         server.should_exit = True
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
-            await asyncio.wait_for(task, stop_s + 1)
+            async with asyncio.timeout(stop_s + 1):
+                await task
         raise
