@@ -28,6 +28,8 @@ from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.session_state import changed_names
 from meshbus_xds_gateway.verdicts import Verdicts
 
+_LOOK_S = 0.02
+"""Between two looks at everyone."""
 _SLICE_S = 0.02
 """How long snapshots are made before other work of the process gets its turn."""
 
@@ -101,6 +103,7 @@ class Fleet:
         self._all_stale = False
         self._moved_rows: set[Key] = set()
         self._pulse = asyncio.Event()
+        self._looked = 0.0
 
     # ------------------------------------------------------------------ rows in
 
@@ -218,6 +221,11 @@ class Fleet:
         self._metrics.connected.set(len(self.clients))
         self._settle([])
 
+    def look(self) -> None:
+        """Time may have passed for sessions that waited for their clients."""
+        if self._unsettled:
+            self._settle(list(self._unsettled))
+
     def progressed(self, client: Client) -> None:
         """Its session has heard or said something."""
         if client in self._unsettled:
@@ -253,6 +261,12 @@ class Fleet:
         for client in candidates:
             if self.converged_at(client) >= self.sequence:
                 self._unsettled.discard(client)
+        now = self._context.clock.monotonic()
+        if self._unsettled and now - self._looked < _LOOK_S:
+            return
+        # Asking everyone on every acknowledgement would cost the square of the fleet: the last one
+        # is seen at once, those between (of changes that overlap) a moment later.
+        self._looked = now
         for change in self.convergence.settled(self.converged(), self._context.clock.now()):
             if self.clients and change.settled is not None:
                 self._metrics.convergence.observe(max(change.settled - change.ts, 0.0))

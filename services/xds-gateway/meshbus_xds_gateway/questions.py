@@ -26,7 +26,7 @@ from meshbus_xds_gateway.nacks import problems_of_client, rejections
 MAX_WAIT_S = 30.0
 MAX_NAMES = 10
 _TYPES = (CDS, EDS, LDS, RDS, SDS, ECDS)
-_RECHECK_S = 0.25
+_RECHECK_S = 0.05
 """A session may give up waiting for its client without anything else happening."""
 
 
@@ -49,6 +49,7 @@ class Questions:
         clock = self._context.clock
         deadline = clock.monotonic() + min(max(request.timeout_s, 0.0), MAX_WAIT_S)
         while True:
+            self._fleet.look()
             reply, done = self._converged_now(request.sequence)
             left = deadline - clock.monotonic()
             if done or left <= 0:

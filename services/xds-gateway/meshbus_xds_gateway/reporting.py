@@ -25,6 +25,7 @@ async def report(context: Context[Any], fleet: Fleet) -> None:
     last_at = 0.0
     while True:
         now = context.clock.monotonic()
+        fleet.look()
         current = GatewayReport(
             pod=context.pod,
             sequence=fleet.sequence,

@@ -223,7 +223,8 @@ class Session:
             if state is None or state.flight is not None:
                 continue
             sendable = self._sendable(type_url, state, now)
-            if sendable or (state.wildcard and not state.answered):
+            # A client that starts is told that there is nothing only when there is nothing.
+            if sendable or (state.wildcard and not state.answered and not state.pending):
                 return self._send(type_url, state, sendable, now)
         return None
 
@@ -386,11 +387,13 @@ class Session:
                 removals.append(name)
         if not updates and not removals:
             return []
-        if type_url == LDS:
-            # A listener that takes over the port of another must come with its removal.
-            held = any(state.known.values()) and self._building(now)
-            offered = [] if held else self._offerable(type_url, state, updates, now)
-            return updates + removals if len(offered) == len(updates) and not held else []
+        if type_url == LDS or not state.answered:
+            # All or nothing: a listener that takes over the port of another must come with its
+            # removal, and a client that starts goes on with what the first answer holds.
+            if any(state.known.values()) and type_url in _GATED and self._building(now):
+                return []
+            offered = self._offerable(type_url, state, updates, now)
+            return updates + removals if len(offered) == len(updates) else []
         if type_url in _GATED and self._building(now):
             updates = [n for n in updates if not state.known.get(n)]
         absent = [n for n in removals if not state.known.get(n)]
@@ -402,15 +405,15 @@ class Session:
     def _offerable(
         self, type_url: str, state: TypeState, names: list[str], now: float
     ) -> list[str]:
-        """Those whose content is accepted, or is tried by this session."""
+        """Those that no other session is trying."""
         out = []
         for name in names:
             resource = self._desired(type_url, state, name, state.pending[name])
             assert resource is not None
-            if self.verdicts.may_offer(resource, self, now):
-                out.append(name)
-            else:
+            if self.verdicts.held(resource, self, now):
                 self._trial_until = now + TRIAL_S
+            else:
+                out.append(name)
         return out
 
     def _settle(self, type_url: str, state: TypeState, name: str) -> str | None:
@@ -468,7 +471,10 @@ class Session:
         for name in names:
             since = flight.since[name] = state.pending.pop(name)
             state.forced.discard(name)
-            flight.sent[name] = self._desired(type_url, state, name, since)
+            resource = self._desired(type_url, state, name, since)
+            flight.sent[name] = resource
+            if resource is not None:
+                self.verdicts.offer(resource, self, now)
         if type_url == CDS:
             self._offer_endpoints(flight)
         if not state.answered:

@@ -63,21 +63,21 @@ class Verdicts:
         self._accepted: OrderedDict[Content, None] = OrderedDict()
         self._trials: dict[Content, _Trial] = {}
 
-    def may_offer(self, resource: Resource, session: object, now: float) -> bool:
-        """May a session be offered this content now? If nobody is trying it, this session does."""
+    def held(self, resource: Resource, session: object, now: float) -> bool:
+        """Another session is trying this content: wait for what its proxy says."""
         if resource.type_url not in _TRIED_FIRST:
-            return True
-        content = content_of(resource)
-        if content in self._accepted:
-            return True
-        trial = self._trials.get(content)
-        if trial is None:
-            self._trials[content] = _Trial(session, now + TRIAL_S)
-            return True
-        if trial.session is session or now >= trial.until:
-            return True
+            return False
+        trial = self._trials.get(content_of(resource))
+        if trial is None or trial.session is session or now >= trial.until:
+            return False
         trial.awaited = True
-        return False
+        return True
+
+    def offer(self, resource: Resource, session: object, now: float) -> None:
+        """A session offers this content; if nobody has accepted it yet, the others wait."""
+        content = content_of(resource)
+        if resource.type_url in _TRIED_FIRST and content not in self._accepted:
+            self._trials.setdefault(content, _Trial(session, now + TRIAL_S))
 
     def accept(self, resource: Resource) -> None:
         """A proxy took this content."""

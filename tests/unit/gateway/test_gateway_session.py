@@ -217,6 +217,21 @@ def test_new_content_goes_to_one_proxy_first():
     assert all(stream.server_writes() for stream in others)
 
 
+def test_proxy_that_starts_while_another_tries_is_not_told_that_there_is_nothing():
+    verdicts = Verdicts()
+    wanted = mesh(cds_a="1", cds_b="1", lds_l="1")
+    first, second = Stream(Client(), verdicts, "p"), Stream(Client(), verdicts, "q")
+    for stream in (first, second):
+        stream.session.update(wanted, 1, stream.now)
+        stream.client.open(CDS)
+        stream.server_reads()
+    assert first.server_writes()
+    assert not second.server_writes()
+    first.settle()
+    second.settle()
+    assert second.sent() == [(CDS, ["a", "b"], [])]
+
+
 def test_proxies_do_not_wait_for_ever_for_the_first_one():
     verdicts = Verdicts()
     first, second = (connected(mesh(rds_a="1"), refusals=verdicts, name=n) for n in "pq")
