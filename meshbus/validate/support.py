@@ -136,7 +136,7 @@ _MESH = frozenset(
 
 
 def unsupported_fields(document: Mapping[str, Any]) -> list[Violation]:
-    """What of a valid document has no effect, in the order of the tables; empty for unknown kinds."""
+    """What of a valid document has no effect, in table order; empty for unknown kinds."""
     info = kind_of(str(document.get("apiVersion")), str(document.get("kind")))
     if info is None:
         return []
