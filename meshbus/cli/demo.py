@@ -149,5 +149,6 @@ def _run(path: Path, capture: str, *, check: bool) -> int:
         result = 1
     except KeyboardInterrupt:
         print("ending the mesh", file=sys.stderr)
-    end_undisturbed(home)
+    finally:
+        end_undisturbed(home)
     return result

@@ -75,7 +75,7 @@ class MeshApi:
         return int(answer.get("change") or 0), answer.get("results", [])
 
     def delete(self, documents: list[dict[str, Any]]) -> int:
-        """Delete what of these documents is there; the id of the last change, 0 when nothing was."""
+        """Delete those that are there; the id of the last change, 0 when there was none."""
         return int(self._ask("POST", "/v1/delete?atomic=false", documents).get("change") or 0)
 
     def receipt(self, change: int, *, wait_s: float = 20.0) -> Receipt:

@@ -109,8 +109,12 @@ def _services(cast: Cast) -> None:
     cast.stage.title("Six services, Bookinfo and its Envoys")
     parts = ", ".join(name for name, problem in cast.status.services.items() if not problem)
     cast.stage.say(f"ready: {parts}")
-    proxies = cast.api.get("/v1/proxies")["proxies"]
-    cast.stage.say(f"{len(proxies)} Envoys are connected; the page answers 200")
+    expected = len(cast.status.instances)
+    _until(
+        lambda: _connected(cast) == expected,
+        lambda: f"{_connected(cast)} of {expected} Envoys are connected",
+    )
+    cast.stage.say(f"{expected} Envoys are connected; the page answers 200")
     cast.stage.watch(cast.traffic)
 
 
@@ -215,6 +219,14 @@ def _seen(cast: Cast) -> None:
 # ---------------------------------------------------------------------- parts of steps
 
 
+def _connected(cast: Cast) -> int:
+    """Proxies that the gateways serve; 0 while no gateway has reported to the API."""
+    try:
+        return len(cast.api.get("/v1/proxies")["proxies"])
+    except HomeError:
+        return 0
+
+
 def _apply(cast: Cast, documents: list[dict[str, Any]]) -> None:
     change, _ = cast.api.apply(documents)
     _receipt(cast, change)
@@ -272,10 +284,10 @@ def _until(holds: Callable[[], bool], otherwise: Callable[[], str]) -> None:
 
 
 def graph_edges(graph: Any) -> set[tuple[str, str]]:
-    """(caller, callee) workloads of `/v1/graph`."""
-    names = {node["id"]: node.get("workload") or node["id"] for node in graph.get("nodes", [])}
+    """(caller, callee) of `/v1/graph`, by name."""
+    names = {node["id"]: node["name"] for node in graph.get("nodes", [])}
     return {
-        (names.get(edge["source"], edge["source"]), names.get(edge["target"], edge["target"]))
+        (names.get(edge["source"], "?"), names.get(edge["destination"], "?"))
         for edge in graph.get("edges", [])
     }
 
