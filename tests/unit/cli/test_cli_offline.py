@@ -1,0 +1,154 @@
+"""`meshbus validate` and `meshbus compile`: what they print and how they exit."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from meshbus.cli.compile import compile_command
+from meshbus.cli.validate import validate
+
+APP = typer.Typer()
+APP.command("validate")(validate)
+APP.command("compile")(compile_command)
+
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: reviews}
+spec:
+  selector: {app: reviews}
+  ports: [{name: http, port: 9080}]
+---
+apiVersion: standalone.meshbus.io/v1alpha1
+kind: Workload
+metadata: {name: reviews-v1, labels: {app: reviews, version: v1}}
+spec:
+  command: [python3, -m, reviews]
+  ports: [{name: http, port: 9080}]
+"""
+ROUTE = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - route: [{destination: {host: reviews}}]
+"""
+
+
+def run(*args: str) -> Any:
+    return CliRunner().invoke(APP, list(args))
+
+
+def write(tmp_path: Path, name: str, text: str) -> str:
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_validate_answers_for_every_document(tmp_path: Path) -> None:
+    bad = ROUTE.replace("host: reviews", "hots: reviews").replace("{name: reviews}", "{name: bad}")
+    path = write(tmp_path, "a.yaml", f"{ROUTE}---\n{bad}---\n: [\n---\nkind: Foo\napiVersion: v1\n")
+    result = run("validate", "-f", path, "-o", "json")
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert [(r["index"], r["kind"], r["name"], r["valid"]) for r in answer["results"]] == [
+        (0, "VirtualService", "reviews", True),
+        (1, "VirtualService", "bad", False),
+        (2, "", "", False),
+        (3, "Foo", "", False),
+    ]
+    first = answer["results"][1]
+    assert first["namespace"] == "default"
+    assert first["errors"][0] == {
+        "path": "spec.http[0].route[0].destination.hots",
+        "code": "Unknown",
+        "message": "unknown field 'hots' (did you mean 'host'?)",
+    }
+    assert answer["results"][2]["errors"][0]["code"] == "Malformed"
+
+
+def test_validate_exits_0_when_all_is_valid(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", ROUTE)
+    write(tmp_path, "b.yaml", SERVICE)
+    result = run("validate", "-f", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "3 documents, 0 invalid" in result.stdout
+
+
+def test_what_is_not_carried_out_is_a_warning(tmp_path: Path) -> None:
+    sidecar = """
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default}
+spec: {egress: [{hosts: ["./*"]}]}
+"""
+    result = run("validate", "-f", write(tmp_path, "a.yaml", sidecar), "-o", "json")
+    assert result.exit_code == 0
+    warnings = json.loads(result.stdout)["results"][0]["warnings"]
+    assert [w["code"] for w in warnings] == ["Unsupported"]
+
+
+@pytest.mark.parametrize("args", [["validate"], ["validate", "-f", "/no/such/file"], ["compile"]])
+def test_wrong_use_exits_2(args: list[str]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stderr
+
+
+def test_compile_prints_the_resources_of_a_workload(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", f"{SERVICE}---\n{ROUTE}")
+    result = run("compile", "-f", path, "--workload", "default/reviews-v1", "-o", "json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert set(answer) == {"listeners", "routes", "clusters", "endpoints", "extensions", "secrets"}
+    names = [cluster["name"] for cluster in answer["clusters"]]
+    assert "outbound|9080||reviews.default.svc.cluster.local" in names
+
+
+def test_compile_refuses_what_is_invalid(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", ROUTE.replace("hosts: [reviews]", "hosts: ['*']"))
+    result = run("compile", "-f", path, "--workload", "default/x")
+    assert result.exit_code == 1
+    assert "spec.hosts[0]" in result.stderr
+    assert not result.stdout
+
+
+def test_compile_of_a_workload_that_is_not_there(tmp_path: Path) -> None:
+    result = run("compile", "-f", write(tmp_path, "a.yaml", SERVICE), "--workload", "default/none")
+    assert result.exit_code == 1
+    assert "no workload default/none" in result.stderr
+
+
+def test_they_start_without_what_they_do_not_need(tmp_path: Path) -> None:
+    """No gRPC, NATS or HTTP client is loaded: answers come within a second."""
+    path = write(tmp_path, "a.yaml", f"{SERVICE}---\n{ROUTE}")
+    program = (
+        "import sys, typer\n"
+        "from meshbus.cli.validate import validate\n"
+        "from meshbus.cli.compile import compile_command\n"
+        "app = typer.Typer(); app.command('validate')(validate)\n"
+        "app.command('compile')(compile_command)\n"
+        "try:\n    app(sys.argv[1:])\n"
+        "finally:\n"
+        "    print([m for m in ('grpc', 'nats', 'httpx') if m in sys.modules], file=sys.stderr)\n"
+    )
+    for args in (
+        ["validate", "-f", path],
+        ["compile", "-f", path, "--workload", "default/reviews-v1"],
+    ):
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", program, *args], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.strip().endswith("[]"), done.stderr
+        assert time.monotonic() - began < 10
