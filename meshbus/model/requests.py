@@ -99,6 +99,9 @@ class ConvergedRequest(msgspec.Struct, frozen=True):
 
     sequence: int
     timeout_s: float = 1.0
+    change: int = 0
+    """Refusals of this version or a later one concern it: a change may have been refused before
+    the rows derived from it were written. 0: `sequence`."""
 
 
 class ConvergedReply(msgspec.Struct, frozen=True):

@@ -73,8 +73,8 @@ def problems_of_client(client: Client, world: World) -> list[ProxyProblemInfo]:
     ]
 
 
-def rejections(client: Client, sequence: int, world: World) -> list[dict[str, str]]:
-    """Refusals of one proxy that concern the change `sequence` or a later one."""
+def rejections(client: Client, change: int, world: World) -> list[dict[str, str]]:
+    """Refusals of one proxy that concern a change: of its version or a later one."""
     return [
         {
             "proxy": client.id,
@@ -85,7 +85,7 @@ def rejections(client: Client, sequence: int, world: World) -> list[dict[str, st
             "message": blocked.refusal.message[:MAX_MESSAGE],
         }
         for (type_url, name), blocked in sorted(client.session.blocked.items())
-        if blocked.sequence >= sequence
+        if blocked.sequence >= change
     ]
 
 

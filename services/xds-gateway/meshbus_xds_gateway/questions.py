@@ -50,19 +50,19 @@ class Questions:
         deadline = clock.monotonic() + min(max(request.timeout_s, 0.0), MAX_WAIT_S)
         while True:
             self._fleet.look()
-            reply, done = self._converged_now(request.sequence)
+            reply, done = self._converged_now(request.sequence, request.change or request.sequence)
             left = deadline - clock.monotonic()
             if done or left <= 0:
                 return reply
             await self._fleet.changed(min(left, _RECHECK_S))
 
-    def _converged_now(self, sequence: int) -> tuple[ConvergedReply, bool]:
+    def _converged_now(self, sequence: int, change: int) -> tuple[ConvergedReply, bool]:
         fleet = self._fleet
         waiting: list[str] = []
         refused: list[dict[str, str]] = []
         converged = 0
         for client in sorted(fleet.clients, key=lambda c: c.id):
-            against = rejections(client, sequence, fleet.world)
+            against = rejections(client, change, fleet.world)
             if against:
                 refused.extend(against)
             elif fleet.sequence >= sequence and fleet.converged_at(client) >= sequence:

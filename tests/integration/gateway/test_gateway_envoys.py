@@ -1,5 +1,6 @@
 """Real Envoys on a real gateway: TLS, tokens, SDS, requests between them, refusals, reconnects."""
 
+import asyncio
 import contextlib
 import random
 
@@ -177,3 +178,45 @@ def pushed_resources(gateway) -> float:
         for sample in metric.samples
         if sample.name == "meshbus_xds_pushed_resources_total" and sample.labels["type"] != "sds"
     )
+
+
+async def test_no_request_fails_while_routes_move_to_new_subsets(mesh):
+    """Make before break: no route leads to a cluster that is not there or has no endpoints."""
+    pair = Pair()
+    await mesh.start_gateway()
+    await mesh.write(*pair.rows())
+    async with serving(mesh, pair):
+        outcomes: list[int] = []
+        stop = asyncio.Event()
+
+        async def traffic() -> None:
+            proxy = f"http://{pair.client}:{pair.proxy_port}"
+            async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
+                while not stop.is_set():
+                    reply = await client.get(f"http://server:{pair.port}/")
+                    outcomes.append(reply.status_code)
+
+        running = asyncio.create_task(traffic())
+        for turn in range(8):
+            subset = {"name": f"v{turn}", "labels": {"app": "server"}}
+            target = {"destination": {"host": "server", "subset": f"v{turn}"}}
+            change = await mesh.write(
+                config(
+                    "DestinationRule",
+                    "destinationrules",
+                    "server",
+                    {"host": "server", "subsets": [subset]},
+                ),
+                config(
+                    "VirtualService",
+                    "virtualservices",
+                    "server",
+                    {"hosts": ["server"], "http": [{"route": [target]}]},
+                ),
+            )
+            reply = await mesh.converged(change)
+            assert reply.converged == 2
+        stop.set()
+        await running
+        assert len(outcomes) > 8
+        assert set(outcomes) == {200}
