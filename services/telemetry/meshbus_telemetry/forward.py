@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import grpc
 import httpx
 import msgspec
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from meshbus.runtime.clock import Clock
 from meshbus.runtime.settings import SettingsError
+from meshbus_telemetry.otlp import EXPORT, ExportRequest
 from meshbus_telemetry.spans import spans_of, zipkin_of
 
 MAX_QUEUE_BYTES = 16 << 20
@@ -73,13 +73,12 @@ class OtlpGrpc:
             self._channel = grpc.aio.secure_channel(target, credentials, options)
         else:
             self._channel = grpc.aio.insecure_channel(target, options)
-        self._stub = trace_service_pb2_grpc.TraceServiceStub(self._channel)
+        self._export = self._channel.unary_unary(EXPORT)
 
     async def send(self, batch: Batch) -> None:
         """Send one batch."""
-        request = trace_service_pb2.ExportTraceServiceRequest.FromString(batch.data)
         try:
-            await self._stub.Export(request, timeout=TIMEOUT_S)
+            await self._export(batch.data, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             kind = Unsent if error.code() in _RETRY_GRPC else Refused
             raise kind(f"{error.code().name}: {error.details()}") from error
@@ -101,7 +100,7 @@ class OverHttp:
         """Send one batch."""
         body, kind = batch.data, "application/x-protobuf"
         if self._zipkin:
-            request = trace_service_pb2.ExportTraceServiceRequest.FromString(batch.data)
+            request = ExportRequest.FromString(batch.data)
             body = msgspec.json.encode([zipkin_of(span) for span in spans_of(request)])
             kind = "application/json"
         try:

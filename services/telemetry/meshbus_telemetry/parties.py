@@ -70,15 +70,17 @@ def party_of(
     )
 
 
-def party_of_instance(row: WorkloadInstance, principal: str = "") -> Party:
-    """The end that an instance is."""
-    return party_of(row.workload, row.namespace, row.labels, row.cluster, principal)
+def party_of_instance(row: WorkloadInstance, cluster: str, principal: str = "") -> Party:
+    """The end that an instance is; `cluster` is that of rows that do not say."""
+    return party_of(row.workload, row.namespace, row.labels, row.cluster or cluster, principal)
 
 
 class Directory:
     """Answers who is who in the world, and remembers its answers until the registry changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: str) -> None:
+        self.cluster = cluster
+        """Name of the cluster that workloads are in unless they say otherwise."""
         self.world = World()
         self._known: dict[tuple[object, ...], Party | Target] = {}
 
@@ -90,7 +92,7 @@ class Directory:
 
     def peer(self, peer: Peer) -> Party:
         """The end that a connection came from."""
-        return self._remembered(("peer", peer), lambda: _party_of_peer(self.world, peer))
+        return self._remembered(("peer", peer), lambda: _party_of_peer(self, peer))
 
     def endpoint(self, host: str, address: str) -> Party:
         """The end that a call to a service went to.
@@ -99,9 +101,7 @@ class Directory:
             host: Of the service.
             address: Of the endpoint, without port.
         """
-        return self._remembered(
-            ("endpoint", host, address), lambda: _party_at(self.world, host, address)
-        )
+        return self._remembered(("endpoint", host, address), lambda: _party_at(self, host, address))
 
     def called(self, cluster: str, authority: str) -> Target:
         """The service that an outbound cluster stands for: `outbound|PORT|SUBSET|HOST`."""
@@ -131,30 +131,33 @@ class Directory:
         return cast(_A, known)
 
 
-def _party_of_peer(world: World, peer: Peer) -> Party:
-    row = find_peer(world, peer)
+def _party_of_peer(directory: Directory, peer: Peer) -> Party:
+    row = find_peer(directory.world, peer)
     if row is not None:
-        return party_of_instance(row, peer.uri)
+        return party_of_instance(row, directory.cluster, peer.uri)
     account = peer.account
     if account is None:
         return NOBODY._replace(principal=peer.uri or UNKNOWN)
     return NOBODY._replace(namespace=account[0], principal=peer.uri)
 
 
-def _party_at(world: World, host: str, address: str) -> Party:
+def _party_at(directory: Directory, host: str, address: str) -> Party:
+    world = directory.world
     rows = [e.row for e in world.entries(Query("reg.workloads", "address", address))]
     if len(rows) == 1:
-        return party_of_instance(rows[0])
+        return party_of_instance(rows[0], directory.cluster)
     for entry in world.entries(Query("reg.endpoints", "host", host)):
         shard: EndpointShard = entry.row
         for endpoint in shard.endpoints:
             if address in endpoint.addresses:
-                return _party_of_endpoint(endpoint)
+                return _party_of_endpoint(endpoint, directory.cluster)
     return NOBODY
 
 
-def _party_of_endpoint(endpoint: Endpoint) -> Party:
-    return party_of(endpoint.workload, endpoint.namespace, endpoint.labels, endpoint.cluster, "")
+def _party_of_endpoint(endpoint: Endpoint, cluster: str) -> Party:
+    return party_of(
+        endpoint.workload, endpoint.namespace, endpoint.labels, endpoint.cluster or cluster, ""
+    )
 
 
 def _target_of_cluster(world: World, cluster: str, authority: str) -> Target:

@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 import grpc
 from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from meshbus.mixer.workloads import Peer
 from meshbus.model.rows import WorkloadInstance
@@ -18,6 +17,7 @@ from meshbus_telemetry.entries import (
     connection_of,
     request_of,
 )
+from meshbus_telemetry.otlp import ExportResponse, resources_of
 from meshbus_telemetry.parties import Directory, party_of_instance
 
 MAX_SPANS = 10_000
@@ -66,7 +66,11 @@ class AccessLogServer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[mi
                     f"{uri} is not the identity of {row.namespace}/{row.name}",
                 )
             directory = telemetry.directory
-            party = directory.peer(Peer(uri)) if row is None else party_of_instance(row, uri)
+            party = (
+                directory.peer(Peer(uri))
+                if row is None
+                else party_of_instance(row, directory.cluster, uri)
+            )
             reporter = Reporter(side, party, row)
             for entry in message.http_logs.log_entry:
                 telemetry.request(request_of(entry, reporter, directory))
@@ -88,24 +92,22 @@ def instance_of(node_id: str) -> tuple[str, str]:
     return namespace, name
 
 
-class TraceServer(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
+class TraceServer:
     """Takes OTLP `Export`."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
 
-    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
-        """Spans of one proxy; those over the limit are left out and said so."""
+    async def export(self, request: Any, context: Any) -> Any:
+        """Spans of one proxy."""
         await require_workload(context, self._telemetry.trust_domain)
-        response = trace_service_pb2.ExportTraceServiceResponse()
-        count = sum(len(s.spans) for r in request.resource_spans for s in r.scope_spans)
+        count = sum(len(spans) for _, spans in resources_of(request))
         if count > MAX_SPANS:
             self._telemetry.left_out("export too large", count)
-            response.partial_success.rejected_spans = count
-            response.partial_success.error_message = f"more than {MAX_SPANS} spans in one export"
-            return response
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"more than {MAX_SPANS} spans in one export"
+            )
         taken = self._telemetry.spans(request)
         if taken < count:
-            response.partial_success.rejected_spans = count - taken
-            response.partial_success.error_message = "spans without trace_id and span_id"
-        return response
+            self._telemetry.left_out("span without ids", count - taken)
+        return ExportResponse()

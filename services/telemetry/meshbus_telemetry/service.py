@@ -5,7 +5,6 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 from envoy.service.accesslog.v3 import als_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 from prometheus_client import Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -20,6 +19,7 @@ from meshbus_telemetry.entries import Connection, Request
 from meshbus_telemetry.forward import Batch, Forwarder, exporter_of
 from meshbus_telemetry.graph import ServiceGraph
 from meshbus_telemetry.metrics import StandardMetrics
+from meshbus_telemetry.otlp import trace_handler
 from meshbus_telemetry.parties import Directory
 from meshbus_telemetry.servers import AccessLogServer, TraceServer
 from meshbus_telemetry.spans import spans_of
@@ -77,7 +77,7 @@ class TelemetryService:
         settings = context.settings
         self._context = context
         self._mirror = WorldMirror()
-        self._directory = Directory()
+        self._directory = Directory(context.cluster)
         self._mirror.subscribe(self._directory.moved)
         self.metrics = StandardMetrics(settings.series)
         """Istio's metrics."""
@@ -163,7 +163,7 @@ class TelemetryService:
 
     def _register(self, server: Any) -> None:
         als_pb2_grpc.add_AccessLogServiceServicer_to_server(AccessLogServer(self), server)
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(TraceServer(self), server)
+        server.add_generic_rpc_handlers((trace_handler(TraceServer(self).export),))
 
     async def _answer_graph(self, question: GraphQuestion) -> dict[str, Any]:
         try:

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from meshbus_telemetry.otlp import resources_of
+
 _KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
+_ERROR = 2
 MAX_ATTRIBUTES = 128
 MAX_VALUE_CHARACTERS = 4096
 
@@ -31,25 +34,23 @@ class Span(NamedTuple):
 
 def spans_of(request: Any) -> Iterator[Span]:
     """The spans of an OTLP `ExportTraceServiceRequest`; those without ids are left out."""
-    for resource_spans in request.resource_spans:
-        resource = _attributes(resource_spans.resource.attributes)
-        service = resource.get("service.name", "unknown")
-        for scope_spans in resource_spans.scope_spans:
-            for span in scope_spans.spans:
-                if len(span.trace_id) != 16 or len(span.span_id) != 8:
-                    continue
-                yield Span(
-                    span.trace_id.hex(),
-                    span.span_id.hex(),
-                    span.parent_span_id.hex(),
-                    span.name[:MAX_VALUE_CHARACTERS],
-                    _KINDS[span.kind] if span.kind < len(_KINDS) else _KINDS[0],
-                    service,
-                    span.start_time_unix_nano,
-                    span.end_time_unix_nano,
-                    span.status.code == 2,
-                    _attributes(span.attributes),
-                )
+    for resource, spans in resources_of(request):
+        service = _attributes(resource.attributes).get("service.name", "unknown")
+        for span in spans:
+            if len(span.trace_id) != 16 or len(span.span_id) != 8:
+                continue
+            yield Span(
+                span.trace_id.hex(),
+                span.span_id.hex(),
+                span.parent_span_id.hex(),
+                span.name[:MAX_VALUE_CHARACTERS],
+                _KINDS[span.kind] if span.kind < len(_KINDS) else _KINDS[0],
+                service,
+                span.start_time_unix_nano,
+                span.end_time_unix_nano,
+                span.status.code == _ERROR,
+                _attributes(span.attributes),
+            )
 
 
 def _attributes(pairs: Any) -> dict[str, str]:
