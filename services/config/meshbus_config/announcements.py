@@ -8,12 +8,14 @@ import structlog
 from meshbus.bus.interface import Bus
 from meshbus.runtime.events import publish_event
 from meshbus_config.errors import ApiError
-from meshbus_config.operations import DELETED
+from meshbus_config.outcomes import DELETED
 from meshbus_config.receipts import CONVERGED_STATE, REJECTED_STATE, Receipts
 from meshbus_config.store import Written
 
 QUEUE = 2000
 CONVERGED_WAIT_S = 30.0
+FOLLOWED = 16
+"""Changes that are waited for at once: one that does not converge must not hold up the others."""
 
 log = structlog.get_logger("announcements")
 
@@ -75,7 +77,8 @@ class Announcer:
         """Publish until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publish())
-            group.create_task(self._follow_changes())
+            for _ in range(FOLLOWED):
+                group.create_task(self._follow_changes())
 
     async def _publish(self) -> None:
         while True:

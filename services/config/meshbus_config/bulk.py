@@ -17,7 +17,8 @@ from meshbus_config import operations
 from meshbus_config.answers import read_document, respond
 from meshbus_config.documents import Document, Space
 from meshbus_config.errors import ApiError, bad_request, too_large
-from meshbus_config.operations import Plan, Preconditions, metadata_of
+from meshbus_config.operations import Preconditions
+from meshbus_config.outcomes import Intent, Plan, metadata_of
 from meshbus_config.store import Store, Written
 from meshbus_config.targets import dry_run, field_validation, flag
 
@@ -83,7 +84,7 @@ Step = Callable[[Space, Item], Plan]
 
 def apply_step(now: float, validation: str) -> Step:
     """Apply an item."""
-    intent = operations.Intent(
+    intent = Intent(
         manager=MANAGER,
         now=now,
         new_uid=lambda: str(uuid4()),

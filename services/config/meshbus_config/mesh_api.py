@@ -11,6 +11,9 @@ from meshbus.model.requests import (
     PROXIES,
     PROXY_CONFIG,
     ProxiesReply,
+    ProxiesRequest,
+    ProxyConfigReply,
+    ProxyConfigRequest,
     ProxyInfo,
     replica_subject,
 )
@@ -73,12 +76,12 @@ class MeshApi:
         return respond(request, {"changes": [record.document() for record in newest]})
 
     async def proxies(self, request: Request) -> Response:
-        """`/v1/proxies`: every connected proxy."""
-        found = await self._proxies()
+        """`/v1/proxies?namespace=`: every connected proxy."""
+        found = await self._proxies(ProxiesRequest(request.query_params.get("namespace", "")))
         found.sort(key=lambda proxy: proxy.id)
         return respond(request, {"proxies": found})
 
-    async def _proxies(self) -> list[ProxyInfo]:
+    async def _proxies(self, question: ProxiesRequest) -> list[ProxyInfo]:
         found: list[ProxyInfo] = []
         answered = False
         for pod in sorted(self._board.gateways):
@@ -95,18 +98,19 @@ class MeshApi:
         return found
 
     async def proxy_config(self, request: Request) -> Response:
-        """`/v1/proxies/{id}/config?type=`: what a proxy was sent, keys left out."""
+        """`/v1/proxies/{id}/config?type=`: what a proxy was sent, private keys left
+        out: `{"listeners": [...], ...}` as proto JSON."""
         wanted = request.query_params.get("type", "all")
         if wanted not in CONFIG_TYPES:
             raise bad_request(f"type: one of {', '.join(CONFIG_TYPES)}, not {wanted!r}")
         proxy = request.path_params["proxy"]
-        question = {"proxy": proxy, "type": wanted}
+        question = ProxyConfigRequest(proxy)
         refused: CallError | None = None
         for pod in sorted(self._board.gateways):
             try:
                 subject = replica_subject(PROXY_CONFIG, pod)
-                document = await call(self._bus, subject, question, dict[str, Any], timeout=_ASK_S)
-                return respond(request, document)
+                reply = await call(self._bus, subject, question, ProxyConfigReply, timeout=_ASK_S)
+                return respond(request, _selected(reply.document, wanted))
             except CallError as error:
                 if error.code not in ("unavailable", "not-found"):
                     raise as_api_error(error) from error
@@ -146,6 +150,11 @@ class MeshApi:
         return StreamingResponse(
             body, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
         )
+
+
+def _selected(document: dict[str, Any], wanted: str) -> dict[str, Any]:
+    """The parts of a proxy's config that are wanted."""
+    return document if wanted == "all" else {wanted: document.get(wanted, [])}
 
 
 def _seconds(text: str) -> float:

@@ -11,7 +11,7 @@ from meshbus.model.rows import ObjectStatus
 from meshbus.model.status import GatewayReport, ProxyProblem
 from meshbus_config.documents import Space, Stored, object_key, status_key, timestamp
 from meshbus_config.errors import ApiError
-from meshbus_config.operations import CONFIGURED, Plan
+from meshbus_config.outcomes import CONFIGURED, Plan
 from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Store
 

@@ -1,10 +1,5 @@
-"""What a write does: a request and the world in, the rows to write out. Pure.
+"""The verbs: a request and the world in, a plan of rows out. Pure."""
 
-Every verb ends in `_finish`, which admits the object, decides who manages its fields, and compares
-with what is there: a write that changes nothing writes nothing.
-"""
-
-import base64
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,23 +7,18 @@ import msgspec
 
 from meshbus.api.kinds import KindInfo
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject, MeshConfigRow, ObjectStatus, Row
+from meshbus.model.rows import ObjectStatus
 from meshbus.model.world import Entry
 from meshbus_config import apply_merge
-from meshbus_config.admission import WARN, admit, check_place, check_removal, namespace_kind
+from meshbus_config.admission import check_removal, namespace_kind
 from meshbus_config.documents import (
     LAST_APPLIED,
     Document,
     Space,
     Stored,
     api_version_of,
-    content_of,
-    open_content,
     render,
-    seal_content,
-    seconds_of,
     status_key,
-    timestamp,
 )
 from meshbus_config.errors import (
     Cause,
@@ -39,45 +29,23 @@ from meshbus_config.errors import (
     invalid,
     not_found,
 )
-from meshbus_config.field_sets import (
-    APPLY,
-    FieldsV1Error,
-    Owner,
-    Shapes,
-    managed_fields_of,
-    owners_of,
+from meshbus_config.field_sets import APPLY, Owner, owners_of
+from meshbus_config.outcomes import (
+    CONFIGURED,
+    DELETED,
+    UNCHANGED,
+    Intent,
+    Metadata,
+    Plan,
+    Write,
+    base_of,
+    finish,
+    fold_string_data,
+    metadata_of,
+    removal,
+    shapes_of,
+    writer_of,
 )
-
-Write = tuple[Key, Row | None]
-
-CREATED, CONFIGURED, UNCHANGED, DELETED = "created", "configured", "unchanged", "deleted"
-NAME_LABEL = "kubernetes.io/metadata.name"
-
-
-class Intent(NamedTuple):
-    """How a write is asked for."""
-
-    manager: str
-    """Field manager."""
-    now: float
-    new_uid: Callable[[], str]
-    field_validation: str = WARN
-    force: bool = False
-    """Take fields over that others manage (server-side apply)."""
-    restore: bool = False
-    """Keep `creationTimestamp` of the document: of two objects in conflict the older wins, also
-    after a restore."""
-
-
-class Plan(NamedTuple):
-    """What a write comes to."""
-
-    action: str
-    stored: Stored
-    """The object as it will be; as it was, when it is deleted. Its version is known after the
-    commit."""
-    writes: tuple[Write, ...]
-    warnings: tuple[str, ...] = ()
 
 
 class Preconditions(NamedTuple):
@@ -85,34 +53,6 @@ class Preconditions(NamedTuple):
 
     uid: str = ""
     resource_version: str = ""
-
-
-class _Metadata(msgspec.Struct, kw_only=True):
-    """The metadata that people write."""
-
-    name: str = ""
-    generate_name: str = msgspec.field(name="generateName", default="")
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = msgspec.field(name="resourceVersion", default="")
-    creation: str | None = msgspec.field(name="creationTimestamp", default=None)
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
-    owners: list[dict[str, Any]] | None = msgspec.field(name="ownerReferences", default=None)
-    finalizers: list[str] | None = None
-    managed: list[dict[str, Any]] | None = msgspec.field(name="managedFields", default=None)
-
-
-def metadata_of(info: KindInfo, document: Document) -> _Metadata:
-    """The metadata of a document.
-
-    Raises:
-        ApiError: 400, it is malformed.
-    """
-    try:
-        return msgspec.convert(document.get("metadata") or {}, _Metadata)
-    except msgspec.ValidationError as error:
-        raise bad_request(f"{info.kind}: metadata: {error}") from error
 
 
 def create(
@@ -136,7 +76,7 @@ def create(
     if space.get(info, namespace, metadata.name) is not None:
         raise already_exists(info, metadata.name)
     owners = owners_of(metadata.managed) if intent.restore and metadata.managed else []
-    return _finish(space, info, namespace, document, None, owners, intent, operation="")
+    return finish(space, info, namespace, document, None, owners, intent, operation="")
 
 
 def replace(
@@ -152,7 +92,7 @@ def replace(
         raise not_found(info, name)
     document, metadata = _addressed(info, namespace, name, document)
     _check_version(info, name, live, metadata.resource_version, metadata.uid)
-    return _finish(space, info, namespace, document, live, None, intent, operation="")
+    return finish(space, info, namespace, document, live, None, intent, operation="")
 
 
 def patch(
@@ -194,10 +134,10 @@ def apply(
         _check_version(info, name, live, metadata.resource_version, metadata.uid)
     document.pop("status", None)
     if info.kind == "Secret":
-        _fold_string_data(document)
-    base = _base(info, live, space)
+        fold_string_data(document)
+    base = base_of(info, live, space)
     owners = owners_of(live.row.managed_fields) if live else []
-    by, shapes = _writer(info, document, intent), _shapes(info)
+    by, shapes = writer_of(info, document, intent), shapes_of(info)
     if live is not None and not intent.force:
         found = [
             one
@@ -222,7 +162,7 @@ def apply(
     merged["metadata"]["name"] = name
     if intent.restore and metadata.creation:
         merged["metadata"]["creationTimestamp"] = metadata.creation
-    return _finish(space, info, namespace, merged, live, owners, intent, operation=APPLY)
+    return finish(space, info, namespace, merged, live, owners, intent, operation=APPLY)
 
 
 def set_status(
@@ -284,7 +224,7 @@ def delete(
     writes: list[Write] = []
     if info is namespace_kind():
         writes += _contents(space, name)
-    writes += _removal(live)
+    writes += removal(live)
     if info.kind == "MeshConfig":
         writes.append((Key(space.cluster, "mesh", "config", "", "mesh"), None))
     return Plan(DELETED, live, tuple(writes))
@@ -302,20 +242,13 @@ def _contents(space: Space, namespace: str) -> list[Write]:
             stored = Stored(entry, space.world.entry(status_key(entry.key)))
             if stored.row.finalizers:
                 held.append(f"{stored.row.kind} {stored.row.name}")
-            writes += _removal(stored)
+            writes += removal(stored)
     if held:
         raise conflict(
             namespace_kind(),
             namespace,
             f"it holds objects with finalizers, remove these first: {', '.join(held[:10])}",
         )
-    return writes
-
-
-def _removal(live: Stored) -> list[Write]:
-    writes: list[Write] = [(live.entry.key, None)]
-    if live.status_entry is not None:
-        writes.append((live.status_entry.key, None))
     return writes
 
 
@@ -337,7 +270,7 @@ def _same_person(manager: str, owner: Owner, live: Document) -> bool:
 
 def _addressed(
     info: KindInfo, namespace: str, name: str, document: Any
-) -> tuple[Document, _Metadata]:
+) -> tuple[Document, Metadata]:
     """The document with its kind, name and namespace filled in from where it is written to."""
     if not isinstance(document, dict):
         raise bad_request("the object is not a map")
@@ -390,136 +323,3 @@ def _check_version(
             "the object has been modified; please apply your changes to the latest version and "
             "try again",
         )
-
-
-def _writer(info: KindInfo, document: Document, intent: Intent) -> apply_merge.Writer:
-    version = str(document.get("apiVersion") or api_version_of(info))
-    return apply_merge.Writer(intent.manager, version, timestamp(intent.now))
-
-
-def _shapes(info: KindInfo) -> Shapes:
-    return Shapes(info.kind, info.group in ("", "discovery.k8s.io"))
-
-
-def _base(info: KindInfo, live: Stored | None, space: Space) -> Document:
-    """The live object without what nobody manages: status and the server's own metadata."""
-    if live is None:
-        return {"metadata": {}}
-    document = render(info, live, space.box, managed=False)
-    document.pop("status", None)
-    return document
-
-
-def _fold_string_data(document: Document) -> None:
-    """Write `stringData` of a Secret into `data`, as Kubernetes does."""
-    text = document.pop("stringData", None)
-    if isinstance(text, dict) and text:
-        data = dict(document.get("data") or {})
-        for name, value in text.items():
-            if not isinstance(value, str):
-                raise bad_request(f"Secret: stringData.{name}: expected a string")
-            data[name] = base64.b64encode(value.encode()).decode()
-        document["data"] = data
-
-
-def _finish(
-    space: Space,
-    info: KindInfo,
-    namespace: str,
-    document: Document,
-    live: Stored | None,
-    owners: list[Owner] | None,
-    intent: Intent,
-    *,
-    operation: str,
-) -> Plan:
-    document.pop("status", None)
-    given = metadata_of(info, document)
-    document, warnings = admit(info, document, intent.field_validation)
-    if info.kind == "Secret":
-        _fold_string_data(document)
-    if info is namespace_kind():
-        labels = document["metadata"].get("labels") or {}
-        document["metadata"]["labels"] = {**labels, NAME_LABEL: given.name}
-    if live is None:
-        check_place(space, info, namespace, given.name)
-    if operation != APPLY:
-        owners = _owners_after(space, info, document, live, given, owners, intent)
-    key = space.key(info, namespace, given.name)
-    row = _row(space, info, key, document, live, owners or [], intent)
-    if live is not None and row == live.row:
-        return Plan(UNCHANGED, live, (), tuple(warnings))
-    if row.deletion is not None and not row.finalizers and live is not None:
-        return Plan(DELETED, live, tuple(_removal(live)), tuple(warnings))
-    writes: list[Write] = [(key, row)]
-    if info.kind == "MeshConfig":
-        writes.append((Key(space.cluster, "mesh", "config", "", "mesh"), MeshConfigRow(row.spec)))
-    entry = Entry(key, live.version if live else 0, intent.now, row)
-    stored = Stored(entry, live.status_entry if live else None)
-    return Plan(CONFIGURED if live else CREATED, stored, tuple(writes), tuple(warnings))
-
-
-def _owners_after(
-    space: Space,
-    info: KindInfo,
-    document: Document,
-    live: Stored | None,
-    given: _Metadata,
-    owners: list[Owner] | None,
-    intent: Intent,
-) -> list[Owner]:
-    """Who manages what after a write that is not an apply.
-
-    A writer may replace `managedFields` (kubectl does when it moves to server-side apply); leaving
-    them out keeps them, an empty list forgets them.
-    """
-    try:
-        if owners is None:
-            owners = owners_of(live.row.managed_fields) if live else []
-            if given.managed is not None and (
-                live is None or given.managed != live.row.managed_fields
-            ):
-                owners = owners_of(given.managed)
-    except FieldsV1Error as error:
-        raise bad_request(str(error)) from error
-    by = _writer(info, document, intent)
-    return apply_merge.update(document, _base(info, live, space), owners, by, _shapes(info))
-
-
-def _row(
-    space: Space,
-    info: KindInfo,
-    key: Key,
-    document: Document,
-    live: Stored | None,
-    owners: list[Owner],
-    intent: Intent,
-) -> ConfigObject:
-    metadata = metadata_of(info, document)
-    content = content_of(info, document)
-    if live is None:
-        created = intent.now
-        if intent.restore and metadata.creation:
-            created = min(seconds_of(metadata.creation) or intent.now, intent.now)
-        uid, generation, deletion = intent.new_uid(), 1, None
-    else:
-        uid, created, deletion = live.row.uid, live.row.created, live.row.deletion
-        same = open_content(live.row, key, space.box)[0] == content
-        generation = live.row.generation + (0 if same else 1)
-    row = ConfigObject(
-        api_version=api_version_of(info),
-        kind=info.kind,
-        namespace=key.namespace,
-        name=key.name,
-        uid=uid,
-        generation=generation,
-        created=created,
-        labels=metadata.labels or {},
-        annotations=metadata.annotations or {},
-        spec=content,
-        managed_fields=managed_fields_of(owners),
-        owner_references=metadata.owners or [],
-        finalizers=metadata.finalizers or [],
-        deletion=deletion,
-    )
-    return seal_content(row, key, space.box, live.row if live else None)

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from meshbus.bus.interface import Bus, BusError, NoResponders
+from meshbus.compile.registry.derive import SOURCES
 from meshbus.model.requests import CONVERGED, ConvergedReply, ConvergedRequest, replica_subject
 from meshbus.model.world import World
 from meshbus.runtime.calls import CallError, call
+from meshbus_config.documents import timestamp
 from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Written
 
@@ -62,10 +64,17 @@ class ChangeRecord(NamedTuple):
     time: float
     user: str
     objects: list[dict[str, str]]
+    derived: bool
+    """Whether discovery has something to derive from it."""
 
     def document(self) -> dict[str, Any]:
         """As the API answers it."""
-        return self._asdict()
+        return {
+            "change": self.change,
+            "time": timestamp(self.time),
+            "user": self.user,
+            "objects": self.objects,
+        }
 
 
 class Receipts:
@@ -100,18 +109,21 @@ class Receipts:
             for plan in written.plans
             if plan.writes
         ]
-        self.recent.append(ChangeRecord(written.change, self._now(), user, objects))
+        tables = {key.table for plan in written.plans for key, _ in plan.writes}
+        record = ChangeRecord(
+            written.change, self._now(), user, objects, derived=not SOURCES.isdisjoint(tables)
+        )
+        self.recent.append(record)
 
     async def wait(self, change: int, timeout_s: float) -> Receipt:
         """The receipt of a change as soon as its state is final, at the latest after `timeout_s`
         seconds."""
         end = self._monotonic() + min(timeout_s, MAX_WAIT_S)
-        while (target := self._board.derived_at(change)) is None:
+        while (target := self._target(change)) is None:
             left = end - self._monotonic()
             if left <= 0:
                 return Receipt(change=change, state=PENDING_STATE, waiting=["discovery"])
             await self._board.moved(self._board.version, left)
-        target = max(change, target)
         while True:
             left = max(0.0, end - self._monotonic())
             seen = self._board.version
@@ -120,6 +132,14 @@ class Receipts:
                 return receipt
             # Gateways wait on their own; only one that cannot be reached answers at once.
             await self._board.moved(seen, min(0.2, max(0.0, end - self._monotonic())))
+
+    def _target(self, change: int) -> int | None:
+        """The version that proxies must have for the change to be live; None: not known yet."""
+        record = next((r for r in self.recent if r.change == change), None)
+        if record is not None and not record.derived:
+            return change
+        derived = self._board.derived_at(change)
+        return None if derived is None else max(change, derived)
 
     async def _ask(self, change: int, target: int, timeout_s: float) -> Receipt:
         pods = sorted(self._board.gateways)

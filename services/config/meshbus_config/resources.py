@@ -36,6 +36,7 @@ from meshbus_config.negotiation import (
     decode,
     encode,
 )
+from meshbus_config.outcomes import CREATED, DELETED, Intent, Plan
 from meshbus_config.selectors import Match, parse_selectors
 from meshbus_config.store import Store
 from meshbus_config.strategic_merge import strategic_merge
@@ -208,9 +209,9 @@ class Resources:
 
     # ------------------------------------------------------------------ writes
 
-    def _intent(self, request: Request) -> operations.Intent:
+    def _intent(self, request: Request) -> Intent:
         query = request.query_params
-        return operations.Intent(
+        return Intent(
             manager=field_manager(query, request.headers.get("user-agent", "")),
             now=self._now(),
             new_uid=lambda: str(uuid4()),
@@ -222,7 +223,7 @@ class Resources:
         self,
         request: Request,
         target: Target,
-        plan: Callable[[Space], operations.Plan],
+        plan: Callable[[Space], Plan],
         created: int = 201,
     ) -> Response:
         presenter = self._presenter(request, target)
@@ -233,7 +234,7 @@ class Resources:
         )
         done = written.plans[0]
         document = presenter.one(presenter.document(done.stored, self._store.space))
-        status = created if done.action == operations.CREATED else 200
+        status = created if done.action == CREATED else 200
         return presenter.respond(document, status, warnings=done.warnings, change=written.change)
 
     async def _create(self, request: Request, target: Target) -> Response:
@@ -242,7 +243,7 @@ class Resources:
             raise bad_request(f"{target.info.kind} is created in a namespace: /namespaces/NAME/...")
         intent = self._intent(request)
 
-        def plan(space: Space) -> operations.Plan:
+        def plan(space: Space) -> Plan:
             return operations.create(space, target.info, target.namespace, document, intent)
 
         return await self._write(request, target, plan)
@@ -253,7 +254,7 @@ class Resources:
             return await self._edit(request, target, lambda _: document)
         intent = self._intent(request)
 
-        def plan(space: Space) -> operations.Plan:
+        def plan(space: Space) -> Plan:
             return operations.replace(
                 space, target.info, target.namespace, target.name, document, intent
             )
@@ -270,7 +271,7 @@ class Resources:
                 raise bad_request("fieldManager is required for apply patch")
             intent = self._intent(request)
 
-            def plan(space: Space) -> operations.Plan:
+            def plan(space: Space) -> Plan:
                 return operations.apply(
                     space, target.info, target.namespace, target.name, value, intent
                 )
@@ -286,7 +287,7 @@ class Resources:
     ) -> Response:
         intent = self._intent(request)
 
-        def plan(space: Space) -> operations.Plan:
+        def plan(space: Space) -> Plan:
             if target.subresource:
                 return operations.set_status(
                     space, target.info, target.namespace, target.name, edit, target.version
@@ -301,7 +302,7 @@ class Resources:
         expected, dry = await _delete_options(request)
         presenter = self._presenter(request, target)
 
-        def plan(space: Space) -> list[operations.Plan]:
+        def plan(space: Space) -> list[Plan]:
             return [
                 operations.delete(
                     space, target.info, target.namespace, target.name, expected, self._now()
@@ -310,7 +311,7 @@ class Resources:
 
         written = await self._store.write(plan, user=request.state.user.name, dry_run=dry)
         done = written.plans[0]
-        if done.action == operations.DELETED:
+        if done.action == DELETED:
             answer = success(target.info, target.name, done.stored.row.uid)
         else:
             answer = presenter.one(presenter.document(done.stored, self._store.space))
@@ -321,7 +322,7 @@ class Resources:
         presenter = self._presenter(request, target)
         matches = _selected(target, _match_of(request))
 
-        def plan(space: Space) -> list[operations.Plan]:
+        def plan(space: Space) -> list[Plan]:
             return [
                 operations.delete(
                     space, target.info, one.row.namespace, one.row.name, expected, self._now()

@@ -28,6 +28,7 @@ from meshbus_config.events_feed import EventsFeed
 from meshbus_config.history import History
 from meshbus_config.mesh_api import MeshApi
 from meshbus_config.object_status import StatusWriter
+from meshbus_config.outcomes import Intent, Plan
 from meshbus_config.receipts import Receipts
 from meshbus_config.resources import Resources
 from meshbus_config.secret_box import load_box
@@ -197,8 +198,8 @@ class ConfigService:
         """Make the namespaces that always exist, whenever this replica leads and one is missing."""
         clock, info = self._context.clock, namespace_kind()
 
-        def plan(space: Space) -> list[operations.Plan]:
-            intent = operations.Intent("meshbus", clock.now(), lambda: str(uuid4()))
+        def plan(space: Space) -> list[Plan]:
+            intent = Intent("meshbus", clock.now(), lambda: str(uuid4()))
             return [
                 operations.create(space, info, "", {"metadata": {"name": name}}, intent)
                 for name in self._permanent()

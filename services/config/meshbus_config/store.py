@@ -13,7 +13,7 @@ from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import BATCH_ROWS, ModelWriter, NotLeading
 from meshbus_config.documents import Space
 from meshbus_config.errors import ApiError, timed_out, too_large, unavailable
-from meshbus_config.operations import Plan, Write
+from meshbus_config.outcomes import Plan, Write
 from meshbus_config.secret_box import SecretBox
 
 CATCH_UP_S = 5.0

@@ -21,6 +21,10 @@ from meshbus.model.requests import (
     ConvergedRequest,
     CredentialReply,
     CredentialRequest,
+    ProxiesReply,
+    ProxiesRequest,
+    ProxyConfigReply,
+    ProxyConfigRequest,
     ProxyInfo,
     replica_subject,
 )
@@ -43,11 +47,12 @@ class Gateway:
         self.proxies: list[ProxyInfo] = []
 
     async def start(self):
-        await answer(
-            self.bus, replica_subject(CONVERGED, self.pod), ConvergedRequest, self.converged
-        )
-        await answer(self.bus, replica_subject(PROXIES, self.pod), dict, self.list_proxies)
-        await answer(self.bus, replica_subject(PROXY_CONFIG, self.pod), dict, self.config)
+        for subject, request_type, handler in (
+            (CONVERGED, ConvergedRequest, self.converged),
+            (PROXIES, ProxiesRequest, self.list_proxies),
+            (PROXY_CONFIG, ProxyConfigRequest, self.config),
+        ):
+            await answer(self.bus, replica_subject(subject, self.pod), request_type, handler)
         await self.report()
 
     async def converged(self, request):
@@ -55,12 +60,12 @@ class Gateway:
         return ConvergedReply(**{"pod": self.pod, "sequence": request.sequence, **self.reply})
 
     async def list_proxies(self, _):
-        return self.proxies
+        return ProxiesReply(self.pod, self.proxies)
 
     async def config(self, request):
-        if request["proxy"] != "reviews-v1-0.default":
+        if request.proxy != "reviews-v1-0.default":
             raise CallError("not-found", "no such proxy here")
-        return {"listeners": [], "type": request["type"]}
+        return ProxyConfigReply(request.proxy, 1, {"listeners": [{"name": "x"}], "routes": []})
 
     async def report(self, *problems, sequence=0):
         report = GatewayReport(self.pod, sequence, 2, sequence, list(problems))
@@ -202,7 +207,7 @@ async def test_a_backup_restores_what_was_there(api):
 
 
 async def test_a_receipt_waits_for_discovery_and_then_for_the_proxies(api, gateway):
-    change = int((await api.apply(virtual_service())).headers["meshbus-change"])
+    change = int((await api.apply(service())).headers["meshbus-change"])
     pending = (await api.client.get(f"/v1/changes/{change}")).json()
     assert (pending["state"], pending["waiting"]) == ("pending", ["discovery"])
     query = {"wait": "10"}
@@ -215,9 +220,15 @@ async def test_a_receipt_waits_for_discovery_and_then_for_the_proxies(api, gatew
     assert gateway.asked[-1] == change + 3
 
 
+async def test_what_discovery_does_not_read_needs_no_word_of_it(api, gateway):
+    change = int((await api.apply(virtual_service())).headers["meshbus-change"])
+    receipt = (await api.client.get(f"/v1/changes/{change}")).json()
+    assert receipt["state"] == "converged"
+    assert gateway.asked[-1] == change
+
+
 async def test_a_refusal_ends_the_wait(api, gateway):
     change = int((await api.apply(virtual_service())).headers["meshbus-change"])
-    await gateway.discovery(change, 0)
     refusal = {"proxy": "p.default", "resource": "80", "object": "VirtualService default/reviews",
                "message": "bad route"}  # fmt: skip
     gateway.reply = {"total": 2, "converged": 1, "waiting": ["p.default"], "rejected": [refusal]}
@@ -230,15 +241,12 @@ async def test_a_gateway_that_died_is_not_waited_for(api, gateway):
     ghost = Gateway(api, "xds-gateway-1")
     await ghost.report()
     change = int((await api.apply(virtual_service())).headers["meshbus-change"])
-    await gateway.discovery(change, 0)
     receipt = (await api.client.get(f"/v1/changes/{change}", params={"wait": "10"})).json()
     assert receipt["state"] == "converged"
 
 
 async def test_without_any_gateway_a_change_stays_pending(api):
-    discovery = Gateway(api)
     change = int((await api.apply(virtual_service())).headers["meshbus-change"])
-    await discovery.discovery(change, 0)
     receipt = (await api.client.get(f"/v1/changes/{change}", params={"wait": "0.1"})).json()
     assert (receipt["state"], receipt["waiting"]) == ("pending", ["xds-gateway"])
 
@@ -260,7 +268,7 @@ async def test_proxies_and_their_config(api, gateway):
     listed = (await api.client.get("/v1/proxies")).json()["proxies"]
     assert [proxy["id"] for proxy in listed] == ["a.default", "b.default"]
     config = await api.client.get("/v1/proxies/reviews-v1-0.default/config?type=listeners")
-    assert config.json() == {"listeners": [], "type": "listeners"}
+    assert config.json() == {"listeners": [{"name": "x"}]}
     missing = await api.client.get("/v1/proxies/none.default/config")
     assert missing.status_code == 404
     assert (await api.client.get("/v1/proxies/x/config?type=y")).status_code == 400
@@ -320,12 +328,11 @@ async def test_events_are_server_sent(api, gateway):
     task = asyncio.create_task(read())
     await asyncio.wait_for(started.wait(), 10)
     await create(api)
-    change = int((await api.client.delete(f"{VIRTUAL_SERVICES}/reviews")).headers["meshbus-change"])
-    await gateway.discovery(change, 0)
+    await api.client.delete(f"{VIRTUAL_SERVICES}/reviews")
     await asyncio.wait_for(task, 10)
     verbs = [event["type"].rsplit(".", 1)[1] for event in found]
-    assert verbs[:2] == ["applied", "deleted"]
-    assert verbs[2:] == ["converged", "converged"]
+    assert sorted(verbs) == ["applied", "converged", "converged", "deleted"]
+    assert verbs.index("applied") < verbs.index("deleted")
     assert found[0]["subject"] == "default/reviews"
     assert found[0]["data"]["user"] == "ann"
     past = await api.client.get("/v1/events", params={"since": "5m", "follow": "false"})
