@@ -1,0 +1,136 @@
+"""The API of a running mesh, as the commands use it."""
+
+import json
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+OK, NO, WRONG_USE = 0, 1, 2
+HOMES = (Path("~/.meshbus"), Path("~/.meshbus/demo"))
+"""Where a mesh is looked for when nobody says: that of `up`, that of `demo`."""
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="Directory of the mesh. Default: $MESHBUS_HOME, else ~/.meshbus or ~/.meshbus/demo.",
+    ),
+]
+
+
+def end(command: str, message: str, code: int) -> NoReturn:
+    """Say why on stderr, and stop."""
+    typer.echo(f"meshbus {command}: {message}", err=True)
+    raise typer.Exit(code)
+
+
+class ApiError(Exception):
+    """The API refused, or is away. `status`: HTTP status, 0 when there was no answer."""
+
+    def __init__(self, status: int, message: str, document: Any = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.document = document
+
+
+def find_api(home: Path | None) -> Path:
+    """The `api.json` of the mesh that is meant.
+
+    Raises:
+        ApiError: There is none; says where it was looked for.
+    """
+    named = home or (Path(os.environ["MESHBUS_HOME"]) if os.environ.get("MESHBUS_HOME") else None)
+    places = [named] if named is not None else list(HOMES)
+    for place in places:
+        file = place.expanduser() / "api.json"
+        if file.is_file():
+            return file
+    looked = ", ".join(str(place) for place in places)
+    raise ApiError(0, f"no mesh runs in {looked}: start one with `meshbus up`, or name its --home")
+
+
+class ApiClient:
+    """Requests with the token of a home. Use as a context manager."""
+
+    def __init__(self, home: Path | None) -> None:
+        import httpx
+
+        file = find_api(home)
+        try:
+            access = json.loads(file.read_text())
+            context = ssl.create_default_context(cadata=access["ca"])
+            self.url, token = str(access["url"]), str(access["token"])
+        except (OSError, ValueError, KeyError, ssl.SSLError) as error:
+            raise ApiError(0, f"{file} cannot be used: {error}") from None
+        self._errors = httpx.HTTPError
+        self._client = httpx.Client(
+            base_url=self.url,
+            verify=context,
+            headers={"authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(150, connect=5),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> "ApiClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        query: dict[str, str] | None = None,
+        accept: str = "application/json",
+    ) -> Any:
+        """The JSON answer.
+
+        Raises:
+            ApiError: An answer of 400 or more, or none.
+        """
+        try:
+            answer = self._client.request(
+                method, path, json=body, params=query, headers={"accept": accept}
+            )
+        except self._errors as error:
+            raise ApiError(0, f"{self.url} does not answer: {error}") from error
+        try:
+            document = answer.json()
+        except ValueError:
+            document = None
+        if answer.status_code >= 400:
+            message = document.get("message") if isinstance(document, dict) else None
+            raise ApiError(
+                answer.status_code,
+                str(message or f"{method} {path} answered {answer.status_code}"),
+                document,
+            )
+        return document
+
+    def stream(self, path: str, query: dict[str, str]) -> Iterator[str]:
+        """Lines of an answer that does not end.
+
+        Raises:
+            ApiError: As `ask`.
+        """
+        try:
+            with self._client.stream("GET", path, params=query, timeout=None) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise ApiError(answer.status_code, answer.text.strip())
+                yield from answer.iter_lines()
+        except self._errors as error:
+            raise ApiError(0, f"{self.url} does not answer: {error}") from error
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(document, indent=2))

@@ -1,0 +1,67 @@
+"""The `meshbus` command. Commands import what they need when they run: `--help` is quick."""
+
+import sys
+
+import typer
+
+from meshbus.cli.compile import compile_command
+from meshbus.cli.demo import demo
+from meshbus.cli.down import down
+from meshbus.cli.events import events
+from meshbus.cli.objects import apply, delete, get
+from meshbus.cli.proxies import proxy_config, proxy_status
+from meshbus.cli.serve import serve
+from meshbus.cli.up import up
+from meshbus.cli.validate import validate
+from meshbus.cli.version import version
+from meshbus.cli.wait import wait
+
+app = typer.Typer(
+    name="meshbus",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A service mesh that speaks the Istio API, on NATS, with unmodified Envoys.",
+)
+
+_RUN, _CONFIG, _LOOK, _OFFLINE, _SERVER = (
+    "Run a mesh on this machine",
+    "Configure it",
+    "Look into it",
+    "Without a mesh",
+    "Run services",
+)
+app.command("demo", rich_help_panel=_RUN)(demo)
+app.command("up", rich_help_panel=_RUN)(up)
+app.command("down", rich_help_panel=_RUN)(down)
+app.command("apply", rich_help_panel=_CONFIG)(apply)
+app.command("delete", rich_help_panel=_CONFIG)(delete)
+app.command("get", rich_help_panel=_CONFIG)(get)
+app.command("wait", rich_help_panel=_CONFIG)(wait)
+app.command("proxy-status", rich_help_panel=_LOOK)(proxy_status)
+app.command("proxy-config", rich_help_panel=_LOOK)(proxy_config)
+app.command("events", rich_help_panel=_LOOK)(events)
+app.command("version", rich_help_panel=_LOOK)(version)
+app.command("validate", rich_help_panel=_OFFLINE)(validate)
+app.command("compile", rich_help_panel=_OFFLINE)(compile_command)
+app.command("serve", rich_help_panel=_SERVER)(serve)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    if sys.argv[1:2] == ["mixer"]:
+        # Its functions load RE2 and more; no other command should wait for them.
+        from meshbus.cli.mixer import app as mixer
+
+        app.add_typer(mixer, name="mixer", rich_help_panel=_OFFLINE)
+    else:
+        app.command("mixer", rich_help_panel=_OFFLINE)(_mixer_help)
+    app()
+
+
+def _mixer_help() -> None:
+    """Try expressions of Mixer's attribute language: `meshbus mixer eval --batch FILE`."""
+
+
+if __name__ == "__main__":
+    main()
