@@ -305,8 +305,8 @@ def _fetch(
             items.append(api.ask("GET", path_of(info, namespace, name)))
             continue
         found = api.ask("GET", path_of(info, namespace, "", every=every), query=query)
-        for item in found["items"]:
-            items.append({"apiVersion": info.api_version, "kind": info.kind, **item})
+        head = {"apiVersion": info.api_version, "kind": info.kind}
+        items += [{**head, **item} for item in found["items"]]
     return items
 
 

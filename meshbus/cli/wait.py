@@ -100,11 +100,11 @@ def describe(receipt: dict[str, Any], limit_s: float) -> list[str]:
         return [f"change {change} live on {converged} of {total} proxies{took}"]
     if receipt["state"] == "rejected":
         lines = [f"change {change} was refused by {len(receipt['rejected'])} of {total} proxies:"]
-        for problem in receipt["rejected"]:
-            lines.append(
-                f"  {problem.get('proxy')}: {problem.get('object') or problem.get('resource')}: "
-                f"{problem.get('message')}"
-            )
+        lines += [
+            f"  {problem.get('proxy')}: {problem.get('object') or problem.get('resource')}: "
+            f"{problem.get('message')}"
+            for problem in receipt["rejected"]
+        ]
         return lines
     waiting = ", ".join(receipt["waiting"]) or "no one by name"
     reached = f"change {change} live on {converged} of {total} proxies after {limit_s:g} s"
