@@ -355,7 +355,8 @@ class Fleet:
 
     def _secrets_changed(self, clients: Iterable[Client]) -> None:
         for client in clients:
-            if self._give_secrets(client, self.sequence):
+            # No part of a change: what has converged stays so while a certificate is renewed.
+            if self._give_secrets(client, self.sequence + 1):
                 self._unsettled.add(client)
                 client.wake.set()
 

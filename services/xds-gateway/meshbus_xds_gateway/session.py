@@ -22,19 +22,16 @@ Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol
 from collections.abc import Iterable, Mapping
 
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, Resource
+from meshbus_xds_gateway.client_refusals import Blocked, ClientRefusals, KeepError, Named
 from meshbus_xds_gateway.session_state import (
     ABSENT,
-    RETRY_S,
-    Blocked,
     Changed,
     Flight,
     Names,
     ProtocolError,
     Push,
-    Retry,
     TypeState,
     Wanted,
-    cannot_bind,
     changed_names,
     smaller_parts,
 )
@@ -52,27 +49,25 @@ _WILDCARD_TYPES = frozenset({CDS, LDS})
 _GATED = frozenset({LDS, RDS})
 
 
-class _KeepError(Exception):
-    """What the client has is to stay."""
-
-
 class Session:
     """One stream. `proxy` names the client in refusals."""
 
     def __init__(self, proxy: str, verdicts: Verdicts) -> None:
         self.proxy = proxy
         self.verdicts = verdicts
-        self.blocked: dict[tuple[str, str], Blocked] = {}
-        """What it does not get, by type and name."""
+        self._refusals = ClientRefusals(proxy, verdicts)
         self._wanted: dict[str, Names] = {}
         self._reached = 0
         self._types: dict[str, TypeState] = {}
         self._awaited: dict[str, dict[str, int]] = {EDS: {}, RDS: {}}
         self._hold_until = 0.0
         self._nonce = 0
-        self._own: dict[tuple[str, str], Refusal] = {}
-        self._retries: dict[tuple[str, str], Retry] = {}
         self._trial_until = 0.0
+
+    @property
+    def blocked(self) -> dict[Named, Blocked]:
+        """What the client does not get, by type and name."""
+        return self._refusals.blocked
 
     # ------------------------------------------------------------------ what it should have
 
@@ -93,7 +88,7 @@ class Session:
             state = self._types.get(type_url)
             for name in changed(old or {}, new):
                 moved = True
-                self._changed_content(type_url, name, new.get(name))
+                self._refusals.forget(type_url, name, new.get(name))
                 if state is not None and state.wants(name):
                     held = (old or {}).get(name)
                     if held is not None and state.known.get(name) == held.version:
@@ -161,7 +156,7 @@ class Session:
                 state.look_at(name, self._reached + 1)
             else:
                 state.forget(name)
-                self._changed_content(type_url, name, None)
+                self._refusals.forget(type_url, name, None)
 
     def ack(self, type_url: str, nonce: str) -> bool:
         """The client has taken a response. False: not the one that is waited for."""
@@ -176,7 +171,7 @@ class Session:
                 state.known[name] = ABSENT if resource is None else resource.version
                 if resource is None or self._wanted.get(type_url, {}).get(name) is resource:
                     state.before.pop(name, None)
-                    self._changed_content(type_url, name, None)
+                    self._refusals.forget(type_url, name, None)
                 else:
                     state.before[name] = resource
         if not state.parts:
@@ -204,7 +199,10 @@ class Session:
         for name, resource in flight.sent.items():
             state.forced.discard(name)
             if resource is not None:
-                return self._refuse(state, resource, message, flight.since[name], now)
+                if type_url == CDS:
+                    self._awaited[EDS].pop(name, None)
+                since, before = flight.since[name], state.before.get(name)
+                return self._refusals.refuse(resource, message, since, before, now)
             state.pending.pop(name, None)
             state.known[name] = ABSENT
         return None
@@ -217,7 +215,9 @@ class Session:
             for names in self._awaited.values():
                 names.clear()
         self._trial_until = 0.0
-        self._retry(now)
+        for type_url, name in self._refusals.take_due(now):
+            self._types[type_url].look_at(name, self._reached + 1)
+            self._types[type_url].forced.add(name)
         for type_url in (*_ORDER, *(t for t in self._types if t not in _ORDER)):
             state = self._types.get(type_url)
             if state is None or state.flight is not None:
@@ -230,7 +230,7 @@ class Session:
 
     def wake_at(self, now: float) -> float | None:
         """When to poll again though nothing has happened; None: no need."""
-        moments = [retry.due for retry in self._retries.values() if retry.due is not None]
+        moments = self._refusals.next_due()
         if self._trial_until > now:
             moments.append(self._trial_until)
         if now < self._hold_until and (
@@ -309,66 +309,16 @@ class Session:
         if now >= self._hold_until:
             self._hold_until = now + HOLD_S
 
-    def _changed_content(self, type_url: str, name: str, resource: Resource | None) -> None:
-        self.blocked.pop((type_url, name), None)
-        own = self._own.get((type_url, name))
-        if own is not None and (resource is None or own.resource.version != resource.version):
-            del self._own[(type_url, name)]
-        retry = self._retries.get((type_url, name))
-        if retry is not None and (resource is None or retry.version != resource.version):
-            del self._retries[(type_url, name)]
-
-    def _refuse(
-        self, state: TypeState, resource: Resource, message: str, since: int, now: float
-    ) -> Refusal | None:
-        type_url, name = resource.type_url, resource.name
-        key = (type_url, name)
-        fallback = state.before.get(name) or self.verdicts.fallback_of(resource)
-        refusal = self._own[key] = Refusal(resource, message, self.proxy, since, fallback)
-        if type_url == CDS:
-            self._awaited[EDS].pop(name, None)
-        if not cannot_bind(type_url, message):
-            self.verdicts.refuse(refusal)
-            return refusal
-        self.verdicts.give_up(resource)
-        retry = self._retries.get(key)
-        if retry is not None and retry.version == resource.version:
-            retry.again(now)
-            return None
-        self._retries[key] = Retry(resource.version, now + RETRY_S)
-        return refusal
-
-    def _retry(self, now: float) -> None:
-        """Offer listeners again whose address was in use."""
-        for key, retry in self._retries.items():
-            if retry.due is not None and now >= retry.due:
-                retry.due = None
-                self._own.pop(key, None)
-                type_url, name = key
-                self._types[type_url].look_at(name, self._reached + 1)
-                self._types[type_url].forced.add(name)
-
     def _desired(self, type_url: str, state: TypeState, name: str, since: int) -> Resource | None:
         """What the client should have of a name. None: nothing.
 
         Raises:
-            _KeepError: What it has (or has not) is to stay.
+            KeepError: What it has (or has not) is to stay.
         """
         resource = self._wanted.get(type_url, {}).get(name)
         if resource is None:
             return None
-        own = self._own.get((type_url, name))
-        refusal = self.verdicts.refusal_of(resource, self.proxy)
-        if own is not None and own.resource.version == resource.version:
-            refusal = own
-        if refusal is None:
-            return resource
-        self.blocked[(type_url, name)] = Blocked(max(since, refusal.sequence), refusal)
-        if refusal.fallback is None or state.known.get(name):
-            raise _KeepError
-        if own is not None and own.resource.version == refusal.fallback.version:
-            raise _KeepError
-        return refusal.fallback
+        return self._refusals.admit(resource, state.known.get(name), since)
 
     def _sendable(self, type_url: str, state: TypeState, now: float) -> list[str]:
         """Names to send now; forgets pending ones that need nothing."""
@@ -420,7 +370,7 @@ class Session:
         """`update` or `removal`: what a pending name needs; None: nothing (now)."""
         try:
             desired = self._desired(type_url, state, name, state.pending[name])
-        except _KeepError:
+        except KeepError:
             state.settle(name)
             return None
         known = state.known.get(name)

@@ -4,13 +4,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from meshbus.compile.resources import LDS, Resource
-from meshbus_xds_gateway.verdicts import Refusal
+from meshbus.compile.resources import Resource
 
 ABSENT = ""
 """Instead of a version: the client has been told that there is no such resource."""
-RETRY_S, MAX_RETRY_S = 2.0, 60.0
-"""When a listener whose address was in use is offered again; doubles."""
 
 Names = Mapping[str, Resource | None]
 """Resources of a type by name. None: it will come (a certificate being signed), say nothing yet."""
@@ -89,30 +86,6 @@ class TypeState:
         self.forced.discard(name)
 
 
-@dataclass(frozen=True, slots=True)
-class Blocked:
-    """A resource that this client does not get in its present content."""
-
-    sequence: int
-    """Model version since when."""
-    refusal: Refusal
-
-
-@dataclass(slots=True)
-class Retry:
-    """A listener that could not bind its address."""
-
-    version: str
-    due: float | None
-    """When to offer it again; None: it has been."""
-    delay_s: float = RETRY_S
-
-    def again(self, now: float) -> None:
-        """It has failed once more."""
-        self.delay_s = min(self.delay_s * 2, MAX_RETRY_S)
-        self.due = now + self.delay_s
-
-
 def changed_names(old: Names, new: Names) -> list[str]:
     """Names whose resource is another one, there or gone."""
     out = [
@@ -134,12 +107,3 @@ def smaller_parts(names: tuple[str, ...], message: str) -> list[tuple[str, ...]]
         return [rest, *named] if rest else named
     middle = len(names) // 2
     return [names[:middle], names[middle:]]
-
-
-def cannot_bind(type_url: str, message: str) -> bool:
-    """Envoy refuses a listener because its address is taken: the fault of the machine and of the
-    moment, not of the content.
-
-    Source: what Envoy 1.40 says, `cannot bind '127.0.0.1:80': Address already in use`.
-    """
-    return type_url == LDS and "cannot bind" in message
