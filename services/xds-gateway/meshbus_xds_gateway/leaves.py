@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from meshbus.compile.names import spiffe
 from meshbus.compile.resources import Resource
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE
-from meshbus.model.requests import SIGN, SignReply, SignRequest
+from meshbus.model.requests import SignReply, SignRequest, sign_subject
 from meshbus.runtime.calls import CallError, call
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.secret_resources import certificate_secret
@@ -117,7 +117,9 @@ class Leaves:
             spiffe_id=spiffe(self._context.trust_domain, *account),
             ttl_s=self._ttl_s,
         )
-        reply = await call(self._context.bus, SIGN, request, SignReply, timeout=5)
+        reply = await call(
+            self._context.bus, sign_subject("xds-gateway"), request, SignReply, timeout=5
+        )
         pem = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,

@@ -11,8 +11,10 @@ from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
 from meshbus.model.keys import Key
 from meshbus.model.rows import ServiceAddress
+from meshbus.runtime.http import AddressInUseError
 from meshbus.runtime.identity import ServingIdentity
 from meshbus.runtime.service import Context
+from meshbus.runtime.settings import SettingsError
 from meshbus_xds_gateway.fleet import Fleet
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.nacks import announce
@@ -45,10 +47,6 @@ class XdsGatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     max_streams: Annotated[int, _about("streams at one time", ge=1)] = 10_000
 
 
-class ListenError(Exception):
-    """An address cannot be listened on; the message names the setting."""
-
-
 class XdsGatewayService:
     """Delta and state-of-the-world ADS with SDS on the same stream."""
 
@@ -69,15 +67,27 @@ class XdsGatewayService:
         """Until cancelled.
 
         Raises:
-            ListenError: An address cannot be listened on.
+            SettingsError: An address is none, or may not be used.
+            AddressInUseError: It cannot be listened on.
         """
-        context, settings = self._context, self._context.settings
+        settings = self._context.settings
         host = _host_of(settings.listen, "LISTEN")
         if settings.plaintext and not _is_loopback(_host_of(settings.plaintext, "PLAINTEXT")):
-            raise ListenError(
+            raise SettingsError(
                 "MESHBUS_XDS_GATEWAY_PLAINTEXT: only a loopback address may be without TLS, "
                 f"not {settings.plaintext}"
             )
+        try:
+            await self._serve(host)
+        except BaseExceptionGroup as group:
+            # Told as it is, not as a group of one.
+            in_use = group.subgroup(AddressInUseError)
+            if in_use is not None:
+                raise in_use.exceptions[0] from None
+            raise
+
+    async def _serve(self, host: str) -> None:
+        context, settings = self._context, self._context.settings
         async with asyncio.TaskGroup() as tasks:
             fleet = Fleet(context, self._metrics, tasks, settings.leaf_ttl_s)
             self._mirror.subscribe(fleet.world_changed)
@@ -185,7 +195,7 @@ async def _start(server: XdsServer, listen: str, credentials: Any, setting: str)
     try:
         return await server.start(listen, credentials)
     except RuntimeError as error:
-        raise ListenError(
+        raise AddressInUseError(
             f"MESHBUS_XDS_GATEWAY_{setting}: {listen} cannot be listened on; is the port in use? "
             f"({error})"
         ) from error
@@ -194,7 +204,7 @@ async def _start(server: XdsServer, listen: str, credentials: Any, setting: str)
 def _host_of(listen: str, setting: str) -> str:
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isdigit() or not host:
-        raise ListenError(f"MESHBUS_XDS_GATEWAY_{setting}: HOST:PORT is needed, not {listen!r}")
+        raise SettingsError(f"MESHBUS_XDS_GATEWAY_{setting}: HOST:PORT is needed, not {listen!r}")
     return host.strip("[]")
 
 

@@ -25,7 +25,9 @@ from meshbus.model.requests import CREDENTIAL, CredentialReply, CredentialReques
 from meshbus.model.rows import ConfigObject, WorkloadInstance
 from meshbus.model.status import GatewayReport, status_subject
 from meshbus.runtime.calls import answer
+from meshbus.runtime.http import AddressInUseError
 from meshbus.runtime.sealed import seal
+from meshbus.runtime.settings import SettingsError
 
 pytestmark = pytest.mark.real
 SIDECAR = "sidecar~10.0.0.1~server-0.default~default.svc.cluster.local"
@@ -172,9 +174,16 @@ async def test_plaintext_gives_configuration_but_no_identity(mesh):
 
 
 async def test_plaintext_on_another_address_than_loopback_is_refused(mesh):
-    with pytest.raises(Exception, match="loopback") as refused:
+    with pytest.raises(SettingsError, match="MESHBUS_XDS_GATEWAY_PLAINTEXT: only a loopback"):
         await mesh.start_gateway(plaintext="0.0.0.0:0")
-    assert "MESHBUS_XDS_GATEWAY_PLAINTEXT" in str(refused.value)
+
+
+async def test_port_in_use_is_told_with_its_setting(mesh):
+    taken = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
+    async with taken:
+        port = taken.sockets[0].getsockname()[1]
+        with pytest.raises(AddressInUseError, match=f"LISTEN: 127.0.0.1:{port}"):
+            await mesh.start_gateway(listen=f"127.0.0.1:{port}")
 
 
 async def test_secret_of_a_gateway_is_fetched_sealed_and_follows_its_row(mesh):
