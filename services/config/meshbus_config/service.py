@@ -37,7 +37,7 @@ from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Store
 from meshbus_config.tokens import Tokens
 
-_RETRY_S = 0.5
+_RETRY_S = 0.1
 
 
 class ConfigSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
