@@ -40,7 +40,17 @@ class SessionAffinityConfig(Shape, frozen=True, kw_only=True):
 class ServiceSpec(Shape, frozen=True, kw_only=True):
     """A name for a set of pods."""
 
-    ports: list[ServicePort] = []
+    ports: Annotated[
+        list[ServicePort],
+        Meta(
+            extra_json_schema={
+                "x-kubernetes-list-map-keys": ["port", "protocol"],
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-patch-merge-key": "port",
+                "x-kubernetes-patch-strategy": "merge",
+            }
+        ),
+    ] = []
     """Ports."""
     selector: dict[str, str] | None = None
     """Labels of the pods."""
@@ -89,12 +99,25 @@ class NamespaceSpec(Shape, frozen=True, kw_only=True):
     """What must be done before it goes."""
 
 
+References = Annotated[
+    list[Free],
+    Meta(
+        extra_json_schema={
+            "x-kubernetes-list-map-keys": ["name"],
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-patch-merge-key": "name",
+            "x-kubernetes-patch-strategy": "merge",
+        }
+    ),
+]
+
+
 class ServiceAccountContent(Shape, frozen=True, kw_only=True):
     """An identity."""
 
-    secrets: list[Free] = []
+    secrets: References = []
     """Secrets of its pods."""
-    image_pull_secrets: list[Free] = []
+    image_pull_secrets: References = []
     """Secrets for registries."""
     automount_service_account_token: bool | None = None
     """Whether pods get a token."""

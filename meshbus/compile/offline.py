@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from meshbus.api.kinds import kind_of, plural_of
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import compile_proxy
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance, proxy_of_json
@@ -16,7 +17,6 @@ from meshbus.model.world import World, world_of
 
 CLUSTER = "Kubernetes"
 """The cluster token of offline worlds."""
-_CLUSTER_SCOPED = frozenset({"Namespace", "Node", "GatewayClass", "MeshConfig"})
 _DATA_KINDS = frozenset({"Pod", "Node"})
 """Kinds whose status says what they are: addresses and readiness."""
 _NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status", "spec"})
@@ -32,18 +32,6 @@ class Compiled:
     """What has no effect: `object`, `path`, `message`."""
 
 
-def plural_of(kind: str) -> str:
-    """The plural of a kind as Kubernetes' generators make it."""
-    lower = kind.lower()
-    if lower == "endpoints":
-        return lower
-    if lower.endswith(("s", "x", "ch", "sh")):
-        return f"{lower}es"
-    if lower.endswith("y") and lower[-2] not in "aeiou":
-        return f"{lower[:-1]}ies"
-    return f"{lower}s"
-
-
 def object_of_document(document: Mapping[str, Any], namespace: str = "default") -> ConfigObject:
     """The row of one Kubernetes document.
 
@@ -55,7 +43,9 @@ def object_of_document(document: Mapping[str, Any], namespace: str = "default") 
     name = metadata.get("name")
     if not (isinstance(kind, str) and isinstance(api_version, str) and isinstance(name, str)):
         raise ValueError("apiVersion, kind and metadata.name are needed")
-    own = "" if kind in _CLUSTER_SCOPED else str(metadata.get("namespace") or namespace)
+    info = kind_of(api_version, kind)
+    cluster_scoped = info is not None and not info.namespaced
+    own = "" if cluster_scoped else str(metadata.get("namespace") or namespace)
     spec = document.get("spec")
     content = (
         spec

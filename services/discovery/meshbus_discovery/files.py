@@ -12,7 +12,8 @@ from typing import Any
 import structlog
 import yaml
 
-from meshbus.compile.offline import object_of_document, plural_of
+from meshbus.api.kinds import plural_of
+from meshbus.compile.offline import object_of_document
 from meshbus.compile.registry.derive import SOURCES
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject

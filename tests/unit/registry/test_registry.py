@@ -6,7 +6,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshbus.compile.offline import object_of_document, plural_of
+from meshbus.api.kinds import plural_of
+from meshbus.compile.offline import object_of_document
 from meshbus.compile.registry import Registry, rows_of_objects
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, EndpointShard, Row, Service, WorkloadInstance
