@@ -3,6 +3,7 @@ with. It needs the bus to be asked; without it it keeps its keys and waits."""
 
 import asyncio
 import uuid
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -15,17 +16,17 @@ from meshbus.bus.writer import ModelWriter
 from meshbus.model.keys import Key, escape_token
 from meshbus.model.requests import (
     JOIN_TOKEN,
-    SIGN,
     JoinTokenReply,
     JoinTokenRequest,
     SignReply,
     SignRequest,
+    sign_subject,
 )
 from meshbus.model.rows import Trust
 from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.sealed import SealError, seal
 from meshbus.runtime.service import Context
-from meshbus_ca.grants import ForbiddenError, granted_names
+from meshbus_ca.grants import SERVICES, ForbiddenError, granted_names
 from meshbus_ca.issue import MIN_TTL_S, InvalidCsrError, Signer, issue_leaf, pem_of, public_key_of
 from meshbus_ca.keystore import Keystore
 from meshbus_ca.tokens import InvalidTokenRequestError, issuer_of, join_token
@@ -101,7 +102,14 @@ class CaService:
         follower = self._mirror.follow(
             context.bus, (f"m.{escape_token(context.cluster)}.sec.>",), name=context.pod
         )
-        await answer(context.bus, SIGN, SignRequest, self._sign, queue=self.name)
+        for service in sorted(SERVICES):
+            await answer(
+                context.bus,
+                sign_subject(service),
+                SignRequest,
+                partial(self._sign, service),
+                queue=self.name,
+            )
         await answer(context.bus, JOIN_TOKEN, JoinTokenRequest, self._join_token, queue=self.name)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.run())
@@ -148,15 +156,19 @@ class CaService:
                 for task in waits:
                     task.cancel()
 
-    async def _sign(self, request: SignRequest) -> SignReply:
+    async def _sign(self, asker: str, request: SignRequest) -> SignReply:
+        """`asker`: whose subject the question came on, which the bus lets nobody else use."""
+        if request.service != asker:
+            raise CallError("forbidden", f"{asker} may not ask as {request.service!r}")
         try:
             reply = self._issue(request)
         except CallError as error:
             service = request.service if error.code != "forbidden" else "other"
             self._signed.labels(service, error.code).inc()
-            self._context.log.warning(
-                "certificate refused", spiffe_id=request.spiffe_id, reason=error.message
-            )
+            # Whoever comes before the trust row comes back: that is no refusal to worry about.
+            log = self._context.log
+            tell = log.debug if error.code == "unavailable" else log.warning
+            tell("certificate refused", spiffe_id=request.spiffe_id, reason=error.message)
             raise
         self._signed.labels(request.service, "signed").inc()
         return reply
