@@ -7,7 +7,7 @@ Where the server is reached is a row of `mesh.addresses`, from which compile mak
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -15,7 +15,7 @@ import grpc
 from meshbus.bus.interface import BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
-from meshbus.model.keys import Key
+from meshbus.model.keys import Key, escape_token
 from meshbus.model.rows import ServiceAddress
 from meshbus.runtime.identity import ServingIdentity
 from meshbus.runtime.service import Context
@@ -68,11 +68,23 @@ class ProxyServer:
         context: Context[Any],
         mirror: WorldMirror,
         *,
+        reads: Sequence[str],
         listen: str,
         advertise: str,
         register: Callable[[Any], None],
     ) -> None:
+        """
+        Args:
+            mirror: Follows `mesh` and the planes or kinds of `reads`: `reg`, `reg.workloads`.
+            listen: HOST:PORT; port 0: any.
+            advertise: HOST:PORT that proxies call; empty: what was bound.
+            register: Adds the services to the gRPC server.
+        Raises:
+            SettingsError: Not HOST:PORT.
+        """
         prefix = f"MESHBUS_{context.name.upper()}"
+        cluster = escape_token(context.cluster)
+        self._subjects = [f"m.{cluster}.{part}.>" for part in ("mesh", *reads)]
         self._context = context
         self._mirror = mirror
         self._listen = host_and_port(listen, f"{prefix}_LISTEN")
@@ -108,7 +120,7 @@ class ProxyServer:
             now=context.clock.now,
             monotonic=context.clock.monotonic,
         )
-        follower = self._mirror.follow(context.bus, name=context.pod)
+        follower = self._mirror.follow(context.bus, self._subjects, name=context.pod)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.run())
             tasks.create_task(identity.run())

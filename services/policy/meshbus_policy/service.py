@@ -10,6 +10,7 @@ from envoy.service.ratelimit.v3 import rls_pb2_grpc
 from prometheus_client import Counter, Gauge, Histogram
 
 from meshbus.bus.mirror import WorldMirror
+from meshbus.mixer.quota import TABLES
 from meshbus.model.world import Query, World
 from meshbus.runtime.proxy_server import ProxyServer
 from meshbus.runtime.service import Context
@@ -71,6 +72,7 @@ class PolicyService:
         self._server = ProxyServer(
             context,
             self._mirror,
+            reads=(*(f"cfg.{plural}" for plural in TABLES), "reg.workloads"),
             listen=context.settings.listen,
             advertise=context.settings.advertise,
             register=self._register,

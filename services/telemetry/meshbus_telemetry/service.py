@@ -99,6 +99,7 @@ class TelemetryService:
         self._server = ProxyServer(
             context,
             self._mirror,
+            reads=("reg",),
             listen=settings.listen,
             advertise=settings.advertise,
             register=self._register,
