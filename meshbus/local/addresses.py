@@ -130,24 +130,6 @@ def listening_addresses(table: str) -> list[ipaddress.IPv4Address]:
     return sorted(found)
 
 
-def listens(table: str, port: int, address: str = "") -> bool:
-    """Whether /proc/<pid>/net/tcp or tcp6 (its text) has a listener on a port that takes
-    connections to `address` (IPv4; empty: any)."""
-    wanted = ""
-    if address:
-        wanted = ipaddress.IPv4Address(address).packed[::-1].hex().upper()
-    for line in table.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) < 4 or fields[3] != "0A":
-            continue
-        host, _, hex_port = fields[1].partition(":")
-        if int(hex_port, 16) != port:
-            continue
-        if not address or set(host) == {"0"} or host.endswith(wanted):
-            return True
-    return False
-
-
 def listening_now() -> list[ipaddress.IPv4Address]:
     """Addresses that somebody on this machine listens on."""
     return listening_addresses(Path("/proc/net/tcp").read_text())

@@ -70,6 +70,13 @@ def hosts_file(names: Sequence[tuple[str, Sequence[str]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+RESOLVER = """# Names of the mesh are in the hosts file; there is no name server in a namespace.
+nameserver 127.0.0.1
+options timeout:1 attempts:1
+"""
+"""An /etc/resolv.conf whose lookups fail at once instead of waiting for a server out of reach."""
+
+
 def service_names(name: str, namespace: str, host: str, client_namespace: str) -> list[str]:
     """The names by which a workload of a namespace may call a Kubernetes service."""
     names = [host, f"{name}.{namespace}.svc", f"{name}.{namespace}"]

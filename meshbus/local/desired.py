@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from meshbus.api.standalone import Workload, WorkloadPort
+from meshbus.api.standalone import Workload
 from meshbus.local.addresses import InstanceAddresses
 from meshbus.model.rows import ConfigObject
 from meshbus.model.status import InstanceReport
@@ -134,13 +134,3 @@ def application_env(
     else:
         env["MESHBUS_BIND_ADDRESS"] = addresses.inbound[0]
     return env | instance.spec.env
-
-
-def listens_at(
-    instance: InstanceSpec, addresses: InstanceAddresses, *, capture: str
-) -> tuple[str, list[WorkloadPort]]:
-    """(address, ports) where the application has to listen to be ready; address empty: any."""
-    if capture == "netns":
-        return "", instance.spec.ports
-    address = addresses.application if instance.has_envoy else addresses.inbound[0]
-    return address, instance.spec.ports

@@ -1,8 +1,10 @@
 """One workload instance: its network, its Envoy, its application, and what is told about it."""
 
 import asyncio
+import functools
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,12 +18,11 @@ from meshbus.bus.interface import Bus
 from meshbus.local import bootstrap, netns
 from meshbus.local.addresses import (
     InstanceAddresses,
-    listens,
     netns_addresses,
     proxy_addresses,
 )
-from meshbus.local.capture import PROXY_UID
-from meshbus.local.desired import InstanceSpec, application_env, listens_at, report_of
+from meshbus.local.capture import PROXY_UID, RESOLVER
+from meshbus.local.desired import InstanceSpec, application_env, report_of
 from meshbus.local.home import Home, HomeState, write_private
 from meshbus.local.join import fetch_token, renew_in_s
 from meshbus.local.keeper import Keeper
@@ -227,14 +228,9 @@ class Instance:
         """Bring the hosts file up to date. It is mounted by inode: written in place."""
         if not self._machine.in_namespaces or not self.folder.is_dir():
             return
-        content = self._machine.hosts(self.spec.namespace).encode()
-        descriptor = os.open(self.folder / "hosts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            if os.pread(descriptor, len(content) + 1, 0) != content:
-                os.pwrite(descriptor, content, 0)
-                os.ftruncate(descriptor, len(content))
-        finally:
-            os.close(descriptor)
+        content = self._machine.hosts(self.spec.namespace)
+        for name, text in (("hosts", content), ("resolv.conf", RESOLVER)):
+            write_in_place(self.folder / name, text.encode())
 
     async def _prepare_envoy(self) -> None:
         await self._machine.roots_known.wait()
@@ -299,7 +295,7 @@ class Instance:
                 {
                     "namespace": netns.namespace_name(self._machine.state.id, self.index),
                     "binds": [
-                        (str(self.folder / "hosts"), "/etc/hosts"),
+                        *self._name_binds(),
                         (str(self._proxy_folder), self._seen_folder),
                     ],
                     "folder": self._seen_folder,
@@ -318,13 +314,17 @@ class Instance:
             argv = netns.enter_argv(
                 {
                     "namespace": netns.namespace_name(state.id, self.index),
-                    "binds": [(str(self.folder / "hosts"), "/etc/hosts")],
+                    "binds": self._name_binds(),
                     "folder": str(folder),
                     "user": 0,
                     "argv": argv,
                 }
             )
         return Command(f"app/{self.spec.id}", argv, env, folder, self._log("app"))
+
+    def _name_binds(self) -> list[tuple[str, str]]:
+        files = (("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"))
+        return [(str(self.folder / name), to) for name, to in files if Path(to).exists()]
 
     def _log(self, kind: str) -> Path:
         return self._machine.home.logs / f"{kind}.{self.spec.namespace}.{self.spec.name}.log"
@@ -368,7 +368,7 @@ class Instance:
             if not keeper.pid:
                 what = "Envoy" if keeper is self._envoy else "the application"
                 return keeper.error or f"{what} does not run (see {self._machine.home.logs})"
-        if self._application is not None and not self._application_listens(self._application.pid):
+        if self._application is not None and not await self._application_listens():
             return "the application does not listen on its ports yet"
         if self._envoy is not None:
             status, _ = await ask_envoy(self._proxy_folder, bootstrap.ADMIN_SOCKET, "/ready")
@@ -381,20 +381,23 @@ class Instance:
                 return f"nobody takes connections at {spec.address} port {port}"
         return ""
 
-    def _application_listens(self, pid: int) -> bool:
-        address, ports = listens_at(self.spec, self.addresses, capture=self._machine.state.capture)
-        try:
-            tables = [
-                (Path(f"/proc/{pid}/net/{name}").read_text(), name == "tcp")
-                for name in ("tcp", "tcp6")
-                if Path(f"/proc/{pid}/net/{name}").exists()
-            ]
-        except OSError:
-            return False
-        return all(
-            any(listens(table, port.port, address if v4 else "") for table, v4 in tables)
-            for port in ports
-        )
+    async def _application_listens(self) -> bool:
+        """Its ports take connections, seen from where its Envoy is."""
+        make_socket: Callable[[], socket.socket] = socket.socket
+        hosts = [self.addresses.application or self.addresses.inbound[0]]
+        if self._machine.in_namespaces:
+            name = netns.namespace_name(self._machine.state.id, self.index)
+            make_socket = functools.partial(netns.socket_in, name)
+            hosts = ["127.0.0.1", self.addresses.inbound[0]]
+        elif not self.spec.has_envoy:
+            hosts = [self.addresses.inbound[0]]
+        for port in self.spec.spec.ports:
+            for host in hosts:
+                if await takes_connections(host, port.port, make_socket=make_socket):
+                    break
+            else:
+                return False
+        return True
 
     def _tell(self, *, gone: bool = False) -> None:
         report = report_of(
@@ -408,3 +411,15 @@ class Instance:
             write_private(self.folder / REPORT_FILE, msgspec.json.encode(report))
         self._machine.report(report)
         self._machine.changed()
+
+
+def write_in_place(path: Path, content: bytes) -> None:
+    """Bring a file that is mounted elsewhere up to date; every user may read it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.fchmod(descriptor, 0o644)
+        if os.pread(descriptor, len(content) + 1, 0) != content:
+            os.pwrite(descriptor, content, 0)
+            os.ftruncate(descriptor, len(content))
+    finally:
+        os.close(descriptor)

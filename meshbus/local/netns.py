@@ -6,9 +6,11 @@ when nothing remembers it.
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from meshbus.local.capture import PASSTHROUGH_SOURCE6, capture_rules
 from meshbus.local.enter import EnterPlan
 from meshbus.local.home import HomeError, HomeState
 
+_CLONE_NEWNET = 0x40000000
 NETNS_FOLDER = Path("/run/netns")
 HINT = "or use --capture proxy, which needs none of this"
 
@@ -138,6 +141,24 @@ async def remove_namespace(home_id: str, index: int) -> None:
         # The other end may just be going by itself.
         with contextlib.suppress(NetworkError):
             await _ip(f"link del {outer}")
+
+
+def socket_in(name: str) -> socket.socket:
+    """A TCP socket that lives in a namespace.
+
+    Raises:
+        OSError: There is no such namespace.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Between the two calls nothing else runs in this thread; other threads stay where they are.
+    with Path("/proc/thread-self/ns/net").open() as own, (NETNS_FOLDER / name).open() as other:
+        if libc.setns(other.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"network namespace {name}")
+        try:
+            return socket.socket()
+        finally:
+            if libc.setns(own.fileno(), _CLONE_NEWNET) != 0:
+                raise SystemExit("cannot return to the network namespace of the machine")
 
 
 def remove_all(home_id: str) -> None:

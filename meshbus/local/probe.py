@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 MAX_ANSWER_BYTES = 1024 * 1024
@@ -41,14 +43,21 @@ async def ask_envoy(
         os.close(descriptor)
 
 
-async def takes_connections(host: str, port: int, *, timeout_s: float = 1.0) -> bool:
-    """Somebody accepts TCP connections there."""
+async def takes_connections(
+    host: str,
+    port: int,
+    *,
+    timeout_s: float = 1.0,
+    make_socket: Callable[[], socket.socket] = socket.socket,
+) -> bool:
+    """Somebody accepts TCP connections there (IPv4). `make_socket` decides in which network."""
     try:
-        async with asyncio.timeout(timeout_s):
-            _, writer = await asyncio.open_connection(host, port)
+        with make_socket() as sock:
+            sock.setblocking(False)
+            async with asyncio.timeout(timeout_s):
+                await asyncio.get_running_loop().sock_connect(sock, (host, port))
     except (OSError, TimeoutError):
         return False
-    writer.close()
     return True
 
 
