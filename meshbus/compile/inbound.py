@@ -146,7 +146,7 @@ def _manager(
     manager = connection_manager(
         stat_prefix=_stat(served.port),
         route_name=inbound_cluster(served.port),
-        filters=[quota.http_filter] if quota is not None else [],
+        filters=[quota.http_filter] if quota is not None and quota.http_filter else [],
         settings=settings,
         reporting=reporting,
     )

@@ -82,12 +82,12 @@ _HEADER_NAME = re.compile(r":?[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 class QuotaFilters:
     """What quotas add to one inbound port of a workload."""
 
-    http_filter: Any
-    """`HttpFilter`, placed before the router."""
+    http_filter: Any | None
+    """`HttpFilter`, placed before the router; None when there is nobody to ask."""
     rate_limits: list[Any] = field(default_factory=list)
     """Route `RateLimit`s, put on the inbound virtual host; the filter asks nobody without them."""
     findings: tuple[Finding, ...] = ()
-    """What of the bound quotas has no effect."""
+    """What of the mesh's quotas has no effect."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,11 @@ def _finding(problem: Problem, keys: dict[tuple[str, str, str], Key]) -> Finding
 def inbound_quota(
     reader: Reader, proxy: ProxyKeys, services: tuple[tuple[str, str, str, int], ...]
 ) -> QuotaFilters | None:
-    """Node: what quotas ask for at one port of this proxy; None without a policy service.
+    """Node: what quotas ask for at one port of this proxy; None when they ask for nothing.
 
-    The filter is always there: a listener that changes leaves open connections on their old
-    filters, so what comes and goes are the rate limits of the route (DESIGN §5).
+    With a policy service the filter is always there: a listener that changes leaves open
+    connections on their old filters, so what comes and goes are the rate limits of the route
+    (DESIGN §5).
 
     Args:
         services: (host, name, namespace, port) of the services that the port belongs to; a spec
@@ -138,24 +139,23 @@ def inbound_quota(
         for spec in config.specs_for(host, name, namespace):
             if config.counts(spec, proxy.namespace):
                 bound.setdefault(spec, (host, name, namespace))
-    if not has_service(reader, "policy"):
-        return None
-    if not bound:
-        return QuotaFilters(_filter())
+    asked = has_service(reader, "policy")
+    findings = list(known.findings)
+    for spec in bound:
+        reasons = [
+            f"{name} is not known when quotas are decided: expressions find it absent"
+            for name in _unknown(config, spec, proxy.namespace)
+        ]
+        if not asked:
+            reasons.append("there is no policy service to ask: nothing is counted")
+        findings += [Finding(known.specs[spec], "spec.rules", reason) for reason in reasons]
+    if not asked:
+        return QuotaFilters(None, [], tuple(findings)) if findings else None
     limits = [
         rc_pb2.RateLimit(actions=_actions(config, spec, proxy, service))
         for spec, service in sorted(bound.items())
     ]
-    findings = [
-        Finding(
-            known.specs[spec],
-            "spec.rules",
-            f"{name} is not known when quotas are decided: expressions find it absent",
-        )
-        for spec in bound
-        for name in _unknown(config, spec, proxy.namespace)
-    ]
-    return QuotaFilters(_filter(), limits, (*known.findings, *findings))
+    return QuotaFilters(_filter(), limits, tuple(findings))
 
 
 def _filter() -> hcm_pb2.HttpFilter:
