@@ -30,10 +30,10 @@ _READS: dict[str, tuple[str, ...]] = {
     "local": (MODEL,),
 }
 _ASKS: dict[str, tuple[str, ...]] = {
-    "config": ("x.xds-gateway.>", "x.telemetry.>", "x.config.>", "x.ca.sign"),
-    "xds-gateway": ("x.ca.sign", "x.config.credential"),
-    "policy": ("x.ca.sign",),
-    "telemetry": ("x.ca.sign",),
+    "config": ("x.xds-gateway.>", "x.telemetry.>", "x.config.>", "x.ca.sign.config"),
+    "xds-gateway": ("x.ca.sign.xds-gateway", "x.config.credential"),
+    "policy": ("x.ca.sign.policy",),
+    "telemetry": ("x.ca.sign.telemetry",),
     "local": ("x.ca.join-token",),
 }
 

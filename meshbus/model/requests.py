@@ -11,12 +11,18 @@ from typing import Any
 import msgspec
 
 SIGN = "x.ca.sign"
+"""Asked on a subject of one's own, which proves who asks: see `sign_subject`."""
 JOIN_TOKEN = "x.ca.join-token"  # noqa: S105 - a subject
 CREDENTIAL = "x.config.credential"
 CONVERGED = "x.xds-gateway.converged"
 """Asked of one replica: `x.xds-gateway.<pod>.converged`; see `replica_subject`."""
 PROXIES = "x.xds-gateway.proxies"
 PROXY_CONFIG = "x.xds-gateway.proxy-config"
+
+
+def sign_subject(identity: str) -> str:
+    """Where this bus identity asks for certificates; nobody else may publish there."""
+    return f"{SIGN}.{identity}"
 
 
 def replica_subject(subject: str, pod: str) -> str:

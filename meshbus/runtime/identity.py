@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from meshbus.model.requests import SIGN, SignReply, SignRequest
+from meshbus.model.requests import SignReply, SignRequest, sign_subject
 from meshbus.runtime.calls import CallError, call
 from meshbus.runtime.service import Context
 
@@ -77,7 +77,8 @@ class ServingIdentity:
             ttl_s=TTL_S,
             subject=self._context.name,
         )
-        reply = await call(self._context.bus, SIGN, request, SignReply, timeout=3)
+        subject = sign_subject(self._context.name)
+        reply = await call(self._context.bus, subject, request, SignReply, timeout=3)
         pem = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,

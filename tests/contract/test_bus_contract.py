@@ -181,17 +181,17 @@ async def test_publish_checks_what_it_expects(connect: Connect) -> None:
 async def test_request_and_reply(connect: Connect) -> None:
     server, client = await connect("ca"), await connect("xds-gateway")
     with pytest.raises(NoResponders):
-        await client.request("x.ca.sign", b"?")
+        await client.request("x.ca.sign.xds-gateway", b"?")
 
     async def handle(data: bytes) -> bytes:
         if data == b"slow":
             await asyncio.sleep(30)
         return b"<" + data + b">"
 
-    await server.serve("x.ca.sign", handle, queue="ca")
-    assert await client.request("x.ca.sign", b"hi") == b"<hi>"
-    slow = asyncio.create_task(client.request("x.ca.sign", b"slow", timeout=0.2))
-    assert await client.request("x.ca.sign", b"quick") == b"<quick>"
+    await server.serve("x.ca.sign.xds-gateway", handle, queue="ca")
+    assert await client.request("x.ca.sign.xds-gateway", b"hi") == b"<hi>"
+    slow = asyncio.create_task(client.request("x.ca.sign.xds-gateway", b"slow", timeout=0.2))
+    assert await client.request("x.ca.sign.xds-gateway", b"quick") == b"<quick>"
     with pytest.raises(BusUnavailable):
         await slow
 
