@@ -13,11 +13,11 @@ from meshbus.bus.mirror import WorldMirror
 from meshbus.model.keys import Key
 from meshbus.model.requests import (
     JOIN_TOKEN,
-    SIGN,
     JoinTokenReply,
     JoinTokenRequest,
     SignReply,
     SignRequest,
+    sign_subject,
 )
 from meshbus.runtime.calls import CallError, call
 from meshbus.runtime.process import make_context
@@ -57,10 +57,12 @@ async def test_ca_signs_and_publishes_what_to_check_with(bus_for, tmp_path):
         assert reply.not_after - reply.not_before <= 3600 + 60
 
         with pytest.raises(CallError) as refused:
-            await call(gateway, SIGN, sign_request(service="policy"), SignReply)
+            await call(
+                gateway, sign_subject("xds-gateway"), sign_request(service="policy"), SignReply
+            )
         assert refused.value.code == "forbidden"
         with pytest.raises(CallError) as invalid:
-            await call(gateway, SIGN, sign_request(csr_pem="x"), SignReply)
+            await call(gateway, sign_subject("xds-gateway"), sign_request(csr_pem="x"), SignReply)
         assert invalid.value.code == "invalid"
 
         mine = recipient()
@@ -93,7 +95,7 @@ async def until_answered(bus, request) -> SignReply:
     async with asyncio.timeout(10):
         while True:
             try:
-                return await call(bus, SIGN, request, SignReply)
+                return await call(bus, sign_subject("xds-gateway"), request, SignReply)
             except CallError as error:
                 if error.code != "unavailable":
                     raise
