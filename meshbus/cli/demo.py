@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from meshbus.local.traffic import Traffic
+
+PAUSE_S = 3.0
 
 
 class _Plain:
@@ -27,6 +30,9 @@ class _Plain:
 
     def say(self, text: str) -> None:
         print(f"   {text}", flush=True)
+
+    def pause(self) -> None:
+        """Nobody watches."""
 
     def watch(self, traffic: "Traffic | None") -> None:
         """Counts are for a terminal."""
@@ -51,6 +57,10 @@ class _Terminal:
 
     def say(self, text: str) -> None:
         self._console.print(f"   {text}", highlight=False, markup=False)
+
+    def pause(self) -> None:
+        """Let the counts be seen."""
+        time.sleep(PAUSE_S)
 
     def watch(self, traffic: "Traffic | None") -> None:
         """Show the counts of this traffic until told otherwise."""

@@ -39,6 +39,9 @@ class Stage(Protocol):
     def say(self, text: str) -> None:
         """Something was seen."""
 
+    def pause(self) -> None:
+        """Between steps: time to look, where somebody looks."""
+
     def watch(self, traffic: Traffic | None) -> None:
         """Show these counts from now on."""
 
@@ -79,6 +82,7 @@ def run_story(home: Home, status: SupervisorStatus, stage: Stage) -> None:
         cast = Cast(api, home, status, traffic, stage)
         for step in (_services, _to_v1, _a_tenth, _to_v3, _fault, _strict, _quota, _seen):
             step(cast)
+            stage.pause()
         stage.watch(None)
         if traffic.problems:
             raise StepError(

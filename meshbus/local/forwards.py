@@ -16,7 +16,8 @@ from meshbus.local.keeper import Keeper
 from meshbus.local.processes import Command
 
 if TYPE_CHECKING:
-    from meshbus.local.instance import Instance, Machine
+    from meshbus.local.instance import Instance
+    from meshbus.local.machine import Machine
 
 STATE_FILE = "forwards.json"
 NAME = "forwards"

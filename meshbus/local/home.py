@@ -218,6 +218,18 @@ def write_private(path: Path, data: bytes, *, owner: int | None = None) -> None:
     aside.replace(path)
 
 
+def write_in_place(path: Path, content: bytes) -> None:
+    """Bring a file that is mounted elsewhere up to date; every user may read it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.fchmod(descriptor, 0o644)
+        if os.pread(descriptor, len(content) + 1, 0) != content:
+            os.pwrite(descriptor, content, 0)
+            os.ftruncate(descriptor, len(content))
+    finally:
+        os.close(descriptor)
+
+
 def write_bus_seeds(home: Home) -> dict[str, str]:
     """Make the bus keys that are missing; public key by identity.
 

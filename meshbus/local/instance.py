@@ -7,14 +7,12 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from meshbus.bus.interface import Bus
 from meshbus.local import bootstrap, netns
 from meshbus.local.addresses import (
     InstanceAddresses,
@@ -23,12 +21,12 @@ from meshbus.local.addresses import (
 )
 from meshbus.local.capture import PROXY_UID, RESOLVER
 from meshbus.local.desired import InstanceSpec, application_env, report_of
-from meshbus.local.home import Home, HomeState, write_private
+from meshbus.local.home import write_in_place, write_private
 from meshbus.local.join import fetch_token, renew_in_s
 from meshbus.local.keeper import Keeper
+from meshbus.local.machine import Machine
 from meshbus.local.probe import ask_envoy, takes_connections
-from meshbus.local.processes import Command, Records, runs
-from meshbus.model.status import InstanceReport
+from meshbus.local.processes import Command, runs
 from meshbus.runtime.calls import CallError
 
 STARTING_POLL_S = 0.05
@@ -37,34 +35,6 @@ DRAIN_S = 0.5
 REPORT_FILE = "report.json"
 
 log = structlog.get_logger("local")
-
-
-@dataclass
-class Machine:
-    """What all instances of a home share."""
-
-    home: Home
-    state: HomeState
-    records: Records
-    bus: Bus
-    envoy: str
-    cluster: str
-    gateway: tuple[str, int]
-    """Address and port of the xds-gateway as the Envoys reach it."""
-    gateway_name: str
-    report: Callable[[InstanceReport], None]
-    changed: Callable[[], None]
-    """Something that `up` shows has changed."""
-    roots: str = ""
-    """Root certificates of the mesh in PEM; empty: not known yet."""
-    hosts: Callable[[str], str] = lambda namespace: ""
-    """The hosts file for workloads of a namespace."""
-    roots_known: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def in_namespaces(self) -> bool:
-        """Capture mode netns."""
-        return self.state.capture == "netns"
 
 
 class Instance:
@@ -411,15 +381,3 @@ class Instance:
             write_private(self.folder / REPORT_FILE, msgspec.json.encode(report))
         self._machine.report(report)
         self._machine.changed()
-
-
-def write_in_place(path: Path, content: bytes) -> None:
-    """Bring a file that is mounted elsewhere up to date; every user may read it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        os.fchmod(descriptor, 0o644)
-        if os.pread(descriptor, len(content) + 1, 0) != content:
-            os.pwrite(descriptor, content, 0)
-            os.ftruncate(descriptor, len(content))
-    finally:
-        os.close(descriptor)

@@ -29,8 +29,9 @@ from meshbus.local.desired import InstanceSpec, instances_of
 from meshbus.local.forwards import Forwards
 from meshbus.local.guard import SUPERVISOR
 from meshbus.local.home import Home, HomeError, HomeState, write_private
-from meshbus.local.instance import REPORT_FILE, Instance, Machine
+from meshbus.local.instance import REPORT_FILE, Instance
 from meshbus.local.keeper import Keeper
+from meshbus.local.machine import Machine
 from meshbus.local.processes import Command, Records, record_of_self
 from meshbus.local.reports import Reporter
 from meshbus.local.status import InstanceStatus, SupervisorStatus, write_status

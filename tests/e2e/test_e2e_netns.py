@@ -1,0 +1,97 @@
+"""Capture mode netns: applications know nothing of the mesh, nothing is left behind."""
+
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from standalone import all_ready, gateway_port, mesh, pid_of, remaining, status_of, until
+
+from meshbus.local.end import end_mesh
+from meshbus.local.home import Home
+from meshbus.local.netns import namespace_name
+from meshbus.local.traffic import Traffic, fetch
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.root,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("iptables-restore") is None,
+        reason="capture mode netns needs root and iptables",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with mesh(tmp_path_factory.mktemp("netns"), "--capture", "netns") as running:
+        yield running
+
+
+def namespaces(home_id: str) -> list[str]:
+    return [entry.name for entry in Path("/run/netns").glob(f"mb-{home_id}-*")]
+
+
+def test_inbound_is_captured_in_both_families(home: Home) -> None:
+    addresses = status_of(home).instances["default/reviews-v3-0"].addresses
+    assert len(addresses) == 2
+    for address in addresses:
+        connection = http.client.HTTPConnection(address, 9080, timeout=5)
+        connection.request("GET", "/reviews/0")
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("server")) == (200, "istio-envoy"), address
+        connection.close()
+
+
+def test_an_application_calls_by_name_and_its_envoy_runs_as_a_user_of_its_own(home: Home) -> None:
+    envoy = Path(f"/proc/{pid_of(home, 'envoy/default/productpage-v1-0')}")
+    uid = next(line for line in (envoy / "status").read_text().splitlines() if "Uid:" in line)
+    assert set(uid.split()[1:]) == {"1337"}
+    application = pid_of(home, "app/default/productpage-v1-0")
+    assert b"http_proxy" not in Path(f"/proc/{application}/environ").read_bytes()
+    call = "import urllib.request as u; print(u.urlopen('http://reviews:9080/reviews/0').status)"
+    inside = ["nsenter", "-n", "-m", "-t", str(application), sys.executable, "-c", call]
+    result = subprocess.run(inside, capture_output=True, text=True, timeout=20, check=False)
+    assert result.stdout.strip() == "200", result.stderr
+
+
+def test_the_supervisor_dies_and_nothing_else_does(home: Home) -> None:
+    state = home.state()
+    assert state is not None
+    before = sorted(namespaces(state.id))
+    with Traffic("127.0.0.1", gateway_port(home), per_second=25) as traffic:
+        until(lambda: sum(traffic.versions.values()) > 10, "traffic flows")
+        pid = pid_of(home, "supervisor")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: pid_of(home, "supervisor") not in (0, pid), "it is back")
+        until(lambda: all_ready(home), "everything is ready")
+        served = sum(traffic.versions.values())
+        until(lambda: sum(traffic.versions.values()) > served + 25, "traffic goes on")
+        assert traffic.problems == []
+    assert sorted(namespaces(state.id)) == before
+
+
+def test_down_leaves_no_namespace_link_or_rule_also_after_kill_9(tmp_path: Path) -> None:
+    with mesh(tmp_path, "--capture", "netns") as home:
+        state = home.state()
+        assert state is not None
+        assert namespace_name(state.id, 0) in namespaces(state.id)
+        port = gateway_port(home)
+        assert fetch("127.0.0.1", port).status == 200
+        for victim in ("guard", "supervisor"):
+            os.kill(pid_of(home, victim), signal.SIGKILL)
+        end_mesh(home)
+        assert remaining(home) == []
+        assert namespaces(state.id) == []
+        assert not list(Path("/sys/class/net").glob(f"mb{state.id}*"))
+        assert not Path(f"/run/meshbus-{state.id}").exists()
+        assert fetch("127.0.0.1", port).status == 0
