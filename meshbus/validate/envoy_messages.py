@@ -26,6 +26,8 @@ _TYPES = {
     "EXTENSION_CONFIG": "envoy.config.core.v3.TypedExtensionConfig",
     "BOOTSTRAP": "envoy.config.bootstrap.v3.Bootstrap",
 }
+# json_format lets some faults of its input out as they come.
+_FAULTS = (json_format.ParseError, RecursionError, AttributeError, TypeError, ValueError, KeyError)
 _NAME = re.compile(r"(envoy|xds|udpa|google\.protobuf)(\.[a-z0-9_]+)*\.[A-Za-z0-9]+")
 
 
@@ -41,12 +43,12 @@ def message_problems(apply_to: str, value: dict[str, Any]) -> Iterator[tuple[str
     message = _new(_TYPES[apply_to])
     try:
         json_format.ParseDict(value, message, ignore_unknown_fields=True, max_recursion_depth=64)
-    except (json_format.ParseError, RecursionError) as error:
+    except _FAULTS as error:
         yield f"is not a {_TYPES[apply_to]}: {error}", True
         return
     try:
         json_format.ParseDict(value, _new(_TYPES[apply_to]), max_recursion_depth=64)
-    except json_format.ParseError as error:
+    except _FAULTS as error:
         yield f"holds what this release does not know: {error}", False
 
 

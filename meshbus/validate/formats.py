@@ -40,7 +40,7 @@ def _date_time(value: str) -> str | None:
 def _byte(value: str) -> str | None:
     try:
         base64.b64decode("".join(value.split()), validate=True)
-    except binascii.Error:
+    except (binascii.Error, ValueError):
         # The value may be a secret: it is not repeated.
         return "is not base64"
     return None

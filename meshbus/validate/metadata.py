@@ -4,6 +4,7 @@ Source: https://kubernetes.io/docs/concepts/overview/working-with-objects/
 """
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import msgspec
@@ -65,7 +66,9 @@ def read_metadata(info: KindInfo, api_version: str, value: Any, out: Findings) -
         return ObjectName(api_version, "", "default")
     for field in value:
         if field not in _FIELDS:
-            out.error(f"metadata.{field}", f"unknown field {field!r}", "Unknown")
+            close = get_close_matches(str(field), _FIELDS, n=1, cutoff=0.7)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            out.error(f"metadata.{field}", f"unknown field {field!r}{hint}", "Unknown")
     name, prefix = _text(value, "name", out), _text(value, "generateName", out)
     if name:
         _check_name(info, name, out)

@@ -250,6 +250,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
+@cache
+def _type_of(cls: type[msgspec.Struct]) -> inspect.Type:
+    return inspect.type_info(cls)
+
+
 def read_shape(
     cls: type[S],
     value: Any,
@@ -269,7 +274,7 @@ def read_shape(
     """
     before = len(out.errors)
     reader = _Reader(out, null_is_unset=null_is_unset, proto_json=proto_json, secret=secret)
-    copy = reader.read(inspect.type_info(cls), value, path)
+    copy = reader.read(_type_of(cls), value, path)
     if len(out.errors) > before:
         return None
     try:

@@ -150,7 +150,7 @@ def unsupported_fields(document: Mapping[str, Any]) -> list[Violation]:
     ]
     for pattern, values in _VALUES.get(info.kind, {}).items():
         for path, value in _at(document, pattern):
-            if value in values:
+            if isinstance(value, str) and value in values:
                 found.append(Violation(path, CODE, f"{value} {_NOT_YET}"))
     found.extend(_special(info, document))
     return found
@@ -180,7 +180,7 @@ def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]
 
 def _named(document: Mapping[str, Any], pattern: str, known: frozenset[str]) -> Iterator[Violation]:
     for path, value in _at(document, pattern):
-        if value and value not in known:
+        if isinstance(value, str) and value and value not in known:
             yield Violation(path, CODE, f"{value} {_NOT_YET}")
 
 
