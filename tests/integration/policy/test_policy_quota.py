@@ -8,9 +8,6 @@ import grpc
 import httpx
 import pytest
 import pytest_asyncio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 from gateway_mesh import (
@@ -25,10 +22,9 @@ from gateway_mesh import (
     workload,
 )
 from meshbus_policy.service import PolicyService, PolicySettings
+from workload_identity import identity_of
 
 from meshbus.model.keys import Key
-from meshbus.model.requests import SignReply, SignRequest, sign_subject
-from meshbus.runtime.calls import call
 from meshbus.runtime.process import make_context
 
 pytestmark = pytest.mark.real
@@ -232,6 +228,21 @@ async def test_without_the_policy_service_calls_are_granted_and_it_comes_back(me
             await mesh.until(limited, "quotas hold again")
 
 
+async def test_quotas_hold_while_the_bus_is_away(mesh, nats_server):
+    async with policy_service(mesh), policed(mesh) as pair:
+        await pair.apply(*quota_objects())
+        assert await pair.codes(3) == [200, 200, 429]
+        nats_server.kill()
+        try:
+            other = {"end-user": "other"}
+            assert await pair.codes(3, **other) == [200, 200, 429]
+            assert await pair.codes(1) == [429]
+        finally:
+            nats_server.start()
+            for bus in mesh.buses.values():
+                await bus.wait_connected()
+
+
 async def test_only_workloads_of_the_mesh_may_ask(mesh):
     async with policy_service(mesh) as context:
         key = Key(CLUSTER, "mesh", "addresses", "", "policy")
@@ -262,26 +273,6 @@ async def test_only_workloads_of_the_mesh_may_ask(mesh):
         assert context.metrics.get_sample_value(
             "meshbus_policy_answers_total", {"kind": "quota", "answer": "ok"}
         ) in {None, 0.0}
-
-
-async def identity_of(mesh: Mesh, account: str):
-    """Channel credentials of a workload, signed as the gateway would have it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    request = SignRequest(
-        csr_pem=csr.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode(),
-        service="xds-gateway",
-        spiffe_id=f"spiffe://cluster.local/ns/default/sa/{account}",
-        subject=account,
-    )
-    subject = sign_subject("xds-gateway")
-    reply = await call(mesh.buses["xds-gateway"], subject, request, SignReply)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return grpc.ssl_channel_credentials(reply.roots_pem.encode(), pem, reply.chain_pem.encode())
 
 
 async def test_checks_of_rules_by_ext_authz(mesh):

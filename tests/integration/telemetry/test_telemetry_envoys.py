@@ -25,6 +25,7 @@ from meshbus_telemetry.otlp import ExportResponse, resources_of, trace_handler
 from meshbus_telemetry.service import TelemetryService, TelemetrySettings
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from workload_identity import identity_of
 
 from meshbus.model.keys import Key
 from meshbus.model.rows import MeshConfigRow, WorkloadPort
@@ -295,3 +296,28 @@ async def test_only_workloads_of_the_mesh_may_report(mesh):
             with pytest.raises(grpc.aio.AioRpcError):
                 await stub.StreamAccessLogs(iter([als_pb2.StreamAccessLogsMessage()]), timeout=2)
         assert samples(context, "istio_requests_total") == []
+
+
+async def test_a_workload_reports_only_as_itself(mesh):
+    await mesh.write(workload("honest", "127.9.9.1"), workload("other", "127.9.9.2"))
+
+    def said_by(name, code):
+        message = als_pb2.StreamAccessLogsMessage()
+        message.identifier.log_name = "meshbus_inbound"
+        message.identifier.node.id = f"sidecar~127.9.9.1~{name}-0.default~default.svc"
+        message.http_logs.log_entry.add().response.response_code.value = code
+        return message
+
+    async with telemetry_service(mesh) as context:
+        key = Key(CLUSTER, "mesh", "addresses", "", "telemetry")
+        address = await mesh.until(lambda: mesh.mirror.world.get(key), "its address is known")
+        options = [("grpc.ssl_target_name_override", "telemetry.istio-system.svc")]
+        credentials = await identity_of(mesh, "honest")
+        target = f"127.0.0.1:{address.port}"
+        async with grpc.aio.secure_channel(target, credentials, options) as channel:
+            stub = als_pb2_grpc.AccessLogServiceStub(channel)
+            await stub.StreamAccessLogs(iter([said_by("honest", 200)]), timeout=5)
+            with pytest.raises(grpc.aio.AioRpcError, match="not the identity of default/other"):
+                await stub.StreamAccessLogs(iter([said_by("other", 201)]), timeout=5)
+        codes = {labels["response_code"] for labels, _ in samples(context, "istio_requests_total")}
+        assert codes == {"200"}
