@@ -320,7 +320,8 @@ class Instance:
             pause = STEADY_POLL_S if self.ready else STARTING_POLL_S
             self._moved.clear()
             try:
-                await asyncio.wait_for(self._moved.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._moved.wait()
             except TimeoutError:
                 continue
 

@@ -134,7 +134,8 @@ class Keeper:
             self._pid = pid
             signal_session(pid, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._exited(), grace_s)
+                async with asyncio.timeout(grace_s):
+                    await self._exited()
             signal_session(pid, signal.SIGKILL)
             await self._exited()
         self._forget()

@@ -52,7 +52,8 @@ class Reporter:
         """Send until cancelled."""
         while True:
             try:
-                await asyncio.wait_for(self._wake.wait(), REPEAT_S)
+                async with asyncio.timeout(REPEAT_S):
+                    await self._wake.wait()
             except TimeoutError:
                 self.tell_all()
             self._wake.clear()

@@ -168,4 +168,5 @@ class ProxyServer:
                     continue
                 await self._mirror.reached(sequence, LOOK_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._moved.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):
+                    await self._moved.wait()

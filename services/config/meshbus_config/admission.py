@@ -5,11 +5,10 @@ and says so, Ignore removes them. What is valid in Istio but not carried out her
 config that is accepted has an effect.
 """
 
-from meshbus.validate.support import unsupported_fields
-
 from meshbus.api.kinds import KindInfo, by_plural
 from meshbus.validate import validate_object
 from meshbus.validate.report import Violation
+from meshbus.validate.support import unsupported_fields
 from meshbus_config.documents import Document, Space
 from meshbus_config.errors import Cause, bad_request, conflict, forbidden, invalid, not_found
 from meshbus_config.paths import remove

@@ -92,7 +92,8 @@ class EventsFeed:
         """Until an event comes, or `timeout` seconds have gone."""
         moved = self._moved
         try:
-            await asyncio.wait_for(moved.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await moved.wait()
         except TimeoutError:
             return
 

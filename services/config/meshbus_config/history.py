@@ -93,7 +93,8 @@ class History:
         if self.closed or self._world.sequence > sequence:
             return
         try:
-            await asyncio.wait_for(moved.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await moved.wait()
         except TimeoutError:
             return
 

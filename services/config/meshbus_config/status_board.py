@@ -73,7 +73,8 @@ class StatusBoard:
         if self.version != seen:
             return
         try:
-            await asyncio.wait_for(moved.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await moved.wait()
         except TimeoutError:
             return
 

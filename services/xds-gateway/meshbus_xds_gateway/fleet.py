@@ -183,7 +183,8 @@ class Fleet:
                 return row
             pulse, left = self._pulse, deadline - self._context.clock.monotonic()
             try:
-                await asyncio.wait_for(pulse.wait(), left)
+                async with asyncio.timeout(left):
+                    await pulse.wait()
             except TimeoutError:
                 raise CannotServeError(
                     f"instance {key.name} is not registered in namespace {key.namespace}"
@@ -247,7 +248,8 @@ class Fleet:
         """Until something has moved, at most so long."""
         pulse = self._pulse
         try:
-            await asyncio.wait_for(pulse.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await pulse.wait()
         except TimeoutError:
             return
 

@@ -154,7 +154,8 @@ class XdsServer(grpc.GenericRpcHandler):  # type: ignore[misc]
             authorization = str(metadata.get("authorization", ""))
             identity = identity_of_token(authorization, self._fleet.trust, now)
         try:
-            data = await asyncio.wait_for(call.read(), FIRST_REQUEST_S)
+            async with asyncio.timeout(FIRST_REQUEST_S):
+                data = await call.read()
         except TimeoutError:
             raise ProtocolError("no request came") from None
         if data is aio.EOF:
@@ -244,7 +245,8 @@ class XdsServer(grpc.GenericRpcHandler):  # type: ignore[misc]
                 now = clock.monotonic()
                 wake_at = min(ends, client.session.wake_at(now) or ends)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(client.wake.wait(), max(wake_at - now, 0.001))
+                    async with asyncio.timeout(max(wake_at - now, 0.001)):
+                        await client.wake.wait()
                 if clock.monotonic() >= ends:
                     self._context.log.info("stream ended at its age", proxy=client.id)
                     return
