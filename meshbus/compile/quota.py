@@ -35,7 +35,8 @@ from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import grpc_service, has_service
 from meshbus.compile.values import any_of, seconds
 from meshbus.mixer.objects import Problem
-from meshbus.mixer.quota import SPECS, TABLES, QuotaConfig, load_quotas
+from meshbus.mixer.quota import QuotaConfig
+from meshbus.mixer.quota_objects import SPECS, TABLES, load_quotas
 from meshbus.model.keys import Key
 from meshbus.model.world import Query
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from meshbus.mixer.checks import CheckConfig, load_checks
 from meshbus.mixer.objects import Problem
-from meshbus.mixer.quota import TABLES, QuotaConfig, load_quotas
+from meshbus.mixer.quota import QuotaConfig
+from meshbus.mixer.quota_objects import TABLES, load_quotas
 from meshbus.model.world import Query, World
 
 _TABLES = frozenset(f"cfg.{plural}" for plural in TABLES) | {"mesh.config"}

@@ -10,7 +10,7 @@ from envoy.service.ratelimit.v3 import rls_pb2_grpc
 from prometheus_client import Counter, Gauge, Histogram
 
 from meshbus.bus.mirror import WorldMirror
-from meshbus.mixer.quota import TABLES
+from meshbus.mixer.quota_objects import TABLES
 from meshbus.model.world import Query, World
 from meshbus.runtime.proxy_server import ProxyServer
 from meshbus.runtime.service import Context

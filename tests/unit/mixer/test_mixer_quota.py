@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshbus.mixer.program import Bag
-from meshbus.mixer.quota import Charge, ChargeError, Limit, charges_of, load_quotas
+from meshbus.mixer.quota import Charge, ChargeError, Limit, charges_of
+from meshbus.mixer.quota_objects import load_quotas
 from meshbus.mixer.windows import Cells
 from meshbus.model.rows import ConfigObject
 
