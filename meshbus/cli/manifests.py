@@ -92,9 +92,12 @@ def _files(path: str) -> Sequence[str]:
     try:
         if not place.is_dir():
             return [path]
-        return [str(p) for p in sorted(place.iterdir()) if p.suffix in SUFFIXES and p.is_file()]
+        found = [str(p) for p in sorted(place.iterdir()) if p.suffix in SUFFIXES and p.is_file()]
     except OSError as error:
         raise ManifestError(path, 0, -1, error.strerror or str(error)) from error
+    if not found:
+        raise ManifestError(path, 0, -1, f"a directory without manifests ({', '.join(SUFFIXES)})")
+    return found
 
 
 def _text(file: str) -> str:

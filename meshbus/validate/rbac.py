@@ -12,6 +12,7 @@ from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 
 _DEFAULT = "default"
+_PORT = "destination.port"
 
 
 def check_service_role(spec: ServiceRole, name: ObjectName, out: Findings) -> None:
@@ -44,6 +45,8 @@ def _check_rules(rules: Sequence[AccessRule], path: str, out: Findings) -> None:
                 out.required(f"{where}.key", "key cannot be empty")
             if not constraint.values:
                 out.required(f"{where}.values", "at least 1 value must be specified")
+            if constraint.key == _PORT and (rule.ports or rule.not_ports):
+                out.error(f"{where}.key", f"{_PORT} cannot be used with ports", "Conflict")
 
 
 def check_service_role_binding(spec: ServiceRoleBinding, name: ObjectName, out: Findings) -> None:
@@ -66,6 +69,19 @@ def check_service_role_binding(spec: ServiceRoleBinding, name: ObjectName, out: 
         )
         if not any(parts):
             out.required(f"spec.subjects[{index}]", "empty subject not allowed")
+        fields = {
+            "source.principal": subject.names or subject.not_names,
+            "request.auth.claims[groups]": subject.groups or subject.not_groups,
+            "source.namespace": subject.namespaces or subject.not_namespaces,
+            "source.ip": subject.ips or subject.not_ips,
+        }
+        for key in subject.properties:
+            if fields.get(key):
+                path = f"spec.subjects[{index}].properties[{key}]"
+                out.error(path, "is said by a field of its own already", "Conflict")
+        if "*" in (*subject.names, *subject.not_names):
+            message = 'do not use * for names or not_names; `user: "*"` means everybody'
+            out.error(f"spec.subjects[{index}].names", message)
     ways = [not isinstance(spec.role_ref, UnsetType), bool(spec.role), bool(spec.actions)]
     if sum(ways) != 1:
         out.required("spec", "exactly one of roleRef, role or actions must be set")

@@ -103,6 +103,11 @@ def test_directories_mean_their_manifests(tmp_path: Path) -> None:
     assert [d.content for d in load([tmp_path])] == [{"a": 1}, {"b": 1}]
 
 
+def test_a_directory_without_manifests_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="without manifests"):
+        load([tmp_path])
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe4\n")
     (tmp_path / "good.yaml").write_text("a: 1\n")
