@@ -10,7 +10,14 @@ import msgspec
 from msgspec import UnsetType
 
 from meshbus.api.mixer import Handler, Instance, Rule
-from meshbus.api.mixer_adapters import ADAPTERS, TEMPLATES
+from meshbus.api.mixer_adapters import (
+    ADAPTERS,
+    TEMPLATES,
+    ListEntryTemplate,
+    Memquota,
+    QuotaTemplate,
+)
+from meshbus.mixer.syntax import CompileError, parse
 from meshbus.validate.durations import nanoseconds
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
@@ -32,7 +39,44 @@ def check_instance(spec: Instance, name: ObjectName, out: Findings) -> None:
     if bool(spec.compiled_template) == bool(spec.template):
         out.required("spec", "exactly one of compiledTemplate or template must be set")
     if spec.compiled_template:
+        before = len(out.errors)
         _check_params(TEMPLATES, spec.compiled_template, spec.params, "spec.params", out)
+        if len(out.errors) == before and isinstance(spec.params, Mapping):
+            _check_fields(spec.compiled_template, spec.params, out)
+
+
+def check_old_quota(spec: QuotaTemplate, name: ObjectName, out: Findings) -> None:
+    """An instance of the older form: its kind is `quota`."""
+    for field, text in spec.dimensions.items():
+        _check_expression(text, f"spec.dimensions[{field}]", out)
+
+
+def check_old_listentry(spec: ListEntryTemplate, name: ObjectName, out: Findings) -> None:
+    """An instance of the older form: its kind is `listentry`."""
+    _check_expression(spec.value, "spec.value", out)
+
+
+def check_old_memquota(spec: Memquota, name: ObjectName, out: Findings) -> None:
+    """A handler of the older form: its kind is `memquota`."""
+    _check_quotas("memquota", msgspec.to_builtins(spec), "spec", out)
+
+
+def _check_fields(template: str, params: Mapping[str, Any], out: Findings) -> None:
+    if template == "quota":
+        for field, text in (params.get("dimensions") or {}).items():
+            _check_expression(str(text), f"spec.params.dimensions[{field}]", out)
+    elif template == "listentry":
+        _check_expression(str(params.get("value") or ""), "spec.params.value", out)
+
+
+def _check_expression(text: str, path: str, out: Findings) -> None:
+    """Syntax alone: the types of attributes are in other objects."""
+    if not text:
+        return
+    try:
+        parse(text)
+    except CompileError as error:
+        out.error(path, f"not an expression: {error}")
 
 
 def check_rule(spec: Rule, name: ObjectName, out: Findings) -> None:
@@ -43,6 +87,7 @@ def check_rule(spec: Rule, name: ObjectName, out: Findings) -> None:
         and not spec.response_header_operations
     ):
         out.required("spec.actions", "a rule without actions does nothing")
+    _check_expression(spec.match, "spec.match", out)
     names: set[str] = set()
     for index, action in enumerate(spec.actions):
         path = f"spec.actions[{index}]"
@@ -61,6 +106,8 @@ def check_rule(spec: Rule, name: ObjectName, out: Findings) -> None:
                 out.required(f"{path}.name")
             if operation.operation != "REMOVE" and not operation.values:
                 out.required(f"{path}.values", f"{operation.operation} needs values")
+            for number, text in enumerate(operation.values):
+                _check_expression(text, f"{path}.values[{number}]", out)
 
 
 def check_adapter_params(adapter: str, params: Any | UnsetType, path: str, out: Findings) -> None:
