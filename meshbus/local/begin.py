@@ -107,6 +107,12 @@ def _ports(settings: HomeSettings, state: HomeState | None, *, running: bool) ->
             )
         else:
             ports[name] = choose_port(ports.values())
+    for name, port in settings.ports.forwards.items():
+        if not running and not port_is_free(port):
+            raise HomeError(
+                f"port {port} (settings.yaml: ports.forwards.{name}) is in use by another "
+                "program: end that one, or set another port"
+            )
     return ports
 
 

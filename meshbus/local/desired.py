@@ -38,9 +38,11 @@ class InstanceSpec(msgspec.Struct, frozen=True):
         return self.spec.gateway or self.spec.sidecar
 
 
-def instances_of(row: ConfigObject) -> list[InstanceSpec]:
+def instances_of(row: ConfigObject, *, capture: str) -> list[InstanceSpec]:
     """The instances that a Workload object asks for; none while it is being deleted.
 
+    Args:
+        capture: Mode of the home, `proxy` or `netns`.
     Raises:
         ValueError: The object asks for what cannot be done; the message begins with the field.
     """
@@ -52,13 +54,19 @@ def instances_of(row: ConfigObject) -> list[InstanceSpec]:
         return []
     if not spec.command and not spec.gateway and not spec.address:
         raise ValueError("spec.command: a command, an address or gateway: true is needed")
+    external = not spec.command and not spec.gateway
+    if external and spec.sidecar and capture == "netns":
+        raise ValueError(
+            "spec.sidecar: the traffic of somebody else's process cannot be captured: set it to "
+            "false, or use --capture proxy"
+        )
     for index, port in enumerate(spec.ports):
         if port.target_port not in (0, port.port):
             raise ValueError(
                 f"spec.ports[{index}].targetPort: the process has to listen on the same port "
                 f"({port.port}) on this machine"
             )
-    count = spec.replicas if spec.command or spec.gateway else min(spec.replicas, 1)
+    count = min(spec.replicas, 1) if external else spec.replicas
     return [
         InstanceSpec(
             namespace=row.namespace,

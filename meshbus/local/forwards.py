@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from meshbus.local import bootstrap
-from meshbus.local.addresses import choose_port
+from meshbus.local.addresses import choose_port, port_is_free
 from meshbus.local.home import write_private
 from meshbus.local.keeper import Keeper
-from meshbus.local.processes import Command
+from meshbus.local.processes import Command, runs
 
 if TYPE_CHECKING:
     from meshbus.local.instance import Instance
@@ -53,14 +53,21 @@ class Forwards:
         self._restart()
 
     def _port_of(self, name: str) -> int:
-        kept = self.ports.get(name) or self._fixed.get(name) or self._kept().get(name)
-        if kept:
+        held = self.ports.get(name) or self._fixed.get(name)
+        if held:
+            return held
+        kept = self._kept().get(name)
+        if kept and (self._runs_already() or port_is_free(kept)):
             return kept
         port = choose_port([*self._machine.state.ports.values(), *self.ports.values()])
         self.ports[name] = port
         self._folder.mkdir(mode=0o700, exist_ok=True)
         write_private(self._folder / STATE_FILE, msgspec.json.encode({**self._kept(), name: port}))
         return port
+
+    def _runs_already(self) -> bool:
+        record = self._machine.records.get(NAME)
+        return record is not None and runs(record)
 
     def _kept(self) -> dict[str, int]:
         try:

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,7 +146,6 @@ def spawn(command: Command, home_id: str, records: Records) -> "subprocess.Popen
     Raises:
         OSError: The program is missing or cannot be run.
     """
-    _limit_log(command.log)
     log = os.open(command.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         process = subprocess.Popen(  # noqa: S603 - what its owner asked to run
@@ -165,10 +165,14 @@ def spawn(command: Command, home_id: str, records: Records) -> "subprocess.Popen
     return process
 
 
-def _limit_log(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > LOG_LIMIT_BYTES:
-            path.replace(path.with_name(path.name + ".1"))
+def limit_logs(folder: Path) -> None:
+    """Move what is too long in a folder of logs aside, over what was moved before. Their writers
+    append, so that they go on in the emptied file."""
+    for path in folder.glob("*.log"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > LOG_LIMIT_BYTES:
+                shutil.copyfile(path, path.with_name(path.name + ".1"))
+                os.truncate(path, 0)
 
 
 def last_line(path: Path) -> str:

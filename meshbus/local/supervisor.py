@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -32,7 +33,7 @@ from meshbus.local.home import Home, HomeError, HomeState, write_private
 from meshbus.local.instance import REPORT_FILE, Instance
 from meshbus.local.keeper import Keeper
 from meshbus.local.machine import Machine
-from meshbus.local.processes import Command, Records, record_of_self
+from meshbus.local.processes import Command, Records, limit_logs, record_of_self
 from meshbus.local.reports import Reporter
 from meshbus.local.status import InstanceStatus, SupervisorStatus, write_status
 from meshbus.model.keys import Key
@@ -43,6 +44,7 @@ from meshbus.runtime.logs import configure_logs
 ALREADY_RUNNING = 3
 LOOK_STARTING_S = 0.05
 LOOK_STEADY_S = 1.0
+LOGS_S = 30.0
 FILTERS = (
     f"m.{CLUSTER}.cfg.workloads.>",
     f"m.{CLUSTER}.reg.services.>",
@@ -145,12 +147,16 @@ class Supervisor:
     # ------------------------------------------------------------------ looking and showing
 
     async def _look(self) -> None:
+        logs_next = 0.0
         while True:
             if await self._control_plane.look():
                 self._moved.set()
             if not self._access and self._control_plane.write_access():
                 self._access = True
                 self._moved.set()
+            if time.monotonic() > logs_next:
+                logs_next = time.monotonic() + LOGS_S
+                limit_logs(self._home.logs)
             steady = self._access and not any(self._control_plane.problems.values())
             await asyncio.sleep(LOOK_STEADY_S if steady else LOOK_STARTING_S)
 
@@ -222,7 +228,7 @@ class Supervisor:
         problems = {}
         for entry in world.all("cfg.workloads"):
             try:
-                for spec in instances_of(entry.row):
+                for spec in instances_of(entry.row, capture=self._state.capture):
                     wanted[spec.id] = spec
             except ValueError as error:
                 problems[f"{entry.row.namespace}/{entry.row.name}"] = str(error)

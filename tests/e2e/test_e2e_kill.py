@@ -1,6 +1,7 @@
 """kill -9 of any one process while traffic flows: nothing fails, it comes back, nothing is lost."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -102,3 +103,27 @@ def test_down_ends_everything_also_without_supervisor_and_guard(tmp_path: Path) 
         end_mesh(home)
         assert remaining(home) == []
         assert fetch("127.0.0.1", port).status == 0
+
+
+def test_the_bus_hangs_for_a_while(home: Home) -> None:
+    change_route(home, "reviews-v1")
+    before = rows(home)
+    pid = pid_of(home, "nats-server")
+    with Traffic("127.0.0.1", gateway_port(home), per_second=25) as traffic:
+        until(lambda: traffic.versions["v1"] > 10, "traffic flows")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with MeshApi(home) as api, pytest.raises(HomeError) as refusal:
+                api.apply(sample_manifests("reviews-v3"))
+            assert re.search("50[0-9]", str(refusal.value)), "refused with a reason"
+            served = sum(traffic.versions.values())
+            until(lambda: sum(traffic.versions.values()) > served + 50, "proxies go on alone")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        until(lambda: all_ready(home), "everything is ready")
+        changed = rows(home)
+        changed.pop("/apis/networking.istio.io/v1/virtualservices default/reviews")
+        before.pop("/apis/networking.istio.io/v1/virtualservices default/reviews")
+        assert changed == before, "applied late or not at all, and nothing else"
+        change_route(home, "reviews-v3")
+        assert traffic.problems == []

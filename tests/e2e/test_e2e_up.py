@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from standalone import all_ready, gateway_port, mesh, meshbus, pid_of, remaining, status_of, until
 
 from meshbus.local.api import MeshApi
+from meshbus.local.demo import sample_path
 from meshbus.local.home import Home, HomeError
 from meshbus.local.processes import Records
 from meshbus.local.traffic import Traffic, fetch
@@ -81,8 +83,8 @@ def test_published_routes_are_taken_unchanged(home: Home, shared_data: Path) -> 
 
 def test_workloads_come_scale_and_go_by_the_api(home: Home) -> None:
     with MeshApi(home) as api, Traffic("127.0.0.1", gateway_port(home)) as traffic:
-        api.apply([workload("reviews-extra", replicas=2)])
-        names = ["default/reviews-extra-0", "default/reviews-extra-1"]
+        api.apply([workload("reviews-v1-extra", replicas=2)])
+        names = ["default/reviews-v1-extra-0", "default/reviews-v1-extra-1"]
         until(
             lambda: all(
                 name in status_of(home).instances and status_of(home).instances[name].ready
@@ -90,14 +92,16 @@ def test_workloads_come_scale_and_go_by_the_api(home: Home) -> None:
             ),
             "both replicas are ready",
         )
-        api.apply([workload("reviews-extra", replicas=1)])
+        api.apply([workload("reviews-v1-extra", replicas=1)])
         until(lambda: not pid_of(home, f"app/{names[1]}"), "one replica ends")
         assert pid_of(home, f"app/{names[0]}")
         pid = pid_of(home, f"app/{names[0]}")
-        api.apply([workload("reviews-extra", replicas=1, env={"SERVICE_VERSION": "v1", "A": "b"})])
+        api.apply(
+            [workload("reviews-v1-extra", replicas=1, env={"SERVICE_VERSION": "v1", "A": "b"})]
+        )
         until(lambda: pid_of(home, f"app/{names[0]}") not in (0, pid), "a changed one restarts")
         until(lambda: all_ready(home), "everything is ready")
-        api.delete([workload("reviews-extra")])
+        api.delete([workload("reviews-v1-extra")])
         until(lambda: not pid_of(home, f"envoy/{names[0]}"), "the last one ends")
         until(lambda: names[0] not in status_of(home).instances, "it is gone")
         assert traffic.problems == []
@@ -201,3 +205,45 @@ def test_a_missing_binary_says_what_to_install(tmp_path: Path) -> None:
     )
     assert result.returncode == 1
     assert "pip install 'meshbus[standalone]'" in result.stderr
+
+
+def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+    home = Home(tmp_path / "h")
+    home.create()
+    home.settings_file.write_text("services: {processes: one}\nmesh: {trustDomain: example.org}")
+    front = subprocess.Popen(
+        [sys.executable, "-m", "meshbus.cli.main", "up", "--home", home.path, "-f", sample_path()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert front.stdout is not None
+    line = front.stdout.readline()
+    assert line.startswith("API"), (front.stderr.read() if front.stderr else "") or line
+    until(lambda: fetch("127.0.0.1", gateway_port(home)).status == 200, "the page is served")
+    services = [record.name for record in Records(home.records).all() if "service" in record.name]
+    assert services == ["services"], "one process for all of them"
+    front.send_signal(signal.SIGINT)
+    front.communicate(timeout=30)
+    assert front.returncode == 130
+    assert remaining(home) == []
+
+
+def test_what_was_deleted_while_nobody_looked_ends_with_the_next_up(tmp_path: Path) -> None:
+    with mesh(tmp_path) as home:
+        for victim in ("guard", "supervisor"):
+            os.kill(pid_of(home, victim), signal.SIGKILL)
+        kept = pid_of(home, "envoy/default/reviews-v1-0")
+        with MeshApi(home) as api:
+            api.delete([workload("reviews-v3")])
+        result = meshbus("up", "--home", str(home.path), "-d")
+        assert result.returncode == 0, result.stderr
+        until(lambda: not pid_of(home, "envoy/default/reviews-v3-0"), "its Envoy ends")
+        until(lambda: not pid_of(home, "app/default/reviews-v3-0"), "its application ends")
+        assert pid_of(home, "envoy/default/reviews-v1-0") == kept
+        until(
+            lambda: (
+                {fetch("127.0.0.1", gateway_port(home)).version for _ in range(12)} == {"v1", "v2"}
+            ),
+            "nobody is sent there",
+        )

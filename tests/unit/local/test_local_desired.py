@@ -28,10 +28,12 @@ def workload(deletion: float | None = None, **spec: Any) -> ConfigObject:
 
 
 def test_replicas_are_instances_with_numbers() -> None:
-    found = instances_of(workload(replicas=2, ports=[{"name": "http", "port": 9080}]))
+    found = instances_of(
+        workload(replicas=2, ports=[{"name": "http", "port": 9080}]), capture="proxy"
+    )
     assert [instance.id for instance in found] == ["default/reviews-v1-0", "default/reviews-v1-1"]
-    assert instances_of(workload(replicas=0)) == []
-    assert instances_of(workload(deletion=5.0)) == []
+    assert instances_of(workload(replicas=0), capture="proxy") == []
+    assert instances_of(workload(deletion=5.0), capture="proxy") == []
 
 
 @pytest.mark.parametrize(
@@ -45,11 +47,11 @@ def test_replicas_are_instances_with_numbers() -> None:
 )
 def test_what_cannot_be_run_is_named(spec: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        instances_of(workload(**spec))
+        instances_of(workload(**spec), capture="proxy")
 
 
 def test_proxy_capture_tells_both_addresses_and_sets_http_proxy() -> None:
-    (instance,) = instances_of(workload(ports=[{"name": "http", "port": 9080}]))
+    (instance,) = instances_of(workload(ports=[{"name": "http", "port": 9080}]), capture="proxy")
     report = report_of(instance, PROXY, capture="proxy", ready=True)
     assert (report.addresses, report.app_address) == (["127.130.0.4"], "127.130.0.5")
     assert (report.capture, report.http_proxy_address) == ("proxy", "127.130.0.4")
@@ -60,7 +62,7 @@ def test_proxy_capture_tells_both_addresses_and_sets_http_proxy() -> None:
 
 
 def test_netns_capture_needs_to_know_nothing() -> None:
-    (instance,) = instances_of(workload())
+    (instance,) = instances_of(workload(), capture="proxy")
     report = report_of(instance, NETNS, capture="netns", ready=False)
     assert report.addresses == ["10.200.0.4", "fd00::4"]
     assert (report.capture, report.dual_stack, report.app_address) == ("redirect", True, "")
@@ -70,7 +72,7 @@ def test_netns_capture_needs_to_know_nothing() -> None:
 
 
 def test_outside_the_mesh_there_is_no_envoy() -> None:
-    (instance,) = instances_of(workload(sidecar=False))
+    (instance,) = instances_of(workload(sidecar=False), capture="proxy")
     report = report_of(instance, PROXY, capture="proxy", ready=True)
     assert not report.sidecar
     assert report.http_proxy_port == 0
@@ -80,13 +82,22 @@ def test_outside_the_mesh_there_is_no_envoy() -> None:
 
 
 def test_somebody_elses_process_keeps_its_address() -> None:
-    (instance,) = instances_of(workload(command=[], address="192.0.2.7", sidecar=False))
+    (instance,) = instances_of(
+        workload(command=[], address="192.0.2.7", sidecar=False), capture="proxy"
+    )
     report = report_of(instance, PROXY, capture="proxy", ready=True)
     assert report.addresses == ["192.0.2.7"]
 
 
+def test_somebody_elses_process_cannot_be_captured() -> None:
+    row = workload(command=[], address="192.0.2.7")
+    assert instances_of(row, capture="proxy")[0].has_envoy
+    with pytest.raises(ValueError, match=r"spec\.sidecar"):
+        instances_of(row, capture="netns")
+
+
 def test_a_gateway_is_an_envoy_alone() -> None:
-    (instance,) = instances_of(workload(command=[], gateway=True))
+    (instance,) = instances_of(workload(command=[], gateway=True), capture="proxy")
     report = report_of(instance, PROXY, capture="proxy", ready=True)
     assert report.gateway
     assert not report.sidecar
@@ -94,6 +105,6 @@ def test_a_gateway_is_an_envoy_alone() -> None:
 
 
 def test_own_environment_wins() -> None:
-    (instance,) = instances_of(workload(env={"http_proxy": "", "A": "b"}))
+    (instance,) = instances_of(workload(env={"http_proxy": "", "A": "b"}), capture="proxy")
     env = application_env(instance, PROXY, capture="proxy")
     assert (env["http_proxy"], env["A"]) == ("", "b")

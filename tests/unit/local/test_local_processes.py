@@ -12,6 +12,7 @@ import pytest
 
 from meshbus.local.keeper import Keeper
 from meshbus.local.processes import (
+    LOG_LIMIT_BYTES,
     MARK,
     Command,
     ProcessRecord,
@@ -19,6 +20,7 @@ from meshbus.local.processes import (
     boot_id,
     end_all,
     last_line,
+    limit_logs,
     marked_processes,
     record_of_self,
     runs,
@@ -143,6 +145,16 @@ async def test_only_what_is_listed_is_inherited(
     assert b"MY_TOKEN" not in environment
     assert f"{MARK}={home_id}/app/default/a-0".encode() in environment
     await keeper.stop()
+
+
+def test_long_logs_are_moved_aside_under_their_writer(tmp_path: Path) -> None:
+    with (tmp_path / "a.log").open("a") as writer:
+        writer.write("x" * (LOG_LIMIT_BYTES + 1))
+        writer.flush()
+        limit_logs(tmp_path)
+        writer.write("next")
+    assert (tmp_path / "a.log").read_text() == "next"
+    assert (tmp_path / "a.log.1").stat().st_size == LOG_LIMIT_BYTES + 1
 
 
 def test_the_last_line_of_a_log(tmp_path: Path) -> None:
