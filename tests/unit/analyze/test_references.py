@@ -1,0 +1,125 @@
+"""References to nothing are found; those to something are not."""
+
+import yaml
+
+from meshbus.analyze.references import missing_references
+from meshbus.compile.offline import object_of_document
+from meshbus.model.keys import Key
+from meshbus.model.world import World, world_of
+
+C = "c"
+THERE = """
+kind: Service
+apiVersion: v1
+metadata: {name: reviews}
+---
+kind: DestinationRule
+apiVersion: networking.istio.io/v1
+metadata: {name: reviews}
+spec: {host: reviews, subsets: [{name: v1}]}
+---
+kind: ServiceEntry
+apiVersion: networking.istio.io/v1
+metadata: {name: ext}
+spec: {hosts: ["*.example.com"]}
+---
+kind: Gateway
+apiVersion: networking.istio.io/v1
+metadata: {name: gw, namespace: istio-system}
+spec: {servers: [{tls: {credentialName: here}}, {tls: {credentialName: gone}}]}
+---
+kind: Secret
+apiVersion: v1
+metadata: {name: here, namespace: istio-system}
+"""
+
+
+def world(text: str) -> World:
+    rows = {}
+    for document in yaml.safe_load_all(text):
+        row = object_of_document(document)
+        plural = {"DestinationRule": "destinationrules", "ServiceEntry": "serviceentries"}.get(
+            row.kind, row.kind.lower() + "s"
+        )
+        rows[Key(C, "cfg", plural, row.namespace, row.name)] = row
+    return world_of(rows)
+
+
+class _Rows:
+    def __init__(self, held: World) -> None:
+        self.entries = held.entries
+        self.get = held.get
+
+
+def paths(text: str, plural: str, name: str, namespace: str = "default") -> list[str]:
+    rows = _Rows(world(THERE + "\n---\n" + text))
+    found = missing_references(rows, Key(C, "cfg", plural, namespace, name))
+    return [missing.path for missing in found]
+
+
+def test_virtual_service() -> None:
+    text = """
+kind: VirtualService
+apiVersion: networking.istio.io/v1
+metadata: {name: a}
+spec:
+  gateways: [mesh, istio-system/gw, gw]
+  http:
+  - route:
+    - destination: {host: reviews, subset: v1}
+    - destination: {host: reviews.default.svc.cluster.local, subset: v1}
+    - destination: {host: reviews, subset: v2}
+    - destination: {host: nosuch}
+    - destination: {host: a.b.example.com}
+    - destination: {host: example.org}
+    mirror: {host: ghost}
+"""
+    assert paths(text, "virtualservices", "a") == [
+        "spec.gateways[2]",
+        "spec.http[0].route[2].destination.subset",
+        "spec.http[0].route[3].destination.host",
+        "spec.http[0].route[5].destination.host",
+        "spec.http[0].mirror.host",
+    ]
+
+
+def test_gateway_names_secrets() -> None:
+    assert paths(
+        "{kind: Service, apiVersion: v1, metadata: {name: x}}", "gateways", "gw", "istio-system"
+    ) == ["spec.servers[1].tls.credentialName"]
+
+
+def test_a_short_host_means_the_own_namespace() -> None:
+    text = """
+kind: DestinationRule
+apiVersion: networking.istio.io/v1
+metadata: {name: other, namespace: other}
+spec: {host: reviews, subsets: [{name: v9}]}
+---
+kind: VirtualService
+apiVersion: networking.istio.io/v1
+metadata: {name: a}
+spec: {tcp: [{route: [{destination: {host: reviews, subset: v9}}]}]}
+"""
+    assert paths(text, "destinationrules", "other", "other") == ["spec.host"]
+    assert paths(text, "virtualservices", "a") == ["spec.tcp[0].route[0].destination.subset"]
+
+
+def test_rules_and_quotas() -> None:
+    text = """
+kind: rule
+apiVersion: config.istio.io/v1alpha2
+metadata: {name: r}
+spec: {actions: [{handler: h, instances: [i, q.quota]}]}
+---
+kind: handler
+apiVersion: config.istio.io/v1alpha2
+metadata: {name: h}
+---
+kind: QuotaSpecBinding
+apiVersion: config.istio.io/v1alpha2
+metadata: {name: b}
+spec: {quotaSpecs: [{name: q, namespace: default}]}
+"""
+    assert paths(text, "rules", "r") == ["spec.actions[0].instances[0]"]
+    assert paths(text, "quotaspecbindings", "b") == ["spec.quotaSpecs[0].name"]
