@@ -9,6 +9,7 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     """One instance."""
 
     ready: bool
+    """It takes requests, and the registry knows."""
     problem: str
     addresses: list[str]
     app_address: str

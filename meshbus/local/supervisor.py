@@ -178,7 +178,7 @@ class Supervisor:
             sequence=self._synced_at,
             instances={
                 name: InstanceStatus(
-                    ready=instance.ready,
+                    ready=instance.ready and self._is_listed(instance.spec),
                     problem=instance.problem,
                     addresses=list(instance.addresses.inbound),
                     app_address=instance.addresses.application,
@@ -192,6 +192,11 @@ class Supervisor:
             problem=self._control_plane.hopeless(),
         )
         write_status(self._home, status)
+
+    def _is_listed(self, spec: InstanceSpec) -> bool:
+        """The registry says that it is ready, so that the Envoys of its callers will hear of it."""
+        row = self._mirror.world.get(_registry_key(spec))
+        return row is not None and bool(row.ready)
 
     # ------------------------------------------------------------------ instances
 
@@ -260,7 +265,7 @@ class Supervisor:
             instance.start()
 
     def _leave(self, name: str, instance: Instance, *, gone: bool) -> None:
-        key = Key(CLUSTER, "reg", "workloads", instance.spec.namespace, instance.spec.name)
+        key = _registry_key(instance.spec)
 
         def left() -> bool:
             row = self._mirror.world.get(key)
@@ -327,6 +332,10 @@ class Supervisor:
                 continue
             lines += [(address, names) for address in service.addresses if "/" not in address]
         return hosts_file(lines)
+
+
+def _registry_key(spec: InstanceSpec) -> Key:
+    return Key(CLUSTER, "reg", "workloads", spec.namespace, spec.name)
 
 
 def _same_process(old: InstanceSpec, new: InstanceSpec) -> bool:

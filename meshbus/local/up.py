@@ -10,7 +10,7 @@ from typing import Any
 from meshbus.local.api import MeshApi, refused
 from meshbus.local.begin import ensure_supervisor, prepare, wait_status
 from meshbus.local.end import end_mesh
-from meshbus.local.home import Home
+from meshbus.local.home import Home, HomeError
 from meshbus.local.manifests import read_manifests, split_runnable
 from meshbus.local.progress import Progress
 from meshbus.local.status import SupervisorStatus, read_status
@@ -57,16 +57,15 @@ def start(home: Home, paths: Sequence[Path], capture: str, progress: Progress) -
         process=process,
         seen=progress.show,
     )
-    mesh = home.settings().mesh
-    if mesh:
-        documents = [mesh_config(mesh), *documents]
     change = 0
-    if documents:
-        with MeshApi(home) as api:
+    with MeshApi(home) as api:
+        apply_mesh_config(home, api)
+        if documents:
             change, results = api.apply(documents, atomic=False)
-        left_out += refused(results)
-    status = wait_workloads(home, change, progress, process)
-    return Started(status, process, change, left_out)
+            left_out += refused(results)
+        status = wait_workloads(home, change, progress, process)
+        receipt = api.receipt(status.sequence)  # from here on every proxy knows the others
+    return Started(status, process, change, [*left_out, *receipt.problems])
 
 
 def wait_workloads(
@@ -99,14 +98,25 @@ def workloads_ready(status: SupervisorStatus, change: int) -> bool:
     )
 
 
-def mesh_config(spec: dict[str, Any]) -> dict[str, Any]:
-    """The MeshConfig document of a home's settings."""
-    return {
+def apply_mesh_config(home: Home, api: MeshApi) -> None:
+    """Bring the mesh config of a home's settings into force, if they have one.
+
+    Raises:
+        HomeError: It is refused. To go on without it would be another mesh than was asked for.
+    """
+    spec = home.settings().mesh
+    if not spec:
+        return
+    document: dict[str, Any] = {
         "apiVersion": "mesh.istio.io/v1alpha1",
         "kind": "MeshConfig",
         "metadata": {"name": "mesh"},
         "spec": spec,
     }
+    try:
+        api.apply([document])
+    except HomeError as error:
+        raise HomeError(f"{home.settings_file}: mesh: {error}") from None
 
 
 def addresses_of(home: Home, status: SupervisorStatus, url: str) -> list[str]:

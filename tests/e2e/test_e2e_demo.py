@@ -2,13 +2,9 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from standalone import meshbus, remaining
 
 from meshbus.local.home import Home

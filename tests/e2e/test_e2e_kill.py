@@ -3,14 +3,10 @@
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from standalone import all_ready, gateway_port, mesh, pid_of, remaining, rows, status_of, until
 
 from meshbus.local.api import MeshApi

@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from standalone import all_ready, gateway_port, mesh, pid_of, remaining, status_of, until
 
 from meshbus.local.end import end_mesh

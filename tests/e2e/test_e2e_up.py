@@ -13,9 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from standalone import all_ready, gateway_port, mesh, meshbus, pid_of, remaining, status_of, until
 
 from meshbus.local.api import MeshApi
@@ -190,6 +187,17 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     assert home.state() is None
 
 
+def test_settings_that_the_mesh_refuses_are_named(tmp_path: Path) -> None:
+    home = Home(tmp_path / "h")
+    home.create()
+    home.settings_file.write_text("mesh: {trustDomain: 5}")
+    result = meshbus("up", "--home", str(home.path), "-d")
+    assert result.returncode == 1
+    assert "settings.yaml: mesh: " in result.stderr
+    assert "trustDomain" in result.stderr
+    assert remaining(home) == [], "what did not start whole is ended"
+
+
 def test_a_missing_binary_says_what_to_install(tmp_path: Path) -> None:
     script = (
         "import sys, shutil; from pathlib import Path;"
@@ -220,7 +228,7 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
     assert front.stdout is not None
     line = front.stdout.readline()
     assert line.startswith("API"), (front.stderr.read() if front.stderr else "") or line
-    until(lambda: fetch("127.0.0.1", gateway_port(home)).status == 200, "the page is served")
+    assert fetch("127.0.0.1", gateway_port(home)).status == 200, "served at once"
     services = [record.name for record in Records(home.records).all() if "service" in record.name]
     assert services == ["services"], "one process for all of them"
     front.send_signal(signal.SIGINT)

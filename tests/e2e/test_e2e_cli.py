@@ -1,0 +1,162 @@
+"""The commands against a running mesh, as a person types them; and a stock kubectl beside them."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from standalone import gateway_port, mesh, meshbus
+
+from meshbus.local.home import Home
+from meshbus.local.traffic import fetch
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+ROUTE = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - route: [{destination: {host: reviews, subset: VERSION}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with mesh(tmp_path_factory.mktemp("cli")) as running:
+        yield running
+
+
+@pytest.fixture
+def run(home: Home) -> Command:
+    def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return meshbus(*arguments, "--home", str(home.path))
+
+    return command
+
+
+def _route(folder: Path, version: str) -> str:
+    path = folder / f"{version}.yaml"
+    path.write_text(ROUTE.replace("VERSION", version))
+    return str(path)
+
+
+def test_apply_waits_and_the_route_holds(home: Home, run: Command, tmp_path: Path) -> None:
+    done = run("apply", "-f", _route(tmp_path, "v2"), "--wait")
+    assert done.returncode == 0, done.stderr
+    assert "live on 7 of 7 proxies" in done.stdout
+    assert {fetch("127.0.0.1", gateway_port(home)).version for _ in range(10)} == {"v2"}
+    done = run("apply", "-f", _route(tmp_path, "v3"), "-o", "json")
+    answer = json.loads(done.stdout)
+    assert answer["results"][0]["action"] == "configured"
+    done = run("wait", "--change", str(answer["change"]), "-o", "json")
+    receipt = json.loads(done.stdout)
+    assert receipt["state"] == "converged"
+    assert receipt["proxies"] == {"total": 7, "converged": 7}
+    assert run("wait", "virtualservice/reviews").returncode == 0
+    assert {fetch("127.0.0.1", gateway_port(home)).version for _ in range(10)} == {"v3"}
+
+
+def test_what_is_refused_is_named_and_the_rest_goes_on(run: Command, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n"
+        "---\napiVersion: v1\nkind: Banana\nmetadata: {name: two}\n"
+        "---\na: [b\n"
+        "---\n" + ROUTE.replace("route:", "rout:").replace("name: reviews", "name: three") + "---\n"
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: five}\n"
+    )
+    done = run("apply", "-f", str(bad))
+    assert done.returncode == 1
+    assert "configmap/one created" in done.stdout
+    assert "configmap/five created" in done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3
+    assert all(str(bad) in line for line in errors)
+    assert any("Banana" in line for line in errors)
+    assert any("spec.http[0].rout" in line for line in errors)
+    assert any("document 2: not YAML" in line for line in errors), errors
+    done = run("apply", "--atomic", "-f", str(bad))
+    assert done.returncode == 1
+    done = run("delete", "configmap", "one", "five")
+    assert done.returncode == 0
+    assert run("get", "configmap", "one").returncode == 1
+    assert run("get", "banana").returncode == 2
+    assert run("apply", "-f", str(tmp_path / "absent.yaml")).returncode == 2
+    large = tmp_path / "large.yaml"
+    large.write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: large}\ndata: {a: "
+        + "x" * 11_000_000
+        + "}"
+    )
+    done = run("apply", "-f", str(large))
+    assert done.returncode == 1
+    assert str(large) in done.stderr
+    assert run("get", "configmap", "large").returncode == 1
+
+
+def test_a_backup_restores(run: Command, tmp_path: Path) -> None:
+    assert run("apply", "-f", _route(tmp_path, "v1"), "--wait").returncode == 0
+    backup = tmp_path / "backup.yaml"
+    backup.write_text(run("get", "-A", "-o", "yaml").stdout)
+    before = json.loads(run("get", "vs", "reviews", "-o", "json").stdout)["spec"]
+    assert run("delete", "vs", "reviews").returncode == 0
+    assert run("delete", "service", "ratings").returncode == 0
+    done = run("apply", "-f", str(backup), "--wait")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(run("get", "vs", "reviews", "-o", "json").stdout)["spec"] == before
+    again = run("apply", "-f", str(backup))
+    assert "configured" not in again.stdout, again.stdout
+
+
+def test_proxies_and_events(run: Command) -> None:
+    proxies = json.loads(run("proxy-status", "-o", "json").stdout)["proxies"]
+    assert len(proxies) == 7
+    assert all(p["types"]["cds"]["status"] == "SYNCED" for p in proxies)
+    dump = run("proxy-config", "all", "productpage-v1-0.default", "-o", "json").stdout
+    document = json.loads(dump)
+    assert "outbound|9080||reviews.default.svc.cluster.local" in {
+        c["name"] for c in document["clusters"]
+    }
+    assert "PRIVATE KEY" not in dump
+    assert run("proxy-config", "clusters", "nobody.default").returncode == 1
+    events = run("events", "--no-follow", "--since", "10m", "-o", "json").stdout
+    kinds = {json.loads(line)["type"] for line in events.splitlines()}
+    assert {"io.meshbus.virtualservice.applied", "io.meshbus.virtualservice.converged"} <= kinds
+
+
+def test_without_a_mesh_it_says_so(tmp_path: Path) -> None:
+    done = meshbus("get", "vs", "--home", str(tmp_path))
+    assert done.returncode == 1
+    assert "meshbus up" in done.stderr
+
+
+def test_a_stock_kubectl_works_with_the_kubeconfig(home: Home, tmp_path: Path) -> None:
+    binary = shutil.which("kubectl")
+    if binary is None:
+        pytest.skip("kubectl is not installed")
+    env = {**os.environ, "KUBECONFIG": str(home.path / "kubeconfig"), "HOME": str(tmp_path)}
+
+    def kubectl(*arguments: str) -> str:
+        done = subprocess.run(
+            [binary, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    kubectl("apply", "-f", _route(tmp_path, "v2"))
+    assert "subset: v2" in kubectl("get", "vs", "reviews", "-o", "yaml")
+    patch = '[{"op": "replace", "path": "/spec/http/0/route/0/destination/subset", "value": "v3"}]'
+    kubectl("patch", "vs", "reviews", "--type", "json", "-p", patch)
+    assert meshbus("wait", "vs/reviews", "--home", str(home.path)).returncode == 0
+    assert {fetch("127.0.0.1", gateway_port(home)).version for _ in range(10)} == {"v3"}
+    env["KUBE_EDITOR"] = "sed -i s/v3/v1/"
+    kubectl("edit", "vs", "reviews")
+    assert "subset: v1" in kubectl("get", "vs", "reviews", "-o", "yaml")
+    kubectl("delete", "vs", "reviews")
