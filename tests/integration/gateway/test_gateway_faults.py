@@ -138,6 +138,21 @@ async def test_proxy_that_is_quicker_than_discovery_waits_for_its_row(mesh):
     assert "outbound|9080||server.default.svc.cluster.local" in names
 
 
+async def test_proxy_follows_what_its_row_says_it_is(mesh):
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    ads = Ads(mesh, await mesh.token("server"))
+    for type_url in (CDS, LDS):
+        await ads.ask(type_url)
+        response = await ads.next(type_url)
+        await ads.ask(type_url, response_nonce=response.nonce)
+    assert {r.name for r in response.resources} == {"127.0.0.9_9080"}
+    await mesh.write(workload("server", "127.0.0.19", app="127.0.0.10", port=9080))
+    response = await ads.next(LDS)
+    assert {r.name for r in response.resources} == {"127.0.0.19_9080"}
+    assert list(response.removed_resources) == ["127.0.0.9_9080"]
+
+
 async def test_a_stream_gets_the_certificate_of_its_own_identity_and_no_other(mesh):
     await mesh.start_gateway()
     await mesh.write(*server_rows())

@@ -14,7 +14,7 @@ from meshbus_ca.issue import Names, issue_leaf, make_intermediate, make_root, pe
 from meshbus_xds_gateway.leaves import Leaves
 
 from meshbus.bus.memory import MemoryBus, MemoryServer
-from meshbus.model.requests import SIGN, SignReply, SignRequest
+from meshbus.model.requests import SignReply, SignRequest, sign_subject
 from meshbus.runtime.calls import CallError, answer
 
 REVIEWS = ("default", "reviews")
@@ -73,6 +73,10 @@ class World:
     def __init__(self, clock: Clock, ca: Ca, leaves: Leaves, changed: asyncio.Queue) -> None:
         self.clock, self.ca, self.leaves, self.changed = clock, ca, leaves, changed
 
+    async def until_changed(self) -> tuple[str, str]:
+        async with asyncio.timeout(5):
+            return await self.changed.get()
+
     async def until_asked(self, times: int) -> None:
         async with asyncio.timeout(5):
             while len(self.ca.asked) < times:
@@ -88,7 +92,8 @@ class World:
 async def world() -> AsyncIterator[World]:
     clock, server = Clock(), MemoryServer()
     ca = Ca(clock)
-    await answer(MemoryBus(server, "ca"), SIGN, SignRequest, ca.sign)
+    subject = sign_subject("xds-gateway")
+    await answer(MemoryBus(server, "ca"), subject, SignRequest, ca.sign)
     context = SimpleNamespace(
         bus=MemoryBus(server, "xds-gateway"),
         clock=clock,
@@ -109,7 +114,7 @@ async def test_one_certificate_for_all_proxies_of_an_identity():
         w.leaves.hold(REVIEWS)
         w.leaves.hold(REVIEWS)
         assert w.leaves.resource(REVIEWS) is None
-        assert await w.changed.get() == REVIEWS
+        assert await w.until_changed() == REVIEWS
         assert w.leaves.resource(REVIEWS).name == "default"
         assert [r.spiffe_id for r in w.ca.asked] == ["spiffe://cluster.local/ns/default/sa/reviews"]
         w.leaves.release(REVIEWS)
@@ -121,13 +126,13 @@ async def test_one_certificate_for_all_proxies_of_an_identity():
 async def test_renewed_before_half_of_its_life_with_another_key():
     async with world() as w:
         w.leaves.hold(REVIEWS)
-        await w.changed.get()
+        await w.until_changed()
         before = w.serial()
         w.clock.advance(LIFE_S * 0.3)
         await asyncio.sleep(0)
         assert len(w.ca.asked) == 1
         w.clock.advance(LIFE_S * 0.21)
-        await w.changed.get()
+        await w.until_changed()
         assert w.serial() != before
         keys = {public_key_of(r.csr_pem).public_numbers() for r in w.ca.asked}
         assert len(keys) == 2
@@ -136,7 +141,7 @@ async def test_renewed_before_half_of_its_life_with_another_key():
 async def test_without_the_ca_the_old_certificate_serves_until_it_ends():
     async with world() as w:
         w.leaves.hold(REVIEWS)
-        await w.changed.get()
+        await w.until_changed()
         w.ca.away = True
         w.clock.advance(LIFE_S * 0.6)
         await w.until_asked(2)
@@ -146,7 +151,7 @@ async def test_without_the_ca_the_old_certificate_serves_until_it_ends():
         w.ca.away = False
         await w.until_asked(3)
         w.clock.advance(20)
-        await w.changed.get()
+        await w.until_changed()
         assert w.leaves.resource(REVIEWS) is not None
 
 
@@ -157,7 +162,7 @@ async def test_keys_do_not_show_in_logs(capsys: pytest.CaptureFixture[str]):
         await w.until_asked(1)
         w.ca.away = False
         w.clock.advance(20)
-        await w.changed.get()
+        await w.until_changed()
         shown = capsys.readouterr()
         assert "reviews" in shown.out
         assert "PRIVATE" not in shown.out + shown.err + repr(w.leaves.resource(REVIEWS))
