@@ -362,7 +362,8 @@ class NatsBus:
         task = asyncio.create_task(client.request(subject, data, timeout=timeout, headers=headers))
         self._asked.add(task)
         try:
-            return await task
+            # Shielded: the client's wait_for may swallow a cancellation that comes with the answer.
+            return await asyncio.shield(task)
         except nats.errors.NoRespondersError:
             raise NoResponders(f"nobody serves {subject}") from None
         except (nats.errors.Error, TimeoutError, OSError) as error:
