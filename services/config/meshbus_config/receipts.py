@@ -143,7 +143,9 @@ class Receipts:
 
     async def _ask(self, change: int, target: int, timeout_s: float) -> Receipt:
         pods = sorted(self._board.gateways)
-        replies = await asyncio.gather(*(self._ask_one(pod, target, timeout_s) for pod in pods))
+        replies = await asyncio.gather(
+            *(self._ask_one(pod, change, target, timeout_s) for pod in pods)
+        )
         total = converged = 0
         waiting: list[str] = []
         rejected: list[dict[str, str]] = []
@@ -182,10 +184,10 @@ class Receipts:
         )
 
     async def _ask_one(
-        self, pod: str, target: int, timeout_s: float
+        self, pod: str, change: int, target: int, timeout_s: float
     ) -> ConvergedReply | str | None:
         """The reply of a gateway replica, why there is none, or None: it is no longer there."""
-        request = ConvergedRequest(target, timeout_s)
+        request = ConvergedRequest(target, timeout_s, change)
         subject = replica_subject(CONVERGED, pod)
         try:
             return await call(self._bus, subject, request, ConvergedReply, timeout=timeout_s + 1)
