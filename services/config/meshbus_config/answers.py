@@ -1,5 +1,6 @@
 """Objects as HTTP answers: in the version, form and media type that the client accepts."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from meshbus_config.negotiation import JSON, MAX_BODY_BYTES, Form, choose_form, 
 from meshbus_config.tables import partial, table
 from meshbus_config.targets import Target, flag
 
+_LARGE_BODY = 64 * 1024
 _WARNINGS = 20
 _WARNING_CHARACTERS = 500
 CHANGE_HEADER = "Meshbus-Change"
@@ -85,7 +87,18 @@ async def read_document(request: Request) -> Any:
     Raises:
         ApiError: 400, 413, 415.
     """
-    return decode(await read_body(request), media_type_of(request))
+    return await decode_body(await read_body(request), media_type_of(request))
+
+
+async def decode_body(body: bytes, media_type: str) -> Any:
+    """`decode`, a large body in a thread: megabytes take seconds, and the lease must be renewed.
+
+    Raises:
+        ApiError: As `decode`.
+    """
+    if len(body) < _LARGE_BODY:
+        return decode(body, media_type)
+    return await asyncio.to_thread(decode, body, media_type)
 
 
 class Presenter:

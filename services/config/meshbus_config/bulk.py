@@ -23,6 +23,8 @@ from meshbus_config.store import Store, Written
 from meshbus_config.targets import dry_run, field_validation, flag
 
 MAX_DOCUMENTS = 10_000
+_MANY = 50
+"""Objects whose planning would be felt by others in the process."""
 MANAGER = "meshbus"
 _SERVERS_OWN = ("resourceVersion", "uid", "generation", "managedFields", "selfLink")
 
@@ -186,7 +188,9 @@ class Bulk:
                 return []
             return _merged(plans)
 
-        written = await self._store.write(plan, user=user, dry_run=dry, atomic=True)
+        written = await self._store.write(
+            plan, user=user, dry_run=dry, atomic=True, in_thread=len(items) >= _MANY
+        )
         if any("error" in result for result in results):
             return None
         return _change_of([written])

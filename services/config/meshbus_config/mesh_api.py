@@ -1,6 +1,6 @@
 """`/v1`: what a mesh can be asked beside its objects."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -19,7 +19,7 @@ from meshbus.model.requests import (
 )
 from meshbus.runtime.calls import CallError, call
 from meshbus_config.answers import respond
-from meshbus_config.errors import ApiError, bad_request, unavailable
+from meshbus_config.errors import ApiError, bad_request, too_many, unavailable
 from meshbus_config.events_feed import EventsFeed, parse_filter, parse_since, server_sent
 from meshbus_config.receipts import MAX_WAIT_S, Receipts
 from meshbus_config.status_board import StatusBoard
@@ -28,6 +28,7 @@ from meshbus_config.targets import flag, number
 GRAPH = "x.telemetry.graph"
 TRACES = "x.telemetry.traces"
 CONFIG_TYPES = ("all", "clusters", "listeners", "routes", "endpoints", "secrets", "extensions")
+MAX_READERS = 200
 _ASK_S = 5.0
 _CODES = {
     "invalid": (400, "BadRequest"),
@@ -59,6 +60,7 @@ class MeshApi:
         self._receipts = receipts
         self._feed = feed
         self._now = now
+        self._readers = 0
 
     async def change(self, request: Request) -> Response:
         """`/v1/changes/{n}?wait=SECONDS`: how far a change has come."""
@@ -139,16 +141,27 @@ class MeshApi:
 
     async def events(self, request: Request) -> Response:
         """`/v1/events?filter=&since=&follow=`: events as they come."""
+        if self._readers >= MAX_READERS:
+            raise too_many(f"{MAX_READERS} readers follow events already")
         query = request.query_params
         wanted = parse_filter(query.get("filter", ""))
         since = parse_since(query["since"], self._now()) if query.get("since") else None
         last_id = request.headers.get("last-event-id", "")
         follow = "follow" not in query or flag(query, "follow")
-        body = server_sent(
+        events = server_sent(
             self._feed, wanted, since, int(last_id) if last_id.isdecimal() else None, follow=follow
         )
+
+        async def body() -> AsyncIterator[bytes]:
+            self._readers += 1
+            try:
+                async for chunk in events:
+                    yield chunk
+            finally:
+                self._readers -= 1
+
         return StreamingResponse(
-            body, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            body(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
         )
 
 

@@ -17,7 +17,7 @@ APPLY_PATCH = "application/apply-patch+yaml"
 PATCH_TYPES = (JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH)
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
-MAX_YAML_BYTES = 3 * 1024 * 1024
+MAX_YAML_BYTES = 2 * 1024 * 1024
 """YAML takes a hundred times longer to read than JSON; no single object is larger."""
 
 _META = "meta.k8s.io"

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from meshbus_config import operations, patches
-from meshbus_config.answers import Presenter, media_type_of, read_body, read_document
+from meshbus_config.answers import Presenter, decode_body, media_type_of, read_body, read_document
 from meshbus_config.documents import Document, Space, Stored
 from meshbus_config.errors import (
     ApiError,
@@ -265,7 +265,7 @@ class Resources:
         media_type = media_type_of(request)
         if media_type not in PATCH_TYPES:
             raise unsupported_media_type(media_type, PATCH_TYPES)
-        value = decode(await read_body(request), media_type)
+        value = await decode_body(await read_body(request), media_type)
         if media_type == APPLY_PATCH and not target.subresource:
             if "fieldManager" not in request.query_params:
                 raise bad_request("fieldManager is required for apply patch")

@@ -76,6 +76,7 @@ class Store:
         dry_run: bool = False,
         atomic: bool = False,
         announce: bool = True,
+        in_thread: bool = False,
     ) -> Written:
         """Plan on the current world and commit what comes of it, as one change.
 
@@ -84,6 +85,7 @@ class Store:
             user: Who asks, for events and the log.
             dry_run: Plan only.
             announce: Tell those that `on_commit` named.
+            in_thread: Plan in a thread, for plans that take long: the process has more to do.
             atomic: Refuse what does not fit one change (1000 rows) instead of splitting it.
         Returns:
             The plans with the versions that their objects have now.
@@ -94,7 +96,10 @@ class Store:
         async with self._lock:
             if not dry_run:
                 await self._catch_up()
-            plans = tuple(plan(self.space))
+            if in_thread:
+                plans = tuple(await asyncio.to_thread(plan, self.space))
+            else:
+                plans = tuple(plan(self.space))
             writes = [write for one in plans for write in one.writes]
             if dry_run or not writes:
                 return Written(plans, 0)

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from config_harness import client_of, make_context, running
 
 VIRTUAL_SERVICES = "/apis/networking.istio.io/v1/namespaces/default/virtualservices"
 SERVICES = "/api/v1/namespaces/default/services"
@@ -388,3 +389,35 @@ async def test_without_the_bus_reads_go_on_and_writes_are_refused(api):
     assert read.status_code == 200
     refused = await api.client.post(VIRTUAL_SERVICES, json=virtual_service("two"))
     assert (refused.status_code, refused.json()["reason"]) == (503, "ServiceUnavailable")
+
+
+async def test_what_this_release_does_not_carry_out_is_refused(api):
+    document = virtual_service()
+    document["spec"]["http"] = [{"delegate": {"name": "other"}}]
+    refused = await api.client.post(VIRTUAL_SERVICES, json=document)
+    causes = {c["field"]: c["reason"] for c in refused.json()["details"]["causes"]}
+    assert refused.status_code == 422
+    assert causes == {"spec.http[0].delegate": "FieldValueForbidden"}
+
+
+async def test_an_immutable_secret_keeps_its_content(api):
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"},
+              "data": {"a": "YQ=="}, "immutable": True}  # fmt: skip
+    await create(api, secret, SECRETS)
+    changed = await api.client.patch(f"{SECRETS}/s", json={"data": {"a": "Yg=="}}, headers=MERGE)
+    assert changed.status_code == 422
+    assert changed.json()["details"]["causes"][0]["field"] == "data"
+    labelled = {"metadata": {"labels": {"x": "y"}}}
+    answer = await api.client.patch(f"{SECRETS}/s", json=labelled, headers=MERGE)
+    assert answer.status_code == 200
+
+
+async def test_a_secret_sealed_with_a_lost_key_says_so(api, tmp_path):
+    secret = {"metadata": {"name": "s"}, "stringData": {"a": "b"}}
+    await create(api, secret, SECRETS)
+    other = make_context(api.bus("config"), tmp_path, "config-1")
+    async with running(other), client_of(other) as client:
+        answer = await client.get(f"{SECRETS}/s")
+        assert answer.status_code == 500
+        assert "restore secrets.key" in answer.json()["message"]
+        assert (await client.get("/api/v1/namespaces/default")).status_code == 200
