@@ -1,11 +1,11 @@
 """Golden cases of compile: `compile/<case>.in.yaml`.
 
-    proxy: {type, name, namespace, labels, ips, capture, httpProxy: ADDRESS:PORT, appAddress, ports}
-    meshConfig: {...}                   fields of MeshConfig
-    controlPlane: true                  telemetry and policy can be reached
-    services:                           rows of discovery; ports as `NAME NUMBER PROTOCOL`
-      - {name, namespace, ports: [http 9080 HTTP], addresses: [...], endpoints: [{ips, ports, ...}]}
-    objects: [...]                      Kubernetes documents
+proxy: {type, name, namespace, labels, ips, capture, httpProxy: ADDRESS:PORT, appAddress, ports}
+meshConfig: {...}                   fields of MeshConfig
+controlPlane: true                  telemetry and policy can be reached
+services:                           rows of discovery; ports as `NAME NUMBER PROTOCOL`
+  - {name, namespace, ports: [http 9080 HTTP], addresses: [...], endpoints: [{ips, ports, ...}]}
+objects: [...]                      Kubernetes documents
 """
 
 from pathlib import Path
