@@ -1,6 +1,6 @@
 """Reports of supervisors, as STATUS carries them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import msgspec
 import structlog
@@ -25,6 +25,14 @@ class ReportBoard:
         """Reports that came since this was asked last."""
         fresh, self._fresh = self._fresh, {}
         return list(fresh.values())
+
+    def of_workloads(self, names: Set[tuple[str, str]]) -> list[InstanceReport]:
+        """Known reports of these workloads, (namespace, name)."""
+        if not names:
+            return []
+        return [
+            report for (ns, workload, _), report in self.known.items() if (ns, workload) in names
+        ]
 
     def begin(self) -> None:
         """A snapshot begins; nothing is forgotten."""

@@ -175,11 +175,13 @@ class DiscoveryService:
             (key, row if (row := world.get(key)) is not None else self._from_files.get(key))
             for key in sorted(touched)
         )
-        self._take_reports()
+        workloads = {(k.namespace, k.name) for k in touched if k.table == "cfg.workloads"}
+        self._take_reports(self._board.take() + self._board.of_workloads(workloads))
 
-    def _take_reports(self) -> None:
+    def _take_reports(self, reports: list[InstanceReport]) -> None:
+        """Fresh reports, and those whose Workload has changed: an instance is made of both."""
         present, gone = [], []
-        for report in self._board.take():
+        for report in reports:
             name = (report.namespace, report.workload, report.name)
             if report.gone:
                 gone.append(name)

@@ -122,6 +122,11 @@ async def config_writer(bus: NatsBus) -> AsyncIterator[ModelWriter]:
     await asyncio.gather(task, return_exceptions=True)
 
 
+def _weight(watch: Watch) -> int:
+    shard = watch.mirror.world.get(SHARD)
+    return shard.endpoints[0].weight if isinstance(shard, EndpointShard) and shard.endpoints else -1
+
+
 async def test_reports_become_endpoints(bus_for: BusFor, tmp_path: Path) -> None:
     local = await bus_for("local")
     watch = Watch(await bus_for("config"))
@@ -133,6 +138,10 @@ async def test_reports_become_endpoints(bus_for: BusFor, tmp_path: Path) -> None
         await watch.until(lambda: watch.ready() == 0)
         await _send(local, _report())
         await watch.until(lambda: watch.ready() == 1)
+        await config.commit(
+            [_object("Workload", "workloads", "reviews-v1", {"command": ["x"], "weight": 7})]
+        )
+        await watch.until(lambda: _weight(watch) == 7)
         await _send(local, _report(ready=False))
         await watch.until(lambda: watch.ready() == 0)
         assert watch.mirror.world.get(INSTANCE) is not None
