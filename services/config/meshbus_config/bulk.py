@@ -26,6 +26,29 @@ MAX_DOCUMENTS = 10_000
 _MANY = 50
 """Objects whose planning would be felt by others in the process."""
 MANAGER = "meshbus"
+_NAMED_FIRST = {
+    kind: rank
+    for rank, kind in enumerate(
+        (
+            "Namespace",
+            "MeshConfig",
+            "Secret",
+            "ServiceAccount",
+            "Service",
+            "EndpointSlice",
+            "Pod",
+            "ServiceEntry",
+            "WorkloadEntry",
+            "Workload",
+            "Gateway",
+            "DestinationRule",
+            "handler",
+            "instance",
+            "QuotaSpec",
+        )
+    )
+}
+"""A namespace before what is in it, a service before the routes to it."""
 _SERVERS_OWN = ("resourceVersion", "uid", "generation", "managedFields", "selfLink")
 
 
@@ -53,8 +76,8 @@ def read_items(body: Any) -> list[Item]:
     if len(body) > MAX_DOCUMENTS:
         raise too_large(f"{len(body)} objects; at most {MAX_DOCUMENTS} are taken at once")
     items = [_item(index, document) for index, document in enumerate(body)]
-    # Namespaces first: the order of documents in files says nothing about what needs what.
-    return sorted(items, key=lambda item: item.kind != "Namespace")
+    # What others name comes first: the order of documents in files says nothing about it.
+    return sorted(items, key=lambda item: _NAMED_FIRST.get(item.kind, len(_NAMED_FIRST)))
 
 
 def _item(index: int, document: Any) -> Item:
@@ -193,6 +216,8 @@ class Bulk:
         )
         if any("error" in result for result in results):
             return None
+        for item, one in zip(items, written.plans, strict=True):
+            results[item.position] = _done(item, one)
         return _change_of([written])
 
     async def _one_by_one(

@@ -1,21 +1,26 @@
-"""Statuses of objects, from what proxies refuse. Written by the leader, differences only."""
+"""Statuses of objects: what proxies refuse, what is named and not there. Written by the leader,
+differences only."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import structlog
 
+from meshbus.analyze.references import Missing
 from meshbus.model.keys import Key
 from meshbus.model.rows import ObjectStatus
 from meshbus.model.status import GatewayReport, ProxyProblem
 from meshbus_config.documents import Space, Stored, object_key, status_key, timestamp
 from meshbus_config.errors import ApiError
 from meshbus_config.outcomes import CONFIGURED, Plan
+from meshbus_config.references import References, text_of
 from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Store
 
 RECONCILED = "Reconciled"
+RESOLVED_REFS = "ResolvedRefs"
+_OURS = (RECONCILED, RESOLVED_REFS)
 _PAUSE_S = 0.5
 _RETRY_S = 5.0
 _MESSAGE_CHARACTERS = 1024
@@ -23,6 +28,21 @@ _PER_WRITE = 500
 _SHOWN = 3
 
 log = structlog.get_logger("object-status")
+
+
+class Verdict(NamedTuple):
+    """What one condition should say. Its time moves only with `good`."""
+
+    good: bool
+    reason: str
+    message: str
+
+
+class Found(NamedTuple):
+    """What is known of all objects."""
+
+    refused: Mapping[Key, list[ProxyProblem]]
+    missing: Mapping[Key, Sequence[Missing]]
 
 
 def problems_by_object(
@@ -47,119 +67,155 @@ def _key(text: str, cluster: str) -> Key | None:
     return Key(cluster, plane, kind, namespace, name) if slash and dot else None
 
 
+def refusal_verdict(problems: list[ProxyProblem]) -> Verdict:
+    """The condition `Reconciled`."""
+    if not problems:
+        return Verdict(True, "Accepted", "all connected proxies take it")
+    ordered = sorted(problems, key=lambda p: (p.proxy, p.type_url, p.message))
+    texts = [f"{p.proxy} refuses {', '.join(p.resources)}: {p.message}" for p in ordered]
+    return Verdict(False, "ProxyRejected", _joined(texts))
+
+
+def reference_verdict(missing: Sequence[Missing]) -> Verdict:
+    """The condition `ResolvedRefs`, named as the Gateway API names it."""
+    if not missing:
+        return Verdict(True, "ResolvedRefs", "everything that it names is there")
+    return Verdict(False, "ReferenceNotFound", _joined([text_of(m) for m in missing]))
+
+
+def _joined(texts: list[str]) -> str:
+    shown = texts[:_SHOWN]
+    if len(texts) > _SHOWN:
+        shown.append(f"and {len(texts) - _SHOWN} more")
+    return "; ".join(shown)[:_MESSAGE_CHARACTERS]
+
+
 def condition(
-    problems: list[ProxyProblem], generation: int, before: Mapping[str, Any] | None, now: float
+    kind: str, verdict: Verdict, generation: int, before: Mapping[str, Any] | None, now: float
 ) -> dict[str, Any]:
-    """The condition `Reconciled` of an object; its time moves only with its status."""
-    status = "False" if problems else "True"
+    """A condition as Kubernetes writes it."""
+    status = "True" if verdict.good else "False"
     since = timestamp(now)
     if before is not None and before.get("status") == status:
         since = str(before.get("lastTransitionTime", since))
     return {
-        "type": RECONCILED,
+        "type": kind,
         "status": status,
-        "reason": "ProxyRejected" if problems else "Accepted",
-        "message": _message(problems),
+        "reason": verdict.reason,
+        "message": verdict.message,
         "lastTransitionTime": since,
         "observedGeneration": generation,
     }
 
 
-def _message(problems: list[ProxyProblem]) -> str:
-    if not problems:
-        return "all connected proxies take it"
-    ordered = sorted(problems, key=lambda p: (p.proxy, p.type_url, p.message))
-    texts = [f"{p.proxy} refuses {', '.join(p.resources)}: {p.message}" for p in ordered[:_SHOWN]]
-    if len(ordered) > _SHOWN:
-        texts.append(f"and {len(ordered) - _SHOWN} more")
-    return "; ".join(texts)[:_MESSAGE_CHARACTERS]
-
-
-def plan_statuses(
-    space: Space, problems: Mapping[Key, list[ProxyProblem]], now: float
-) -> list[Plan]:
+def plan_statuses(space: Space, found: Found, now: float) -> list[Plan]:
     """The statuses to write: of objects with problems, and of those that had some.
 
     Objects that never had one keep no status row: a mesh without problems writes nothing.
     """
-    keys = {key for key in problems if key.plane == "cfg"}
+    keys = {key for key in (*found.refused, *found.missing) if key.plane == "cfg"}
     for table in space.world.tables():
         if table.startswith("st."):
             keys.update(
                 object_key(entry.key)
                 for entry in space.world.all(table)
-                if _reconciled(entry.row) is not None
+                if any(_held(entry.row, kind) is not None for kind in _OURS)
             )
     plans = []
     for key in sorted(keys):
         stored = space.at(key)
-        plan = None if stored is None else _plan(stored, problems.get(key, []), now)
+        plan = None if stored is None else _plan(stored, found, now)
         if plan is not None:
             plans.append(plan)
     return plans[:_PER_WRITE]
 
 
-def _plan(stored: Stored, problems: list[ProxyProblem], now: float) -> Plan | None:
+def _plan(stored: Stored, found: Found, now: float) -> Plan | None:
+    key, held = stored.entry.key, stored.status
+    verdicts = {RESOLVED_REFS: reference_verdict(found.missing.get(key, ()))}
+    problems = found.refused.get(key, [])
     # A refusal of an older version of the object says nothing about this one: the gateways' next
     # reports will.
     current = [p for p in problems if p.sequence >= stored.entry.sequence]
-    if problems and not current:
-        return None
-    problems = current
-    held = stored.status
-    before = None if held is None else _reconciled(held)
-    if before is None and not problems:
-        return None
+    if current or not problems:
+        verdicts[RECONCILED] = refusal_verdict(current)
     generation = stored.row.generation
-    fresh = condition(problems, generation, before, now)
-    if before == fresh:
+    conditions = {kind: _held(held, kind) for kind in _OURS} if held is not None else {}
+    fresh = {}
+    for kind, verdict in verdicts.items():
+        before = conditions.get(kind)
+        if before is None and verdict.good:
+            continue
+        fresh[kind] = condition(kind, verdict, generation, before, now)
+    if all(conditions.get(kind) == one for kind, one in fresh.items()):
         return None
     status = {} if held is None else held.status
-    others = [c for c in status.get("conditions") or [] if c.get("type") != RECONCILED]
+    others = [c for c in status.get("conditions") or [] if c.get("type") not in fresh]
     row = ObjectStatus(
         stored.row.uid,
         generation,
-        {**status, "observedGeneration": generation, "conditions": [*others, fresh]},
+        {
+            **status,
+            "observedGeneration": generation,
+            "conditions": [*others, *(fresh[kind] for kind in _OURS if kind in fresh)],
+        },
     )
-    return Plan(CONFIGURED, stored, ((status_key(stored.entry.key), row),))
+    return Plan(CONFIGURED, stored, ((status_key(key), row),))
 
 
-def _reconciled(row: ObjectStatus) -> Mapping[str, Any] | None:
+def _held(row: ObjectStatus, kind: str) -> Mapping[str, Any] | None:
     conditions = row.status.get("conditions")
     for one in conditions if isinstance(conditions, list) else ():
-        if isinstance(one, dict) and one.get("type") == RECONCILED:
+        if isinstance(one, dict) and one.get("type") == kind:
             return one
     return None
 
 
 class StatusWriter:
-    """Keeps statuses what the reports say, at most twice a second."""
+    """Keeps statuses what reports and references say, at most twice a second."""
 
     def __init__(
-        self, store: Store, board: StatusBoard, cluster: str, now: Callable[[], float]
+        self,
+        store: Store,
+        board: StatusBoard,
+        references: References,
+        cluster: str,
+        now: Callable[[], float],
     ) -> None:
         self._store = store
         self._board = board
+        self._references = references
         self._cluster = cluster
         self._now = now
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something has changed."""
+        self._wake.set()
 
     async def run(self) -> None:
         """Write until cancelled."""
-        seen = -1
         while True:
-            await self._board.moved(seen, _RETRY_S)
-            seen = self._board.version
+            try:
+                async with asyncio.timeout(_RETRY_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
             if self._store.leading:
                 await self._write()
             await asyncio.sleep(_PAUSE_S)
 
     async def _write(self) -> None:
-        problems = problems_by_object(self._board.gateways.values(), self._cluster)
-        if not plan_statuses(self._store.space, problems, self._now()):
+        found = Found(
+            problems_by_object(self._board.gateways.values(), self._cluster),
+            self._references.missing(),
+        )
+        if not plan_statuses(self._store.space, found, self._now()):
             return
         try:
             await self._store.write(
-                lambda space: plan_statuses(space, problems, self._now()), announce=False
+                lambda space: plan_statuses(space, found, self._now()), announce=False
             )
         except ApiError as error:
             log.info("statuses not written; trying again", error=error.message)

@@ -132,7 +132,7 @@ def apply(
     live = space.get(info, namespace, name)
     if live is not None:
         _check_version(info, name, live, metadata.resource_version, metadata.uid)
-    document.pop("status", None)
+    status = document.pop("status", None)
     if info.kind == "Secret":
         fold_string_data(document)
     base = base_of(info, live, space)
@@ -162,6 +162,8 @@ def apply(
     merged["metadata"]["name"] = name
     if intent.restore and metadata.creation:
         merged["metadata"]["creationTimestamp"] = metadata.creation
+    if status is not None:
+        merged["status"] = status
     return finish(space, info, namespace, merged, live, owners, intent, operation=APPLY)
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from meshbus.api.kinds import KindInfo
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject, MeshConfigRow, Row
+from meshbus.model.rows import ConfigObject, MeshConfigRow, ObjectStatus, Row
 from meshbus.model.world import Entry
 from meshbus_config import apply_merge
 from meshbus_config.admission import WARN, admit, check_place, namespace_kind
@@ -25,6 +25,7 @@ from meshbus_config.documents import (
     render,
     seal_content,
     seconds_of,
+    status_key,
     timestamp,
 )
 from meshbus_config.errors import Cause, bad_request, invalid
@@ -157,7 +158,7 @@ def finish(
     Raises:
         ApiError: The object may not be written: 400, 404 (its namespace), 409, 422.
     """
-    document.pop("status", None)
+    status = document.pop("status", None)
     given = metadata_of(info, document)
     document, warnings = admit(info, document, intent.field_validation)
     if info.kind == "Secret":
@@ -173,16 +174,31 @@ def finish(
         owners = _owners_after(space, info, document, live, given, owners, intent)
     key = space.key(info, namespace, given.name)
     row = _row(space, info, key, document, live, owners or [], intent)
-    if live is not None and row == live.row:
+    told = _status_as_data(info, key, row, live, status)
+    if live is not None and row == live.row and not told:
         return Plan(UNCHANGED, live, (), tuple(warnings))
     if row.deletion is not None and not row.finalizers and live is not None:
         return Plan(DELETED, live, tuple(removal(live)), tuple(warnings))
-    writes: list[Write] = [(key, row)]
+    writes: list[Write] = [(key, row), *told]
     if info.kind == "MeshConfig":
         writes.append((Key(space.cluster, "mesh", "config", "", "mesh"), MeshConfigRow(row.spec)))
     entry = Entry(key, live.version if live else 0, intent.now, row)
     stored = Stored(entry, live.status_entry if live else None)
     return Plan(CONFIGURED if live else CREATED, stored, tuple(writes), tuple(warnings))
+
+
+def _status_as_data(
+    info: KindInfo, key: Key, row: ConfigObject, live: Stored | None, status: object
+) -> list[Write]:
+    """Pods and Nodes are data here: no kubelet says their addresses and readiness, so the status
+    of the document is taken, as an update of the subresource would be elsewhere."""
+    if info.group or info.kind not in ("Pod", "Node") or not isinstance(status, dict) or not status:
+        return []
+    fresh = ObjectStatus(row.uid, row.generation, status)
+    held = live.status if live is not None else None
+    if held is not None and held.status == status:
+        return []
+    return [(status_key(key), fresh)]
 
 
 def _check_immutable(space: Space, info: KindInfo, live: Stored, document: Document) -> None:

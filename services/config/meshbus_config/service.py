@@ -30,6 +30,7 @@ from meshbus_config.mesh_api import MeshApi
 from meshbus_config.object_status import StatusWriter
 from meshbus_config.outcomes import Intent, Plan
 from meshbus_config.receipts import Receipts
+from meshbus_config.references import References
 from meshbus_config.resources import Resources
 from meshbus_config.secret_box import load_box
 from meshbus_config.serving_certificate import ensure_certificate, write_file
@@ -125,7 +126,11 @@ class ConfigService:
         events = context.bus.follower(
             EVENTS, [f"events.v1.{context.cluster}.>"], self._feed, name="config-events"
         )
-        statuses = StatusWriter(store, self._board, context.cluster, context.clock.now)
+        references = References()
+        self._mirror.subscribe(references.changed)
+        statuses = StatusWriter(store, self._board, references, context.cluster, context.clock.now)
+        self._mirror.subscribe(lambda _world, _touched: statuses.wake())
+        self._board.on_report(statuses.wake)
         async with asyncio.TaskGroup() as group:
             for forever in (
                 models.run,

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import structlog
@@ -24,6 +24,7 @@ class StatusBoard:
         self._aside: dict[str, GatewayReport] | None = None
         self._progress: deque[Progress] = deque(maxlen=_REMEMBERED)
         self._moved = asyncio.Event()
+        self._callbacks: list[Callable[[], None]] = []
         self.version = 0
         """Grows with every report."""
         self.gateways: dict[str, GatewayReport] = {}
@@ -66,6 +67,12 @@ class StatusBoard:
         self.version += 1
         self._moved.set()
         self._moved = asyncio.Event()
+        for callback in self._callbacks:
+            callback()
+
+    def on_report(self, callback: Callable[[], None]) -> None:
+        """Call after each report. Must not wait."""
+        self._callbacks.append(callback)
 
     async def moved(self, seen: int, timeout: float) -> None:
         """Until there are reports after version `seen`, or `timeout` seconds have gone."""

@@ -14,6 +14,7 @@ from meshbus.bus.writer import BATCH_ROWS, ModelWriter, NotLeading
 from meshbus_config.documents import Space
 from meshbus_config.errors import ApiError, timed_out, too_large, unavailable
 from meshbus_config.outcomes import Plan, Write
+from meshbus_config.references import with_missing
 from meshbus_config.secret_box import SecretBox
 
 CATCH_UP_S = 5.0
@@ -101,6 +102,7 @@ class Store:
             else:
                 plans = tuple(plan(self.space))
             writes = [write for one in plans for write in one.writes]
+            plans = with_missing(self.space, plans)
             if dry_run or not writes:
                 return Written(plans, 0)
             if atomic and len(writes) > BATCH_ROWS:

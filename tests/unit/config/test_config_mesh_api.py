@@ -310,6 +310,61 @@ async def test_a_refused_object_says_so_until_it_is_no_longer(api, gateway):
     await until(lambda: condition("True"))
 
 
+async def test_what_is_named_and_not_there_is_warned_of_and_on_the_status(api):
+    dangling_route = virtual_service()
+    dangling_route["spec"] = {
+        "hosts": ["x"],
+        "http": [{"route": [{"destination": {"host": "reviews"}}]}],
+    }
+    answer = (await api.apply(dangling_route)).json()
+    (result,) = answer["results"]
+    assert result["action"] == "created"
+    expected = "spec.http[0].route[0].destination.host: there is no service"
+    assert any(w.startswith(expected) and w.endswith("yet") for w in result["warnings"]), result
+
+    async def resolved(status):
+        read = (await api.client.get(f"{VIRTUAL_SERVICES}/reviews")).json()
+        for one in read.get("status", {}).get("conditions", []):
+            if one["type"] == "ResolvedRefs" and one["status"] == status:
+                return one
+        return None
+
+    dangling = await until(lambda: resolved("False"))
+    assert dangling["reason"] == "ReferenceNotFound"
+    assert dangling["message"].startswith(expected)
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "reviews"},
+        "spec": {"ports": [{"port": 9080}]},
+    }
+    await api.apply(service)
+    await until(lambda: resolved("True"))
+    # In one request the order of documents says nothing about what needs what.
+    other = {**virtual_service(), "metadata": {"name": "late"}}
+    other["spec"] = {"hosts": ["x"], "http": [{"route": [{"destination": {"host": "late"}}]}]}
+    late = {**service, "metadata": {"name": "late"}}
+    results = (await api.apply(other, late)).json()["results"]
+    assert all("warnings" not in result for result in results), results
+
+
+async def test_the_status_of_a_pod_is_data(api):
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", "namespace": "default"},
+        "spec": {"containers": []},
+        "status": {"podIP": "10.0.0.1"},
+    }
+    await api.apply(pod)
+    path = "/api/v1/namespaces/default/pods/p"
+    assert (await api.client.get(path)).json()["status"]["podIP"] == "10.0.0.1"
+    pod["status"] = {"podIP": "10.0.0.2"}
+    await api.apply(pod)
+    assert (await api.client.get(path)).json()["status"]["podIP"] == "10.0.0.2"
+    assert (await api.apply(pod)).json()["results"][0]["action"] == "unchanged"
+
+
 async def test_events_are_server_sent(api, gateway):
     found: list[dict[str, Any]] = []
 
