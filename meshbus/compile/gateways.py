@@ -27,7 +27,7 @@ from meshbus.compile.outbound import any_address, prefix_range, reporting_of
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
 from meshbus.compile.route_match import is_catch_all
-from meshbus.compile.scope import Ref, visible_virtual_services
+from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND
 from meshbus.compile.tls_contexts import gateway_server, socket
@@ -222,7 +222,7 @@ def _http_chain(reader: Reader, server: Server, reporting: Reporting) -> lc_pb2.
     return chain
 
 
-def gateway_services(reader: Reader, viewer: str, gateway: str) -> tuple[Ref, ...]:
+def gateway_services(reader: Reader, viewer: Viewer, gateway: str) -> tuple[Ref, ...]:
     """Node: virtual services bound to a gateway, as seen from a router's namespace."""
     return tuple(
         ref
@@ -239,7 +239,7 @@ def _context(reader: Reader, view: View, server: Server) -> RouteContext:
         sources=view.sources,
         tls=server.tls is not None,
         settings=reader.node(mesh),
-        service=lambda host: reader.node(service_of, view.namespace, host),
+        service=lambda host: reader.node(service_of, view.viewer, host),
         hashing=lambda host, number, subset: reader.node(hashing_of, view, host, number, subset),
     )
 
@@ -248,7 +248,7 @@ def _passthrough_chains(
     reader: Reader, view: View, server: Server, reporting: Reporting, report: Report
 ) -> list[lc_pb2.FilterChain]:
     out = []
-    for vs in reader.node(gateway_services, view.namespace, server.name):
+    for vs in reader.node(gateway_services, view.viewer, server.name):
         hosts = server.matching_hosts(vs)
         if not hosts:
             continue
@@ -260,7 +260,7 @@ def _passthrough_chains(
 def _tcp_chains(
     reader: Reader, view: View, server: Server, reporting: Reporting, report: Report
 ) -> list[lc_pb2.FilterChain]:
-    for vs in reader.node(gateway_services, view.namespace, server.name):
+    for vs in reader.node(gateway_services, view.viewer, server.name):
         if not server.matching_hosts(vs):
             continue
         routes = l4_routes(vs, "tcp", _context(reader, view, server), report)
@@ -310,7 +310,7 @@ def _routes(
     done: set[tuple[str, Key, str]] = set()
     for server in servers:
         context = _context(reader, view, server)
-        for vs in reader.node(gateway_services, view.namespace, server.name):
+        for vs in reader.node(gateway_services, view.viewer, server.name):
             matching = server.matching_hosts(vs)
             if not matching or not vs.row.spec.get("http"):
                 continue

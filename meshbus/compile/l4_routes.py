@@ -11,7 +11,7 @@ from meshbus.compile.http_routes import (
     source_matches,
 )
 from meshbus.compile.names import MESH_GATEWAY, fqdn
-from meshbus.compile.scope import Ref, visible_virtual_services
+from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
 
 
 class L4Route(NamedTuple):
@@ -22,8 +22,8 @@ class L4Route(NamedTuple):
     clusters: tuple[tuple[str, int], ...]
 
 
-def mesh_l4_services(reader: Reader, viewer: str) -> dict[str, tuple[Ref, ...]]:
-    """Node: those with `tls` or `tcp` for sidecars of a namespace by host, older first."""
+def mesh_l4_services(reader: Reader, viewer: Viewer) -> dict[str, tuple[Ref, ...]]:
+    """Node: those with `tls` or `tcp` for sidecars of a viewer by host, older first."""
     found: dict[str, list[Ref]] = {}
     for ref in reader.node(visible_virtual_services, viewer):
         spec = ref.row.spec

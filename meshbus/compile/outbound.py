@@ -27,6 +27,7 @@ from meshbus.compile.l4_routes import L4Route, l4_routes, mesh_l4_services
 from meshbus.compile.names import (
     BLACK_HOLE,
     MESH_GATEWAY,
+    PASSTHROUGH,
     TLS,
     UDP,
     ClusterName,
@@ -46,7 +47,6 @@ from meshbus.compile.virtual_hosts import (
     hashing_of,
     service_of,
     sniffed_route_name,
-    unknown_cluster,
 )
 from meshbus.model.rows import Service
 
@@ -108,7 +108,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     by_name: dict[int, list[str]] = {}
     by_network: dict[int, list[tuple[str, tuple[str, ...]]]] = {}
     rest: dict[int, str] = {}
-    for host, ref in reader.node(visible_services, view.namespace).items():
+    for host, ref in reader.node(visible_services, view.viewer).items():
         row: Service = ref.row
         single = tuple(a for a in row.addresses if "/" not in a and (view.ipv6 or ":" not in a))
         networks = tuple(a for a in row.addresses if "/" in a and (view.ipv6 or ":" not in a))
@@ -210,7 +210,7 @@ def _virtual_outbound(reader: Reader, view: View, reporting: Reporting) -> liste
     loop = out.filter_chains.add(name="virtualOutbound-blackhole")
     loop.filter_chain_match.destination_port.CopyFrom(uint32(OUTBOUND_PORT))
     loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
-    unknown = unknown_cluster(reader)
+    unknown = view.unknown
     out.default_filter_chain.name = "virtualOutbound-catchall-tcp"
     out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
     return out
@@ -250,7 +250,7 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
         sources=view.sources,
         tls=False,
         settings=reader.node(mesh),
-        service=lambda host: reader.node(service_of, view.namespace, host),
+        service=lambda host: reader.node(service_of, view.viewer, host),
         hashing=lambda host, number, subset: reader.node(hashing_of, view, host, number, subset),
     )
 
@@ -258,7 +258,7 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
 def _l4(
     reader: Reader, view: View, host: str, port: int, section: str, report: Report
 ) -> list[L4Route]:
-    hosts = reader.node(mesh_l4_services, view.namespace)
+    hosts = reader.node(mesh_l4_services, view.viewer)
     pattern = most_specific(hosts, host)
     for ref in hosts[pattern] if pattern is not None else ():
         found = l4_routes(ref, section, _context(reader, view, port), report)
@@ -369,7 +369,7 @@ def _shared_listener(
         _, rest = _service_chains(reader, view, shared.rest, port, "", reporting, report)
         out.default_filter_chain.CopyFrom(rest)
     else:
-        unknown = unknown_cluster(reader)
+        unknown = view.unknown
         out.default_filter_chain.name = "PassthroughFilterChain"
         out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
     if shared.http or shared.by_name:
@@ -385,7 +385,7 @@ def http_proxy_listener(reader: Reader, view: View, bind: str, port: int, servic
     settings = reader.node(mesh)
     reporting = reporting_of(reader, LOG_OUTBOUND, service, view.namespace)
     cache = None
-    if not settings.registry_only:
+    if view.unknown == PASSTHROUGH:
         cache = dns_cache(ClusterStyle(False, False, view.ipv6))
     name = listener_name(bind, port)
     manager = connection_manager(

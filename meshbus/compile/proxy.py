@@ -7,6 +7,7 @@ routers, its Gateways.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from meshbus.compile.clusters import ClusterStyle, fixed_clusters, service_clusters
 from meshbus.compile.endpoints import canonical_service, service_assignments
@@ -30,10 +31,13 @@ from meshbus.compile.proxy_keys import (
 )
 from meshbus.compile.resources import CDS, EDS, LDS, RDS, Resource
 from meshbus.compile.scope import (
+    Viewer,
     find_rules,
+    reachable_services,
     selecting_rules,
-    visible_services,
 )
+from meshbus.compile.settings import mesh
+from meshbus.compile.sidecars import sidecar_of, unknown_traffic, viewer_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
 from meshbus.compile.virtual_hosts import (
     View,
@@ -67,13 +71,16 @@ class Snapshot:
 def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
     """The view of a proxy: selectors count only as far as something visible has them."""
     held = set(proxy.labels)
+    sidecar = None
+    if proxy.type != ROUTER:
+        sidecar = sidecar_of(reader, proxy.namespace, proxy.labels)
+    viewer = viewer_of(sidecar, proxy.namespace)
     sources = frozenset(
-        selector
-        for selector in reader.node(source_selectors, proxy.namespace)
-        if held.issuperset(selector)
+        selector for selector in reader.node(source_selectors, viewer) if held.issuperset(selector)
     )
     rules = reader.node(selecting_rules, proxy.namespace, proxy.labels)
-    return View(proxy.namespace, sources, rules, proxy.captured, proxy.dual_stack)
+    unknown = unknown_traffic(sidecar, reader.node(mesh))
+    return View(viewer, sources, rules, proxy.captured, proxy.dual_stack, unknown)
 
 
 # --------------------------------------------------------------------------- shared parts
@@ -101,15 +108,30 @@ def _merge(parts: Iterable[Part | Merged]) -> Merged:
     return Merged(resources, tuple(findings))
 
 
-def visible_owners(reader: Reader, viewer: str) -> dict[str, tuple[tuple[str, Key], ...]]:
-    """Node: (host, key) of visible services by their namespace."""
-    out: dict[str, list[tuple[str, Key]]] = {}
-    for host, ref in reader.node(visible_services, viewer).items():
-        out.setdefault(ref.row.namespace, []).append((host, ref.key))
-    return {owner: tuple(pairs) for owner, pairs in sorted(out.items())}
+class Owned(NamedTuple):
+    """A service that a viewer reaches."""
+
+    host: str
+    service: Key
+    ports: frozenset[int]
+    """Of the service, those that are reached."""
+
+    def reached(self, part: Part) -> Part:
+        """Resources of these ports; the name of each begins with `outbound|PORT|`."""
+        kept = [r for r in part.resources if int(r.name.split("|", 2)[1]) in self.ports]
+        return part if len(kept) == len(part.resources) else Part(tuple(kept), part.findings)
 
 
-def owned_services(reader: Reader, viewer: str, owner: str) -> tuple[tuple[str, Key], ...]:
+def visible_owners(reader: Reader, viewer: Viewer) -> dict[str, tuple[Owned, ...]]:
+    """Node: services that a viewer reaches by their namespace."""
+    out: dict[str, list[Owned]] = {}
+    for host, ref in reader.node(reachable_services, viewer).items():
+        ports = frozenset(port.number for port in ref.row.ports)
+        out.setdefault(ref.row.namespace, []).append(Owned(host, ref.key, ports))
+    return {owner: tuple(members) for owner, members in sorted(out.items())}
+
+
+def owned_services(reader: Reader, viewer: Viewer, owner: str) -> tuple[Owned, ...]:
     """Node: one namespace of `visible_owners`."""
     return reader.node(visible_owners, viewer).get(owner, ())
 
@@ -124,23 +146,25 @@ def rules_for(
 def owner_clusters(reader: Reader, view: View, owner: str, style: ClusterStyle) -> Merged:
     """Node: clusters of one namespace's services as a view sees them."""
     return _merge(
-        reader.node(
-            service_clusters,
-            key,
-            reader.node(rules_for, view.namespace, owner, host, view.rules),
-            style,
+        owned.reached(
+            reader.node(
+                service_clusters,
+                owned.service,
+                reader.node(rules_for, view.namespace, owner, owned.host, view.rules),
+                style,
+            )
         )
-        for host, key in reader.node(owned_services, view.namespace, owner)
+        for owned in reader.node(owned_services, view.viewer, owner)
     )
 
 
 def owner_assignments(reader: Reader, view: View, owner: str, style: ClusterStyle) -> Merged:
     """Node: endpoints of one namespace's services, for those clusters that take them by EDS."""
     parts = []
-    for host, key in reader.node(owned_services, view.namespace, owner):
-        rules = reader.node(rules_for, view.namespace, owner, host, view.rules)
-        if reader.node(takes_endpoints, key, style):
-            parts.append(reader.node(service_assignments, key, rules))
+    for owned in reader.node(owned_services, view.viewer, owner):
+        rules = reader.node(rules_for, view.namespace, owner, owned.host, view.rules)
+        if reader.node(takes_endpoints, owned.service, style):
+            parts.append(owned.reached(reader.node(service_assignments, owned.service, rules)))
     return _merge(parts)
 
 
@@ -154,7 +178,7 @@ def takes_endpoints(reader: Reader, service: Key, style: ClusterStyle) -> bool:
 
 def outbound_clusters(reader: Reader, view: View, style: ClusterStyle) -> Merged:
     """Node: clusters of everything that a view sees."""
-    owners = reader.node(visible_owners, view.namespace)
+    owners = reader.node(visible_owners, view.viewer)
     return _merge(
         [
             reader.node(fixed_clusters, style),
@@ -165,7 +189,7 @@ def outbound_clusters(reader: Reader, view: View, style: ClusterStyle) -> Merged
 
 def outbound_assignments(reader: Reader, view: View, style: ClusterStyle) -> Merged:
     """Node: endpoints of everything that a view sees."""
-    owners = reader.node(visible_owners, view.namespace)
+    owners = reader.node(visible_owners, view.viewer)
     return _merge(reader.node(owner_assignments, view, owner, style) for owner in owners)
 
 

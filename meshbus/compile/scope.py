@@ -1,20 +1,50 @@
-"""What a proxy may see: services, virtual services and destination rules of its namespace.
+"""What a proxy may see: services, virtual services and destination rules.
 
-Lookups are nodes cut along namespaces, so that a change in one namespace re-runs what looked there
-and stops where the answer is the same.
+A `Viewer` is a namespace and, under a Sidecar, the hosts that it imports. Lookups are nodes cut
+along namespaces and imported hosts, so that a change re-runs what looked there and stops where the
+answer is the same; what a Sidecar does not import is not read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
+
 from meshbus.compile.engine import Reader
-from meshbus.compile.names import fqdn, is_wildcard, most_specific
+from meshbus.compile.names import MESH_GATEWAY, covers, fqdn, is_wildcard, most_specific, overlaps
 from meshbus.compile.settings import mesh
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject, Service
+from meshbus.model.rows import ConfigObject, Service, ServicePort
 from meshbus.model.world import Query
 
 ISTIO_NETWORKING = "networking.istio.io/"
+
+
+HTTP_PROXY = "HTTP_PROXY"
+ANY = "*"
+
+Import = tuple[str, str]
+"""(namespace or `*`, host, wildcard or `*`) of a Sidecar's egress hosts."""
+
+
+class Egress(NamedTuple):
+    """One egress listener of a Sidecar."""
+
+    port: int
+    """0: every port that no other listener of the Sidecar is for."""
+    protocol: str
+    bind: str
+    captured: bool
+    """Traffic is redirected to it; else it binds its port."""
+    hosts: tuple[Import, ...]
+
+
+class Viewer(NamedTuple):
+    """Whose eyes: proxies of equal viewers see the same."""
+
+    namespace: str
+    egress: tuple[Egress, ...] = ()
+    """Of the Sidecar in force; empty: everything that is exported to the namespace."""
 
 
 class Ref(NamedTuple):
@@ -31,8 +61,8 @@ class Visible(NamedTuple):
     restricted: tuple[tuple[Ref, frozenset[str]], ...]
     """With the namespaces that see each; `.` stands for its own."""
 
-    def seen_from(self, viewer: str, owner: str) -> Iterable[Ref]:
-        """Those that `viewer` sees."""
+    def seen_from(self, namespace: str) -> Iterable[Ref]:
+        """Those that a namespace sees."""
         if not self.restricted:
             return self.public
         return [
@@ -40,7 +70,7 @@ class Visible(NamedTuple):
             *(
                 ref
                 for ref, targets in self.restricted
-                if viewer in targets or (viewer == owner and "." in targets)
+                if namespace in targets or (namespace == ref.row.namespace and "." in targets)
             ),
         ]
 
@@ -81,19 +111,157 @@ def exported_services(reader: Reader, namespace: str) -> Visible:
     )
 
 
-def visible_services(reader: Reader, viewer: str) -> dict[str, Ref]:
-    """Node: the service that each host means to proxies of a namespace, in order of host.
+def exported_host(reader: Reader, host: str) -> Visible:
+    """Node: services of one host in every namespace, by who sees them."""
+    default = reader.node(mesh).service_export_to
+    return _split(
+        (Ref(e.key, e.row), e.row.export_to or default)
+        for e in reader.entries(Query("reg.services", "host", host))
+    )
 
-    Of two services with one host the viewer's own wins, then Kubernetes', then the older.
+
+def imported_services(reader: Reader, owner: str, pattern: str) -> Visible:
+    """Node: services that an egress host stands for, by who sees them.
+
+    A host without wildcard is looked up alone: other services of its namespace are not read.
     """
+    if not is_wildcard(pattern):
+        held = reader.node(exported_host, pattern)
+        return held if owner == ANY else _only(held, lambda ref: ref.row.namespace == owner)
+    if owner != ANY and pattern == ANY:
+        return reader.node(exported_services, owner)
+    owners = reader.node(service_namespaces) if owner == ANY else (owner,)
+    parts = [reader.node(exported_services, o) for o in owners]
+    joined = Visible(
+        tuple(ref for part in parts for ref in part.public),
+        tuple(pair for part in parts for pair in part.restricted),
+    )
+    return _only(joined, lambda ref: covers(pattern, ref.row.host))
+
+
+def _only(visible: Visible, wanted: Callable[[Ref], bool]) -> Visible:
+    return Visible(
+        tuple(ref for ref in visible.public if wanted(ref)),
+        tuple(pair for pair in visible.restricted if wanted(pair[0])),
+    )
+
+
+def _best(refs: Iterable[Ref], namespace: str) -> dict[str, Ref]:
+    """One service for each host: the viewer's own wins, then Kubernetes', then the older."""
     found: dict[str, Ref] = {}
-    for owner in reader.node(service_namespaces):
-        for ref in reader.node(exported_services, owner).seen_from(viewer, owner):
-            host = ref.row.host
-            held = found.get(host)
-            if held is None or _service_rank(ref, viewer) < _service_rank(held, viewer):
+    for ref in refs:
+        held = found.get(ref.row.host)
+        if held is None or _service_rank(ref, namespace) < _service_rank(held, namespace):
+            found[ref.row.host] = ref
+    return found
+
+
+def egress_services(reader: Reader, namespace: str, hosts: tuple[Import, ...]) -> dict[str, Ref]:
+    """Node: the services that the hosts of one egress listener mean to a namespace."""
+    found: dict[str, Ref] = {}
+    # What is asked for by namespace comes before what any namespace may give.
+    for wild in (False, True):
+        refs = [
+            ref
+            for owner, pattern in hosts
+            if (owner == ANY) is wild
+            for ref in reader.node(imported_services, owner, pattern).seen_from(namespace)
+        ]
+        for host, ref in _best(refs, namespace).items():
+            if host not in found or (ref.row.namespace == namespace != found[host].row.namespace):
                 found[host] = ref
+    return found
+
+
+def visible_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
+    """Node: the service that each host means to a viewer, in order of host.
+
+    Under a Sidecar a service has those ports that its egress listeners are for: a listener with a
+    port has that port alone, and no other listener has it.
+    """
+    if not viewer.egress:
+        refs = [
+            ref
+            for owner in reader.node(service_namespaces)
+            for ref in reader.node(exported_services, owner).seen_from(viewer.namespace)
+        ]
+        found = _best(refs, viewer.namespace)
+        return {host: found[host] for host in sorted(found)}
+    own = {e.port for e in viewer.egress if e.port and e.protocol != HTTP_PROXY}
+    ports: dict[str, dict[int, ServicePort]] = {}
+    chosen: dict[str, Ref] = {}
+    for egress in viewer.egress:
+        if egress.protocol == HTTP_PROXY:
+            continue
+        for host, ref in reader.node(egress_services, viewer.namespace, egress.hosts).items():
+            if chosen.setdefault(host, ref).key != ref.key:
+                continue
+            held = ports.setdefault(host, {})
+            for port in ref.row.ports:
+                if egress.port == port.number or (not egress.port and port.number not in own):
+                    held.setdefault(port.number, _as_listened(port, egress))
+    return {host: _with_ports(chosen[host], ports[host]) for host in sorted(chosen) if ports[host]}
+
+
+def _as_listened(port: ServicePort, egress: Egress) -> ServicePort:
+    if not egress.port or not egress.protocol or egress.protocol == port.protocol:
+        return port
+    return msgspec.structs.replace(port, protocol=egress.protocol)
+
+
+def _with_ports(ref: Ref, ports: Mapping[int, ServicePort]) -> Ref:
+    kept = [ports[number] for number in ports]
+    if kept == ref.row.ports:
+        return ref
+    return Ref(ref.key, msgspec.structs.replace(ref.row, ports=kept))
+
+
+def reachable_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
+    """Node: `visible_services`, and what a proxy must have clusters for besides: services behind
+    an HTTP proxy port of the Sidecar, and destinations of the virtual services that it imports.
+
+    Source: Istio, SidecarScope: destinations of imported virtual services are imported.
+    """
+    if not viewer.egress:
+        return reader.node(visible_services, viewer)
+    found = dict(reader.node(visible_services, viewer))
+    for egress in viewer.egress:
+        if egress.protocol == HTTP_PROXY:
+            found.update(reader.node(egress_services, viewer.namespace, egress.hosts))
+    for host, numbers in reader.node(routed_destinations, viewer).items():
+        if host in found:
+            continue
+        seen = reader.node(exported_host, host).seen_from(viewer.namespace)
+        ref = _best(seen, viewer.namespace).get(host)
+        if ref is None:
+            continue
+        wanted = {p.number: p for p in ref.row.ports if 0 in numbers or p.number in numbers}
+        if wanted:
+            found[host] = _with_ports(ref, wanted)
     return {host: found[host] for host in sorted(found)}
+
+
+def routed_destinations(reader: Reader, viewer: Viewer) -> dict[str, frozenset[int]]:
+    """Node: destinations of virtual services for sidecars of a viewer; 0 stands for every port."""
+    found: dict[str, set[int]] = {}
+    for ref in reader.node(visible_virtual_services, viewer):
+        gateways = ref.row.spec.get("gateways")
+        if gateways and MESH_GATEWAY not in gateways:
+            continue
+        for destination in _destinations(ref.row.spec):
+            host = fqdn(str(destination.get("host") or ""), ref.row.namespace)
+            port = (destination.get("port") or {}).get("number") or 0
+            found.setdefault(host, set()).add(int(port))
+    return {host: frozenset(found[host]) for host in sorted(found)}
+
+
+def _destinations(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    for section in ("http", "tls", "tcp"):
+        for rule in spec.get(section) or ():
+            for target in (*(rule.get("route") or ()), *(rule.get("mirrors") or ())):
+                yield target.get("destination") or {}
+            if rule.get("mirror"):
+                yield rule["mirror"]
 
 
 def _service_rank(ref: Ref, viewer: str) -> tuple[bool, bool, tuple[float, str, str]]:
@@ -136,12 +304,38 @@ def exported_virtual_services(reader: Reader, namespace: str) -> Visible:
     )
 
 
-def visible_virtual_services(reader: Reader, viewer: str) -> tuple[Ref, ...]:
-    """Node: virtual services that proxies of a namespace follow, older first."""
+def virtual_services_by_host(reader: Reader, namespace: str) -> dict[str, Visible]:
+    """Node: virtual services of one namespace by full host, by who sees them."""
+    default = reader.node(mesh).virtual_service_export_to
+    found: dict[str, list[tuple[Ref, tuple[str, ...]]]] = {}
+    for ref in istio_objects(reader, "virtualservices", namespace):
+        for host in ref.row.spec.get("hosts") or ():
+            pair = (ref, export_to(ref.row, default))
+            found.setdefault(fqdn(str(host), namespace).lower(), []).append(pair)
+    return {host: _split(pairs) for host, pairs in sorted(found.items())}
+
+
+def imported_virtual_services(reader: Reader, owner: str, pattern: str) -> tuple[Visible, ...]:
+    """Node: virtual services of a namespace with a host that an egress host has in common."""
+    by_host = reader.node(virtual_services_by_host, owner)
+    return tuple(held for host, held in by_host.items() if overlaps(host, pattern))
+
+
+def visible_virtual_services(reader: Reader, viewer: Viewer) -> tuple[Ref, ...]:
+    """Node: virtual services that proxies of a viewer follow, older first."""
     found: list[Ref] = []
-    for owner in reader.node(object_namespaces, "virtualservices"):
-        found += reader.node(exported_virtual_services, owner).seen_from(viewer, owner)
-    return tuple(sorted(found, key=age))
+    if not viewer.egress:
+        for owner in reader.node(object_namespaces, "virtualservices"):
+            found += reader.node(exported_virtual_services, owner).seen_from(viewer.namespace)
+        return tuple(sorted(found, key=age))
+    unique: dict[Key, Ref] = {}
+    for egress in viewer.egress:
+        for owner, pattern in egress.hosts:
+            owners = reader.node(object_namespaces, "virtualservices") if owner == ANY else (owner,)
+            for namespace in owners:
+                for part in reader.node(imported_virtual_services, namespace, pattern):
+                    unique.update((ref.key, ref) for ref in part.seen_from(viewer.namespace))
+    return tuple(sorted(unique.values(), key=age))
 
 
 # --------------------------------------------------------------------------- destination rules

@@ -22,7 +22,6 @@ from meshbus.compile.http_routes import (
 from meshbus.compile.names import (
     BLACK_HOLE,
     MESH_GATEWAY,
-    PASSTHROUGH,
     UDP,
     ClusterName,
     bracketed,
@@ -35,7 +34,14 @@ from meshbus.compile.names import (
     with_port,
 )
 from meshbus.compile.resources import RDS, Resource, field, resource_of
-from meshbus.compile.scope import Ref, find_rules, visible_services, visible_virtual_services
+from meshbus.compile.scope import (
+    Ref,
+    Viewer,
+    find_rules,
+    reachable_services,
+    visible_services,
+    visible_virtual_services,
+)
 from meshbus.compile.settings import mesh
 from meshbus.compile.traffic_policy import hash_policy_of, merged_rule, policy_in_force
 from meshbus.compile.values import boolean, uint32
@@ -49,7 +55,7 @@ MAX_DIRECT_RESPONSE_BYTES = 1024 * 1024
 class View(NamedTuple):
     """What decides a sidecar's outbound traffic: proxies of one view share every resource."""
 
-    namespace: str
+    viewer: Viewer
     sources: frozenset[Labels]
     """Selectors of `sourceLabels` that pick the proxy, of those that visible routes have."""
     rules: frozenset[Key]
@@ -57,6 +63,13 @@ class View(NamedTuple):
     captured: bool
     """Traffic is captured (original destination known); else it comes by the HTTP proxy."""
     ipv6: bool
+    unknown: str
+    """The cluster that takes what no host claims; `BlackHoleCluster`: it is refused."""
+
+    @property
+    def namespace(self) -> str:
+        """Of the proxies."""
+        return self.viewer.namespace
 
 
 class HostRoutes(NamedTuple):
@@ -71,7 +84,7 @@ class HostRoutes(NamedTuple):
 # --------------------------------------------------------------------------- what is there
 
 
-def mesh_virtual_services(reader: Reader, viewer: str) -> dict[str, tuple[Ref, ...]]:
+def mesh_virtual_services(reader: Reader, viewer: Viewer) -> dict[str, tuple[Ref, ...]]:
     """Node: virtual services for sidecars of a namespace by full host, older first."""
     found: dict[str, list[Ref]] = {}
     for ref in reader.node(visible_virtual_services, viewer):
@@ -91,7 +104,7 @@ class RoutedHosts(NamedTuple):
     wildcards: dict[str, tuple[Key, ...]]
 
 
-def routed_hosts(reader: Reader, viewer: str) -> RoutedHosts:
+def routed_hosts(reader: Reader, viewer: Viewer) -> RoutedHosts:
     """Node: keys of the virtual services of each host."""
     hosts = reader.node(mesh_virtual_services, viewer)
     keys = {host: tuple(ref.key for ref in refs) for host, refs in hosts.items()}
@@ -101,7 +114,7 @@ def routed_hosts(reader: Reader, viewer: str) -> RoutedHosts:
     )
 
 
-def source_selectors(reader: Reader, viewer: str) -> frozenset[Labels]:
+def source_selectors(reader: Reader, viewer: Viewer) -> frozenset[Labels]:
     """Node: every `sourceLabels` in routes that proxies of a namespace follow."""
     found = set()
     for ref in reader.node(visible_virtual_services, viewer):
@@ -122,7 +135,7 @@ class HttpPort(NamedTuple):
     sniffed: bool
 
 
-def http_ports(reader: Reader, viewer: str) -> dict[int, tuple[HttpPort, ...]]:
+def http_ports(reader: Reader, viewer: Viewer) -> dict[int, tuple[HttpPort, ...]]:
     """Node: services of each port number that carry HTTP, or may."""
     found: dict[int, list[HttpPort]] = {}
     for host, ref in reader.node(visible_services, viewer).items():
@@ -134,9 +147,9 @@ def http_ports(reader: Reader, viewer: str) -> dict[int, tuple[HttpPort, ...]]:
     return {number: tuple(found[number]) for number in sorted(found)}
 
 
-def service_of(reader: Reader, viewer: str, host: str) -> Service | None:
-    """Node: the service that a host means to a namespace."""
-    ref = reader.node(visible_services, viewer).get(host)
+def service_of(reader: Reader, viewer: Viewer, host: str) -> Service | None:
+    """Node: the service that a host means to a viewer."""
+    ref = reader.node(reachable_services, viewer).get(host)
     row: Service | None = None if ref is None else ref.row
     return row
 
@@ -145,7 +158,7 @@ def hashing_of(
     reader: Reader, view: View, host: str, port: int, subset: str
 ) -> dict[str, Any] | None:
     """Node: `consistentHash` that applies to a destination."""
-    service = reader.node(service_of, view.namespace, host)
+    service = reader.node(service_of, view.viewer, host)
     owner = view.namespace if service is None else service.namespace
     keys = find_rules(reader, view.namespace, owner, host, view.rules)
     if not keys:
@@ -162,7 +175,7 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
         sources=view.sources,
         tls=False,
         settings=reader.node(mesh),
-        service=lambda host: reader.node(service_of, view.namespace, host),
+        service=lambda host: reader.node(service_of, view.viewer, host),
         hashing=lambda host, number, subset: reader.node(hashing_of, view, host, number, subset),
     )
 
@@ -298,12 +311,12 @@ def port_routes(reader: Reader, view: View, port: int) -> Part:
     """Node: the route configuration `PORT`, for all services with HTTP at that port."""
     report = Report()
     table = _Table()
-    members = reader.node(http_ports, view.namespace).get(port, ())
+    members = reader.node(http_ports, view.viewer).get(port, ())
     _fill(reader, view, port, members, table, report, all_ports=False)
     resource = encode_table(
         reader,
         str(port),
-        table.encoded(catch_all(reader, view)),
+        table.encoded(catch_all(view)),
         table.origins,
         ignore_port=True,
     )
@@ -318,10 +331,10 @@ def http_proxy_routes(reader: Reader, view: View) -> Part:
     """
     report = Report()
     table = _Table()
-    ports = reader.node(http_ports, view.namespace)
+    ports = reader.node(http_ports, view.viewer)
     for port in sorted({80, *ports}):
         _fill(reader, view, port, ports.get(port, ()), table, report, all_ports=True)
-    for host, ref in reader.node(visible_services, view.namespace).items():
+    for host, ref in reader.node(visible_services, view.viewer).items():
         for port_row in ref.row.ports:
             if is_http(port_row.protocol) or is_sniffed(port_row.protocol):
                 continue
@@ -330,7 +343,7 @@ def http_proxy_routes(reader: Reader, view: View) -> Part:
     resource = encode_table(
         reader,
         HTTP_PROXY_ROUTE,
-        table.encoded(catch_all(reader, view)),
+        table.encoded(catch_all(view)),
         table.origins,
         ignore_port=False,
     )
@@ -347,7 +360,7 @@ def _fill(
     *,
     all_ports: bool,
 ) -> None:
-    routed = reader.node(routed_hosts, view.namespace)
+    routed = reader.node(routed_hosts, view.viewer)
     services = {m.host: m for m in members}
     table.reserve([with_port(h, port) if all_ports else h for h in services])
     by_service: list[tuple[HttpPort, HostRoutes]] = []
@@ -425,10 +438,10 @@ def _add_tunnel(
     table.add(own, names, routes._replace(tail=tail), own)
 
 
-def catch_all(reader: Reader, view: View) -> bytes:
+def catch_all(view: View) -> bytes:
     """The virtual host for what nobody else claims: `allow_any` lets it through, `block_all`
-    answers 502, by the mesh's outboundTrafficPolicy."""
-    if reader.node(mesh).registry_only:
+    answers 502, by the outboundTrafficPolicy of the Sidecar or the mesh."""
+    if view.unknown == BLACK_HOLE:
         route = rc_pb2.Route(name="block_all")
         route.match.prefix = "/"
         route.direct_response.status = 502
@@ -441,13 +454,13 @@ def catch_all(reader: Reader, view: View) -> bytes:
         return encode_host("block_all", ["*"], encode_tail(routes))
     route = rc_pb2.Route(name="allow_any")
     route.match.prefix = "/"
-    route.route.cluster = PASSTHROUGH
+    route.route.cluster = view.unknown
     route.route.timeout.SetInParent()
     routes = [route]
     if not view.captured:
         connect = rc_pb2.Route(name="allow_any")
         connect.match.connect_matcher.SetInParent()
-        _forward_tunnel(connect, PASSTHROUGH)
+        _forward_tunnel(connect, view.unknown)
         routes.insert(0, connect)
     return encode_host("allow_any", ["*"], encode_tail(routes))
 
@@ -460,10 +473,10 @@ def sniffed_route_name(host: str, port: int) -> str:
 def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
     """Node: the route configuration `HOST:PORT` of a service whose protocol is not declared."""
     report = Report()
-    keys, _ = _service_keys(reader, view, host, reader.node(routed_hosts, view.namespace))
+    keys, _ = _service_keys(reader, view, host, reader.node(routed_hosts, view.viewer))
     routes = _routes_of(reader, view, keys, port, report) if keys else None
     if routes is None:
-        row = reader.node(service_of, view.namespace, host)
+        row = reader.node(service_of, view.viewer, host)
         owner = view.namespace if row is None else row.namespace
         rules = find_rules(reader, view.namespace, owner, host, view.rules)
         routes = reader.node(service_tail, host, port, rules)
@@ -476,8 +489,3 @@ def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
         ignore_port=True,
     )
     return Part((resource,), report.findings())
-
-
-def unknown_cluster(reader: Reader) -> str:
-    """Where TCP connections go that nobody claims."""
-    return BLACK_HOLE if reader.node(mesh).registry_only else PASSTHROUGH

@@ -1,0 +1,106 @@
+"""Sidecar objects: which one a workload follows, and what it says.
+
+Source: https://istio.io/latest/docs/reference/config/networking/sidecar/
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from meshbus.compile.engine import Reader
+from meshbus.compile.names import BLACK_HOLE, PASSTHROUGH, ClusterName, fqdn
+from meshbus.compile.scope import Egress, Ref, Viewer, istio_objects
+from meshbus.compile.settings import MeshSettings, mesh
+
+Labels = tuple[tuple[str, str], ...]
+REGISTRY_ONLY = "REGISTRY_ONLY"
+
+
+class SidecarObject(NamedTuple):
+    """One Sidecar."""
+
+    ref: Ref
+    selector: Labels
+    """Empty: every workload of the namespace."""
+
+
+def sidecar_objects(reader: Reader, namespace: str) -> tuple[SidecarObject, ...]:
+    """Node: Sidecars of a namespace, older first."""
+    return tuple(
+        SidecarObject(ref, _labels(ref.row.spec.get("workloadSelector")))
+        for ref in istio_objects(reader, "sidecars", namespace)
+    )
+
+
+def _labels(selector: Any) -> Labels:
+    chosen = (selector.get("labels") or {}) if isinstance(selector, Mapping) else {}
+    return tuple(sorted((str(k), str(v)) for k, v in chosen.items()))
+
+
+def sidecar_of(reader: Reader, namespace: str, labels: Labels) -> Ref | None:
+    """The Sidecar of a workload: one of its namespace that selects it, else the namespace's own,
+    else that of the root namespace; the oldest of each.
+
+    Source: Istio, Sidecar reference ("Only one Sidecar resource ... applies").
+    """
+    held = set(labels)
+    own = reader.node(sidecar_objects, namespace)
+    for found in own:
+        if found.selector and held.issuperset(found.selector):
+            return found.ref
+    root = reader.node(mesh).root_namespace
+    for found in (*own, *(reader.node(sidecar_objects, root) if root != namespace else ())):
+        if not found.selector:
+            return found.ref
+    return None
+
+
+def viewer_of(sidecar: Ref | None, namespace: str) -> Viewer:
+    """What workloads of a namespace may reach under a Sidecar. `.` is the workload's namespace,
+    also in a Sidecar of the root namespace."""
+    if sidecar is None:
+        return Viewer(namespace)
+    listeners = [e for e in sidecar.row.spec.get("egress") or () if isinstance(e, Mapping)]
+    egress = tuple(_egress(listener, namespace) for listener in listeners)
+    if all(not e.port and e.hosts == (("*", "*"),) for e in egress):
+        return Viewer(namespace)  # everything: the same as without a Sidecar
+    return Viewer(namespace, egress)
+
+
+def _egress(listener: Mapping[str, Any], namespace: str) -> Egress:
+    hosts = set()
+    for text in listener.get("hosts") or ():
+        owner, _, host = str(text).partition("/")
+        if owner == "~" or not host:
+            continue
+        owner, host = (namespace if owner == "." else owner), host.lower()
+        hosts.add((owner, host))
+        if owner != "*":
+            hosts.add((owner, fqdn(host, owner)))  # a short name means the service, as elsewhere
+    if ("*", "*") in hosts:
+        hosts = {("*", "*")}
+    whole = {owner for owner, host in hosts if host == "*"}
+    kept = {pair for pair in hosts if pair[1] == "*" or pair[0] not in whole}
+    port = listener.get("port") or {}
+    return Egress(
+        int(port.get("number") or 0),
+        str(port.get("protocol") or "").upper(),
+        str(listener.get("bind") or ""),
+        listener.get("captureMode") != "NONE",
+        tuple(sorted(kept)),
+    )
+
+
+def unknown_traffic(sidecar: Ref | None, settings: MeshSettings) -> str:
+    """The cluster that takes what no host claims: `BlackHoleCluster` where that is refused,
+    `PassthroughCluster`, or that of `outboundTrafficPolicy.egressProxy`."""
+    policy = sidecar.row.spec.get("outboundTrafficPolicy") if sidecar is not None else None
+    if not isinstance(policy, Mapping):
+        return BLACK_HOLE if settings.registry_only else PASSTHROUGH
+    if policy.get("mode", REGISTRY_ONLY) == REGISTRY_ONLY:
+        return BLACK_HOLE
+    proxy = policy.get("egressProxy")
+    if not isinstance(proxy, Mapping) or sidecar is None:
+        return PASSTHROUGH
+    port = int((proxy.get("port") or {}).get("number") or 0)
+    host = fqdn(str(proxy.get("host") or ""), sidecar.row.namespace)
+    return str(ClusterName(port, str(proxy.get("subset") or ""), host))

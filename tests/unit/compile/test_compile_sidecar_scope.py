@@ -1,0 +1,241 @@
+"""Sidecar scope: what a proxy is sent under a Sidecar, what it reads, and who shares it."""
+
+from typing import Any
+
+from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from meshes import Rows, compiled, config, endpoints, host, mesh_config, rows, service, sidecar
+
+from meshbus.compile.engine import Counters, Engine
+from meshbus.compile.proxy import Snapshot, compile_proxy
+from meshbus.compile.resources import CDS, EDS, LDS, RDS
+from meshbus.compile.scope import Viewer, visible_services
+from meshbus.compile.sidecars import sidecar_of, viewer_of
+from meshbus.model.keys import Key
+from meshbus.model.world import Put, world_of
+
+PORT = ("http", 9080, "HTTP")
+
+
+def web(name: str, namespace: str, address: str, *ports: tuple[str, int, str]) -> Rows:
+    wanted = ports or (PORT,)
+    return rows(
+        service(name, *wanted, namespace=namespace, addresses=[address]),
+        endpoints(name, f"1{address}", namespace=namespace, ports={n: p for n, p, _ in wanted}),
+    )
+
+
+MESH = rows(
+    web("front", "shop", "0.0.1.1"),
+    web("cart", "shop", "0.0.1.2"),
+    web("pay", "bank", "0.0.2.1"),
+    web("ledger", "bank", "0.0.2.2"),
+    web("mail", "tools", "0.0.3.1"),
+)
+
+
+def egress(*hosts: str, namespace: str = "shop", name: str = "default", **spec: Any) -> Rows:
+    listeners = [{"hosts": list(hosts)}] if hosts else []
+    return config("Sidecar", name, {"egress": listeners, **spec}, namespace)
+
+
+def front(**fields: Any) -> Any:
+    return sidecar("front", "shop", **fields)
+
+
+def hosts(snapshot: Snapshot) -> set[str]:
+    """Hosts that a snapshot has outbound clusters for."""
+    return {n.split("|")[3] for n in snapshot.resources[CDS] if n.startswith("outbound|")}
+
+
+def routed(snapshot: Snapshot, table: str) -> bytes:
+    return snapshot.resources[RDS][table].body
+
+
+def test_without_a_sidecar_a_proxy_sees_everything() -> None:
+    assert hosts(compiled(MESH, front())) == {
+        host("front", "shop"),
+        host("cart", "shop"),
+        host("pay", "bank"),
+        host("ledger", "bank"),
+        host("mail", "tools"),
+    }
+
+
+def test_egress_hosts_say_what_a_proxy_sees() -> None:
+    def seen(*wanted: str) -> set[str]:
+        return {h.split(".")[0] for h in hosts(compiled(rows(MESH, egress(*wanted)), front()))}
+
+    assert seen("./*") == {"front", "cart"}
+    assert seen("./*", f"bank/{host('pay', 'bank')}") == {"front", "cart", "pay"}
+    assert seen("*/*.bank.svc.cluster.local") == {"pay", "ledger"}
+    assert seen("bank/*.bank.svc.cluster.local", "~/*") == {"pay", "ledger"}
+    assert seen(f"*/{host('mail', 'tools')}") == {"mail"}
+    assert seen("~/*") == set()
+    assert seen("*/*") == {"front", "cart", "pay", "ledger", "mail"}
+    assert seen(f"shop/{host('pay', 'bank')}") == set()
+
+
+def test_routes_and_endpoints_follow_the_scope() -> None:
+    snapshot = compiled(rows(MESH, egress("./*")), front())
+    assert b"cart.shop" in routed(snapshot, "9080")
+    assert b"pay.bank" not in routed(snapshot, "9080")
+    assert {n.split("|")[3] for n in snapshot.resources[EDS]} == {
+        host("front", "shop"),
+        host("cart", "shop"),
+    }
+
+
+def test_export_to_still_counts() -> None:
+    hidden = service("vault", PORT, namespace="bank", addresses=["0.0.2.9"], export_to=["."])
+    scoped = rows(MESH, hidden, egress("bank/*"))
+    assert host("vault", "bank") not in hosts(compiled(scoped, front()))
+    own = rows(MESH, hidden, egress("./*", namespace="bank"))
+    assert host("vault", "bank") in hosts(compiled(own, sidecar("pay", "bank")))
+
+
+def test_a_wildcard_service_is_not_imported_by_one_of_its_names() -> None:
+    def external(name: str) -> Rows:
+        return service(name, ("http", 80, "HTTP"), host=name, namespace="tools", origin="external")
+
+    mesh = rows(external("en.wikipedia.org"), external("*.wikipedia.org"))
+    one = compiled(rows(mesh, egress("*/en.wikipedia.org")), front())
+    assert hosts(one) == {"en.wikipedia.org"}
+    both = compiled(rows(mesh, egress("*/*.wikipedia.org")), front())
+    assert hosts(both) == {"en.wikipedia.org", "*.wikipedia.org"}
+
+
+def test_precedence_of_sidecars() -> None:
+    mesh = rows(
+        MESH,
+        egress("tools/*", namespace="istio-system"),
+        egress("bank/*", namespace="bank"),
+        egress("./*"),
+        egress(
+            f"bank/{host('pay', 'bank')}",
+            name="picky",
+            workloadSelector={"labels": {"app": "cart"}},
+        ),
+    )
+    assert {h.split(".")[0] for h in hosts(compiled(mesh, front()))} == {"front", "cart"}
+    assert hosts(compiled(mesh, sidecar("cart", "shop"))) == {host("pay", "bank")}
+    assert hosts(compiled(mesh, sidecar("mail", "tools"))) == {host("mail", "tools")}
+    # `.` in the root namespace's Sidecar is the namespace of the workload.
+    root = rows(MESH, egress("./*", namespace="istio-system"))
+    assert hosts(compiled(root, sidecar("mail", "tools"))) == {host("mail", "tools")}
+
+
+def test_a_port_of_egress_narrows_services_to_it() -> None:
+    mesh = rows(
+        web("api", "bank", "0.0.2.3", ("http", 80, "HTTP"), ("admin", 81, "HTTP")),
+        web("mail", "tools", "0.0.3.1", ("http", 80, "HTTP"), ("smtp", 25, "TCP")),
+        config(
+            "Sidecar",
+            "default",
+            {
+                "egress": [
+                    {"port": {"number": 80, "protocol": "HTTP"}, "hosts": ["bank/*"]},
+                    {"hosts": ["tools/*"]},
+                ]
+            },
+            "shop",
+        ),
+    )
+    names = {n for n in compiled(mesh, front()).resources[CDS] if n.startswith("outbound|")}
+    assert names == {
+        f"outbound|80||{host('api', 'bank')}",
+        f"outbound|25||{host('mail', 'tools')}",
+    }
+
+
+def test_destinations_of_an_imported_virtual_service_are_reached() -> None:
+    route = config(
+        "VirtualService",
+        "cart",
+        {
+            "hosts": [host("cart", "shop")],
+            "http": [
+                {"route": [{"destination": {"host": "pay.bank.svc.cluster.local"}}]},
+            ],
+        },
+        "shop",
+    )
+    snapshot = compiled(rows(MESH, route, egress("./*")), front())
+    assert host("pay", "bank") in hosts(snapshot)
+    assert f"outbound|9080||{host('pay', 'bank')}".encode() in routed(snapshot, "9080")
+    table = RouteConfiguration.FromString(routed(snapshot, "9080"))
+    assert host("pay", "bank") not in {d for v in table.virtual_hosts for d in v.domains}
+
+
+def test_outbound_traffic_policy_of_the_sidecar_wins_over_the_mesh() -> None:
+    def unknown(policy: dict[str, Any] | None, mode: str) -> bytes:
+        spec = {} if policy is None else {"outboundTrafficPolicy": policy}
+        mesh = rows(MESH, egress("./*", **spec), mesh_config(outboundTrafficPolicy={"mode": mode}))
+        return routed(compiled(mesh, front()), "9080")
+
+    assert b"block_all" in unknown({"mode": "REGISTRY_ONLY"}, "ALLOW_ANY")
+    assert b"block_all" in unknown({}, "ALLOW_ANY")
+    assert b"allow_any" in unknown({"mode": "ALLOW_ANY"}, "REGISTRY_ONLY")
+    assert b"block_all" in unknown(None, "REGISTRY_ONLY")
+    proxy = {"host": host("mail", "tools"), "port": {"number": 9080}}
+    held = unknown({"mode": "ALLOW_ANY", "egressProxy": proxy}, "REGISTRY_ONLY")
+    assert f"outbound|9080||{host('mail', 'tools')}".encode() in held
+
+
+def step(engine: Engine, change: Rows, *proxies: Any) -> Counters:
+    """What a change costs."""
+    before = engine.counters.copy()
+    world, touched = engine.world.apply(
+        Put(key, engine.world.sequence + 1, 0.0, row) for key, row in change.items()
+    )
+    engine.update(world, touched)
+    for proxy in proxies:
+        engine.get(compile_proxy, proxy)
+    return engine.counters.since(before)
+
+
+def test_what_is_outside_the_scope_recomputes_nothing() -> None:
+    mesh = rows(MESH, egress("./*", f"bank/{host('pay', 'bank')}"))
+    engine = Engine(world_of(mesh))
+    engine.get(compile_proxy, front())
+    changes = [
+        web("ledger", "bank", "0.0.2.7"),
+        web("mail", "tools", "0.0.3.7"),
+        web("extra", "bank", "0.0.2.8"),
+    ]
+    for change in changes:
+        assert not step(engine, change, front()).recomputed
+    inside = step(engine, web("pay", "bank", "0.0.2.9"), front())
+    assert inside.encodes
+
+
+def test_proxies_of_equal_scope_share_everything_outbound() -> None:
+    mesh = rows(MESH, egress("./*"))
+    engine = Engine(world_of(mesh))
+    one = engine.get(compile_proxy, front())
+    before = engine.counters.copy()
+    other = engine.get(compile_proxy, sidecar("cart", "shop", name="cart-7", ips=("10.0.0.9",)))
+    assert "service_clusters" not in engine.counters.since(before).recomputed
+    assert one.resources[RDS]["9080"] is other.resources[RDS]["9080"]
+    assert one.resources[LDS]["0.0.0.0_9080"].body == other.resources[LDS]["0.0.0.0_9080"].body
+
+
+def test_a_sidecar_that_imports_everything_is_as_none() -> None:
+    engine = Engine(world_of(rows(MESH, egress("*/*"))))
+    viewer = engine.get(_viewer, "shop", (("app", "front"),))
+    assert viewer == Viewer("shop")
+    assert set(engine.get(visible_services, viewer)) == set(
+        engine.get(visible_services, Viewer("tools"))
+    )
+
+
+def _viewer(reader: Any, namespace: str, labels: tuple[tuple[str, str], ...]) -> Viewer:
+    return viewer_of(sidecar_of(reader, namespace, labels), namespace)
+
+
+def test_a_sidecar_removed_gives_everything_back() -> None:
+    mesh = rows(MESH, egress("./*"))
+    engine = Engine(world_of(mesh))
+    assert len(hosts(engine.get(compile_proxy, front()))) == 2
+    gone = Key("c", "cfg", "sidecars", "shop", "default")
+    step(engine, {gone: None}, front())  # type: ignore[dict-item]
+    assert len(hosts(engine.get(compile_proxy, front()))) == 5
