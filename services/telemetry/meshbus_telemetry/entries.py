@@ -112,6 +112,16 @@ class Connection(NamedTuple):
     sent_bytes: int
     duration_ms: float
 
+    @property
+    def settled(self) -> bool:
+        """Who the peer is, is known. A server's Envoy reports the opening as soon as it has reached
+        the application, which is often before the handshake with the client is over: such a
+        connection is counted with its next report."""
+        ends = self.ends
+        return not (
+            self.phase == "open" and ends.reporter == DESTINATION and ends.security == "none"
+        )
+
 
 def request_of(entry: Any, reporter: Reporter, directory: Directory) -> Request:
     """The report of an `HTTPAccessLogEntry`."""

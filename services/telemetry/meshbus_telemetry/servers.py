@@ -75,7 +75,9 @@ class AccessLogServer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[mi
             for entry in message.http_logs.log_entry:
                 telemetry.request(request_of(entry, reporter, directory))
             for entry in message.tcp_logs.log_entry:
-                telemetry.connection(connection_of(entry, reporter, directory))
+                report = connection_of(entry, reporter, directory)
+                if report.settled:
+                    telemetry.connection(report)
         return als_pb2.StreamAccessLogsResponse()
 
 
