@@ -234,7 +234,7 @@ async def test_connections_become_metrics(mesh):
             "connection_security_policy": "mutual_tls",
         }
         opened = "istio_tcp_connections_opened_total"
-        # The opening may be reported before the handshake is over; the next report comes after 10 s.
+        # The opening may come before the handshake is over; the next report comes after 10 s.
         await mesh.until(
             lambda: total(context, opened, **labels) >= 1, "a connection is counted", 30
         )
