@@ -79,6 +79,16 @@ def instances_of(row: ConfigObject, *, capture: str) -> list[InstanceSpec]:
     ]
 
 
+def same_process(old: InstanceSpec, new: InstanceSpec) -> bool:
+    """What runs can go on: only what the registry says of it differs, or how many others run."""
+
+    def essence(instance: InstanceSpec) -> InstanceSpec:
+        spec = msgspec.structs.replace(instance.spec, replicas=1, weight=0, network="", locality="")
+        return msgspec.structs.replace(instance, labels={}, spec=spec)
+
+    return essence(old) == essence(new)
+
+
 def report_of(
     instance: InstanceSpec,
     addresses: InstanceAddresses,

@@ -26,7 +26,7 @@ from meshbus.local.addresses import AddressBook, bridge_address
 from meshbus.local.binaries import find_envoy, find_nats_server
 from meshbus.local.capture import hosts_file, service_names
 from meshbus.local.control_plane import CLUSTER, ControlPlane
-from meshbus.local.desired import InstanceSpec, instances_of
+from meshbus.local.desired import InstanceSpec, instances_of, same_process
 from meshbus.local.forwards import Forwards
 from meshbus.local.guard import SUPERVISOR
 from meshbus.local.home import Home, HomeError, HomeState, write_private
@@ -247,7 +247,7 @@ class Supervisor:
             running = self._instances.get(name)
             if running is not None and running.spec == spec:
                 continue
-            if running is not None and _same_process(running.spec, spec):
+            if running is not None and same_process(running.spec, spec):
                 running.relabel(spec)
                 continue
             if running is not None:
@@ -336,11 +336,6 @@ class Supervisor:
 
 def _registry_key(spec: InstanceSpec) -> Key:
     return Key(CLUSTER, "reg", "workloads", spec.namespace, spec.name)
-
-
-def _same_process(old: InstanceSpec, new: InstanceSpec) -> bool:
-    """Only what the registry says of it differs."""
-    return msgspec.structs.replace(old, labels={}) == msgspec.structs.replace(new, labels={})
 
 
 async def supervise(home: Home, state: HomeState) -> int:

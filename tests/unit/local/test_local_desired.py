@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from meshbus.local.addresses import InstanceAddresses
-from meshbus.local.desired import application_env, instances_of, report_of
+from meshbus.local.desired import (
+    InstanceSpec,
+    application_env,
+    instances_of,
+    report_of,
+    same_process,
+)
 from meshbus.model.rows import ConfigObject
 
 PROXY = InstanceAddresses(("127.130.0.4",), "127.130.0.5")
@@ -108,3 +114,25 @@ def test_own_environment_wins() -> None:
     (instance,) = instances_of(workload(env={"http_proxy": "", "A": "b"}), capture="proxy")
     env = application_env(instance, PROXY, capture="proxy")
     assert (env["http_proxy"], env["A"]) == ("", "b")
+
+
+def test_scaling_and_weights_leave_running_processes_alone() -> None:
+    def only(**spec: object) -> InstanceSpec:
+        row = ConfigObject(
+            "standalone.meshbus.io/v1alpha1",
+            "Workload",
+            "default",
+            "w",
+            "u",
+            1,
+            0.0,
+            spec={"command": ["x"], **spec},
+        )
+        return instances_of(row, capture="proxy")[0]
+
+    one = only(replicas=1)
+    assert same_process(one, only(replicas=3))
+    assert same_process(one, only(weight=5, locality="r/z", network="n"))
+    assert not same_process(one, only(command=["y"]))
+    assert not same_process(one, only(env={"A": "b"}))
+    assert not same_process(one, only(serviceAccount="other"))
