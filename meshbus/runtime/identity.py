@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -37,11 +38,23 @@ class ServingIdentity:
         self._configuration: grpc.ServerCertificateConfiguration | None = None
         self._ready = asyncio.Event()
         self._roots_pem = ""
+        self._pair: tuple[bytes, bytes] | None = None
+        self._renewed: list[Callable[[bytes, bytes], None]] = []
 
     @property
     def roots_pem(self) -> str:
         """The roots that peers are checked with."""
         return self._roots_pem
+
+    @property
+    def key_and_chain_pem(self) -> tuple[bytes, bytes]:
+        """For servers that are no gRPC servers. Call after `ready`."""
+        assert self._pair is not None, "no certificate yet: await ready()"
+        return self._pair
+
+    def on_renewal(self, callback: Callable[[bytes, bytes], None]) -> None:
+        """Call with each newer key and chain."""
+        self._renewed.append(callback)
 
     async def ready(self) -> None:
         """Until there is a certificate."""
@@ -88,7 +101,10 @@ class ServingIdentity:
             [(pem, reply.chain_pem.encode())], root_certificates=reply.roots_pem.encode()
         )
         self._roots_pem = reply.roots_pem
+        self._pair = (pem, reply.chain_pem.encode())
         self._ready.set()
+        for callback in self._renewed:
+            callback(*self._pair)
         return reply
 
     def grpc_credentials(self, *, require_client: bool = False) -> grpc.ServerCredentials:

@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter as Count
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import Snapshot, compile_proxy
@@ -40,6 +40,13 @@ class CannotServeError(Exception):
     """There is no snapshot for a proxy now; it should come back."""
 
 
+class Wake(Protocol):
+    """How a stream is told that its session may have something to say."""
+
+    def set(self) -> None:
+        """Soon; as often as one likes."""
+
+
 @dataclass(eq=False, slots=True)
 class Client:
     """One stream of one proxy."""
@@ -56,7 +63,7 @@ class Client:
     """Whose certificate it may have; None: it has proved nothing and gets none."""
     workload: Key | None
     """Row that says what it is; None: it has said so itself."""
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    wake: Wake = field(default_factory=asyncio.Event)
     snapshot: Snapshot | None = None
     secrets: _Names = field(default_factory=dict)
     credentials: frozenset[Key] = frozenset()

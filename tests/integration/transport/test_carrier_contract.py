@@ -149,10 +149,16 @@ async def test_a_message_over_the_limit_ends_the_call(recorder: Recorder) -> Non
 
 async def test_compressed_messages_are_refused(recorder: Recorder) -> None:
     await recorder.start()
-    async with connect(recorder) as channel:
-        requests = iter([b"x" * 10_000])
-        call = channel.stream_stream(PATH)(requests, compression=grpc.Compression.Gzip)
-        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    def talk() -> grpc.StatusCode:
+        # Not grpc.aio: it says INTERNAL when the answer is there before its message has left.
+        with grpc.insecure_channel(f"localhost:{recorder.port}", _OPTIONS) as channel:
+            requests = iter([b"x" * 10_000])
+            call = channel.stream_stream(PATH)(requests, compression=grpc.Compression.Gzip)
+            return call.code()
+
+    for _ in range(5):
+        assert await asyncio.to_thread(talk) is grpc.StatusCode.UNIMPLEMENTED
         assert not any(recorder.messages(stream) for stream in recorder.events)
 
 
