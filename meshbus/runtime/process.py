@@ -26,7 +26,8 @@ from meshbus.runtime.logs import configure_logs
 from meshbus.runtime.service import Context, Service, load_service
 from meshbus.runtime.settings import ProcessSettings, SettingsError, load_file, load_settings
 
-STOP_S = 10.0
+STOP_S = 5.0
+"""How long a process may take to stop. Then it goes as it is: nothing needs a clean end."""
 
 log = structlog.get_logger("process")
 
@@ -178,6 +179,11 @@ async def _serve_admin(
     await serve_http(app, sock)
 
 
+def _leave_now() -> None:
+    log.error("not stopped in time", limit_s=STOP_S)
+    os._exit(1)
+
+
 def main(names: Sequence[str], env: Mapping[str, str], settings_file: str = "") -> int:
     """Run services as a process of their own: the body of `meshbus serve`.
 
@@ -195,8 +201,13 @@ def main(names: Sequence[str], env: Mapping[str, str], settings_file: str = "") 
     async def body() -> int:
         task = asyncio.create_task(run_process(plan))
         loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            task.cancel()
+            loop.call_later(STOP_S, _leave_now)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
+            loop.add_signal_handler(number, stop)
         try:
             await task
         except asyncio.CancelledError:
