@@ -26,6 +26,12 @@ from meshbus.compile.telemetry import TCP_REPORT_S, http_access_log, tcp_access_
 from meshbus.compile.values import ads, any_of, boolean, seconds
 
 HTTP_FILTERS = (
+    "envoy.filters.http.rbac.custom",
+    "envoy.filters.http.ext_authz",
+    "envoy.filters.http.jwt_authn",
+    "envoy.filters.http.rbac.audit",
+    "envoy.filters.http.rbac.deny",
+    "envoy.filters.http.rbac.allow",
     "envoy.filters.http.fault",
     "envoy.filters.http.cors",
     "quota",
@@ -36,6 +42,9 @@ HTTP_FILTERS = (
 
 | filter | where | why here |
 |---|---|---|
+| rbac.custom, ext_authz | server side, gateways | an own authority comes before all rules of ours |
+| jwt_authn | server side, gateways | before the rules that read what tokens say |
+| rbac.audit, deny, allow | server side, gateways | before anything is done for the request |
 | fault | client side | a delay or abort stands for the network and the server: before all else |
 | cors | client side | preflights are answered without asking anybody |
 | quota | server side | asks the policy service; last before the call: only real calls count |

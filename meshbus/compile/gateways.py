@@ -28,6 +28,7 @@ from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
 from meshbus.compile.route_match import is_catch_all
 from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
+from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND
 from meshbus.compile.tls_contexts import gateway_server, socket
@@ -211,7 +212,7 @@ def _http_chain(reader: Reader, server: Server, reporting: Reporting) -> lc_pb2.
     manager = connection_manager(
         stat_prefix=f"outbound_{server.bind or '0.0.0.0'}_{server.port};",  # noqa: S104 - a name
         route_name=server.route_name(),
-        filters=client_filters(),
+        filters=[*http_security(reader), *client_filters()],
         settings=reader.node(mesh),
         reporting=reporting,
     )
@@ -253,7 +254,7 @@ def _passthrough_chains(
         if not hosts:
             continue
         routes = l4_routes(vs, "tls", _context(reader, view, server), report)
-        out += [_tcp_chain(route, reporting) for route in routes]
+        out += [_tcp_chain(reader, route, reporting) for route in routes]
     return out
 
 
@@ -265,7 +266,7 @@ def _tcp_chains(
             continue
         routes = l4_routes(vs, "tcp", _context(reader, view, server), report)
         if routes:
-            chain = _tcp_chain(routes[0], reporting)
+            chain = _tcp_chain(reader, routes[0], reporting)
             if server.mode:
                 assert server.tls is not None
                 chain.filter_chain_match.server_names.extend(server.server_names())
@@ -275,12 +276,13 @@ def _tcp_chains(
     return []
 
 
-def _tcp_chain(route: L4Route, reporting: Reporting) -> lc_pb2.FilterChain:
+def _tcp_chain(reader: Reader, route: L4Route, reporting: Reporting) -> lc_pb2.FilterChain:
     chain = lc_pb2.FilterChain()
     if "*" not in route.server_names:
         chain.filter_chain_match.server_names.extend(route.server_names)
     for subnet in route.subnets:
         chain.filter_chain_match.prefix_ranges.append(prefix_range(subnet))
+    chain.filters.extend(network_security(reader))
     chain.filters.append(tcp_proxy(route.clusters[0][0], route.clusters, reporting))
     return chain
 

@@ -38,6 +38,7 @@ from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.quota import QuotaFilters, inbound_quota
 from meshbus.compile.resources import CDS, LDS, Resource, encode
 from meshbus.compile.scope import Ref, exported_services
+from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.telemetry import LOG_INBOUND
 from meshbus.compile.tls_contexts import (
@@ -146,7 +147,10 @@ def _manager(
     manager = connection_manager(
         stat_prefix=_stat(served.port),
         route_name=inbound_cluster(served.port),
-        filters=[quota.http_filter] if quota is not None and quota.http_filter else [],
+        filters=[
+            *http_security(reader),
+            *([quota.http_filter] if quota is not None and quota.http_filter else []),
+        ],
         settings=settings,
         reporting=reporting,
     )
@@ -169,14 +173,16 @@ def _chains(
     reporting = reporting_of(reader, LOG_INBOUND, name, proxy.namespace)
     mode = view.mutual.at(served.port)
     cluster = inbound_cluster(served.port)
-    tcp = tcp_proxy(cluster, [(cluster, 1)], reporting)
+    tcp = [*network_security(reader), tcp_proxy(cluster, [(cluster, 1)], reporting)]
     http = None
     if is_http(served.protocol) or is_sniffed(served.protocol):
         quota = reader.node(inbound_quota, proxy, served.services)
-        http = _manager(reader, served, settings, reporting, quota)
+        http = [_manager(reader, served, settings, reporting, quota)]
     out: list[lc_pb2.FilterChain] = []
 
-    def chain(handler: lc_pb2.Filter, transport: str, alpn: tuple[str, ...], secure: bool) -> None:
+    def chain(
+        filters: list[lc_pb2.Filter], transport: str, alpn: tuple[str, ...], secure: bool
+    ) -> None:
         made = lc_pb2.FilterChain(name=f"{served.port}-{len(out)}")
         match = made.filter_chain_match
         if not bound:
@@ -185,7 +191,7 @@ def _chains(
         match.application_protocols.extend(alpn)
         if secure:
             made.transport_socket.CopyFrom(socket(mesh_server()))
-        made.filters.append(handler)
+        made.filters.extend(filters)
         out.append(made)
 
     if http is not None and not is_sniffed(served.protocol):
@@ -243,12 +249,12 @@ def virtual_inbound(reader: Reader, view: InboundView) -> Part:
     for served in view.ports:
         out.filter_chains.extend(_chains(reader, view, served, False))
     passthrough = tcp_proxy(INBOUND_PASSTHROUGH, [(INBOUND_PASSTHROUGH, 1)], reporting)
-    _passthrough_chains(out, view.mutual, passthrough)
+    _passthrough_chains(out, view.mutual, [*network_security(reader), passthrough])
     return Part((encode(reader, LDS, out.name, out, view.mutual.origins),))
 
 
 def _passthrough_chains(
-    listener: listener_pb2.Listener, mutual: MutualTls, handler: lc_pb2.Filter
+    listener: listener_pb2.Listener, mutual: MutualTls, filters: list[lc_pb2.Filter]
 ) -> None:
     """Ports that no service names; their own modes where portLevelMtls has one."""
     served = {
@@ -273,7 +279,7 @@ def _passthrough_chains(
             chain.filter_chain_match.application_protocols.extend(alpn)
             if secure:
                 chain.transport_socket.CopyFrom(socket(mesh_server()))
-            chain.filters.append(handler)
+            chain.filters.extend(filters)
 
 
 def bound_listeners(reader: Reader, view: InboundView, ips: tuple[str, ...]) -> Part:

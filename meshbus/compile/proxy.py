@@ -29,13 +29,14 @@ from meshbus.compile.proxy_keys import (
     proxy_of_instance,
     proxy_of_json,
 )
-from meshbus.compile.resources import CDS, EDS, LDS, RDS, Resource
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, Resource
 from meshbus.compile.scope import (
     Viewer,
     find_rules,
     reachable_services,
     selecting_rules,
 )
+from meshbus.compile.security_filters import Security, security_extensions, security_of
 from meshbus.compile.settings import mesh
 from meshbus.compile.sidecars import sidecar_of, unknown_traffic, viewer_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
@@ -62,7 +63,7 @@ class Snapshot:
     """All resources of one proxy. Mappings of proxies of one class may be the same objects."""
 
     resources: Mapping[str, Resources]
-    """By type URL (CDS, EDS, LDS, RDS, each always there) and name."""
+    """By type URL (CDS, EDS, LDS, RDS, ECDS, each always there) and name."""
     secrets: tuple[SecretNeed, ...] = MESH_SECRETS
     findings: tuple[Finding, ...] = field(default=())
     """What has no effect, of everything that this proxy sees."""
@@ -204,6 +205,11 @@ def captured_routes(reader: Reader, view: View) -> Merged:
     )
 
 
+def extensions(reader: Reader, security: Security) -> Merged:
+    """Node: filters that come by ECDS, for workloads that follow the same objects."""
+    return _merge([reader.node(security_extensions, security)])
+
+
 # --------------------------------------------------------------------------- proxies
 
 
@@ -237,7 +243,13 @@ def compile_proxy(reader: Reader, proxy: ProxyKeys) -> Snapshot:
                 reader.node(http_proxy_listener, view, bind, proxy.http_proxy_port, name)
             )
             routes.append(reader.node(http_proxy_routes, view))
-    return _snapshot(_merge([*clusters, own]), endpoints, _merge(listeners), _merge(routes))
+    return _snapshot(
+        _merge([*clusters, own]),
+        endpoints,
+        _merge(listeners),
+        _merge(routes),
+        reader.node(extensions, security_of(reader, proxy)),
+    )
 
 
 def _router(
@@ -252,6 +264,7 @@ def _router(
         endpoints,
         _merge([listeners]),
         _merge([routes]),
+        reader.node(extensions, security_of(reader, proxy)),
         tuple(sorted(part.secrets)),
     )
 
@@ -261,10 +274,11 @@ def _snapshot(
     endpoints: Merged,
     listeners: Merged,
     routes: Merged,
+    extended: Merged,
     secrets: tuple[SecretNeed, ...] = (),
 ) -> Snapshot:
     findings: dict[Finding, None] = {}
-    for part in (clusters, endpoints, listeners, routes):
+    for part in (clusters, endpoints, listeners, routes, extended):
         findings.update(dict.fromkeys(part.findings))
     return Snapshot(
         {
@@ -272,6 +286,7 @@ def _snapshot(
             EDS: endpoints.resources,
             LDS: listeners.resources,
             RDS: routes.resources,
+            ECDS: extended.resources,
         },
         (*MESH_SECRETS, *secrets),
         tuple(sorted(findings)),

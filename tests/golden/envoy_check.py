@@ -1,8 +1,8 @@
 """Does a real Envoy take it? Snapshots as one static bootstrap for `envoy --mode validate`.
 
 In validate mode Envoy builds everything that stands in its bootstrap and asks nobody, so what would
-come by xDS is put in place: routes into their connection managers, endpoints into their clusters,
-secrets as static ones.
+come by xDS is put in place: routes and extensions into their listeners, endpoints into their
+clusters, secrets as static ones.
 """
 
 import datetime
@@ -58,6 +58,7 @@ def certificate() -> tuple[str, str]:
 def bootstrap_of(document: dict[str, Any]) -> dict[str, Any]:
     """A bootstrap with all resources of a rendered snapshot in place."""
     routes = {r["name"]: r for r in document["routes"]}
+    extensions = {e["name"]: e["typedConfig"] for e in document["extensions"]}
     endpoints = {e["clusterName"]: e for e in document["endpoints"]}
     clusters = []
     for cluster in document["clusters"]:
@@ -83,26 +84,28 @@ def bootstrap_of(document: dict[str, Any]) -> dict[str, Any]:
     return {
         "node": {"id": "golden", "cluster": "golden"},
         "static_resources": {
-            "clusters": _in_place(clusters, routes),
-            "listeners": _in_place(document["listeners"], routes),
+            "clusters": _in_place(clusters, routes, extensions),
+            "listeners": _in_place(document["listeners"], routes, extensions),
             "secrets": secrets,
         },
     }
 
 
-def _in_place(value: Any, routes: dict[str, Any]) -> Any:
+def _in_place(value: Any, routes: dict[str, Any], extensions: dict[str, Any]) -> Any:
     if isinstance(value, list):
-        return [_in_place(item, routes) for item in value]
+        return [_in_place(item, routes, extensions) for item in value]
     if not isinstance(value, dict):
         return value
+    if "configDiscovery" in value:
+        return {"name": value["name"], "typedConfig": extensions[value["name"]]}
     out = {}
     for name, item in value.items():
         if name == "rds":
-            out["routeConfig"] = _in_place(routes[item["routeConfigName"]], routes)
+            out["routeConfig"] = _in_place(routes[item["routeConfigName"]], routes, extensions)
         elif name == "sdsConfig":
             continue
         else:
-            out[name] = _in_place(item, routes)
+            out[name] = _in_place(item, routes, extensions)
     return out
 
 

@@ -1,0 +1,77 @@
+"""The filters of RequestAuthentication and AuthorizationPolicy in chains, and what fills them.
+
+Chains name the filters; `security_extensions` gives their configurations, by ECDS.
+"""
+
+from typing import NamedTuple
+
+from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2 as hcm_pb2,
+)
+
+from meshbus.compile.authorization import (
+    Policies,
+    Slot,
+    authorization_filters,
+    http_slots,
+    network_slots,
+    policies_of,
+)
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Part
+from meshbus.compile.proxy_keys import ProxyKeys
+from meshbus.compile.request_authentication import (
+    TOKENS,
+    TOKENS_TYPE,
+    authentications_of,
+    token_filter,
+)
+from meshbus.compile.values import ads
+from meshbus.model.keys import Key
+
+
+class Security(NamedTuple):
+    """The objects that a workload follows; workloads of equal Security share the resources."""
+
+    policies: Policies
+    authentications: tuple[Key, ...]
+
+
+def security_of(reader: Reader, proxy: ProxyKeys) -> Security:
+    """What a proxy's workload follows."""
+    return Security(
+        policies_of(reader, proxy.namespace, proxy.labels),
+        authentications_of(reader, proxy.namespace, proxy.labels),
+    )
+
+
+def security_extensions(reader: Reader, security: Security) -> Part:
+    """Node: a configuration for every filter that chains name, also where it does nothing."""
+    tokens = reader.node(token_filter, security.authentications)
+    policies = reader.node(authorization_filters, security.policies)
+    return Part((*tokens.resources, *policies.resources), (*tokens.findings, *policies.findings))
+
+
+def http_security(reader: Reader) -> list[hcm_pb2.HttpFilter]:
+    """Filters of a server-side connection manager: whom CUSTOM policies ask, tokens, RBAC."""
+    slots = reader.node(http_slots)
+    asking = len(slots) - 3
+    out = []
+    for slot in (*slots[:asking], Slot(TOKENS, (TOKENS_TYPE,)), *slots[asking:]):
+        made = hcm_pb2.HttpFilter(name=slot.name)
+        made.config_discovery.config_source.CopyFrom(ads())
+        made.config_discovery.type_urls.extend(slot.types)
+        out.append(made)
+    return out
+
+
+def network_security(reader: Reader) -> list[lc_pb2.Filter]:
+    """Filters of a server-side TCP chain, before what forwards."""
+    out = []
+    for slot in reader.node(network_slots):
+        made = lc_pb2.Filter(name=slot.name)
+        made.config_discovery.config_source.CopyFrom(ads())
+        made.config_discovery.type_urls.extend(slot.types)
+        out.append(made)
+    return out

@@ -1,0 +1,40 @@
+"""Whom a policy concerns: `selector` and `targetRefs` of policies of security.istio.io.
+
+Source: https://istio.io/latest/docs/reference/config/type/workload-selector/
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Labels = tuple[tuple[str, str], ...]
+GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
+"""The label that ties a workload to a Gateway of the Gateway API."""
+
+
+class Target(NamedTuple):
+    """The workloads of a policy."""
+
+    selector: Labels
+    """Empty: every workload of the namespace, or of the mesh in the root namespace."""
+    gateways: tuple[str, ...] | None
+    """Names of Gateways that it is attached to; None: it is not attached to anything."""
+
+    def concerns(self, labels: Labels, same_namespace: bool) -> bool:
+        """Whether workloads of these labels follow the policy. `same_namespace`: they are in the
+        policy's namespace, where alone it can be attached."""
+        if self.gateways is not None:
+            return same_namespace and dict(labels).get(GATEWAY_NAME, "") in self.gateways
+        return not self.selector or set(labels).issuperset(self.selector)
+
+
+def target_of(spec: Mapping[str, Any]) -> Target:
+    """The workloads that a policy's spec names."""
+    selector = (spec.get("selector") or {}).get("matchLabels") or {}
+    pairs = tuple(sorted((str(k), str(v)) for k, v in selector.items()))
+    references = list(spec.get("targetRefs") or ())
+    if spec.get("targetRef"):
+        references.append(spec["targetRef"])
+    if not references:
+        return Target(pairs, None)
+    names = [str(r.get("name") or "") for r in references if r.get("kind") == "Gateway"]
+    return Target((), tuple(sorted(names)))

@@ -1,0 +1,254 @@
+"""AuthorizationPolicy: against filters that a peer builds of the same policies, and its own rules:
+who follows what, what fails safe, what is shared."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
+from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2 as http_ask_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
+from envoy.extensions.filters.network.ext_authz.v3 import ext_authz_pb2 as network_ask_pb2
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
+from google.protobuf import json_format
+from meshes import CLUSTER, Rows, compiled, mesh_config, rows, service, sidecar
+
+from meshbus.compile.authorization_rules import migrated
+from meshbus.compile.engine import Counters, Engine
+from meshbus.compile.offline import object_of_document
+from meshbus.compile.proxy import ProxyKeys, Snapshot, compile_proxy
+from meshbus.compile.resources import ECDS, LDS
+from meshbus.model.keys import Key
+from meshbus.model.world import Put, world_of
+
+DATA = Path(os.environ.get("MESHBUS_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
+_CASES = DATA / "authorization" / "cases.jsonl"
+CASES = (
+    [json.loads(line) for line in _CASES.read_text().splitlines() if line]
+    if _CASES.is_file()
+    else []
+)
+TYPES = {
+    t.DESCRIPTOR.full_name: t
+    for t in (
+        http_rbac_pb2.RBAC,
+        network_rbac_pb2.RBAC,
+        http_ask_pb2.ExtAuthz,
+        network_ask_pb2.ExtAuthz,
+    )
+}
+
+
+def policy(name: str, spec: dict[str, Any], namespace: str = "foo", **annotations: str) -> Rows:
+    return of_document(
+        {
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": {"name": name, "namespace": namespace, "annotations": annotations},
+            "spec": spec,
+        }
+    )
+
+
+def of_document(document: dict[str, Any]) -> Rows:
+    row = object_of_document(document)
+    return {Key(CLUSTER, "cfg", "authorizationpolicies", row.namespace, row.name): row}
+
+
+def httpbin(**fields: Any) -> ProxyKeys:
+    return sidecar("httpbin", "foo", **fields)
+
+
+def extension(snapshot: Snapshot, name: str) -> Any:
+    """The configuration of one filter."""
+    made = TypedExtensionConfig.FromString(snapshot.resources[ECDS][name].body)
+    message = TYPES[made.typed_config.TypeName()]()
+    assert made.typed_config.Unpack(message)
+    return message
+
+
+def rules(snapshot: Snapshot, action: str, where: str = "http") -> set[str]:
+    """Names of the rules in force of one action."""
+    return set(extension(snapshot, f"envoy.filters.{where}.rbac.{action}").rules.policies)
+
+
+# --------------------------------------------------------------------------- a peer's filters
+
+
+def wanted(case: dict[str, Any]) -> dict[str, Any]:
+    """The peer's filters by the slot that they would stand in here."""
+    found: dict[str, Any] = {}
+    for entry in case["want"]:
+        config = dict(entry["typedConfig"])
+        message = TYPES[config.pop("@type").rpartition("/")[2]]()
+        json_format.ParseDict(config, message)
+        name = entry["name"]
+        if name.endswith(".rbac"):
+            action = message.rules.action or message.shadow_rules.action
+            if message.shadow_rules_stat_prefix == "istio_ext_authz_":
+                name += ".custom"
+            else:
+                name += (".allow", ".deny", ".audit")[action]
+            held = found.get(name)
+            if held is not None:  # several filters that deny are one here
+                for rule, content in held.rules.policies.items():
+                    message.rules.policies[rule].CopyFrom(content)
+        found[name] = message
+    return found
+
+
+@pytest.mark.skipif(not CASES, reason="no shared data: set MESHBUS_SHARED_DATA to its folder")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["id"]))
+def test_filters_are_those_of_a_peer(case: dict[str, Any]) -> None:
+    mesh = mesh_config(
+        trustDomain=case["trustDomain"],
+        trustDomainAliases=case["trustDomainAliases"],
+        **(case["meshConfig"] or {}),
+    )
+    policies = rows(*(of_document(p) for p in case["policies"] if p is not None))
+    workload = case["workload"]
+    keys = ProxyKeys(
+        "sidecar",
+        "httpbin-0",
+        workload["namespace"],
+        tuple(sorted(workload["labels"].items())),
+    )
+    snapshot = compiled(rows(mesh, policies), keys)
+    where = "network" if case["id"].startswith("tcp/") else "http"
+    expected = wanted(case)
+    for name in snapshot.resources[ECDS]:
+        if not name.startswith(f"envoy.filters.{where}.") or name.endswith("jwt_authn"):
+            continue
+        made = extension(snapshot, name)
+        want = expected.pop(name, None)
+        if want is None:
+            assert not made.HasField("rules"), name
+            assert not made.HasField("shadow_rules"), name
+            continue
+        for message in (made, want):
+            # A name of statistics that nothing is counted under.
+            if hasattr(message, "shadow_rules") and not message.HasField("shadow_rules"):
+                message.shadow_rules_stat_prefix = ""
+            if hasattr(message, "stat_prefix"):
+                message.stat_prefix = ""
+        assert made == want, name
+    assert not expected
+
+
+def test_principals_of_every_trust_domain_of_the_mesh() -> None:
+    domains = ("td2", "foo-td1", "cluster.local")
+    assert migrated(["*-td1/ns/foo/sa/bar"], domains) == [
+        "td2/ns/foo/sa/bar",
+        "*-td1/ns/foo/sa/bar",
+        "cluster.local/ns/foo/sa/bar",
+    ]
+    assert migrated(["other/ns/foo/sa/bar", "*", "*/ns/a/sa/b"], domains) == [
+        "other/ns/foo/sa/bar",
+        "*",
+        "*/ns/a/sa/b",
+    ]
+
+
+# --------------------------------------------------------------------------- who follows what
+
+
+def test_policies_of_the_root_namespace_the_namespace_and_the_workload() -> None:
+    mesh = rows(
+        policy("mesh", {"rules": [{}]}, "istio-system"),
+        policy("space", {"rules": [{}]}),
+        policy("app", {"rules": [{}], "selector": {"matchLabels": {"app": "httpbin"}}}),
+        policy("other", {"rules": [{}], "selector": {"matchLabels": {"app": "sleep"}}}),
+        policy("elsewhere", {"rules": [{}]}, "bar"),
+    )
+    assert rules(compiled(mesh, httpbin()), "allow") == {
+        "ns[istio-system]-policy[mesh]-rule[0]",
+        "ns[foo]-policy[space]-rule[0]",
+        "ns[foo]-policy[app]-rule[0]",
+    }
+    assert rules(compiled(mesh, sidecar("x", "bar")), "allow") == {
+        "ns[istio-system]-policy[mesh]-rule[0]",
+        "ns[bar]-policy[elsewhere]-rule[0]",
+    }
+
+
+def test_a_policy_attached_to_a_gateway_concerns_that_gateway_alone() -> None:
+    reference = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge"}
+    mesh = policy("edge", {"rules": [{}], "targetRefs": [reference]})
+    labels = {"gateway.networking.k8s.io/gateway-name": "edge"}
+    assert rules(compiled(mesh, httpbin(labels=labels)), "allow")
+    assert not rules(compiled(mesh, httpbin()), "allow")
+    assert not rules(compiled(mesh, sidecar("x", "bar", labels=labels)), "allow")
+
+
+def test_without_policies_every_filter_is_there_and_does_nothing() -> None:
+    snapshot = compiled(service("httpbin", ("http", 80, "HTTP"), namespace="foo"), httpbin())
+    for where in ("http", "network"):
+        for action in ("audit", "deny", "allow"):
+            made = extension(snapshot, f"envoy.filters.{where}.rbac.{action}")
+            assert not made.HasField("rules")
+
+
+def test_a_rule_that_is_not_understood_fails_safe() -> None:
+    broken = {"from": [{"source": {"ipBlocks": ["no address"]}}]}
+    mesh = rows(
+        policy("a", {"rules": [broken]}), policy("d", {"action": "DENY", "rules": [broken]})
+    )
+    snapshot = compiled(mesh, httpbin())
+    allow = extension(snapshot, "envoy.filters.http.rbac.allow")
+    assert allow.HasField("rules")
+    assert not allow.rules.policies
+    denied = extension(snapshot, "envoy.filters.http.rbac.deny").rules.policies
+    assert denied["ns[foo]-policy[d]-rule[0]"].permissions[0].and_rules.rules[0].any
+    assert {f.path for f in snapshot.findings} == {"spec.rules[0]"}
+
+
+def test_custom_without_its_provider_is_refused_and_said() -> None:
+    spec = {"action": "CUSTOM", "provider": {"name": "opa"}, "rules": [{}]}
+    snapshot = compiled(policy("ask", spec), httpbin())
+    (name,) = rules(snapshot, "deny")
+    assert name.endswith("-deny-due-to-bad-CUSTOM-action")
+    assert "opa" in snapshot.findings[0].message
+
+
+# --------------------------------------------------------------------------- what a change costs
+
+
+def step(engine: Engine, change: Rows, *proxies: ProxyKeys) -> Counters:
+    before = engine.counters.copy()
+    world, touched = engine.world.apply(
+        Put(key, engine.world.sequence + 1, 0.0, row) for key, row in change.items()
+    )
+    engine.update(world, touched)
+    for proxy in proxies:
+        engine.get(compile_proxy, proxy)
+    return engine.counters.since(before)
+
+
+def test_listeners_do_not_change_when_policies_come_and_go() -> None:
+    mesh = service("httpbin", ("http", 80, "HTTP"), ("tcp", 9000, "TCP"), namespace="foo")
+    engine = Engine(world_of(mesh))
+    proxy = httpbin()
+    before = engine.get(compile_proxy, proxy).resources[LDS]
+    done = step(engine, policy("deny", {"action": "DENY", "rules": [{}]}), proxy)
+    after = engine.get(compile_proxy, proxy)
+    assert {n: id(r) for n, r in after.resources[LDS].items()} == {
+        n: id(r) for n, r in before.items()
+    }
+    assert set(done.encodes) == {"ecds"}
+    assert rules(after, "deny") == {"ns[foo]-policy[deny]-rule[0]"}
+
+
+def test_a_policy_for_the_whole_mesh_is_compiled_once() -> None:
+    proxies = [sidecar(f"app-{n}", f"ns-{n % 3}", name=f"app-{n}") for n in range(30)]
+    engine = Engine(world_of(policy("own", {"rules": [{}]}, "ns-1")))
+    for proxy in proxies:
+        engine.get(compile_proxy, proxy)
+    spec = {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/x"]}}]}]}
+    done = step(engine, policy("meshwide", spec, "istio-system"), *proxies)
+    assert done.recomputed["compiled_policy"] == 2  # for HTTP and for TCP
+    assert done.recomputed["authorization_filters"] == 2  # with and without `own`
+    snapshots = [engine.get(compile_proxy, p).resources[ECDS] for p in proxies]
+    denying = {id(s["envoy.filters.http.rbac.deny"]) for s in snapshots}
+    assert len(denying) == 1
