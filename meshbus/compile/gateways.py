@@ -53,6 +53,8 @@ class SecretNeed(NamedTuple):
     """The Secret object that it comes from; None: made by the gateway."""
     part: str
     """`certificate` (chain and key) or `ca` (what clients are checked with)."""
+    origins: tuple[Key, ...] = ()
+    """Gateways that name it: their authors hear when a proxy refuses it."""
 
 
 class RouterPart(NamedTuple):
@@ -72,7 +74,7 @@ def router_resources(
     servers = router_servers(reader, proxy, report)
     name, _ = canonical_service(proxy.label_map, proxy.workload)
     reporting = reporting_of(reader, LOG_OUTBOUND, name, proxy.namespace)
-    secrets: dict[SecretNeed, None] = {}
+    secrets: dict[SecretNeed, set[Key]] = {}
     resources: list[Resource] = []
     ports: dict[tuple[str, int], list[Server]] = {}
     for server in servers:
@@ -87,7 +89,8 @@ def router_resources(
                 if server.is_http or server.ends_https:
                     routed.setdefault(server.route_name(), []).append(server)
                 _add_chains(listener, chains, server, report)
-                secrets.update(dict.fromkeys(needs))
+                for need in needs:
+                    secrets.setdefault(need, set()).add(server.gateway)
         if not listener.filter_chains:
             continue
         if any(s.mode for s in members):
@@ -96,7 +99,7 @@ def router_resources(
         resources.append(encode(reader, LDS, listener.name, listener, origins))
     for route_name, members in sorted(routed.items()):
         resources.append(_routes(reader, view, route_name, members, report))
-    return RouterPart(tuple(resources), report.findings(), tuple(sorted(secrets)))
+    return RouterPart(tuple(resources), report.findings(), _with_origins(secrets))
 
 
 def _listener(
@@ -148,6 +151,12 @@ def _names(chain: lc_pb2.FilterChain) -> list[tuple[str, bytes]]:
     del match.server_names[:]
     rest = match.SerializeToString(deterministic=True)
     return [(name, rest) for name in names]
+
+
+def _with_origins(secrets: dict[SecretNeed, set[Key]]) -> tuple[SecretNeed, ...]:
+    return tuple(
+        need._replace(origins=tuple(sorted(origins))) for need, origins in sorted(secrets.items())
+    )
 
 
 def _secrets(reader: Reader, proxy: ProxyKeys, server: Server) -> list[SecretNeed]:

@@ -80,7 +80,7 @@ class Credentials:
             return None
         if need not in credential.resources:
             try:
-                made = credential_secret(need.name, need.part, credential.data)
+                made = credential_secret(need.name, need.part, credential.data, need.origins)
             except UnusableSecretError as error:
                 self._context.log.warning(
                     "a Secret cannot be used", secret=str(need.key), reason=str(error)
