@@ -1,5 +1,7 @@
 """The commands against a running mesh, as a person types them; and a stock kubectl beside them."""
 
+import base64
+import datetime
 import json
 import os
 import shutil
@@ -8,7 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from standalone import gateway_port, mesh, meshbus
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from standalone import gateway_port, mesh, meshbus, until
 
 from meshbus.local.home import Home
 from meshbus.local.traffic import fetch
@@ -129,6 +135,85 @@ def test_proxies_and_events(run: Command) -> None:
     events = run("events", "--no-follow", "--since", "10m", "-o", "json").stdout
     kinds = {json.loads(line)["type"] for line in events.splitlines()}
     assert {"io.meshbus.virtualservice.applied", "io.meshbus.virtualservice.converged"} <= kinds
+
+
+def _certificate() -> tuple[bytes, bytes]:
+    """A self-signed certificate and its key, PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "shop.example.com")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return signed.public_bytes(serialization.Encoding.PEM), private
+
+
+def _tls(name: str, certificate: bytes, key: bytes) -> str:
+    data = {"tls.crt": certificate, "tls.key": key}
+    fields = {field: base64.b64encode(value).decode() for field, value in data.items()}
+    metadata = {"name": name, "namespace": "istio-system"}
+    return json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": fields})
+
+
+GATEWAY = """
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: secure, namespace: istio-system}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - port: {number: 8443, name: https, protocol: HTTPS}
+    hosts: ["*"]
+    tls: {mode: SIMPLE, credentialName: CREDENTIAL}
+"""
+
+
+def test_what_envoy_refuses_is_traced_to_its_object(run: Command, tmp_path: Path) -> None:
+    certificate, key = _certificate()
+    _, other = _certificate()
+    manifest = tmp_path / "secure.yaml"
+
+    def apply(credential: str) -> "subprocess.CompletedProcess[str]":
+        manifest.write_text(
+            "---\n".join(
+                [
+                    _tls("good", certificate, key) + "\n",
+                    _tls("mismatched", certificate, other) + "\n",
+                    GATEWAY.replace("CREDENTIAL", credential),
+                ]
+            )
+        )
+        return run("apply", "-f", str(manifest), "--wait")
+
+    def reconciled() -> dict[str, str]:
+        found = run("get", "gateway", "secure", "-n", "istio-system", "-o", "json")
+        conditions = json.loads(found.stdout).get("status", {}).get("conditions", [])
+        return next((c for c in conditions if c["type"] == "Reconciled"), {})
+
+    refused = apply("mismatched")
+    assert refused.returncode == 1
+    assert "istio-ingressgateway-0.istio-system" in refused.stderr
+    assert "KEY_VALUES_MISMATCH" in refused.stderr
+    assert key.decode().splitlines()[1] not in refused.stderr + refused.stdout
+    until(lambda: reconciled().get("status") == "False", "the Gateway's status says so")
+    assert "KEY_VALUES_MISMATCH" in reconciled()["message"]
+    events = run("events", "--no-follow", "--since", "5m", "--filter", "verb=nacked")
+    assert "istio-system/secure" in events.stdout
+    assert apply("good").returncode == 0
+    until(lambda: reconciled().get("status") == "True", "the status is good again")
+    assert run("delete", "-f", str(manifest)).returncode == 0
 
 
 def test_without_a_mesh_it_says_so(tmp_path: Path) -> None:
