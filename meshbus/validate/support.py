@@ -19,12 +19,9 @@ CODE = "Unsupported"
 _NOT_YET = "is not carried out by this release"
 
 _WHOLE = {
-    ("networking.istio.io", "Sidecar"),
     ("networking.istio.io", "WorkloadGroup"),
     ("networking.istio.io", "EnvoyFilter"),
     ("networking.istio.io", "ProxyConfig"),
-    ("security.istio.io", "RequestAuthentication"),
-    ("security.istio.io", "AuthorizationPolicy"),
     ("telemetry.istio.io", "Telemetry"),
     ("extensions.istio.io", "WasmPlugin"),
     ("extensions.istio.io", "TrafficExtension"),
@@ -99,6 +96,11 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         "spec.servers[].defaultEndpoint",
     ),
     "Service": ("spec.sessionAffinityConfig",),
+    "Sidecar": (
+        "spec.ingress[].tls",
+        "spec.outboundTrafficPolicy.tls",
+    ),
+    "RequestAuthentication": ("spec.jwtRules[].jwksUri",),
     "handler": ("spec.adapter", "spec.connection", "spec.params.providerUrl"),
     "instance": ("spec.template", "spec.attributeBindings"),
     "rule": (
@@ -108,9 +110,23 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "listchecker": ("spec.providerUrl",),
 }
+_ATTACHED_ELSEWHERE = ("GatewayClass", "Service", "ServiceEntry")
+_AUTHORITIES = frozenset({"envoyExtAuthzHttp", "envoyExtAuthzGrpc"})
 _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "Gateway": {"spec.servers[].tls.mode": ("AUTO_PASSTHROUGH",)},
     "ServiceEntry": {"spec.resolution": ("DYNAMIC_DNS",)},
+    "Sidecar": {
+        "spec.outboundTrafficPolicy.mode": ("ALLOW_ANY_DYNAMIC_DNS",),
+        "spec.egress[].port.protocol": ("HTTP_PROXY",),
+    },
+    "AuthorizationPolicy": {
+        "spec.targetRef.kind": _ATTACHED_ELSEWHERE,
+        "spec.targetRefs[].kind": _ATTACHED_ELSEWHERE,
+    },
+    "RequestAuthentication": {
+        "spec.targetRef.kind": _ATTACHED_ELSEWHERE,
+        "spec.targetRefs[].kind": _ATTACHED_ELSEWHERE,
+    },
     "Service": {"spec.sessionAffinity": ("ClientIP",)},
 }
 _MESH = frozenset(
@@ -131,6 +147,7 @@ _MESH = frozenset(
         "defaultDestinationRuleExportTo",
         "protocolDetectionTimeout",
         "defaultConfig",
+        "extensionProviders",
     }
 )
 
@@ -170,6 +187,10 @@ def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]
                     if is_claim_match(str(name)):
                         message = f"routing by claims {_NOT_YET}"
                         yield Violation(f"{path}[{name}]", CODE, message)
+    elif info.kind == "RequestAuthentication":
+        for path, rule in _at(document, "spec.jwtRules[]"):
+            if isinstance(rule, Mapping) and not rule.get("jwks") and not rule.get("jwksUri"):
+                yield Violation(f"{path}.jwks", CODE, f"finding keys by the issuer {_NOT_YET}")
     elif info.kind == "handler":
         yield from _named(document, "spec.compiledAdapter", _ADAPTERS)
     elif info.kind == "instance":
@@ -190,6 +211,10 @@ def _mesh(document: Mapping[str, Any]) -> Iterator[Violation]:
     for field, value in spec.items() if isinstance(spec, Mapping) else ():
         if field in names - _MESH and value not in (None, "", [], {}, False, 0):
             yield Violation(f"spec.{field}", CODE, _NOT_YET)
+    for path, provider in _at(document, "spec.extensionProviders[]"):
+        named = set(provider) if isinstance(provider, Mapping) else set()
+        for kind in sorted(named - _AUTHORITIES - {"name"}):
+            yield Violation(f"{path}.{kind}", CODE, _NOT_YET)
     for path, proxy in _at(document, "spec.defaultConfig"):
         for field, value in proxy.items() if isinstance(proxy, Mapping) else ():
             if field == "tracing":

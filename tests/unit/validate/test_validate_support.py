@@ -70,7 +70,26 @@ def istio(
             ),
             ["spec.subsets[0].trafficPolicy.loadBalancer.localityLbSetting"],
         ),
-        (istio("Sidecar", {"egress": [{"hosts": ["./*"]}]}), ["kind"]),
+        (istio("Sidecar", {"egress": [{"hosts": ["./*"]}]}), []),
+        (
+            istio(
+                "Sidecar",
+                {
+                    "egress": [{"hosts": ["./*"]}],
+                    "outboundTrafficPolicy": {"mode": "ALLOW_ANY_DYNAMIC_DNS"},
+                },
+            ),
+            ["spec.outboundTrafficPolicy.mode"],
+        ),
+        (
+            istio(
+                "RequestAuthentication",
+                {"jwtRules": [{"issuer": "a", "jwksUri": "https://a/jwks"}, {"issuer": "b"}]},
+                "security.istio.io/v1",
+            ),
+            ["spec.jwtRules[0].jwksUri", "spec.jwtRules[1].jwks"],
+        ),
+        (istio("EnvoyFilter", {"configPatches": []}, "networking.istio.io/v1alpha3"), ["kind"]),
         (
             istio("MeshConfig", {"accessLogFile": "/dev/stdout"}, "mesh.istio.io/v1alpha1")
             | {"metadata": {"name": "mesh"}},

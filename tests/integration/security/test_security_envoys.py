@@ -1,0 +1,304 @@
+"""Policies on real Envoys: decided as written, and at once, also on connections that are open."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import pytest_asyncio
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from gateway_mesh import (
+    CLUSTER,
+    Envoy,
+    Mesh,
+    application,
+    config,
+    endpoints,
+    envoy_binary,
+    free_port,
+    host,
+    service,
+    workload,
+)
+
+from meshbus.model.keys import Key
+from meshbus.model.rows import MeshConfigRow
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+ISSUER = "https://issuer.example"
+
+
+@pytest_asyncio.fixture
+async def mesh(bus_for, tmp_path):
+    envoy_binary()
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    buses = {identity: await bus_for(identity) for identity in identities}
+    running = Mesh(tmp_path, buses, bus_for)
+    await running.start()
+    try:
+        await running.start_gateway()
+        yield running
+    finally:
+        await running.close()
+
+
+def loopback() -> str:
+    return f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
+
+
+class Pair:
+    """A client and a server, each with its sidecar; one connection of the client stays open."""
+
+    def __init__(self) -> None:
+        self.client, self.server, self.app = loopback(), loopback(), loopback()
+        self.proxy_port, self.port = free_port(self.client), free_port(self.server)
+        self.connection = self.connect()
+
+    def connect(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            proxy=f"http://{self.client}:{self.proxy_port}",
+            base_url=f"http://server:{self.port}",
+            limits=httpx.Limits(max_connections=1),
+            timeout=5,
+        )
+
+    def rows(self) -> tuple[Any, ...]:
+        return (
+            service("server", self.port),
+            endpoints("server", {"server-0": self.server}, self.port),
+            workload("server", self.server, app=self.app, port=self.port),
+            workload("client", self.client, http_proxy=self.proxy_port),
+        )
+
+    async def get(self, path: str = "/", **headers: str) -> int:
+        return (await self.connection.get(path, headers=headers)).status_code
+
+
+class Served:
+    """A pair whose requests are answered."""
+
+    def __init__(self, mesh: Mesh, pair: Pair, server: Envoy, got: list[dict[str, str]]) -> None:
+        self.mesh, self.pair, self.server, self.got = mesh, pair, server, got
+
+    async def connections(self) -> int:
+        """How many connections the server's Envoy has ever taken at its port."""
+        return await self.server.stat(
+            f"listener.{self.pair.server}_{self.pair.port}.downstream_cx_total"
+        )
+
+    async def applied(self, *parts: Any) -> None:
+        reply = await self.mesh.converged(await self.mesh.write(*parts))
+        assert not reply.rejected, reply.rejected
+
+
+@pytest_asyncio.fixture
+async def served(mesh) -> AsyncIterator[Served]:
+    pair = Pair()
+    await mesh.write(*pair.rows())
+    async with (
+        application(pair.app, pair.port, "hello") as got,
+        mesh.envoy("server", pair.server) as server,
+        mesh.envoy("client", pair.client) as client,
+    ):
+        await mesh.until(server.ready, "the server's Envoy is ready")
+        await mesh.until(client.ready, "the client's Envoy is ready")
+
+        async def answered() -> bool:
+            return await pair.get() == 200
+
+        await mesh.until(answered, "a request is answered")
+        yield Served(mesh, pair, server, got)
+        await pair.connection.aclose()
+
+
+def policy(name: str, spec: dict[str, Any]) -> Any:
+    return config("AuthorizationPolicy", "authorizationpolicies", name, spec)
+
+
+def gone(rows: Any) -> Any:
+    return dict.fromkeys(rows)
+
+
+async def test_a_policy_holds_on_the_next_request_of_an_open_connection(served):
+    pair = served.pair
+    before = await served.connections()
+    deny = {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/secret*"]}}]}]}
+    await served.applied(policy("deny", deny))
+    assert (await pair.get("/secret"), await pair.get("/open")) == (403, 200)
+
+    caller = {"principals": ["cluster.local/ns/default/sa/client"]}
+    await served.applied(policy("allow", {"rules": [{"from": [{"source": caller}]}]}))
+    assert (await pair.get("/secret"), await pair.get("/open")) == (403, 200)
+
+    await served.applied(gone(policy("deny", {})))
+    assert await pair.get("/secret") == 200
+
+    other = {"notNamespaces": ["default"]}
+    await served.applied(policy("allow", {"rules": [{"from": [{"source": other}]}]}))
+    assert await pair.get("/open") == 403
+
+    await served.applied(policy("allow", {}))  # allows nothing
+    assert await pair.get("/open") == 403
+
+    await served.applied(gone(policy("allow", {})))
+    assert await pair.get("/open") == 200
+    assert await served.connections() == before, "one connection was open all the time"
+
+
+async def test_a_dry_run_is_seen_and_not_felt(served):
+    rows = policy("try", {"action": "DENY", "rules": [{}]})
+    ((key, row),) = rows.items()
+    dry = msgspec.structs.replace(row, annotations={"istio.io/dry-run": "true"})
+    await served.applied({key: dry})
+    assert await served.pair.get() == 200
+    stats = await served.server.admin("/stats?filter=istio_dry_run_deny_")
+    denied = [line for line in stats.splitlines() if "shadow_denied: " in line]
+    assert any(not line.endswith(": 0") for line in denied), stats
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+class Issuer:
+    """Somebody who signs tokens (ES256)."""
+
+    def __init__(self) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        numbers = self.key.public_key().public_numbers()
+        point = {n: base64url(getattr(numbers, n).to_bytes(32)) for n in ("x", "y")}
+        self.jwks = json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "kid": "one", **point}]})
+
+    def token(self, **claims: Any) -> str:
+        body = {"iss": ISSUER, "sub": "ann", "exp": int(time.time()) + 600, **claims}
+        head = {"alg": "ES256", "kid": "one", "typ": "JWT"}
+        text = ".".join(base64url(json.dumps(part).encode()) for part in (head, body))
+        r, s = decode_dss_signature(self.key.sign(text.encode(), ec.ECDSA(hashes.SHA256())))
+        return f"{text}.{base64url(r.to_bytes(32) + s.to_bytes(32))}"
+
+    def bearer(self, **claims: Any) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token(**claims)}"}
+
+
+def authentication(issuer: Issuer, **rule: Any) -> Any:
+    rules = [{"issuer": ISSUER, "jwks": issuer.jwks, **rule}]
+    return config("RequestAuthentication", "requestauthentications", "jwt", {"jwtRules": rules})
+
+
+async def test_tokens(served):
+    pair, issuer, stranger = served.pair, Issuer(), Issuer()
+    claims = [{"header": "x-team", "claim": "org.team"}]
+    await served.applied(
+        authentication(
+            issuer,
+            audiences=["books"],
+            fromHeaders=[{"name": "authorization", "prefix": "Bearer "}],
+            fromParams=["token"],
+            fromCookies=["session"],
+            outputClaimToHeaders=claims,
+            outputPayloadToHeader="x-payload",
+        )
+    )
+    good: dict[str, Any] = {"aud": "books", "org": {"team": "red"}}
+    assert await pair.get() == 200, "a missing token passes"
+    assert await pair.get(**issuer.bearer(**good)) == 200
+    assert served.got[-1]["x-team"] == "red"
+    assert "x-payload" in served.got[-1]
+    assert "authorization" not in served.got[-1], "the token stays here unless it is forwarded"
+    assert await pair.get(f"/?token={issuer.token(**good)}") == 200
+    assert await pair.get(cookie=f"session={issuer.token(**good)}") == 200
+    assert await pair.get(**issuer.bearer(aud="films")) == 403
+    assert await pair.get(**stranger.bearer(**good)) == 401
+    assert await pair.get(**issuer.bearer(**good, exp=1)) == 401
+    assert await pair.get(authorization="Bearer nonsense") == 401
+
+    await served.applied(authentication(issuer, forwardOriginalToken=True))
+    assert await pair.get(**issuer.bearer()) == 200
+    assert "authorization" in served.got[-1]
+
+
+async def test_policies_read_tokens(served):
+    pair, issuer = served.pair, Issuer()
+    source = {"requestPrincipals": [f"{ISSUER}/ann"]}
+    team = {"key": "request.auth.claims[org][team]", "values": ["red", "blue"]}
+    scope = {"key": "request.auth.claims[scope]", "values": ["write"]}
+    await served.applied(
+        authentication(issuer),
+        policy("people", {"rules": [{"from": [{"source": source}], "when": [team, scope]}]}),
+    )
+    good: dict[str, Any] = {"org": {"team": ["red"]}, "scope": "read write"}
+    assert await pair.get() == 403
+    assert await pair.get(**issuer.bearer(**good)) == 200
+    assert await pair.get(**issuer.bearer(**good, sub="bob")) == 403
+    assert await pair.get(**issuer.bearer(**{**good, "org": {"team": "green"}})) == 403
+    assert await pair.get(**issuer.bearer(**{**good, "scope": "read"})) == 403
+
+
+async def test_a_provider_is_asked(served):
+    pair, mesh = served.pair, served.mesh
+    address = loopback()
+    port = free_port(address)
+    provider = {
+        "name": "guard",
+        "envoyExtAuthzHttp": {
+            "service": host("guard"),
+            "port": port,
+            "includeRequestHeadersInCheck": ["x-pass"],
+            "headersToUpstreamOnAllow": ["x-seen-by"],
+            "timeout": "2s",
+        },
+    }
+    settings = {
+        Key(CLUSTER, "mesh", "config", "", "mesh"): MeshConfigRow(
+            {"extensionProviders": [provider]}
+        )
+    }
+    rules = [{"to": [{"operation": {"paths": ["/guarded*"]}}]}]
+    custom = {"action": "CUSTOM", "provider": {"name": "guard"}, "rules": rules}
+    async with guard(address, port):
+        await served.applied(
+            service("guard", port), endpoints("guard", {"g": address}, port, "disabled")
+        )
+        await served.applied(settings)
+        await served.applied(policy("ask", custom))
+
+        # The mesh config has changed listeners: only new connections meet the new ones.
+        async def felt() -> bool:
+            await pair.connection.aclose()
+            pair.connection = pair.connect()
+            return await pair.get("/guarded") == 403
+
+        await mesh.until(felt, "the provider's verdict is felt")
+        assert await pair.get("/open") == 200, "nobody is asked about other paths"
+        assert await pair.get("/guarded", **{"x-pass": "yes"}) == 200
+        assert served.got[-1]["x-seen-by"] == "guard"
+
+
+@contextlib.asynccontextmanager
+async def guard(address: str, port: int) -> AsyncIterator[None]:
+    """Lets pass who says so in `x-pass`."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                status = b"200 OK" if b"x-pass: yes" in head else b"403 Forbidden"
+                seen = b"x-seen-by: guard\r\ncontent-length: 0\r\n\r\n"
+                writer.write(b"HTTP/1.1 " + status + b"\r\n" + seen)
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, address, port)
+    try:
+        yield
+    finally:
+        server.close()
