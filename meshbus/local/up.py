@@ -132,9 +132,11 @@ def addresses_of(home: Home, status: SupervisorStatus, url: str) -> list[str]:
 
 
 def end_politely() -> None:
-    """SIGTERM and the end of the terminal raise KeyboardInterrupt, as Ctrl-C does. A hangup that
-    `nohup` has switched off stays so; SIGINT works also where a script started us in the background,
-    which switches it off."""
+    """SIGTERM and the end of the terminal raise KeyboardInterrupt, as Ctrl-C does.
+
+    A hangup that `nohup` has switched off stays so. SIGINT works also where a script has started us
+    in the background, which switches it off.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
