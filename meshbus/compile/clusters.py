@@ -5,19 +5,21 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.core.v3 import base_pb2
-from envoy.config.endpoint.v3 import endpoint_components_pb2
 from envoy.extensions.clusters.dynamic_forward_proxy.v3 import cluster_pb2 as dfp_pb2
 from envoy.extensions.common.dynamic_forward_proxy.v3 import dns_cache_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from meshbus.compile.endpoints import (
     all_mutual,
-    endpoint_metadata,
+    assignment,
+    bare_endpoint,
+    encode_endpoint,
+    encoded_endpoint,
     service_identities,
 )
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part, Report
+from meshbus.compile.locality import Place, Ranking, ranking_of
 from meshbus.compile.names import (
     BLACK_HOLE,
     INBOUND_PASSTHROUGH,
@@ -46,10 +48,13 @@ from meshbus.compile.traffic_policy import (
     Rule,
     Subset,
     apply_connection_pool,
+    apply_error_codes,
     apply_load_balancer,
+    apply_locality,
     apply_options,
     apply_outlier_detection,
     apply_protocol,
+    apply_proxy_protocol,
     dns_refresh,
     merged_rule,
     policy_in_force,
@@ -69,6 +74,8 @@ class ClusterStyle(NamedTuple):
     captured: bool
     """Original destinations are known: a sidecar with captured traffic."""
     ipv6: bool
+    place: Place | None = None
+    """Where the proxy is, for what is resolved by itself; None for services not ranked by it."""
 
 
 def service_clusters(
@@ -80,6 +87,7 @@ def service_clusters(
         return Part()
     rule = reader.node(merged_rule, rules) if rules else NO_RULE
     report = Report()
+    report.extend(rule.losses)
     out: list[Resource] = []
     for port in row.ports:
         if port.protocol == UDP:
@@ -121,14 +129,15 @@ def _cluster(
     report: Report,
 ) -> cluster_pb2.Cluster | None:
     settings = reader.node(mesh)
-    policy = policy_in_force(rule, port.number, subset)
+    policy = policy_in_force(rule, port.number, subset, affinity=row.session_affinity)
+    ranking = ranking_of(policy, settings, row)
     name = ClusterName(port.number, subset.name if subset else "", row.host)
     cluster = cluster_pb2.Cluster(name=str(name))
     options = http_protocol_options_pb2.HttpProtocolOptions()
     fault = subset.origin if subset and subset.policy else rule.policy_origin
     blame = fault or (rule.origins[0] if rule.origins else Key("", "", "", "", ""))
     place = subset.path if subset else "spec"
-    if not _discovery(cluster, row, port, subset, style):
+    if not _discovery(cluster, row, port, subset, style, ranking):
         report.add(
             Key("", "reg", "services", row.namespace, row.host),
             "hosts",
@@ -141,26 +150,27 @@ def _cluster(
     http2 = apply_protocol(options, port.protocol, policy, settings)
     with report.guard(blame, place):
         apply_outlier_detection(cluster, policy)
+        apply_error_codes(options, policy)
     with report.guard(blame, place):
-        apply_load_balancer(cluster, policy)
-        if (policy.get("loadBalancer") or {}).get("localityLbSetting"):
-            report.add(
-                blame, f"{place}.trafficPolicy.loadBalancer.localityLbSetting", "has no effect yet"
-            )
+        if cluster.type != cluster_pb2.Cluster.ORIGINAL_DST:
+            apply_locality(cluster, ranking)
+        apply_load_balancer(cluster, policy, port.protocol)
     if not cluster.HasField("connect_timeout"):
         cluster.connect_timeout.CopyFrom(seconds(10))
     with report.guard(blame, place):
         _transport(reader, cluster, options, row, port, name, policy, settings, http2)
-    for unused in ("proxyProtocol", "tunnel"):
-        if policy.get(unused):
-            report.add(blame, f"{place}.trafficPolicy.{unused}", "has no effect yet")
+        apply_proxy_protocol(cluster, policy)
     if is_http(port.protocol) or port.protocol == "" or _has_common(options):
         apply_options(cluster, options)
     return cluster
 
 
 def _has_common(options: http_protocol_options_pb2.HttpProtocolOptions) -> bool:
-    fields = ("common_http_protocol_options", "upstream_http_protocol_options")
+    fields = (
+        "common_http_protocol_options",
+        "upstream_http_protocol_options",
+        "outlier_detection",
+    )
     return any(options.HasField(field) for field in fields)
 
 
@@ -170,6 +180,7 @@ def _discovery(
     port: ServicePort,
     subset: Subset | None,
     style: ClusterStyle,
+    ranking: Ranking | None,
 ) -> bool:
     """How endpoints are found. False: this service cannot be reached in this capture mode."""
     if row.external_name:
@@ -183,7 +194,8 @@ def _discovery(
         ]
         if not row.dns_endpoints:
             targets = [(row.host, port.target_port or port.number, None)]
-        _dns(cluster, targets, style, logical=row.resolution == "DNS_ROUND_ROBIN")
+        logical = row.resolution == "DNS_ROUND_ROBIN"
+        _dns(cluster, targets, style, logical=logical, ranking=ranking)
         return True
     if row.resolution == "NONE":
         if style.captured:
@@ -213,6 +225,7 @@ def _dns(
     style: ClusterStyle,
     *,
     logical: bool,
+    ranking: Ranking | None = None,
 ) -> None:
     targets = list(targets)
     logical = logical and len(targets) == 1
@@ -221,25 +234,13 @@ def _dns(
         cluster_pb2.Cluster.ALL if style.ipv6 else cluster_pb2.Cluster.V4_ONLY
     )
     dns_refresh(cluster)
-    cluster.load_assignment.cluster_name = cluster.name
-    groups: dict[str, list[endpoint_components_pb2.LbEndpoint]] = {}
-    for host, port, endpoint in targets:
-        lb = endpoint_components_pb2.LbEndpoint(
-            load_balancing_weight=uint32((endpoint.weight if endpoint else 0) or 1)
-        )
-        lb.endpoint.address.CopyFrom(address(host, port))
-        if endpoint is not None:
-            lb.metadata.CopyFrom(endpoint_metadata(endpoint, endpoint.tls_mode == "istio"))
-        groups.setdefault(endpoint.locality if endpoint else "", []).append(lb)
-    for locality in sorted(groups):
-        region, _, rest = locality.partition("/")
-        zone, _, sub_zone = rest.partition("/")
-        group = cluster.load_assignment.endpoints.add()
-        group.locality.CopyFrom(base_pb2.Locality(region=region, zone=zone, sub_zone=sub_zone))
-        group.lb_endpoints.extend(groups[locality])
-        group.load_balancing_weight.value = sum(
-            e.load_balancing_weight.value for e in groups[locality]
-        )
+    members = [
+        encoded_endpoint(e, encode_endpoint(e, port, e.tls_mode == "istio", host=host))
+        if e is not None
+        else bare_endpoint(host, port)
+        for host, port, e in targets
+    ]
+    cluster.load_assignment.ParseFromString(assignment(cluster.name, members, ranking, style.place))
 
 
 def _metadata(

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
@@ -57,6 +57,15 @@ TCP_PROXY = "envoy.filters.network.tcp_proxy"
 SERVER_NAME = "istio-envoy"
 HTTP_ALPN = ("http/1.1", "h2c")
 """What the HTTP inspector says of plaintext HTTP."""
+
+
+class Tunnel(NamedTuple):
+    """TCP inside an HTTP request to a proxy."""
+
+    target: str
+    """`HOST:PORT` that the tunnel leads to."""
+    post: bool
+    """By POST, else by CONNECT."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +159,21 @@ def manager_filter(manager: hcm_pb2.HttpConnectionManager) -> lc_pb2.Filter:
 
 
 def tcp_proxy(
-    stat_prefix: str, clusters: Iterable[tuple[str, int]], reporting: Reporting
+    stat_prefix: str,
+    clusters: Iterable[tuple[str, int]],
+    reporting: Reporting,
+    *,
+    hashed: bool = False,
+    tunnel: Tunnel | None = None,
 ) -> lc_pb2.Filter:
-    """The network filter that sends a connection to one of several clusters by weight."""
+    """The network filter that sends a connection to one of several clusters by weight. `hashed`:
+    connections of one address go to one endpoint."""
     proxy = tcp_proxy_pb2.TcpProxy(stat_prefix=stat_prefix)
+    if hashed:
+        proxy.hash_policy.add().source_ip.SetInParent()
+    if tunnel is not None:
+        proxy.tunneling_config.hostname = tunnel.target
+        proxy.tunneling_config.use_post = tunnel.post
     targets = list(clusters)
     if len(targets) == 1:
         proxy.cluster = targets[0][0]

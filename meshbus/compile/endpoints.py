@@ -8,11 +8,19 @@ from envoy.config.endpoint.v3 import endpoint_components_pb2
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part
+from meshbus.compile.locality import (
+    Place,
+    Ranking,
+    arranged,
+    ranking_of,
+    split_locality,
+    topology_labels,
+)
 from meshbus.compile.names import UDP, ClusterName, spiffe
 from meshbus.compile.peer_authentication import DISABLE, mutual_tls
 from meshbus.compile.resources import EDS, Resource, field, resource_of
 from meshbus.compile.settings import mesh
-from meshbus.compile.traffic_policy import NO_RULE, merged_rule
+from meshbus.compile.traffic_policy import NO_RULE, merged_rule, policy_in_force
 from meshbus.compile.values import address, uint32
 from meshbus.model.keys import Key
 from meshbus.model.rows import Endpoint, Service
@@ -61,13 +69,14 @@ def endpoint_metadata(endpoint: Endpoint, mutual: bool) -> base_pb2.Metadata:
     return metadata
 
 
-def encode_endpoint(endpoint: Endpoint, port: int, mutual: bool) -> bytes:
-    """One endpoint as an `lb_endpoints` entry."""
+def encode_endpoint(endpoint: Endpoint, port: int, mutual: bool, *, host: str = "") -> bytes:
+    """One endpoint as an `lb_endpoints` entry. `host`: a name that the proxy resolves itself,
+    instead of the addresses."""
     lb = endpoint_components_pb2.LbEndpoint(
         metadata=endpoint_metadata(endpoint, mutual),
         load_balancing_weight=uint32(endpoint.weight or 1),
     )
-    first, *others = endpoint.addresses
+    first, *others = [host] if host else endpoint.addresses
     lb.endpoint.address.CopyFrom(address(first, port))
     for other in others:
         lb.endpoint.additional_addresses.add().address.CopyFrom(address(other, port))
@@ -87,15 +96,22 @@ def shard_endpoints(reader: Reader, shard: Key, port_name: str) -> tuple[Encoded
         if port is None or not endpoint.addresses or not (endpoint.ready or endpoint.draining):
             continue
         mutual = endpoint.tls_mode == "istio" and not _refuses_mutual_tls(reader, endpoint, port)
-        out.append(
-            EncodedEndpoint(
-                endpoint.locality,
-                endpoint.weight or 1,
-                frozenset(endpoint.labels.items()),
-                encode_endpoint(endpoint, port, mutual),
-            )
-        )
+        out.append(encoded_endpoint(endpoint, encode_endpoint(endpoint, port, mutual)))
     return tuple(out)
+
+
+def bare_endpoint(host: str, port: int) -> EncodedEndpoint:
+    """A host that nothing more is known of."""
+    lb = endpoint_components_pb2.LbEndpoint(load_balancing_weight=uint32(1))
+    lb.endpoint.address.CopyFrom(address(host, port))
+    data = field(2, lb.SerializeToString(deterministic=True))
+    return EncodedEndpoint("", 1, frozenset(), data)
+
+
+def encoded_endpoint(endpoint: Endpoint, data: bytes) -> EncodedEndpoint:
+    """An endpoint of these bytes, with what it is chosen and ranked by."""
+    labels = topology_labels(endpoint.labels, endpoint.locality, endpoint.network, endpoint.cluster)
+    return EncodedEndpoint(endpoint.locality, endpoint.weight or 1, frozenset(labels.items()), data)
 
 
 def _refuses_mutual_tls(reader: Reader, endpoint: Endpoint, port: int) -> bool:
@@ -120,54 +136,70 @@ def service_port_endpoints(
     return tuple(out)
 
 
-def assignment(name: str, endpoints: Iterable[EncodedEndpoint]) -> bytes:
-    """A serialized ClusterLoadAssignment: endpoints by locality, localities in order.
+def assignment(
+    name: str,
+    endpoints: Iterable[EncodedEndpoint],
+    ranking: Ranking | None = None,
+    place: Place | None = None,
+) -> bytes:
+    """A serialized ClusterLoadAssignment: endpoints by locality and rank, in order of both.
 
     Source: envoy/config/endpoint/v3/endpoint.proto: cluster_name=1, endpoints=2;
-    LocalityLbEndpoints: locality=1, lb_endpoints=2, load_balancing_weight=3.
+    LocalityLbEndpoints: locality=1, lb_endpoints=2, load_balancing_weight=3, priority=5.
     """
-    groups: dict[str, list[EncodedEndpoint]] = {}
-    for endpoint in endpoints:
-        groups.setdefault(endpoint.locality, []).append(endpoint)
     out = [field(1, name.encode())]
-    for locality in sorted(groups):
-        members = groups[locality]
+    for group in arranged(endpoints, ranking, place):
         tail = endpoint_components_pb2.LocalityLbEndpoints(
-            load_balancing_weight=uint32(sum(m.weight for m in members))
+            load_balancing_weight=uint32(group.weight), priority=group.priority
         )
-        region, _, rest = locality.partition("/")
-        zone, _, sub_zone = rest.partition("/")
-        place = base_pb2.Locality(region=region, zone=zone, sub_zone=sub_zone)
-        body = field(1, place.SerializeToString(deterministic=True))
-        body += b"".join(m.data for m in members)
+        region, zone, sub_zone = split_locality(group.locality)
+        where = base_pb2.Locality(region=region, zone=zone, sub_zone=sub_zone)
+        body = field(1, where.SerializeToString(deterministic=True))
+        body += b"".join(m.data for m in group.members)
         body += tail.SerializeToString(deterministic=True)
         out.append(field(2, body))
     return b"".join(out)
 
 
-def service_assignments(reader: Reader, service: Key, rules: tuple[Key, ...]) -> Part:
-    """Node: EDS resources of a service: one for each port, and for each subset of each port."""
+def ranks_by_place(reader: Reader, service: Key, rules: tuple[Key, ...]) -> bool:
+    """Node: some endpoints of a service are ranked by where the proxy is."""
+    row: Service | None = reader.get(service)
+    if row is None:
+        return False
+    rule = reader.node(merged_rule, rules) if rules else NO_RULE
+    settings = reader.node(mesh)
+    return any(
+        ranking_of(policy_in_force(rule, port.number, subset), settings, row) is not None
+        for port in row.ports
+        for subset in (None, *rule.subsets)
+    )
+
+
+def service_assignments(
+    reader: Reader, service: Key, rules: tuple[Key, ...], place: Place | None = None
+) -> Part:
+    """Node: EDS resources of a service: one for each port, and for each subset of each port, for
+    proxies at a place (None, unless `ranks_by_place`)."""
     row: Service | None = reader.get(service)
     if row is None:
         return Part()
     rule = reader.node(merged_rule, rules) if rules else NO_RULE
+    settings = reader.node(mesh)
     out: list[Resource] = []
     for port in row.ports:
         if port.protocol == UDP:
             continue
         endpoints = reader.node(service_port_endpoints, row.namespace, row.host, port.name)
-        name = str(ClusterName(port.number, "", row.host))
-        out.append(_resource(reader, name, endpoints))
-        for subset in rule.subsets:
-            wanted = frozenset(subset.labels.items())
-            name = str(ClusterName(port.number, subset.name, row.host))
-            out.append(_resource(reader, name, [e for e in endpoints if wanted <= e.labels]))
+        for subset in (None, *rule.subsets):
+            wanted = frozenset(subset.labels.items()) if subset else frozenset()
+            name = str(ClusterName(port.number, subset.name if subset else "", row.host))
+            ranking = None
+            if place is not None:
+                ranking = ranking_of(policy_in_force(rule, port.number, subset), settings, row)
+            chosen = [e for e in endpoints if wanted <= e.labels]
+            reader.encoded("eds")
+            out.append(resource_of(EDS, name, assignment(name, chosen, ranking, place)))
     return Part(tuple(out))
-
-
-def _resource(reader: Reader, name: str, endpoints: Iterable[EncodedEndpoint]) -> Resource:
-    reader.encoded("eds")
-    return resource_of(EDS, name, assignment(name, endpoints))
 
 
 def service_identities(reader: Reader, namespace: str, host: str) -> tuple[str, ...]:

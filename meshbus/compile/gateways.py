@@ -13,7 +13,6 @@ from meshbus.compile.connections import (
     connection_manager,
     forward_client_certificate,
     manager_filter,
-    tcp_proxy,
     tls_inspector_filter,
 )
 from meshbus.compile.endpoints import canonical_service
@@ -21,9 +20,9 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, NotCompiledError, Report
 from meshbus.compile.gateway_servers import Server, router_servers
 from meshbus.compile.http_routes import RouteContext, bound_gateways, http_routes
-from meshbus.compile.l4_routes import L4Route, l4_routes
+from meshbus.compile.l4_routes import L4Route, l4_routes, restrict, tcp_filter
 from meshbus.compile.names import listener_name, with_port
-from meshbus.compile.outbound import any_address, prefix_range, reporting_of
+from meshbus.compile.outbound import any_address, reporting_of
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
 from meshbus.compile.route_match import is_catch_all
@@ -35,10 +34,10 @@ from meshbus.compile.tls_contexts import gateway_server, socket
 from meshbus.compile.values import address, boolean
 from meshbus.compile.virtual_hosts import (
     View,
+    conduct_of,
     encode_host,
     encode_table,
     encode_tail,
-    hashing_of,
     service_of,
 )
 from meshbus.model.keys import Key
@@ -250,7 +249,7 @@ def _context(reader: Reader, view: View, server: Server) -> RouteContext:
         tls=server.tls is not None,
         settings=reader.node(mesh),
         service=lambda host: reader.node(service_of, view.viewer, host),
-        hashing=lambda host, number, subset: reader.node(hashing_of, view, host, number, subset),
+        policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
     )
 
 
@@ -289,10 +288,9 @@ def _tcp_chain(reader: Reader, route: L4Route, reporting: Reporting) -> lc_pb2.F
     chain = lc_pb2.FilterChain()
     if "*" not in route.server_names:
         chain.filter_chain_match.server_names.extend(route.server_names)
-    for subnet in route.subnets:
-        chain.filter_chain_match.prefix_ranges.append(prefix_range(subnet))
+    restrict(chain, route)
     chain.filters.extend(network_security(reader))
-    chain.filters.append(tcp_proxy(route.clusters[0][0], route.clusters, reporting))
+    chain.filters.append(tcp_filter(route.clusters[0][0], route, reporting))
     return chain
 
 

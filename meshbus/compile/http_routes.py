@@ -7,7 +7,7 @@ the reference is silent (defaults, order, what wins).
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
@@ -18,6 +18,7 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.retry.priority.previous_priorities.v3 import previous_priorities_config_pb2
 from google.protobuf import duration_pb2
 
+from meshbus.compile.connections import Tunnel
 from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.names import MESH_GATEWAY, ClusterName, config_path, fqdn
 from meshbus.compile.route_match import described, is_catch_all, route_match
@@ -70,6 +71,14 @@ _REDIRECT_CODES = {
 Labels = tuple[tuple[str, str], ...]
 
 
+class Conduct(NamedTuple):
+    """What a destination rule asks of the caller's side, besides what stands in the cluster."""
+
+    hashing: dict[str, Any] | None = None
+    """`consistentHash`."""
+    tunnel: Tunnel | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class RouteContext:
     """For whom routes are made."""
@@ -86,8 +95,8 @@ class RouteContext:
     settings: MeshSettings
     service: Callable[[str], Service | None]
     """The service of a host, as the proxy sees it."""
-    hashing: Callable[[str, int, str], dict[str, Any] | None]
-    """`consistentHash` of (host, port, subset)."""
+    policy: Callable[[str, int, str], Conduct]
+    """What the destination rules of (host, port, subset) ask of who calls it."""
 
 
 def bound_gateways(vs: Ref) -> frozenset[str]:
@@ -284,7 +293,7 @@ def _forward(
 
 
 def _hash(action: rc_pb2.RouteAction, cluster: ClusterName, context: RouteContext) -> bool:
-    spec = context.hashing(cluster.host, cluster.port, cluster.subset)
+    spec = context.policy(cluster.host, cluster.port, cluster.subset).hashing
     policy = hash_policy(spec) if spec else None
     if policy is None:
         return False

@@ -1,7 +1,12 @@
 """`tls` and `tcp` of a virtual service: where connections go by SNI, port and address."""
 
+from ipaddress import ip_network
 from typing import Any, NamedTuple
 
+from envoy.config.core.v3 import address_pb2
+from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
+
+from meshbus.compile.connections import Reporting, Tunnel, tcp_proxy
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.http_routes import (
@@ -10,8 +15,9 @@ from meshbus.compile.http_routes import (
     destination_cluster,
     source_matches,
 )
-from meshbus.compile.names import MESH_GATEWAY, fqdn
+from meshbus.compile.names import MESH_GATEWAY, ClusterName, fqdn
 from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
+from meshbus.compile.values import uint32
 
 
 class L4Route(NamedTuple):
@@ -19,7 +25,54 @@ class L4Route(NamedTuple):
 
     server_names: tuple[str, ...]
     subnets: tuple[str, ...]
+    """Of the destination."""
     clusters: tuple[tuple[str, int], ...]
+    sources: tuple[str, ...] = ()
+    """Subnets that callers are of; empty: any."""
+    hashed: bool = False
+    """Connections of one address go to one endpoint."""
+    tunnel: Tunnel | None = None
+
+
+def straight(cluster: ClusterName, context: RouteContext) -> L4Route:
+    """Every connection to one cluster."""
+    return _as_asked(L4Route((), (), ((str(cluster), 1),)), (cluster,), context)
+
+
+def _as_asked(route: L4Route, clusters: tuple[ClusterName, ...], context: RouteContext) -> L4Route:
+    """A route, with what the destination rules of its clusters ask for. A tunnel has one end: with
+    several clusters there is none.
+
+    Source: Istio, tunnelingconfig.Apply and maybeSetHashPolicy (pilot/pkg/networking/core).
+    """
+    asked = [context.policy(c.host, c.port, c.subset) for c in clusters]
+    return route._replace(
+        hashed=any((conduct.hashing or {}).get("useSourceIp") for conduct in asked),
+        tunnel=asked[0].tunnel if len(asked) == 1 else None,
+    )
+
+
+def tcp_filter(stat_prefix: str, route: L4Route, reporting: Reporting) -> lc_pb2.Filter:
+    """The network filter of a route."""
+    return tcp_proxy(
+        stat_prefix, route.clusters, reporting, hashed=route.hashed, tunnel=route.tunnel
+    )
+
+
+def restrict(chain: lc_pb2.FilterChain, route: L4Route) -> None:
+    """The subnets of a route in the match of its chain."""
+    for subnet in route.subnets:
+        chain.filter_chain_match.prefix_ranges.append(prefix_range(subnet))
+    for subnet in route.sources:
+        chain.filter_chain_match.source_prefix_ranges.append(prefix_range(subnet))
+
+
+def prefix_range(network: str) -> address_pb2.CidrRange:
+    """A network, or a single address."""
+    parsed = ip_network(network, strict=False)
+    return address_pb2.CidrRange(
+        address_prefix=str(parsed.network_address), prefix_len=uint32(parsed.prefixlen)
+    )
 
 
 def mesh_l4_services(reader: Reader, viewer: Viewer) -> dict[str, tuple[Ref, ...]]:
@@ -48,22 +101,25 @@ def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> l
                     continue
                 if not source_matches(match, context, vs.row.namespace):
                     continue
+                targets = weighted_targets(rule.get("route") or [], vs, context, path)
                 route = L4Route(
                     tuple(str(n) for n in match.get("sniHosts") or ()),
                     tuple(str(n) for n in match.get("destinationSubnets") or ()),
-                    weighted_targets(rule.get("route") or [], vs, context, path),
+                    tuple((str(cluster), weight) for cluster, weight in targets),
+                    (str(match["sourceSubnet"]),) if match.get("sourceSubnet") else (),
                 )
+                route = _as_asked(route, tuple(cluster for cluster, _ in targets), context)
                 if section == "tls" and not route.server_names:
                     raise NotCompiledError(f"{path}.match", "sniHosts is needed")
                 out.append(route)
-                if section == "tcp" and not route.subnets:
+                if section == "tcp" and not route.subnets and not route.sources:
                     return out
     return out
 
 
 def weighted_targets(
     routes: list[dict[str, Any]], vs: Ref, context: RouteContext, path: str
-) -> tuple[tuple[str, int], ...]:
+) -> tuple[tuple[ClusterName, int], ...]:
     """Clusters with weights; a single destination has weight 1.
 
     Raises:
@@ -79,7 +135,7 @@ def weighted_targets(
                 context,
                 f"{path}.route[{index}].destination",
             )
-            out.append((str(cluster), weight))
+            out.append((cluster, weight))
     if not out:
         raise NotCompiledError(f"{path}.route", "a destination with a weight is needed")
     return tuple(out)

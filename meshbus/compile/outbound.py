@@ -1,9 +1,8 @@
 """Listeners for what an application calls: captured traffic, or an HTTP proxy."""
 
-from ipaddress import ip_network
 from typing import NamedTuple
 
-from envoy.config.core.v3 import address_pb2, base_pb2
+from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 from google.protobuf import duration_pb2
@@ -23,7 +22,14 @@ from meshbus.compile.endpoints import service_addresses
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part, Report
 from meshbus.compile.http_routes import RouteContext
-from meshbus.compile.l4_routes import L4Route, l4_routes, mesh_l4_services
+from meshbus.compile.l4_routes import (
+    L4Route,
+    l4_routes,
+    mesh_l4_services,
+    restrict,
+    straight,
+    tcp_filter,
+)
 from meshbus.compile.names import (
     BLACK_HOLE,
     MESH_GATEWAY,
@@ -44,7 +50,7 @@ from meshbus.compile.values import address, boolean, uint32
 from meshbus.compile.virtual_hosts import (
     HTTP_PROXY_ROUTE,
     View,
-    hashing_of,
+    conduct_of,
     service_of,
     sniffed_route_name,
 )
@@ -251,7 +257,7 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
         tls=False,
         settings=reader.node(mesh),
         service=lambda host: reader.node(service_of, view.viewer, host),
-        hashing=lambda host, number, subset: reader.node(hashing_of, view, host, number, subset),
+        policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
     )
 
 
@@ -271,18 +277,9 @@ def _tcp_chain(stat: str, route: L4Route, reporting: Reporting) -> lc_pb2.Filter
     chain = lc_pb2.FilterChain()
     if route.server_names:
         chain.filter_chain_match.server_names.extend(route.server_names)
-    for subnet in route.subnets:
-        chain.filter_chain_match.prefix_ranges.append(prefix_range(subnet))
-    chain.filters.append(tcp_proxy(stat, route.clusters, reporting))
+    restrict(chain, route)
+    chain.filters.append(tcp_filter(stat, route, reporting))
     return chain
-
-
-def prefix_range(network: str) -> address_pb2.CidrRange:
-    """A network, or a single address."""
-    parsed = ip_network(network, strict=False)
-    return address_pb2.CidrRange(
-        address_prefix=str(parsed.network_address), prefix_len=uint32(parsed.prefixlen)
-    )
 
 
 def _service_chains(
@@ -297,12 +294,12 @@ def _service_chains(
     """Chains of a service's connections: by SNI and subnet where a virtual service says so, and one
     for the rest."""
     cluster = str(ClusterName(port, "", host))
-    rest = L4Route((), (), ((cluster, 1),))
+    rest = straight(ClusterName(port, "", host), _context(reader, view, port))
     chosen: list[L4Route] = []
     if protocol in TLS:
         chosen += _l4(reader, view, host, port, "tls", report)
     for route in _l4(reader, view, host, port, "tcp", report):
-        if route.subnets:
+        if route.subnets or route.sources:
             chosen.append(route)
         else:
             rest = route
@@ -355,8 +352,8 @@ def _shared_listener(
         cluster = str(ClusterName(port, "", host))
         chains += [_tcp_chain(cluster, r, reporting) for r in routes]
         if host != "*":
-            own = L4Route((host,), (), ((cluster, 1),))
-            chains.append(_tcp_chain(cluster, own, reporting))
+            own = straight(ClusterName(port, "", host), _context(reader, view, port))
+            chains.append(_tcp_chain(cluster, own._replace(server_names=(host,)), reporting))
     for host, networks in shared.by_network:
         cluster = str(ClusterName(port, "", host))
         _, rest = _service_chains(reader, view, host, port, "", reporting, report)

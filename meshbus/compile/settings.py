@@ -32,6 +32,8 @@ class MeshSettings:
     virtual_service_export_to: tuple[str, ...] = ("*",)
     destination_rule_export_to: tuple[str, ...] = ("*",)
     protocol_detection_timeout_ns: int = 0
+    locality_lb: dict[str, Any] = field(default_factory=dict)
+    """`localityLbSetting`: failover by region is on unless `enabled` is false."""
 
 
 def mesh(reader: Reader) -> MeshSettings:
@@ -65,6 +67,7 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
         virtual_service_export_to=_names(spec, "defaultVirtualServiceExportTo"),
         destination_rule_export_to=_names(spec, "defaultDestinationRuleExportTo"),
         protocol_detection_timeout_ns=_nanos(spec.get("protocolDetectionTimeout"), 0),
+        locality_lb=_record(spec, "localityLbSetting"),
     )
 
 

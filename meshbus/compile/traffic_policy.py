@@ -3,20 +3,32 @@
 from typing import Any, NamedTuple
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
-from envoy.config.core.v3 import address_pb2, protocol_pb2
+from envoy.config.common.matcher.v3 import matcher_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2, proxy_protocol_pb2
+from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_protocol_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import percent_pb2
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import NotCompiledError
+from meshbus.compile.findings import Finding, NotCompiledError, Report
+from meshbus.compile.locality import Ranking
 from meshbus.compile.names import HTTP2, is_http
 from meshbus.compile.settings import MeshSettings
+from meshbus.compile.tls_contexts import plaintext
 from meshbus.compile.values import any_of, duration, duration_of_nanos, seconds, uint32
 from meshbus.model.keys import Key
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 UNLIMITED = 4294967295
-_FIELDS = ("connectionPool", "loadBalancer", "outlierDetection", "tls", "proxyProtocol", "tunnel")
+_FIELDS = (
+    "connectionPool",
+    "loadBalancer",
+    "outlierDetection",
+    "tls",
+    "proxyProtocol",
+    "tunnel",
+    "retryBudget",
+)
 _PORT_FIELDS = ("connectionPool", "loadBalancer", "outlierDetection", "tls")
 _SIMPLE = {
     "": cluster_pb2.Cluster.LEAST_REQUEST,
@@ -46,6 +58,8 @@ class Rule(NamedTuple):
     policy_origin: Key | None
     subsets: tuple[Subset, ...]
     origins: tuple[Key, ...]
+    losses: tuple[Finding, ...] = ()
+    """What of a rule has no effect, because another one of the host says it."""
 
     def subset(self, name: str) -> Subset | None:
         """A subset by name."""
@@ -65,17 +79,23 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
     policy_origin: Key | None = None
     subsets: dict[str, Subset] = {}
     origins = []
+    report = Report()
     for key in keys:
         row = reader.get(key)
         if row is None:
             continue
         origins.append(key)
         own = row.spec.get("trafficPolicy") or {}
-        if own and not policy:
+        if own and policy_origin is None:
             policy, policy_origin = own, key
+        elif own and policy_origin is not None:
+            report.add(key, "spec.trafficPolicy", _taken(policy_origin, "the trafficPolicy"))
         for index, subset in enumerate(row.spec.get("subsets") or ()):
             name = str(subset.get("name", ""))
-            if name and name not in subsets:
+            if name in subsets:
+                message = _taken(subsets[name].origin, f"subset {name}")
+                report.add(key, f"spec.subsets[{index}]", message)
+            elif name:
                 subsets[name] = Subset(
                     name,
                     dict(subset.get("labels") or {}),
@@ -83,17 +103,32 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
                     key,
                     f"spec.subsets[{index}]",
                 )
-    return Rule(policy, policy_origin, tuple(subsets.values()), tuple(origins))
+    held = tuple(subsets.values())
+    return Rule(policy, policy_origin, held, tuple(origins), report.findings())
 
 
-def policy_in_force(rule: Rule, port: int, subset: Subset | None) -> dict[str, Any]:
+def _taken(winner: Key, what: str) -> str:
+    return f"DestinationRule {winner.namespace}/{winner.name} of the same host gives {what}"
+
+
+def policy_in_force(
+    rule: Rule, port: int, subset: Subset | None, *, affinity: bool = False
+) -> dict[str, Any]:
     """The traffic policy of one port, and of one subset of it.
 
     Port-level settings replace the rule's whole; a subset's fields replace the rule's one by one.
+    `affinity`: the service has `sessionAffinity: ClientIP`, which counts unless a rule says how
+    endpoints are chosen.
     Source: Istio, TrafficPolicy reference and MergeTrafficPolicy.
     """
     policy = _at_port({}, rule.policy, port)
-    return policy if subset is None else _at_port(policy, subset.policy, port)
+    if subset is not None:
+        policy = _at_port(policy, subset.policy, port)
+    balancer = policy.get("loadBalancer") or {}
+    if affinity and not balancer.keys() & {"simple", "consistentHash"}:
+        hashed = {"useSourceIp": True, "maglev": {}}
+        policy["loadBalancer"] = {**balancer, "consistentHash": hashed}
+    return policy
 
 
 def _at_port(base: dict[str, Any], policy: dict[str, Any], port: int) -> dict[str, Any]:
@@ -138,6 +173,9 @@ def apply_connection_pool(
             track_remaining=True,
         )
     )
+    budget = policy.get("retryBudget")
+    if budget is not None:
+        _apply_retry_budget(cluster.circuit_breakers.thresholds[0], budget)
     if tcp.get("connectTimeout"):
         cluster.connect_timeout.CopyFrom(
             duration(tcp["connectTimeout"], "trafficPolicy.connectionPool.tcp.connectTimeout")
@@ -158,6 +196,18 @@ def apply_connection_pool(
         common.max_connection_duration.CopyFrom(
             duration(tcp["maxConnectionDuration"], "connectionPool.tcp.maxConnectionDuration")
         )
+
+
+def _apply_retry_budget(
+    thresholds: circuit_breaker_pb2.CircuitBreakers.Thresholds, budget: dict[str, Any]
+) -> None:
+    """Retries in proportion to the active requests, instead of a fixed number of them."""
+    thresholds.ClearField("max_retries")
+    share = budget.get("percent")
+    thresholds.retry_budget.budget_percent.value = 20.0 if share is None else float(share)
+    thresholds.retry_budget.min_retry_concurrency.CopyFrom(
+        uint32(budget.get("minRetryConcurrency") or 3)
+    )
 
 
 def _keepalive(keepalive: dict[str, Any]) -> address_pb2.TcpKeepalive:
@@ -264,8 +314,45 @@ def apply_outlier_detection(cluster: cluster_pb2.Cluster, policy: dict[str, Any]
     )
 
 
-def apply_load_balancer(cluster: cluster_pb2.Cluster, policy: dict[str, Any]) -> None:
-    """How one of the endpoints is chosen; LEAST_REQUEST by default.
+def apply_error_codes(
+    options: http_protocol_options_pb2.HttpProtocolOptions, policy: dict[str, Any]
+) -> None:
+    """Which status codes count as errors, when not every 5xx does."""
+    codes = (policy.get("outlierDetection") or {}).get("outlierDetectionHttpErrorCodes") or ()
+    matchers = [_status_matcher(str(code)) for code in codes]
+    if len(matchers) == 1:
+        options.outlier_detection.error_matcher.CopyFrom(matchers[0])
+    elif matchers:
+        options.outlier_detection.error_matcher.or_match.rules.extend(matchers)
+
+
+def _status_matcher(text: str) -> matcher_pb2.MatchPredicate:
+    """`503`, or `500-504` with both ends."""
+    first, dash, last = text.partition("-")
+    out = matcher_pb2.MatchPredicate()
+    header = out.http_response_headers_match.headers.add(name=":status")
+    if dash:
+        header.range_match.start = int(first)
+        header.range_match.end = int(last) + 1
+    else:
+        header.string_match.exact = first
+    return out
+
+
+def apply_locality(cluster: cluster_pb2.Cluster, ranking: Ranking | None) -> None:
+    """Keep to the weights of localities where the policy names localities.
+
+    Source: Istio, applyLocalityLoadBalancer: else LEAST_REQUEST would lose sight of the whole.
+    """
+    if ranking is not None and ranking.weighted:
+        cluster.common_lb_config.locality_weighted_lb_config.SetInParent()
+
+
+def apply_load_balancer(
+    cluster: cluster_pb2.Cluster, policy: dict[str, Any], protocol: str = ""
+) -> None:
+    """How one of the endpoints is chosen; LEAST_REQUEST by default, MAGLEV for Redis, whose keys
+    must keep their server.
 
     Raises:
         NotCompiledError: An unknown policy, or one that is not compiled.
@@ -274,6 +361,9 @@ def apply_load_balancer(cluster: cluster_pb2.Cluster, policy: dict[str, Any]) ->
     hashed = hash_policy_of(policy)
     if cluster.type == cluster_pb2.Cluster.ORIGINAL_DST:
         cluster.lb_policy = cluster_pb2.Cluster.CLUSTER_PROVIDED
+        return
+    if protocol == "REDIS" and hashed is None and not spec.get("simple"):
+        cluster.lb_policy = cluster_pb2.Cluster.MAGLEV
         return
     if hashed is not None:
         _apply_hash(cluster, hashed)
@@ -286,12 +376,40 @@ def apply_load_balancer(cluster: cluster_pb2.Cluster, policy: dict[str, Any]) ->
         cluster.type = cluster_pb2.Cluster.ORIGINAL_DST
         cluster.ClearField("eds_cluster_config")
         cluster.ClearField("load_assignment")
+        cluster.common_lb_config.ClearField("locality_weighted_lb_config")
         return
     warmup = spec.get("warmup") or (
         {"duration": spec["warmupDurationSecs"]} if spec.get("warmupDurationSecs") else None
     )
     if warmup:
         _apply_warmup(cluster, warmup)
+
+
+def hashes_source(policy: dict[str, Any]) -> bool:
+    """Connections of one address go to one endpoint."""
+    return bool((hash_policy_of(policy) or {}).get("useSourceIp"))
+
+
+def apply_proxy_protocol(cluster: cluster_pb2.Cluster, policy: dict[str, Any]) -> None:
+    """Tell endpoints the address of the caller before anything else."""
+    spec = policy.get("proxyProtocol")
+    if spec is None:
+        return
+    version = str(spec.get("version") or "V1")
+    matches = cluster.transport_socket_matches
+    if cluster.HasField("transport_socket") or not matches:
+        inner = cluster.transport_socket if cluster.HasField("transport_socket") else plaintext()
+        cluster.transport_socket.CopyFrom(_announcing(inner, version))
+    for match in matches:
+        match.transport_socket.CopyFrom(_announcing(match.transport_socket, version))
+
+
+def _announcing(inner: base_pb2.TransportSocket, version: str) -> base_pb2.TransportSocket:
+    config = upstream_proxy_protocol_pb2.ProxyProtocolUpstreamTransport(transport_socket=inner)
+    config.config.version = proxy_protocol_pb2.ProxyProtocolConfig.Version.Value(version)
+    return base_pb2.TransportSocket(
+        name="envoy.transport_sockets.upstream_proxy_protocol", typed_config=any_of(config)
+    )
 
 
 def _apply_hash(cluster: cluster_pb2.Cluster, hashed: dict[str, Any]) -> None:

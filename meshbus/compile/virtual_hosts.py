@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
 from envoy.config.route.v3 import route_pb2
 
+from meshbus.compile.connections import Tunnel
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part, Report
 from meshbus.compile.http_routes import (
+    Conduct,
     Labels,
     RouteContext,
     bound_gateways,
@@ -43,7 +45,12 @@ from meshbus.compile.scope import (
     visible_virtual_services,
 )
 from meshbus.compile.settings import mesh
-from meshbus.compile.traffic_policy import hash_policy_of, merged_rule, policy_in_force
+from meshbus.compile.traffic_policy import (
+    NO_RULE,
+    hash_policy_of,
+    merged_rule,
+    policy_in_force,
+)
 from meshbus.compile.values import boolean, uint32
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service, ServicePort
@@ -154,17 +161,23 @@ def service_of(reader: Reader, viewer: Viewer, host: str) -> Service | None:
     return row
 
 
-def hashing_of(
-    reader: Reader, view: View, host: str, port: int, subset: str
-) -> dict[str, Any] | None:
-    """Node: `consistentHash` that applies to a destination."""
+def conduct_of(reader: Reader, view: View, host: str, port: int, subset: str) -> Conduct:
+    """Node: what the destination rules of a destination ask of the caller's side."""
     service = reader.node(service_of, view.viewer, host)
     owner = view.namespace if service is None else service.namespace
     keys = find_rules(reader, view.namespace, owner, host, view.rules)
-    if not keys:
+    rule = reader.node(merged_rule, keys) if keys else NO_RULE
+    affinity = service is not None and service.session_affinity
+    policy = policy_in_force(rule, port, rule.subset(subset), affinity=affinity)
+    return Conduct(hash_policy_of(policy), _tunnel_of(policy))
+
+
+def _tunnel_of(policy: dict[str, Any]) -> Tunnel | None:
+    spec = policy.get("tunnel")
+    if not spec:
         return None
-    rule = reader.node(merged_rule, keys)
-    return hash_policy_of(policy_in_force(rule, port, rule.subset(subset)))
+    target = with_port(str(spec.get("targetHost") or ""), int(spec.get("targetPort") or 0))
+    return Tunnel(target, spec.get("protocol") == "POST")
 
 
 def _context(reader: Reader, view: View, port: int) -> RouteContext:
@@ -176,7 +189,7 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
         tls=False,
         settings=reader.node(mesh),
         service=lambda host: reader.node(service_of, view.viewer, host),
-        hashing=lambda host, number, subset: reader.node(hashing_of, view, host, number, subset),
+        policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
     )
 
 
@@ -193,11 +206,13 @@ def virtual_service_tail(reader: Reader, key: Key, view: View, port: int) -> Hos
     return HostRoutes(encode_tail(routes) if routes else b"", (key,), report.findings())
 
 
-def service_tail(reader: Reader, host: str, port: int, hashing: tuple[Key, ...]) -> HostRoutes:
-    """Node: the default route of a service that no virtual service speaks for. `hashing`: its
-    destination rules."""
-    rule = reader.node(merged_rule, hashing) if hashing else None
-    spec = hash_policy_of(policy_in_force(rule, port, None)) if rule else None
+def service_tail(
+    reader: Reader, host: str, port: int, rules: tuple[Key, ...], affinity: bool
+) -> HostRoutes:
+    """Node: the default route of a service that no virtual service speaks for. `rules`: its
+    destination rules; `affinity`: it has `sessionAffinity: ClientIP`."""
+    rule = reader.node(merged_rule, rules) if rules else NO_RULE
+    spec = hash_policy_of(policy_in_force(rule, port, None, affinity=affinity))
     route = default_route(
         str(ClusterName(port, "", host)), f"{host}:{port}/*", reader.node(mesh), spec
     )
@@ -371,7 +386,8 @@ def _fill(
         if routes is None:
             row: Service = reader.get(member.service)
             rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
-            routes = reader.node(service_tail, member.host, port, rules)
+            affinity = row.session_affinity
+            routes = reader.node(service_tail, member.host, port, rules, affinity)
         else:
             speaks.update(keys)
         by_service.append((member, routes))
@@ -431,7 +447,7 @@ def _add_tunnel(
     reader: Reader, view: View, table: _Table, host: str, row: Service, port: ServicePort
 ) -> None:
     rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
-    routes = reader.node(service_tail, host, port.number, rules)
+    routes = reader.node(service_tail, host, port.number, rules, row.session_affinity)
     tail = _tunnel_route(host, port.number) + routes.tail
     names = [with_port(n.strip("[]"), port.number) for n in service_names(row, view.namespace)]
     own = with_port(host, port.number)
@@ -479,7 +495,8 @@ def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
         row = reader.node(service_of, view.viewer, host)
         owner = view.namespace if row is None else row.namespace
         rules = find_rules(reader, view.namespace, owner, host, view.rules)
-        routes = reader.node(service_tail, host, port, rules)
+        affinity = row is not None and row.session_affinity
+        routes = reader.node(service_tail, host, port, rules, affinity)
     name = sniffed_route_name(host, port)
     resource = encode_table(
         reader,
