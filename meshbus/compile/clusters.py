@@ -433,12 +433,18 @@ def _from_inpod_address(cluster: cluster_pb2.Cluster, ipv6: bool) -> None:
 
 
 def inbound_application(
-    settings: MeshSettings, port: int, protocol: str, app_address: str, ipv6: bool
+    settings: MeshSettings,
+    port: int,
+    protocol: str,
+    app_address: str,
+    ipv6: bool,
+    policy: dict[str, Any],
 ) -> cluster_pb2.Cluster:
-    """The application behind a sidecar: at its own address, or where the traffic was going."""
+    """The application behind a sidecar: at its own address, or where the traffic was going.
+    `policy`: limits towards it, as a traffic policy has them."""
     cluster = cluster_pb2.Cluster(name=inbound_cluster(port))
     options = http_protocol_options_pb2.HttpProtocolOptions()
-    apply_connection_pool(cluster, options, {}, settings)
+    apply_connection_pool(cluster, options, policy, settings)
     apply_protocol(options, protocol, {}, MeshSettings())
     apply_options(cluster, options)
     if app_address:

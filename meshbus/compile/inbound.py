@@ -40,6 +40,14 @@ from meshbus.compile.resources import CDS, LDS, Resource, encode
 from meshbus.compile.scope import Ref, exported_services
 from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.settings import MeshSettings, mesh
+from meshbus.compile.sidecar_ingress import (
+    NO_INGRESS,
+    IngressSide,
+    ingress_side,
+    pool_policy,
+    send_to_endpoint,
+)
+from meshbus.compile.sidecars import sidecar_of
 from meshbus.compile.telemetry import LOG_INBOUND
 from meshbus.compile.tls_contexts import (
     ALPN_MESH,
@@ -50,6 +58,7 @@ from meshbus.compile.tls_contexts import (
 )
 from meshbus.compile.values import address, uint32
 from meshbus.compile.virtual_hosts import HostRoutes, encode_host, encode_table
+from meshbus.model.keys import Key
 from meshbus.model.rows import Service
 
 
@@ -60,6 +69,14 @@ class ServedPort(NamedTuple):
     protocol: str
     services: tuple[tuple[str, str, str, int], ...]
     """(host, name, namespace, service port) of the services it belongs to."""
+    endpoint: str = ""
+    """Where the application listens, as a Sidecar says it; empty: at this port."""
+    bind: str = ""
+    """The address that a listener of its own binds, with `bound`."""
+    bound: bool = False
+    """Traffic is not redirected to it: it has a listener that binds its port."""
+    pool: str = ""
+    """Limits towards the application: see `sidecar_ingress.Ingress.pool`."""
 
 
 class InboundView(NamedTuple):
@@ -69,6 +86,13 @@ class InboundView(NamedTuple):
     mutual: MutualTls
     proxy: ProxyKeys
     """Without what tells replicas apart."""
+    sidecar: tuple[Key, ...] = ()
+    """The Sidecar that says the ports or their limits."""
+
+    @property
+    def origins(self) -> tuple[Key, ...]:
+        """Objects that listeners come from."""
+        return (*self.mutual.origins, *self.sidecar)
 
 
 def namespace_services(reader: Reader, namespace: str) -> tuple[Ref, ...]:
@@ -123,11 +147,34 @@ def served_ports(reader: Reader, proxy: ProxyKeys) -> tuple[ServedPort, ...]:
 
 def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
     """What the inbound side of a proxy is made of."""
+    sidecar = sidecar_of(reader, proxy.namespace, proxy.labels)
+    side = ingress_side(sidecar)
     return InboundView(
-        served_ports(reader, proxy),
+        _with_ingress(served_ports(reader, proxy), side),
         reader.node(mutual_tls, proxy.namespace, proxy.labels),
         proxy.as_class(),
+        (sidecar.key,) if sidecar is not None and side != NO_INGRESS else (),
     )
+
+
+def _with_ingress(served: tuple[ServedPort, ...], side: IngressSide) -> tuple[ServedPort, ...]:
+    """The ports that a Sidecar says in place of those of the services, where it says any."""
+    if not side.listeners:
+        return tuple(port._replace(pool=side.pool) for port in served)
+    known = {port.port: port for port in served}
+    out = []
+    for ingress in side.listeners:
+        held = known.get(ingress.port, ServedPort(ingress.port, "", ()))
+        out.append(
+            held._replace(
+                protocol=ingress.protocol or held.protocol,
+                endpoint=ingress.endpoint,
+                bind=ingress.bind,
+                bound=not ingress.captured,
+                pool=ingress.pool,
+            )
+        )
+    return tuple(port for port in out if port.protocol != UDP)
 
 
 # --------------------------------------------------------------------------- chains
@@ -247,10 +294,16 @@ def virtual_inbound(reader: Reader, view: InboundView) -> Part:
         loop.filter_chain_match.destination_port.CopyFrom(uint32(port))
         loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
     for served in view.ports:
-        out.filter_chains.extend(_chains(reader, view, served, False))
+        if not served.bound:
+            out.filter_chains.extend(_chains(reader, view, served, False))
     passthrough = tcp_proxy(INBOUND_PASSTHROUGH, [(INBOUND_PASSTHROUGH, 1)], reporting)
     _passthrough_chains(out, view.mutual, [*network_security(reader), passthrough])
-    return Part((encode(reader, LDS, out.name, out, view.mutual.origins),))
+    own = [
+        _bound_listener(reader, view, served, (served.bind,) if served.bind else addresses)
+        for served in view.ports
+        if served.bound
+    ]
+    return Part((encode(reader, LDS, out.name, out, view.origins), *own))
 
 
 def _passthrough_chains(
@@ -288,18 +341,25 @@ def bound_listeners(reader: Reader, view: InboundView, ips: tuple[str, ...]) -> 
     if not ips:
         return Part()
     for served in view.ports:
-        listener = listener_pb2.Listener(
-            name=listener_name(ips[0], served.port),
-            address=address(ips[0], served.port),
-            traffic_direction=base_pb2.INBOUND,
-        )
-        for other in ips[1:]:
-            listener.additional_addresses.add().address.CopyFrom(address(other, served.port))
-        sniff = is_sniffed(served.protocol) and view.mutual.at(served.port) != STRICT
-        _inspectors(listener, sniff)
-        listener.filter_chains.extend(_chains(reader, view, served, True))
-        out.append(encode(reader, LDS, listener.name, listener, view.mutual.origins))
+        addresses = (served.bind,) if served.bind else ips
+        out.append(_bound_listener(reader, view, served, addresses))
     return Part(tuple(out))
+
+
+def _bound_listener(
+    reader: Reader, view: InboundView, served: ServedPort, addresses: tuple[str, ...]
+) -> Resource:
+    listener = listener_pb2.Listener(
+        name=listener_name(addresses[0], served.port),
+        address=address(addresses[0], served.port),
+        traffic_direction=base_pb2.INBOUND,
+    )
+    for other in addresses[1:]:
+        listener.additional_addresses.add().address.CopyFrom(address(other, served.port))
+    sniff = is_sniffed(served.protocol) and view.mutual.at(served.port) != STRICT
+    _inspectors(listener, sniff)
+    listener.filter_chains.extend(_chains(reader, view, served, True))
+    return encode(reader, LDS, listener.name, listener, view.origins)
 
 
 # --------------------------------------------------------------------------- routes, clusters
@@ -343,8 +403,15 @@ def inbound_clusters(reader: Reader, view: InboundView, app_address: str) -> Par
     out = []
     for served in view.ports:
         cluster = inbound_application(
-            settings, served.port, served.protocol, app_address, view.proxy.dual_stack
+            settings,
+            served.port,
+            served.protocol,
+            app_address,
+            view.proxy.dual_stack,
+            pool_policy(served.pool),
         )
+        if served.endpoint:
+            send_to_endpoint(cluster, served.endpoint, app_address)
         if served.services:
             cluster.metadata.filter_metadata["istio"].update(
                 {
@@ -354,5 +421,5 @@ def inbound_clusters(reader: Reader, view: InboundView, app_address: str) -> Par
                     ]
                 }
             )
-        out.append(encode(reader, CDS, cluster.name, cluster))
+        out.append(encode(reader, CDS, cluster.name, cluster, view.sidecar))
     return Part(tuple(out))

@@ -43,7 +43,7 @@ from meshbus.compile.names import (
     most_specific,
 )
 from meshbus.compile.resources import LDS, encode
-from meshbus.compile.scope import visible_services
+from meshbus.compile.scope import HTTP_PROXY, visible_services
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
 from meshbus.compile.values import address, boolean, uint32
@@ -54,12 +54,13 @@ from meshbus.compile.virtual_hosts import (
     service_of,
     sniffed_route_name,
 )
-from meshbus.model.rows import Service
+from meshbus.model.rows import Service, ServicePort
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 ANY_V4 = "0.0.0.0"  # noqa: S104 - what captured traffic is matched by, not what is exposed
 ANY_V6 = "::"
+LOCAL = "127.0.0.1"
 
 
 class Bound(NamedTuple):
@@ -82,6 +83,10 @@ class SharedPort(NamedTuple):
     """(host, networks)."""
     rest: str
     """Host that takes every other connection; empty: nobody."""
+    bind: str = ""
+    """Address of the listener; empty: every address."""
+    captured: bool = True
+    """Traffic is redirected to it; else it binds the port."""
 
 
 class Plan(NamedTuple):
@@ -114,6 +119,9 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     by_name: dict[int, list[str]] = {}
     by_network: dict[int, list[tuple[str, tuple[str, ...]]]] = {}
     rest: dict[int, str] = {}
+    own = {e.port: e for e in view.viewer.egress if e.port and e.protocol != HTTP_PROXY}
+    placed = {number: e for number, e in own.items() if e.bind or not e.captured}
+    http.update(number for number, e in own.items() if is_http(e.protocol))
     for host, ref in reader.node(visible_services, view.viewer).items():
         row: Service = ref.row
         single = tuple(a for a in row.addresses if "/" not in a and (view.ipv6 or ":" not in a))
@@ -127,6 +135,8 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             number = port.number
             if is_http(port.protocol):
                 http.add(number)
+            elif number in placed:
+                _place(host, port, http, by_name, rest)
             elif row.headless and single:
                 bound += [Bound((a,), host, number, port.protocol) for a in single]
             elif single:
@@ -152,11 +162,30 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                     tuple(by_name.get(n, ())),
                     tuple(by_network.get(n, ())),
                     rest.get(n, ""),
+                    placed[n].bind or LOCAL if n in placed else "",
+                    n not in placed or placed[n].captured,
                 ),
             )
             for n in numbers
         ),
     )
+
+
+def _place(
+    host: str,
+    port: ServicePort,
+    http: set[int],
+    by_name: dict[int, list[str]],
+    rest: dict[int, str],
+) -> None:
+    """At a port with an address of the Sidecar's there is no other address to tell services apart
+    by: names do, and what has none goes to the first."""
+    if port.protocol in TLS:
+        by_name.setdefault(port.number, []).append(host)
+        return
+    if is_sniffed(port.protocol):
+        http.add(port.number)
+    rest.setdefault(port.number, host)
 
 
 def _v4_first(addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -340,8 +369,9 @@ def _shared_listener(
     reporting: Reporting,
     report: Report,
 ) -> listener_pb2.Listener:
-    name = listener_name(ANY_V4, port)
-    out = _listener(name, any_address(view.ipv6), port, False)
+    addresses = (shared.bind,) if shared.bind else any_address(view.ipv6)
+    name = listener_name(addresses[0], port)
+    out = _listener(name, addresses, port, not shared.captured)
     if shared.http:
         out.filter_chains.append(
             _http_chain(reader, view, f"outbound_{name};", str(port), reporting)
@@ -366,7 +396,8 @@ def _shared_listener(
         _, rest = _service_chains(reader, view, shared.rest, port, "", reporting, report)
         out.default_filter_chain.CopyFrom(rest)
     else:
-        unknown = view.unknown
+        # What was not redirected has no other destination than this very listener.
+        unknown = view.unknown if shared.captured else BLACK_HOLE
         out.default_filter_chain.name = "PassthroughFilterChain"
         out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
     if shared.http or shared.by_name:

@@ -8,6 +8,7 @@ Source: https://istio.io/latest/docs/reference/config/security/request_authentic
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 
@@ -24,7 +25,14 @@ from meshbus.model.world import Query
 TOKENS = JWT_METADATA
 """Name of the filter and of its configuration."""
 TOKENS_TYPE = TYPE_PREFIX + jwt_pb2.JwtAuthentication.DESCRIPTOR.full_name
-_NO_KEYS = '{"keys":[]}'
+_NOBODY = (
+    '{"keys":[{"kty":"EC","crv":"P-256","kid":"nobody",'
+    '"x":"jerhqj-7qU22jFEOcn_C3kv0ZE1TDkQwFrGeKYdKlW4",'
+    '"y":"J-I2cyKTSg-dTq6O-ZM7wPi8PXArLzAoYiW7rwHkhwk"}]}'
+)
+"""A key that nobody has: Envoy refuses an empty set, and tokens whose keys are not known must not
+pass. Its x is SHA-256 of `meshbus: a key that nobody has/0`, its y the smaller root."""
+_KEY_FIELDS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x"), "oct": ("k",)}
 _SPACE_DELIMITED = ("scope", "permission")
 """Claims that are lists in practice although they are written as one text."""
 
@@ -70,13 +78,16 @@ def token_filter(reader: Reader, keys: tuple[Key, ...]) -> Part:
         row = reader.get(key)
         for index, rule in enumerate(row.spec.get("jwtRules") or () if row is not None else ()):
             name = f"{row.namespace}/{row.name}/{index}"
-            out.providers[name].CopyFrom(_provider(rule))
-            if not rule.get("jwks"):
-                message = (
-                    "keys are not fetched by this release: every token of the issuer is refused; "
-                    "give them in `jwks`"
+            keys_text = key_set(str(rule.get("jwks") or ""))
+            out.providers[name].CopyFrom(_provider(rule, keys_text or _NOBODY))
+            if not keys_text:
+                field, why = (
+                    ("jwks", "has no key that can be used")
+                    if rule.get("jwks")
+                    else ("jwksUri", "keys are not fetched by this release; give them in `jwks`")
                 )
-                findings.append(Finding(key, f"spec.jwtRules[{index}].jwksUri", message))
+                message = f"{why}: every token of the issuer is refused"
+                findings.append(Finding(key, f"spec.jwtRules[{index}].{field}", message))
             requirement = jwt_pb2.JwtRequirement()
             either = requirement.requires_any.requirements
             either.add(provider_name=name)
@@ -93,7 +104,26 @@ def token_filter(reader: Reader, keys: tuple[Key, ...]) -> Part:
     return Part((encode(reader, ECDS, TOKENS, extension, keys),), tuple(findings))
 
 
-def _provider(rule: Mapping[str, Any]) -> jwt_pb2.JwtProvider:
+def key_set(text: str) -> str:
+    """The usable keys of a JSON Web Key Set, or of a single key, as a set; empty: there is none.
+
+    Source: RFC 7517; Envoy refuses a set without a usable key.
+    """
+    try:
+        parsed = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return ""
+    keys = parsed.get("keys", [parsed]) if isinstance(parsed, dict) else None
+    usable = [k for k in keys if _usable(k)] if isinstance(keys, list) else []
+    return msgspec.json.encode({"keys": usable}).decode() if usable else ""
+
+
+def _usable(key: Any) -> bool:
+    fields = _KEY_FIELDS.get(str(key.get("kty"))) if isinstance(key, dict) else None
+    return fields is not None and all(isinstance(key.get(f), str) and key[f] for f in fields)
+
+
+def _provider(rule: Mapping[str, Any], keys: str) -> jwt_pb2.JwtProvider:
     provider = jwt_pb2.JwtProvider(
         issuer=str(rule.get("issuer") or ""),
         audiences=[str(a) for a in rule.get("audiences") or ()],
@@ -113,5 +143,5 @@ def _provider(rule: Mapping[str, Any]) -> jwt_pb2.JwtProvider:
         )
     spaced = dict.fromkeys((*_SPACE_DELIMITED, *map(str, rule.get("spaceDelimitedClaims") or ())))
     provider.normalize_payload_in_metadata.space_delimited_claims.extend(spaced)
-    provider.local_jwks.inline_string = str(rule.get("jwks") or _NO_KEYS)
+    provider.local_jwks.inline_string = keys
     return provider

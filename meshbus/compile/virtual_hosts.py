@@ -328,10 +328,13 @@ def port_routes(reader: Reader, view: View, port: int) -> Part:
     table = _Table()
     members = reader.node(http_ports, view.viewer).get(port, ())
     _fill(reader, view, port, members, table, report, all_ports=False)
+    bound = any(e.port == port and not e.captured for e in view.viewer.egress)
+    # What was not redirected has no other destination than the listener that it came to.
+    last = catch_all(view._replace(unknown=BLACK_HOLE) if bound else view)
     resource = encode_table(
         reader,
         str(port),
-        table.encoded(catch_all(view)),
+        table.encoded(last),
         table.origins,
         ignore_port=True,
     )

@@ -187,6 +187,10 @@ def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]
                     if is_claim_match(str(name)):
                         message = f"routing by claims {_NOT_YET}"
                         yield Violation(f"{path}[{name}]", CODE, message)
+    elif info.kind == "Sidecar":
+        for path, bind in _at(document, "spec.egress[].bind"):
+            if isinstance(bind, str) and bind.startswith("unix:"):
+                yield Violation(path, CODE, f"a Unix socket {_NOT_YET}")
     elif info.kind == "RequestAuthentication":
         for path, rule in _at(document, "spec.jwtRules[]"):
             if isinstance(rule, Mapping) and not rule.get("jwks") and not rule.get("jwksUri"):

@@ -3,7 +3,18 @@
 from typing import Any
 
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
-from meshes import Rows, compiled, config, endpoints, host, mesh_config, rows, service, sidecar
+from meshes import (
+    Rendered,
+    Rows,
+    compiled,
+    config,
+    endpoints,
+    host,
+    mesh_config,
+    rows,
+    service,
+    sidecar,
+)
 
 from meshbus.compile.engine import Counters, Engine
 from meshbus.compile.proxy import Snapshot, compile_proxy
@@ -239,3 +250,80 @@ def test_a_sidecar_removed_gives_everything_back() -> None:
     gone = Key("c", "cfg", "sidecars", "shop", "default")
     step(engine, {gone: None}, front())  # type: ignore[dict-item]
     assert len(hosts(engine.get(compile_proxy, front()))) == 5
+
+
+# --------------------------------------------------------------------------- listeners
+
+
+def shop(**spec: Any) -> Rendered:
+    return Rendered(rows(MESH, config("Sidecar", "default", spec, "shop")), front())
+
+
+def test_ingress_says_the_ports_of_a_workload_and_where_it_listens() -> None:
+    made = shop(
+        ingress=[
+            {"port": {"number": 80, "protocol": "HTTP"}, "defaultEndpoint": "127.0.0.1:8000"},
+            {"port": {"number": 81, "protocol": "TCP"}, "defaultEndpoint": "unix:///run/app"},
+            {"port": {"number": 82, "protocol": "TCP"}, "defaultEndpoint": "0.0.0.0:8002"},
+            {"port": {"number": 83, "protocol": "TCP"}},
+        ]
+    )
+    ports = {
+        c["filterChainMatch"].get("destinationPort")
+        for c in made.listeners["virtualInbound"]["filterChains"]
+    }
+    assert ports - {None, 15001, 15006} == {80, 81, 82, 83}
+    assert "inbound|9080||" not in made.clusters
+
+    def address(port: int) -> Any:
+        group = made.clusters[f"inbound|{port}||"]["loadAssignment"]["endpoints"][0]
+        return group["lbEndpoints"][0]["endpoint"]["address"]
+
+    assert address(80) == {"socketAddress": {"address": "127.0.0.1", "portValue": 8000}}
+    assert address(81) == {"pipe": {"path": "/run/app"}}
+    override = made.clusters["inbound|82||"]["originalDstLbConfig"]
+    assert override == {"upstreamPortOverride": 8002}
+    assert "originalDstLbConfig" not in made.clusters["inbound|83||"]
+    assert "inbound|80||" in made.routes
+
+
+def test_an_ingress_listener_that_is_not_redirected_to_binds_its_port() -> None:
+    port = {"number": 6060, "protocol": "HTTP"}
+    made = shop(ingress=[{"port": port, "bind": "10.0.0.1", "captureMode": "NONE"}])
+    own = made.listeners["10.0.0.1_6060"]
+    assert own["trafficDirection"] == "INBOUND"
+    assert own.get("bindToPort", True)
+
+
+def test_limits_towards_the_application() -> None:
+    limits = {"tcp": {"maxConnections": 9}}
+
+    def most(made: Rendered, port: int) -> int:
+        thresholds = made.clusters[f"inbound|{port}||"]["circuitBreakers"]["thresholds"]
+        return int(thresholds[0]["maxConnections"])
+
+    assert most(shop(inboundConnectionPool=limits), 9080) == 9
+    fewer = {"tcp": {"maxConnections": 3}}
+    own = {"port": {"number": 80, "protocol": "HTTP"}, "connectionPool": fewer}
+    other = {"port": {"number": 81, "protocol": "HTTP"}}
+    both = shop(inboundConnectionPool=limits, ingress=[own, other])
+    assert (most(both, 80), most(both, 81)) == (3, 9)
+
+
+def test_an_egress_port_may_have_an_address_of_its_own() -> None:
+    pay = f"bank/{host('pay', 'bank')}"
+    made = shop(
+        egress=[
+            {
+                "port": {"number": 9080, "protocol": "HTTP"},
+                "bind": "127.0.0.9",
+                "captureMode": "NONE",
+                "hosts": [pay],
+            }
+        ]
+    )
+    assert made.listeners["127.0.0.9_9080"].get("bindToPort", True)
+    assert "0.0.0.0_9080" not in made.listeners
+    assert made.virtual_host("9080", host("pay", "bank"))
+    # What comes to it for nobody has no other destination than itself.
+    assert made.virtual_host("9080", "*")["name"] == "block_all"

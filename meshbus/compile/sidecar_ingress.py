@@ -1,0 +1,106 @@
+"""Ingress listeners of a Sidecar: the ports on which a workload is reached, and where its
+application listens.
+
+Source: https://istio.io/latest/docs/reference/config/networking/sidecar/#IstioIngressListener
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import address_pb2
+
+from meshbus.compile.scope import Ref
+from meshbus.compile.values import address, uint32
+
+_UNIX = "unix://"
+_LOCAL = {"127.0.0.1": "127.0.0.1", "": "127.0.0.1", "::1": "::1"}
+
+
+class Ingress(NamedTuple):
+    """One ingress listener."""
+
+    port: int
+    protocol: str
+    bind: str
+    captured: bool
+    """Traffic is redirected to it; else it binds its port."""
+    endpoint: str
+    """Where the application listens, as written; empty: at the same port."""
+    pool: str
+    """Its `connectionPool`, else that of the whole Sidecar, as JSON; empty: none."""
+
+
+class IngressSide(NamedTuple):
+    """What a Sidecar says about a workload's inbound side."""
+
+    listeners: tuple[Ingress, ...]
+    """Empty: the services of the workload say its ports."""
+    pool: str
+    """`inboundConnectionPool` as JSON; empty: none."""
+
+
+NO_INGRESS = IngressSide((), "")
+
+
+def ingress_side(sidecar: Ref | None) -> IngressSide:
+    """The inbound side of workloads under a Sidecar."""
+    if sidecar is None:
+        return NO_INGRESS
+    spec: Mapping[str, Any] = sidecar.row.spec
+    pool = _text(spec.get("inboundConnectionPool"))
+    found = {}
+    for listener in spec.get("ingress") or ():
+        port = listener.get("port") or {}
+        made = Ingress(
+            int(port.get("number") or 0),
+            str(port.get("protocol") or "").upper(),
+            str(listener.get("bind") or ""),
+            listener.get("captureMode") != "NONE",
+            str(listener.get("defaultEndpoint") or ""),
+            _text(listener.get("connectionPool")) or pool,
+        )
+        found.setdefault(made.port, made)
+    return IngressSide(tuple(found[port] for port in sorted(found)), pool)
+
+
+def _text(settings: Any) -> str:
+    """Settings as something that can be an argument of a node."""
+    if not isinstance(settings, Mapping) or not settings:
+        return ""
+    return msgspec.json.encode(settings, order="deterministic").decode()
+
+
+def pool_policy(text: str) -> dict[str, Any]:
+    """A traffic policy with the connection pool of `Ingress.pool`."""
+    return {"connectionPool": msgspec.json.decode(text)} if text else {}
+
+
+def send_to_endpoint(cluster: cluster_pb2.Cluster, endpoint: str, app_address: str) -> None:
+    """Point an application's cluster to `defaultEndpoint`: this machine, the instance's own address
+    (`0.0.0.0`, `::`), or a Unix socket. `app_address`: the address of an application whose sidecar
+    has another one; both kinds of address stand for it.
+    """
+    if endpoint.startswith(_UNIX):
+        _fixed(cluster, address_pb2.Address(pipe=address_pb2.Pipe(path=endpoint[len(_UNIX) :])))
+        return
+    host, _, port = endpoint.rpartition(":")
+    host = host.strip("[]")
+    if app_address:
+        _fixed(cluster, address(app_address, int(port)))
+    elif host in _LOCAL:
+        _fixed(cluster, address(_LOCAL[host], int(port)))
+    else:
+        # The address that the caller asked for is the instance's; only the port may be another.
+        cluster.original_dst_lb_config.upstream_port_override.CopyFrom(uint32(int(port)))
+
+
+def _fixed(cluster: cluster_pb2.Cluster, where: address_pb2.Address) -> None:
+    cluster.type = cluster_pb2.Cluster.STATIC
+    cluster.ClearField("lb_policy")
+    cluster.ClearField("upstream_bind_config")
+    cluster.ClearField("load_assignment")
+    cluster.load_assignment.cluster_name = cluster.name
+    group = cluster.load_assignment.endpoints.add()
+    group.lb_endpoints.add().endpoint.address.CopyFrom(where)
