@@ -78,6 +78,11 @@ class MeshApi:
         """Delete those that are there; the id of the last change, 0 when there was none."""
         return int(self._ask("POST", "/v1/delete?atomic=false", documents).get("change") or 0)
 
+    def newest_workload(self) -> int:
+        """Version of the Workload that changed last, 0 when there is none."""
+        found = self.get("/apis/standalone.meshbus.io/v1alpha1/workloads")["items"]
+        return max((int(item["metadata"]["resourceVersion"]) for item in found), default=0)
+
     def receipt(self, change: int, *, wait_s: float = 20.0) -> Receipt:
         """Wait until every proxy has taken a change, at most `wait_s`."""
         answer = self._ask("GET", f"/v1/changes/{change}?wait={wait_s:g}")

@@ -63,37 +63,41 @@ def start(home: Home, paths: Sequence[Path], capture: str, progress: Progress) -
         if documents:
             change, results = api.apply(documents, atomic=False)
             left_out += refused(results)
-        status = wait_workloads(home, change, progress, process)
+        status = wait_workloads(home, api.newest_workload(), progress, process)
         receipt = api.receipt(status.sequence)  # from here on every proxy knows the others
     return Started(status, process, change, [*left_out, *receipt.problems])
 
 
 def wait_workloads(
     home: Home,
-    change: int,
+    newest: int,
     progress: Progress,
     process: "subprocess.Popen[bytes] | None" = None,
 ) -> SupervisorStatus:
-    """Wait until the workloads of the model at a change run and are ready.
+    """Wait until all workloads run and are ready.
+
+    Args:
+        newest: Version of the Workload that changed last: the supervisor reads workloads, and
+            sees nothing of a change to anything else.
 
     Raises:
         HomeError: They are not in time.
     """
     return wait_status(
         home,
-        lambda status: workloads_ready(status, change),
+        lambda status: workloads_ready(status, newest),
         deadline=time.monotonic() + WORKLOADS_S,
         process=process,
         seen=progress.show,
     )
 
 
-def workloads_ready(status: SupervisorStatus, change: int) -> bool:
-    """Everything that the model at `change` asks for runs. A Workload that cannot be run at all
+def workloads_ready(status: SupervisorStatus, newest: int) -> bool:
+    """Everything that the Workloads up to version `newest` ask for runs. A Workload that cannot be run at all
     is shown, not waited for."""
     return (
         status.synced
-        and status.sequence >= change
+        and status.sequence >= newest
         and all(instance.ready for instance in status.instances.values())
     )
 
