@@ -188,6 +188,7 @@ class Engine:
         self._readers: dict[Query, set[_Node]] = {}
         self._pending: list[tuple[int, int, _Node]] = []
         self._unused: dict[_Node, None] = {}
+        self._changed: dict[_Node, None] = {}
         self._serial = 0
 
     # ------------------------------------------------------------------ for callers
@@ -221,6 +222,18 @@ class Engine:
             raise value.error
         result: R = value
         return result
+
+    def advance(self, enough: Callable[[], bool] = lambda: False) -> bool:
+        """Bring nodes up to date until all are (True), or `enough` says so between two of them."""
+        done = self._settle(enough)
+        self._collect()
+        return done
+
+    def take_changed(self) -> list[tuple[Callable[..., Any], tuple[Hashable, ...]]]:
+        """Nodes (function, arguments) that `get` keeps alive and whose values are others since the
+        last call. Complete once `advance` has said True."""
+        changed, self._changed = self._changed, {}
+        return [(node.fn, node.args) for node in changed if node.pinned]
 
     def release(
         self, fn: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs
@@ -291,6 +304,8 @@ class Engine:
             self.counters.cutoffs[kind] += 1
             return False
         node.value = value
+        if node.pinned:
+            self._changed[node] = None
         return True
 
     def mark_parents(self, node: _Node) -> None:
@@ -316,9 +331,11 @@ class Engine:
             node.stale = True
             heapq.heappush(self._pending, (node.height, node.serial, node))
 
-    def _settle(self) -> None:
+    def _settle(self, enough: Callable[[], bool] = lambda: False) -> bool:
         """Run what is out of date, lowest first, and what reads a value that changed."""
         while self._pending:
+            if enough():
+                return False
             height, _, node = heapq.heappop(self._pending)
             if not node.stale or node.running:
                 continue
@@ -330,6 +347,7 @@ class Engine:
                 continue
             if self.run(node):
                 self.mark_parents(node)
+        return True
 
     def _collect(self) -> None:
         """Drop nodes that nobody reads and nobody holds."""

@@ -1,27 +1,30 @@
-"""Everything one proxy gets: `compile_proxy`.
+"""Everything one proxy gets: `plan_proxy` and `compile_proxy`.
 
-A proxy's snapshot is put together from parts that proxies of its class share: the outbound view
-(what its namespace sees), the inbound view (what its workload serves), and, for
-routers, its Gateways.
+A proxy's snapshot is put together from parts that it shares with others: what its namespace sees,
+what its workload serves, for routers its Gateways. The *plan* of a proxy names these parts without
+their content, so that it stays the same while their content changes: who delivers snapshots finds
+the proxies that a change concerns by the parts they hold, and visits no other.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from meshbus.compile.clusters import ClusterStyle, fixed_clusters, service_clusters
-from meshbus.compile.endpoints import canonical_service, service_assignments
+from meshbus.compile.clusters import ClusterStyle
+from meshbus.compile.endpoints import canonical_service
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import Finding, Part
-from meshbus.compile.gateways import SecretNeed, router_resources
+from meshbus.compile.findings import Finding
+from meshbus.compile.gateways import SecretNeed
 from meshbus.compile.inbound import (
+    InboundView,
     bound_listeners,
     inbound_clusters,
     inbound_routes,
     inbound_view,
     virtual_inbound,
 )
-from meshbus.compile.outbound import capture_plan, captured_listeners, http_proxy_listener
+from meshbus.compile.layers import Layer
+from meshbus.compile.outbound import captured_listeners, http_proxy_listener
 from meshbus.compile.proxy_keys import (
     CAPTURE_PROXY,
     ROUTER,
@@ -30,24 +33,21 @@ from meshbus.compile.proxy_keys import (
     proxy_of_json,
 )
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, Resource
-from meshbus.compile.scope import (
-    Viewer,
-    find_rules,
-    reachable_services,
-    selecting_rules,
-)
-from meshbus.compile.security_filters import Security, security_extensions, security_of
+from meshbus.compile.scope import selecting_rules
 from meshbus.compile.settings import mesh
+from meshbus.compile.shared_parts import (
+    SharedPart,
+    captured_routes,
+    merged,
+    outbound_assignments,
+    outbound_clusters,
+    router_layer,
+    router_secrets,
+    workload_extensions,
+)
 from meshbus.compile.sidecars import sidecar_of, unknown_traffic, viewer_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
-from meshbus.compile.virtual_hosts import (
-    View,
-    http_proxy_routes,
-    port_routes,
-    sniffed_routes,
-    source_selectors,
-)
-from meshbus.model.keys import Key
+from meshbus.compile.virtual_hosts import View, http_proxy_routes, source_selectors
 
 Resources = Mapping[str, Resource]
 
@@ -56,11 +56,39 @@ MESH_SECRETS = (
     SecretNeed(TRUSTED_ROOTS, None, "ca"),
 )
 """What every proxy may ask for: its own identity and what it trusts."""
+TYPES = (CDS, EDS, LDS, RDS, ECDS)
+"""What a snapshot has, besides secrets."""
+
+
+class Ask(NamedTuple):
+    """A node by its function and arguments: its value may change, what it is about does not."""
+
+    node: Callable[..., Any]
+    args: tuple[Any, ...]
+
+    def read(self, reader: Reader) -> Any:
+        """The present value."""
+        return reader.node(self.node, *self.args)
+
+
+class Plan(NamedTuple):
+    """What a proxy's snapshot is put together from. Proxies of equal plans are of one class."""
+
+    layers: tuple[tuple[str, tuple[Ask, ...]], ...]
+    """For each of `TYPES` the parts of that type: nodes whose value is a `SharedPart`. Names of
+    parts of one type are disjoint."""
+    secrets: Ask | None = None
+    """Gives the secrets of a router."""
+
+    def asks(self) -> tuple[Ask, ...]:
+        """Every node that the snapshot depends on."""
+        layers = tuple(ask for _, asks in self.layers for ask in asks)
+        return layers if self.secrets is None else (*layers, self.secrets)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All resources of one proxy. Mappings of proxies of one class may be the same objects."""
+    """All resources of one proxy."""
 
     resources: Mapping[str, Resources]
     """By type URL (CDS, EDS, LDS, RDS, ECDS, each always there) and name."""
@@ -84,222 +112,137 @@ def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
     return View(viewer, sources, rules, proxy.captured, proxy.dual_stack, unknown)
 
 
-# --------------------------------------------------------------------------- shared parts
+# --------------------------------------------------------------------------- parts of one proxy
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """Resources of several parts by name, with their findings."""
-
-    resources: dict[str, Resource]
-    findings: tuple[Finding, ...]
+def own_clusters(reader: Reader, view: InboundView, app_address: str) -> SharedPart:
+    """Node: clusters of a workload's own ports."""
+    return merged([reader.node(inbound_clusters, view, app_address)])
 
 
-def _merge(parts: Iterable[Part | Merged]) -> Merged:
-    resources: dict[str, Resource] = {}
-    findings: dict[Finding, None] = {}
-    for part in parts:
-        if isinstance(part, Merged):
-            for name, resource in part.resources.items():
-                resources.setdefault(name, resource)
-        else:
-            for resource in part.resources:
-                resources.setdefault(resource.name, resource)
-        findings.update(dict.fromkeys(part.findings))
-    return Merged(resources, tuple(findings))
+def own_routes(reader: Reader, view: InboundView) -> SharedPart:
+    """Node: route configurations of a workload's own ports."""
+    return merged([reader.node(inbound_routes, view)])
 
 
-class Owned(NamedTuple):
-    """A service that a viewer reaches."""
-
-    host: str
-    service: Key
-    ports: frozenset[int]
-    """Of the service, those that are reached."""
-
-    def reached(self, part: Part) -> Part:
-        """Resources of these ports; the name of each begins with `outbound|PORT|`."""
-        kept = [r for r in part.resources if int(r.name.split("|", 2)[1]) in self.ports]
-        return part if len(kept) == len(part.resources) else Part(tuple(kept), part.findings)
+def own_listener(reader: Reader, view: InboundView) -> SharedPart:
+    """Node: the listener of captured inbound traffic."""
+    return merged([reader.node(virtual_inbound, view)])
 
 
-def visible_owners(reader: Reader, viewer: Viewer) -> dict[str, tuple[Owned, ...]]:
-    """Node: services that a viewer reaches by their namespace."""
-    out: dict[str, list[Owned]] = {}
-    for host, ref in reader.node(reachable_services, viewer).items():
-        ports = frozenset(port.number for port in ref.row.ports)
-        out.setdefault(ref.row.namespace, []).append(Owned(host, ref.key, ports))
-    return {owner: tuple(members) for owner, members in sorted(out.items())}
+def shared_listeners(reader: Reader, view: View, service: str) -> SharedPart:
+    """Node: listeners for captured traffic of a view."""
+    return merged([reader.node(captured_listeners, view, service)])
 
 
-def owned_services(reader: Reader, viewer: Viewer, owner: str) -> tuple[Owned, ...]:
-    """Node: one namespace of `visible_owners`."""
-    return reader.node(visible_owners, viewer).get(owner, ())
+def proxy_listeners(
+    reader: Reader,
+    inbound: InboundView,
+    ips: tuple[str, ...],
+    view: View,
+    http_proxy: tuple[str, int],
+    service: str,
+) -> SharedPart:
+    """Node: listeners of a sidecar that traffic is not captured for; one part, for a port of the
+    workload and that of the HTTP proxy may have the same name."""
+    parts = [reader.node(bound_listeners, inbound, ips)]
+    bind, port = http_proxy
+    if port:
+        parts.append(reader.node(http_proxy_listener, view, bind, port, service))
+    return merged(parts)
 
 
-def rules_for(
-    reader: Reader, viewer: str, owner: str, host: str, selected: frozenset[Key]
-) -> tuple[Key, ...]:
-    """Node: `find_rules`."""
-    return find_rules(reader, viewer, owner, host, selected)
-
-
-def owner_clusters(reader: Reader, view: View, owner: str, style: ClusterStyle) -> Merged:
-    """Node: clusters of one namespace's services as a view sees them."""
-    return _merge(
-        owned.reached(
-            reader.node(
-                service_clusters,
-                owned.service,
-                reader.node(rules_for, view.namespace, owner, owned.host, view.rules),
-                style,
-            )
-        )
-        for owned in reader.node(owned_services, view.viewer, owner)
-    )
-
-
-def owner_assignments(reader: Reader, view: View, owner: str, style: ClusterStyle) -> Merged:
-    """Node: endpoints of one namespace's services, for those clusters that take them by EDS."""
-    parts = []
-    for owned in reader.node(owned_services, view.viewer, owner):
-        rules = reader.node(rules_for, view.namespace, owner, owned.host, view.rules)
-        if reader.node(takes_endpoints, owned.service, style):
-            parts.append(owned.reached(reader.node(service_assignments, owned.service, rules)))
-    return _merge(parts)
-
-
-def takes_endpoints(reader: Reader, service: Key, style: ClusterStyle) -> bool:
-    """Node: clusters of a service get their endpoints by EDS."""
-    row = reader.get(service)
-    if row is None or row.external_name or row.resolution != "STATIC":
-        return False
-    return not (row.headless and style.captured)
-
-
-def outbound_clusters(reader: Reader, view: View, style: ClusterStyle) -> Merged:
-    """Node: clusters of everything that a view sees."""
-    owners = reader.node(visible_owners, view.viewer)
-    return _merge(
-        [
-            reader.node(fixed_clusters, style),
-            *(reader.node(owner_clusters, view, owner, style) for owner in owners),
-        ]
-    )
-
-
-def outbound_assignments(reader: Reader, view: View, style: ClusterStyle) -> Merged:
-    """Node: endpoints of everything that a view sees."""
-    owners = reader.node(visible_owners, view.viewer)
-    return _merge(reader.node(owner_assignments, view, owner, style) for owner in owners)
-
-
-def captured_routes(reader: Reader, view: View) -> Merged:
-    """Node: route configurations that the listeners for captured traffic ask for."""
-    plan = reader.node(capture_plan, view)
-    return _merge(
-        reader.node(sniffed_routes, view, host, port)
-        if host
-        else reader.node(port_routes, view, port)
-        for _, host, port in plan.route_names()
-    )
-
-
-def extensions(reader: Reader, security: Security) -> Merged:
-    """Node: filters that come by ECDS, for workloads that follow the same objects."""
-    return _merge([reader.node(security_extensions, security)])
+def proxied_routes(reader: Reader, view: View) -> SharedPart:
+    """Node: the route configuration of the HTTP proxy listener."""
+    return merged([reader.node(http_proxy_routes, view)])
 
 
 # --------------------------------------------------------------------------- proxies
 
 
-def compile_proxy(reader: Reader, proxy: ProxyKeys) -> Snapshot:
-    """Node: everything that a proxy gets.
-
-    `engine.get(compile_proxy, proxy)`; two proxies of one class get the same Resource objects. What
-    cannot be compiled is in `findings`; a fault in one object does not take down another.
-    """
+def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
+    """Node: which parts a proxy's snapshot is put together from."""
     view = outbound_view(reader, proxy)
     style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack)
-    clusters = [reader.node(outbound_clusters, view, style)]
-    endpoints = reader.node(outbound_assignments, view, style)
+    clusters = Ask(outbound_clusters, (view, style))
+    endpoints = Ask(outbound_assignments, (view, proxy.captured))
+    filters = Ask(workload_extensions, (proxy.namespace, proxy.labels))
     if proxy.type == ROUTER:
-        return _router(reader, proxy, view, clusters, endpoints)
+        binds = proxy.ips if proxy.capture == CAPTURE_PROXY else ()
+        router = (proxy.as_class(), view, binds)
+        return Plan(
+            (
+                (CDS, (clusters,)),
+                (EDS, (endpoints,)),
+                (LDS, (Ask(router_layer, (*router, LDS)),)),
+                (RDS, (Ask(router_layer, (*router, RDS)),)),
+                (ECDS, (filters,)),
+            ),
+            Ask(router_secrets, router),
+        )
     name, _ = canonical_service(proxy.label_map, proxy.workload)
     inbound = inbound_view(reader, proxy)
     app_address = proxy.app_address if not proxy.captured else ""
-    own = _merge([reader.node(inbound_clusters, inbound, app_address)])
-    listeners: list[Part | Merged] = []
-    routes: list[Part | Merged] = [reader.node(inbound_routes, inbound)]
+    routes: tuple[Ask, ...] = (Ask(own_routes, (inbound,)),)
     if proxy.captured:
-        listeners.append(reader.node(captured_listeners, view, name))
-        listeners.append(reader.node(virtual_inbound, inbound))
-        routes.append(reader.node(captured_routes, view))
+        listeners: tuple[Ask, ...] = (
+            Ask(shared_listeners, (view, name)),
+            Ask(own_listener, (inbound,)),
+        )
+        routes = (Ask(captured_routes, (view,)), *routes)
     else:
-        listeners.append(reader.node(bound_listeners, inbound, proxy.ips))
+        http_proxy = (proxy.http_proxy_address or "127.0.0.1", proxy.http_proxy_port)
+        listeners = (Ask(proxy_listeners, (inbound, proxy.ips, view, http_proxy, name)),)
         if proxy.http_proxy_port:
-            bind = proxy.http_proxy_address or "127.0.0.1"
-            listeners.append(
-                reader.node(http_proxy_listener, view, bind, proxy.http_proxy_port, name)
-            )
-            routes.append(reader.node(http_proxy_routes, view))
-    return _snapshot(
-        _merge([*clusters, own]),
-        endpoints,
-        _merge(listeners),
-        _merge(routes),
-        reader.node(extensions, security_of(reader, proxy)),
+            routes = (Ask(proxied_routes, (view,)), *routes)
+    return Plan(
+        (
+            (CDS, (clusters, Ask(own_clusters, (inbound, app_address)))),
+            (EDS, (endpoints,)),
+            (LDS, listeners),
+            (RDS, routes),
+            (ECDS, (filters,)),
+        )
     )
 
 
-def _router(
-    reader: Reader, proxy: ProxyKeys, view: View, clusters: list[Merged], endpoints: Merged
-) -> Snapshot:
-    binds = proxy.ips if proxy.capture == CAPTURE_PROXY else ()
-    part = reader.node(router_resources, proxy.as_class(), view, binds)
-    listeners = Part(tuple(r for r in part.resources if r.type_url == LDS), part.findings)
-    routes = Part(tuple(r for r in part.resources if r.type_url == RDS))
-    return _snapshot(
-        _merge(clusters),
-        endpoints,
-        _merge([listeners]),
-        _merge([routes]),
-        reader.node(extensions, security_of(reader, proxy)),
-        tuple(sorted(part.secrets)),
-    )
+def compile_proxy(reader: Reader, proxy: ProxyKeys) -> Snapshot:
+    """Node: everything that a proxy gets.
+
+    `engine.get(compile_proxy, proxy)`. What cannot be compiled is in `findings`; a fault in one
+    object does not take down another.
+    """
+    return snapshot_of(reader.node(plan_proxy, proxy), lambda ask: ask.read(reader))
 
 
-def _snapshot(
-    clusters: Merged,
-    endpoints: Merged,
-    listeners: Merged,
-    routes: Merged,
-    extended: Merged,
-    secrets: tuple[SecretNeed, ...] = (),
-) -> Snapshot:
+def snapshot_of(plan: Plan, value: Callable[[Ask], Any]) -> Snapshot:
+    """The snapshot of a plan, put together from the values of its nodes."""
+    resources: dict[str, Resources] = {}
     findings: dict[Finding, None] = {}
-    for part in (clusters, endpoints, listeners, routes, extended):
-        findings.update(dict.fromkeys(part.findings))
-    return Snapshot(
-        {
-            CDS: clusters.resources,
-            EDS: endpoints.resources,
-            LDS: listeners.resources,
-            RDS: routes.resources,
-            ECDS: extended.resources,
-        },
-        (*MESH_SECRETS, *secrets),
-        tuple(sorted(findings)),
-    )
+    for type_url, asks in plan.layers:
+        parts: list[SharedPart] = [value(ask) for ask in asks]
+        layers: list[Layer] = [part.resources for part in parts]
+        resources[type_url] = (
+            layers[0] if len(layers) == 1 else {n: r for layer in layers for n, r in layer.items()}
+        )
+        for part in parts:
+            findings.update(dict.fromkeys(part.findings))
+    secrets = () if plan.secrets is None else value(plan.secrets)
+    return Snapshot(resources, (*MESH_SECRETS, *secrets), tuple(sorted(findings)))
 
 
 __all__ = [
     "MESH_SECRETS",
+    "TYPES",
+    "Ask",
     "Finding",
+    "Plan",
     "ProxyKeys",
     "SecretNeed",
     "Snapshot",
     "compile_proxy",
+    "plan_proxy",
     "proxy_of_instance",
     "proxy_of_json",
+    "snapshot_of",
 ]

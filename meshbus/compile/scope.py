@@ -173,6 +173,36 @@ def egress_services(reader: Reader, namespace: str, hosts: tuple[Import, ...]) -
     return found
 
 
+def public_services(reader: Reader) -> dict[str, Ref]:
+    """Node: what everybody sees, in order of host: the same object for all who see no more and
+    have no service of their own of a host that others have too."""
+    refs = (
+        ref
+        for owner in reader.node(service_namespaces)
+        for ref in reader.node(exported_services, owner).public
+    )
+    found = _best(refs, "")
+    return {host: found[host] for host in sorted(found)}
+
+
+def restricted_services(reader: Reader) -> tuple[tuple[Ref, frozenset[str]], ...]:
+    """Node: what some see, with who sees it."""
+    owners = reader.node(service_namespaces)
+    return tuple(p for owner in owners for p in reader.node(exported_services, owner).restricted)
+
+
+def _seen_by_all(reader: Reader, namespace: str) -> dict[str, Ref]:
+    """Everything that is exported to a namespace."""
+    public = reader.node(public_services)
+    own = reader.node(exported_services, namespace)
+    some = Visible((), reader.node(restricted_services)).seen_from(namespace)
+    shadowed = [ref for ref in own.public if public[ref.row.host].key != ref.key]
+    if not some and not shadowed:
+        return public
+    found = _best((*public.values(), *own.public, *some), namespace)
+    return {host: found[host] for host in sorted(found)}
+
+
 def visible_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     """Node: the service that each host means to a viewer, in order of host.
 
@@ -180,13 +210,7 @@ def visible_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     port has that port alone, and no other listener has it.
     """
     if not viewer.egress:
-        refs = [
-            ref
-            for owner in reader.node(service_namespaces)
-            for ref in reader.node(exported_services, owner).seen_from(viewer.namespace)
-        ]
-        found = _best(refs, viewer.namespace)
-        return {host: found[host] for host in sorted(found)}
+        return _seen_by_all(reader, viewer.namespace)
     own = {e.port for e in viewer.egress if e.port and e.protocol != HTTP_PROXY}
     ports: dict[str, dict[int, ServicePort]] = {}
     chosen: dict[str, Ref] = {}
@@ -404,6 +428,17 @@ def find_rules(
         if keys:
             return tuple(keys)
     return ()
+
+
+def rules_are_public(reader: Reader, namespace: str) -> bool:
+    """Node: destination rules of a namespace, and of the root's, are exported to everybody."""
+    settings = reader.node(mesh)
+    return all(
+        "*" in export_to(ref.row, settings.destination_rule_export_to)
+        for owner in (namespace, settings.root_namespace)
+        for refs in reader.node(destination_rules, owner).values()
+        for ref in refs
+    )
 
 
 def selecting_rules(

@@ -20,7 +20,6 @@ from meshbus.compile.authorization import (
 )
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part
-from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.request_authentication import (
     TOKENS,
     TOKENS_TYPE,
@@ -38,11 +37,10 @@ class Security(NamedTuple):
     authentications: tuple[Key, ...]
 
 
-def security_of(reader: Reader, proxy: ProxyKeys) -> Security:
-    """What a proxy's workload follows."""
+def security_of(reader: Reader, namespace: str, labels: tuple[tuple[str, str], ...]) -> Security:
+    """What a workload of these labels follows."""
     return Security(
-        policies_of(reader, proxy.namespace, proxy.labels),
-        authentications_of(reader, proxy.namespace, proxy.labels),
+        policies_of(reader, namespace, labels), authentications_of(reader, namespace, labels)
     )
 
 

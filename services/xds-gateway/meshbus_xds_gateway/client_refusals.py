@@ -56,6 +56,14 @@ class ClientRefusals:
         if retry is not None and (content is None or retry.version != content.version):
             del self._retries[key]
 
+    def concern(self, type_url: str) -> bool:
+        """Something of this type was refused, and not forgotten."""
+        return any(
+            kind == type_url
+            for held in (self.blocked, self._own, self._retries)
+            for kind, _ in held
+        )
+
     def refuse(
         self, resource: Resource, message: str, since: int, before: Resource | None, now: float
     ) -> Refusal | None:

@@ -5,13 +5,11 @@ Streams are served elsewhere: a stream is woken when its session may have someth
 """
 
 import asyncio
-from collections import Counter as Count
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from meshbus.compile.engine import Engine
-from meshbus.compile.proxy import Snapshot, compile_proxy
+from meshbus.compile.proxy import Snapshot
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance
 from meshbus.compile.resources import SDS, Resource
 from meshbus.compile.tls_contexts import TRUSTED_ROOTS
@@ -19,17 +17,19 @@ from meshbus.model.keys import Key
 from meshbus.model.rows import Trust, WorkloadInstance
 from meshbus.model.world import Query, World
 from meshbus.runtime.service import Context
+from meshbus_xds_gateway.classes import Classes, ProxyClass
 from meshbus_xds_gateway.convergence import Convergence, time_of_change
 from meshbus_xds_gateway.credentials import Credentials
 from meshbus_xds_gateway.leaves import Account, Leaves
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.secret_resources import roots_secret
 from meshbus_xds_gateway.session import Session
-from meshbus_xds_gateway.session_state import changed_names
 from meshbus_xds_gateway.verdicts import Verdicts
 
 _LOOK_S = 0.02
-"""Between two looks at everyone."""
+"""Between two looks at everyone, at least;"""
+_LOOK_SHARE = 0.05
+"""and at most this share of the time goes into looking."""
 _SLICE_S = 0.02
 """How long snapshots are made before other work of the process gets its turn."""
 
@@ -64,24 +64,8 @@ class Client:
     workload: Key | None
     """Row that says what it is; None: it has said so itself."""
     wake: Wake = field(default_factory=asyncio.Event)
-    snapshot: Snapshot | None = None
     secrets: _Names = field(default_factory=dict)
     credentials: frozenset[Key] = frozenset()
-
-
-class _Differ:
-    """Compares mappings once for all sessions that share them."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, int], tuple[_Names, _Names, list[str]]] = {}
-
-    def __call__(self, old: _Names, new: _Names) -> list[str]:
-        key = (id(old), id(new))
-        found = self._known.get(key)
-        if found is None:
-            # The mappings are kept with the answer: their ids are theirs as long as it lives.
-            found = self._known[key] = (old, new, changed_names(old, new))
-        return found[2]
 
 
 class Fleet:
@@ -99,25 +83,27 @@ class Fleet:
         """The model has been read whole once; before, nobody is served."""
         self._context = context
         self._metrics = metrics
-        self._engine = Engine(World())
+        self._classes = Classes(self._not_compiled)
         self._leaves = Leaves(context, tasks, ttl_s, self._leaf_changed)
         self._credentials = Credentials(context, tasks, self._credential_changed)
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
         self._roots: tuple[str, Resource] | None = None
         self._unsettled: set[Client] = set()
-        self._users: Count[ProxyKeys] = Count()
+        self._by_workload: dict[Key, set[Client]] = {}
+        self._by_account: dict[Account, set[Client]] = {}
         self._stale = asyncio.Event()
-        self._all_stale = False
+        self._trust_changed = False
         self._moved_rows: set[Key] = set()
         self._pulse = asyncio.Event()
-        self._looked = 0.0
+        self._next_look = 0.0
+        metrics.compiled_by(self._classes.engine)
 
     # ------------------------------------------------------------------ rows in
 
     @property
     def world(self) -> World:
         """The rows as of the last step."""
-        return self._engine.world
+        return self._classes.engine.world
 
     @property
     def trust(self) -> Trust | None:
@@ -127,9 +113,7 @@ class Fleet:
 
     def world_changed(self, world: World, touched: frozenset[Query]) -> None:
         """The mirror has made a step."""
-        self._engine.update(world, touched)
-        # Noted now: a proxy that joins before the push brings the engine up to date.
-        self._all_stale = self._all_stale or self._engine.stale
+        self._classes.update(world, touched)
         self.synced = True
         if touched:
             now = self._context.clock.now()
@@ -143,7 +127,7 @@ class Fleet:
                 self._credentials.row_changed(key)
             elif key == self._trust_key:
                 self._roots = None
-                self._all_stale = True
+                self._trust_changed = True
         self._stale.set()
         self._beat()
 
@@ -159,21 +143,43 @@ class Fleet:
 
     async def _push(self) -> None:
         clock = self._context.clock
-        sequence = self.world.sequence
-        moved_rows, self._moved_rows = self._moved_rows, set()
-        everyone, self._all_stale = self._all_stale, False
-        differ = _Differ()
+        engine = self._classes.engine
         turn = clock.monotonic()
-        for client in list(self.clients):
-            if not everyone and client.workload not in moved_rows:
-                continue
-            if client in self.clients:
-                self._refresh(client, sequence, differ)
-            if clock.monotonic() - turn > _SLICE_S:
+
+        def enough() -> bool:
+            return clock.monotonic() - turn > _SLICE_S
+
+        while not engine.advance(enough):
+            await asyncio.sleep(0)
+            turn = clock.monotonic()
+        # Without a pause: what is given is of this version.
+        sequence = self.world.sequence
+        trust_changed, self._trust_changed = self._trust_changed, False
+        moved_rows, self._moved_rows = self._moved_rows, set()
+        classes, clients = self._classes.changed()
+        for key in moved_rows:
+            clients.update(c for c in self._by_workload.get(key, ()) if self._moved(c))
+        given: list[tuple[Client, ProxyClass]] = [(c, p) for p in classes for c in p.members]
+        given += [(c, p) for c in clients if (p := self._classes.class_of(c)) is not None]
+        if trust_changed:
+            given += [(c, p) for c in self.clients if (p := self._classes.class_of(c)) is not None]
+        for client, proxies in given:
+            if self._classes.class_of(client) is proxies:
+                self._give(client, proxies, sequence)
+            if enough():
                 await asyncio.sleep(0)
                 turn = clock.monotonic()
         self.sequence = sequence
         self._settle(list(self._unsettled))
+
+    def _moved(self, client: Client) -> bool:
+        """Follow the row of a proxy's workload. True: it is of another class now."""
+        row = self.world.get(client.workload) if client.workload is not None else None
+        # The row of an instance that was stopped goes first, its Envoy a moment later.
+        if not isinstance(row, WorkloadInstance):
+            return False
+        keys = proxy_of_instance(row)
+        return keys != client.keys and self._classes.move(client, keys) is not None
 
     # ------------------------------------------------------------------ proxies
 
@@ -205,14 +211,16 @@ class Fleet:
         """
         if not self.synced:
             raise CannotServeError("the model has not been read yet")
-        snapshot = self._compile(client.keys)
-        if snapshot is None:
+        proxies = self._classes.join(client)
+        if proxies is None:
             raise CannotServeError("its configuration cannot be compiled; see the gateway's log")
-        self._users[client.keys] += 1
         self.clients.add(client)
+        if client.workload is not None:
+            self._by_workload.setdefault(client.workload, set()).add(client)
         if client.account is not None:
+            self._by_account.setdefault(client.account, set()).add(client)
             self._leaves.hold(client.account)
-        self._give(client, snapshot, self.world.sequence, _Differ())
+        self._give(client, proxies, self.world.sequence)
         self._unsettled.add(client)
         self._metrics.connected.set(len(self.clients))
 
@@ -221,13 +229,20 @@ class Fleet:
         client.session.close()
         self.clients.discard(client)
         self._unsettled.discard(client)
-        self._drop_keys(client.keys)
+        self._classes.leave(client)
+        if client.workload is not None:
+            _discard(self._by_workload, client.workload, client)
         if client.account is not None:
+            _discard(self._by_account, client.account, client)
             self._leaves.release(client.account)
         for key in client.credentials:
             self._credentials.release(key)
         self._metrics.connected.set(len(self.clients))
         self._settle([])
+
+    def snapshot(self, client: Client) -> Snapshot | None:
+        """Everything that a connected proxy should have; without the content of secrets."""
+        return self._classes.snapshot(client)
 
     def look(self) -> None:
         """Time may have passed for sessions that waited for their clients."""
@@ -271,12 +286,14 @@ class Fleet:
             if self.converged_at(client) >= self.sequence:
                 self._unsettled.discard(client)
         now = self._context.clock.monotonic()
-        if self._unsettled and now - self._looked < _LOOK_S:
+        if self._unsettled and now < self._next_look:
             return
         # Asking everyone on every acknowledgement would cost the square of the fleet: the last one
         # is seen at once, those between (of changes that overlap) a moment later.
-        self._looked = now
-        for change in self.convergence.settled(self.converged(), self._context.clock.now()):
+        converged = self.converged()
+        took = self._context.clock.monotonic() - now
+        self._next_look = now + max(_LOOK_S, took / _LOOK_SHARE)
+        for change in self.convergence.settled(converged, self._context.clock.now()):
             if self.clients and change.settled is not None:
                 self._metrics.convergence.observe(max(change.settled - change.ts, 0.0))
         self._beat()
@@ -286,48 +303,27 @@ class Fleet:
         for client in self._unsettled:
             client.wake.set()
 
-    def _compile(self, keys: ProxyKeys) -> Snapshot | None:
-        try:
-            return self._engine.get(compile_proxy, keys)
-        except Exception:
-            # One proxy that cannot be compiled must not stop the others: it keeps what it has.
-            self._metrics.compile_errors.inc()
-            self._context.log.exception("a proxy cannot be compiled", proxy=keys.name)
-            return None
+    def _not_compiled(self, what: str) -> None:
+        self._metrics.compile_errors.inc()
+        self._context.log.exception("a proxy cannot be compiled", proxy=what)
 
-    def _refresh(self, client: Client, sequence: int, differ: _Differ) -> None:
-        if client.workload is not None:
-            row = self.world.get(client.workload)
-            # The row of an instance that was stopped goes first, its Envoy a moment later.
-            if isinstance(row, WorkloadInstance):
-                keys = proxy_of_instance(row)
-                if keys != client.keys:
-                    self._users[keys] += 1
-                    self._drop_keys(client.keys)
-                    client.keys = keys
-        snapshot = self._compile(client.keys)
-        if snapshot is not None:
-            self._give(client, snapshot, sequence, differ)
-
-    def _give(self, client: Client, snapshot: Snapshot, sequence: int, differ: _Differ) -> None:
+    def _give(self, client: Client, proxies: ProxyClass, sequence: int) -> None:
         now = self._context.clock.monotonic()
-        moved = False
-        if snapshot is not client.snapshot:
-            client.snapshot = snapshot
-            needed = frozenset(need.key for need in snapshot.secrets if need.key is not None)
+        needed = frozenset(need.key for need in proxies.secrets if need.key is not None)
+        if needed != client.credentials:
             for key in needed - client.credentials:
                 self._credentials.hold(key)
             for key in client.credentials - needed:
                 self._credentials.release(key)
             client.credentials = needed
-            moved = client.session.update(snapshot.resources, sequence, now, differ)
-        if self._give_secrets(client, sequence) or moved:
+        moved = client.session.update(proxies.contents, sequence, now)
+        if self._give_secrets(client, proxies, sequence) or moved:
             self._unsettled.add(client)
             client.wake.set()
 
-    def _give_secrets(self, client: Client, sequence: int) -> bool:
+    def _give_secrets(self, client: Client, proxies: ProxyClass, sequence: int) -> bool:
         secrets: dict[str, Resource | None] = {}
-        for need in client.snapshot.secrets if client.snapshot else ():
+        for need in proxies.secrets:
             made: Resource | None = None
             if need.name == TRUSTED_ROOTS and need.key is None:
                 made = self._roots_resource()
@@ -357,20 +353,22 @@ class Fleet:
         return self._roots[1]
 
     def _leaf_changed(self, account: Account) -> None:
-        self._secrets_changed(c for c in self.clients if c.account == account)
+        self._secrets_changed(self._by_account.get(account, ()))
 
     def _credential_changed(self, key: Key) -> None:
         self._secrets_changed(c for c in self.clients if key in c.credentials)
 
     def _secrets_changed(self, clients: Iterable[Client]) -> None:
-        for client in clients:
+        for client in tuple(clients):
+            proxies = self._classes.class_of(client)
             # No part of a change: what has converged stays so while a certificate is renewed.
-            if self._give_secrets(client, self.sequence + 1):
+            if proxies is not None and self._give_secrets(client, proxies, self.sequence + 1):
                 self._unsettled.add(client)
                 client.wake.set()
 
-    def _drop_keys(self, keys: ProxyKeys) -> None:
-        self._users[keys] -= 1
-        if self._users[keys] <= 0:
-            del self._users[keys]
-            self._engine.release(compile_proxy, keys)
+
+def _discard(index: dict[Any, set[Client]], key: Any, client: Client) -> None:
+    held = index[key]
+    held.discard(client)
+    if not held:
+        del index[key]

@@ -1,6 +1,12 @@
 """What the gateway counts."""
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from meshbus.compile.engine import Engine
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -9,6 +15,7 @@ class GatewayMetrics:
     """Prometheus metrics of one gateway."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
         self.connected = Gauge(
             "meshbus_xds_connected", "Streams of proxies that are open.", registry=registry
         )
@@ -48,3 +55,26 @@ class GatewayMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+
+    def compiled_by(self, engine: Engine) -> None:
+        """Expose what an engine counts."""
+        self._registry.register(_EngineCounters(engine))
+
+
+class _EngineCounters(Collector):
+    """Read from the engine when they are scraped."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        counters = self._engine.counters
+        for name, text, counts in (
+            ("nodes_recomputed", "Runs of compile's nodes, by function.", counters.recomputed),
+            ("cutoffs", "Runs whose value was the one before, by function.", counters.cutoffs),
+            ("encodes", "Resources encoded, by type.", counters.encodes),
+        ):
+            family = CounterMetricFamily(f"meshbus_compile_{name}", text, labels=["kind"])
+            for kind, count in sorted(counts.items()):
+                family.add_metric([kind], count)
+            yield family

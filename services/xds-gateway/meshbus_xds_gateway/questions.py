@@ -100,9 +100,10 @@ class Questions:
         """
         found = [c for c in self._fleet.clients if c.id == request.proxy]
         client = max(found, key=lambda c: c.connected, default=None)
-        if client is None or client.snapshot is None:
+        snapshot = None if client is None else self._fleet.snapshot(client)
+        if snapshot is None:
             raise CallError("not-found", f"{request.proxy} is not connected to this replica")
-        document = await asyncio.to_thread(render_snapshot, client.snapshot)
+        document = await asyncio.to_thread(render_snapshot, snapshot)
         return ProxyConfigReply(request.proxy, self._fleet.sequence, document)
 
     def debug_proxies(self) -> list[ProxyInfo]:

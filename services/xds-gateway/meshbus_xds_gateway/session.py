@@ -16,16 +16,33 @@ What it keeps to:
   is offered again after a while;
 - what nobody has accepted yet is tried by one client first: `verdicts.py`.
 
+Clients of a class go from one shared content to the next by shared changes (`content.py`): a
+session then does a few comparisons and gives out bytes that are there. A client that is unlike
+the others is followed name by name (`by_name.py`) until it is like them again.
+
 Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol
 """
 
 from collections.abc import Iterable, Mapping
 
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, Resource
-from meshbus_xds_gateway.client_refusals import Blocked, ClientRefusals, KeepError, Named
+from meshbus_xds_gateway.by_name import GATED, ByName, collapse, expand
+from meshbus_xds_gateway.client_refusals import Blocked, ClientRefusals, Named
+from meshbus_xds_gateway.content import (
+    NO_NAMES,
+    NOTHING,
+    Change,
+    Content,
+    NameSet,
+    before_removals,
+    changes_between,
+    named_changes,
+    names_of,
+)
+from meshbus_xds_gateway.held_before import covered_by, held_by
 from meshbus_xds_gateway.session_state import (
     ABSENT,
-    Changed,
+    Detail,
     Flight,
     Names,
     ProtocolError,
@@ -33,6 +50,7 @@ from meshbus_xds_gateway.session_state import (
     TypeState,
     Wanted,
     changed_names,
+    content_from,
     smaller_parts,
 )
 from meshbus_xds_gateway.verdicts import TRIAL_S, Refusal, Verdicts
@@ -45,23 +63,44 @@ MAX_NAMES = 200_000
 MAX_NAME_BYTES = 4096
 
 _ORDER = (CDS, EDS, SDS, ECDS, LDS, RDS)
+_SHARED = frozenset({CDS, EDS, ECDS, LDS, RDS})
+"""Types whose contents clients share. Secrets are each client's own."""
 _WILDCARD_TYPES = frozenset({CDS, LDS})
-_GATED = frozenset({LDS, RDS})
+_AWAITED = (EDS, RDS)
+"""A client asks for these once it has the cluster (listener) that leads to them."""
+_EMPTY = {type_url: (Change(type_url, (), ()),) for type_url in _WILDCARD_TYPES}
 
 
 class Session:
     """One stream. `proxy` names the client in refusals."""
 
+    __slots__ = (
+        "_awaits",
+        "_hold_until",
+        "_order",
+        "_reached",
+        "_refusals",
+        "_trial_until",
+        "_types",
+        "_waived",
+        "_wanted",
+        "proxy",
+        "verdicts",
+    )
+
     def __init__(self, proxy: str, verdicts: Verdicts) -> None:
         self.proxy = proxy
         self.verdicts = verdicts
         self._refusals = ClientRefusals(proxy, verdicts)
-        self._wanted: dict[str, Names] = {}
+        self._wanted: dict[str, Names | Content] = {}
         self._reached = 0
         self._types: dict[str, TypeState] = {}
-        self._awaited: dict[str, dict[str, int]] = {EDS: {}, RDS: {}}
+        self._order: tuple[str, ...] = ()
+        self._awaits: dict[str, int] = {}
+        """Types of which the client is to ask for more, and the model version since when."""
+        self._waived: dict[str, NameSet] = {}
+        """Names that it has not asked for in time, or no longer wants."""
         self._hold_until = 0.0
-        self._nonce = 0
         self._trial_until = 0.0
 
     @property
@@ -71,34 +110,81 @@ class Session:
 
     # ------------------------------------------------------------------ what it should have
 
-    def update(
-        self, wanted: Wanted, sequence: int, now: float, changed: Changed = changed_names
-    ) -> bool:
+    def update(self, wanted: Wanted, sequence: int, now: float) -> bool:
         """The client should have this from now on. True when something differs.
 
-        `wanted` may leave out types that are as they were. `changed` compares two mappings; callers
-        with many sessions of one class give one that remembers.
+        `wanted` may leave out types that are as they were; callers with many sessions of one class
+        give all of them the same `Content`.
         """
         moved = False
-        for type_url, new in wanted.items():
-            old = self._wanted.get(type_url)
+        for type_url, given in wanted.items():
+            shared = type_url in _SHARED
+            new = content_from(given) if shared else given
+            old = self._wanted.get(type_url, NOTHING if shared else {})
             if new is old:
                 continue
             self._wanted[type_url] = new
+            names = changed_names(old, new)
             state = self._types.get(type_url)
-            for name in changed(old or {}, new):
+            if names:
                 moved = True
-                self._refusals.forget(type_url, name, new.get(name))
-                if state is not None and state.wants(name):
-                    held = (old or {}).get(name)
-                    if held is not None and state.known.get(name) == held.version:
-                        state.before.setdefault(name, held)
-                    state.look_at(name, sequence)
-                elif type_url in self._awaited:
-                    self._await(type_url, name, name in new, sequence)
+                self._note(type_url, state, old, new, names, sequence)
+            elif (
+                state is not None
+                and state.detail is None
+                and state.flight is None
+                and not state.since
+            ):
+                state.have = content_from(new)
         if moved:
             self._hold(now)
         return moved
+
+    def _note(
+        self,
+        type_url: str,
+        state: TypeState | None,
+        old: Names | Content,
+        new: Names | Content,
+        names: Iterable[str],
+        sequence: int,
+    ) -> None:
+        if self._refusals.concern(type_url):
+            for name in names:
+                self._refusals.forget(type_url, name, new.get(name))
+        if state is not None:
+            self._note_difference(state, old, new, names, sequence)
+        if type_url in _AWAITED:
+            asked = NO_NAMES if state is None else state.names
+            waived = self._waived.get(type_url)
+            if waived:
+                gone = [name for name in names if name in waived and name not in new]
+                if gone:
+                    self._waived[type_url] = names_of(waived.difference(gone))
+            if any(name not in old and name not in asked for name in names):
+                self._await(type_url, sequence)
+
+    @staticmethod
+    def _note_difference(
+        state: TypeState,
+        old: Names | Content,
+        new: Names | Content,
+        names: Iterable[str],
+        sequence: int,
+    ) -> None:
+        detail = state.detail
+        if detail is None:
+            if state.wildcard or not state.names.isdisjoint(names):
+                state.lacks_since(sequence)
+            elif state.flight is None and not state.since:
+                state.have = content_from(new)
+            return
+        for name in names:
+            if state.wants(name):
+                held = old.get(name)
+                if held is not None and detail.known.get(name) == held.version:
+                    detail.before.setdefault(name, held)
+                detail.look_at(name, sequence)
 
     # ------------------------------------------------------------------ what the client says
 
@@ -120,42 +206,90 @@ class Session:
         Raises:
             ProtocolError: A limit is passed, or the type has no wildcard.
         """
+        if wildcard and type_url not in _WILDCARD_TYPES:
+            raise ProtocolError(f"{type_url} cannot be subscribed to by wildcard")
         state = self._state(type_url)
-        if wildcard and not state.wildcard:
-            if type_url not in _WILDCARD_TYPES:
-                raise ProtocolError(f"{type_url} cannot be subscribed to by wildcard")
+        asked = names_of(names)
+        self._check_names(state, asked, known or {})
+        since = self._awaits.get(type_url) or self._reached + 1
+        starts = wildcard and not state.wildcard
+        again = asked and state.flight is not None and not asked.isdisjoint(state.flight.covered)
+        mixed = bool(asked or state.names) and (wildcard or state.wildcard)
+        if state.detail is None and (again or mixed):
+            self._detail(type_url, state)
+        if state.detail is not None:
+            self._subscribe_by_name(type_url, state, asked, starts, known or {}, since)
+            return
+        if starts:
+            state.wildcard = True
+        if asked:
+            both = names_of(state.names | asked) if state.names else asked
+            # Asked for once more: to be sent once more.
+            covered = state.covered if both is not state.names else state.covered - asked
+            state.names, state.covered = both, names_of(covered - asked)
+            self._no_longer_await(type_url)
+        if starts or asked or known:
+            state.lacks_since(since)
+        if known:
+            self._recognise(type_url, state, known)
+
+    def _recognise(self, type_url: str, state: TypeState, known: Mapping[str, str]) -> None:
+        """The client has these from an earlier stream."""
+        wanted = self._content(type_url)
+        if state.wildcard:
+            state.have = held_by(type_url, wanted, known)
+        else:
+            state.have, state.covered = wanted, covered_by(wanted, known, state.names)
+
+    def _subscribe_by_name(
+        self,
+        type_url: str,
+        state: TypeState,
+        names: NameSet,
+        starts: bool,
+        known: Mapping[str, str],
+        since: int,
+    ) -> None:
+        detail = state.detail
+        assert detail is not None
+        if starts:
             state.wildcard = True
             for name in self._wanted.get(type_url, ()):
-                state.look_at(name, self._reached + 1)
-        wanted = list(names)
-        self._check_names(state, wanted, known or {})
-        for name in wanted:
-            state.names.add(name)
-            awaited = self._awaited.get(type_url, {}).pop(name, None)
-            state.look_at(name, awaited or self._reached + 1)
-            if state.flight is None or name not in state.flight.sent:
-                state.forced.add(name)
-        for name, version in (known or {}).items():
+                detail.look_at(name, since)
+        state.names = names_of(state.names | names)
+        self._no_longer_await(type_url)
+        for name in sorted(names):
+            detail.look_at(name, since)
+            if state.flight is None or name not in detail.sent:
+                detail.forced.add(name)
+        for name, version in known.items():
             if state.wants(name):
-                state.known[name] = version
-                state.forced.discard(name)
-                state.look_at(name, self._reached + 1)
+                detail.known[name] = version
+                detail.forced.discard(name)
+                detail.look_at(name, since)
 
     def unsubscribe(self, type_url: str, names: Iterable[str], *, wildcard: bool = False) -> None:
         """The client no longer wants these."""
         state = self._state(type_url)
-        gone = list(names)
-        for name in gone:
-            state.names.discard(name)
+        gone = names_of(names)
+        if type_url in _AWAITED and gone:
+            self._waive(type_url, gone)
+        if state.detail is None and not state.wildcard:
+            state.names = names_of(state.names - gone)
+            state.covered = names_of(state.covered - gone)
+            return
+        detail = self._detail(type_url, state)
+        state.names = names_of(state.names - gone)
+        leaving = list(gone)
         if wildcard and state.wildcard:
             state.wildcard = False
-            gone.extend(n for n in {**state.known, **state.pending} if n not in state.names)
-        for name in gone:
+            leaving += [n for n in {**detail.known, **detail.pending} if n not in state.names]
+        for name in leaving:
             if state.wildcard:
-                state.forced.add(name)
-                state.look_at(name, self._reached + 1)
+                detail.forced.add(name)
+                detail.look_at(name, self._reached + 1)
             else:
-                state.forget(name)
+                detail.forget(name)
                 self._refusals.forget(type_url, name, None)
 
     def ack(self, type_url: str, nonce: str) -> bool:
@@ -164,19 +298,32 @@ class Session:
         if state is None or state.flight is None or state.flight.nonce != nonce:
             return False
         flight, state.flight = state.flight, None
-        for name, resource in flight.sent.items():
-            if resource is not None:
-                self.verdicts.accept(resource)
+        for change in flight.push.changes:
+            self.verdicts.accept_all(change)
+        if state.detail is None:
+            state.have = flight.target
+            covered = flight.covered
+            if covered is not state.names:
+                covered = names_of(covered & state.names)
+            state.covered = covered
+            state.error = ""
+            return True
+        self._ack_by_name(type_url, state, state.detail)
+        return True
+
+    def _ack_by_name(self, type_url: str, state: TypeState, detail: Detail) -> None:
+        sent, detail.sent = detail.sent, {}
+        wanted = self._wanted.get(type_url, {})
+        for name, resource in sent.items():
             if state.wants(name):
-                state.known[name] = ABSENT if resource is None else resource.version
-                if resource is None or self._wanted.get(type_url, {}).get(name) is resource:
-                    state.before.pop(name, None)
+                detail.known[name] = ABSENT if resource is None else resource.version
+                if resource is None or wanted.get(name) is resource:
+                    detail.before.pop(name, None)
                     self._refusals.forget(type_url, name, None)
                 else:
-                    state.before[name] = resource
-        if not state.parts:
+                    detail.before[name] = resource
+        if not detail.parts:
             state.error = ""
-        return True
 
     def nack(self, type_url: str, nonce: str, message: str, now: float) -> Refusal | None:
         """The client has refused a response.
@@ -187,45 +334,51 @@ class Session:
         state = self._types.get(type_url)
         if state is None or state.flight is None or state.flight.nonce != nonce:
             return None
-        flight, state.flight = state.flight, None
-        state.error = message
-        for name, since in flight.since.items():
+        detail = self._detail(type_url, state)
+        state.flight, state.error = None, message
+        sent, detail.sent = detail.sent, {}
+        for name, since in detail.sent_since.items():
             if state.wants(name):
-                state.pending[name] = min(since, state.pending.get(name, since))
-        if len(flight.sent) > 1:
-            state.parts.extendleft(reversed(smaller_parts(tuple(flight.sent), message)))
-            state.forced.update(n for n in flight.sent if state.wants(n))
+                detail.pending[name] = min(since, detail.pending.get(name, since))
+        if len(sent) > 1:
+            detail.parts.extendleft(reversed(smaller_parts(tuple(sent), message)))
+            detail.forced.update(n for n in sent if state.wants(n))
             return None
-        for name, resource in flight.sent.items():
-            state.forced.discard(name)
+        for name, resource in sent.items():
+            detail.forced.discard(name)
             if resource is not None:
                 if type_url == CDS:
-                    self._awaited[EDS].pop(name, None)
-                since, before = flight.since[name], state.before.get(name)
+                    self._waive(EDS, (name,))
+                since, before = detail.sent_since[name], detail.before.get(name)
                 return self._refusals.refuse(resource, message, since, before, now)
-            state.pending.pop(name, None)
-            state.known[name] = ABSENT
+            detail.pending.pop(name, None)
+            detail.known[name] = ABSENT
         return None
 
     # ------------------------------------------------------------------ what to send
 
     def poll(self, now: float) -> Push | None:
         """The next response, None when there is nothing to say now. Ask again until None."""
-        if now >= self._hold_until:
-            for names in self._awaited.values():
-                names.clear()
+        if self._awaits and now >= self._hold_until:
+            for type_url in list(self._awaits):
+                self._waive(type_url, self._awaited(type_url))
         self._trial_until = 0.0
         for type_url, name in self._refusals.take_due(now):
-            self._types[type_url].look_at(name, self._reached + 1)
-            self._types[type_url].forced.add(name)
-        for type_url in (*_ORDER, *(t for t in self._types if t not in _ORDER)):
-            state = self._types.get(type_url)
-            if state is None or state.flight is not None:
+            detail = self._detail(type_url, self._types[type_url])
+            detail.look_at(name, self._reached + 1)
+            detail.forced.add(name)
+        for type_url in self._order:
+            state = self._types[type_url]
+            if state.flight is not None:
                 continue
-            sendable = self._sendable(type_url, state, now)
-            # A client that starts is told that there is nothing only when there is nothing.
-            if sendable or (state.wildcard and not state.answered and not state.pending):
-                return self._send(type_url, state, sendable, now)
+            if state.detail is not None:
+                push = self._poll_by_name(type_url, state, state.detail, now)
+            elif state.since or not state.answered:
+                push = self._poll_shared(type_url, state, now)
+            else:
+                continue
+            if push is not None:
+                return push
         return None
 
     def wake_at(self, now: float) -> float | None:
@@ -234,7 +387,8 @@ class Session:
         if self._trial_until > now:
             moments.append(self._trial_until)
         if now < self._hold_until and (
-            any(self._awaited.values()) or any(s.pending for s in self._types.values())
+            any(self._awaited(t) for t in self._awaits)
+            or any(s.since or (s.detail and s.detail.pending) for s in self._types.values())
         ):
             moments.append(self._hold_until)
         return min(moments, default=None)
@@ -253,15 +407,15 @@ class Session:
         """
         if not all(t in self._types and self._types[t].answered for t in (CDS, LDS)):
             return 0
-        open_since = [sequence + 1]
+        first = sequence + 1
         for state in self._types.values():
-            open_since.extend(state.pending.values())
-            if state.flight is not None:
-                open_since.extend(state.flight.since.values())
+            if state.since or state.flight is not None or state.detail is not None:
+                first = min(first, *state.open_since(), first)
         if now < self._hold_until:
-            for names in self._awaited.values():
-                open_since.extend(names.values())
-        self._reached = min(open_since) - 1
+            for type_url, since in self._awaits.items():
+                if since < first and self._awaited(type_url):
+                    first = since
+        self._reached = first - 1
         return self._reached
 
     def status(self, type_url: str) -> tuple[str, str, str]:
@@ -273,11 +427,15 @@ class Session:
         refused = [b.refusal.message for (t, _), b in self.blocked.items() if t == type_url]
         if refused:
             return ("REJECTED", nonce, refused[0])
-        if state.flight is not None or state.pending:
+        if state.flight is not None or state.open_since():
             return ("STALE", nonce, state.error)
         return ("SYNCED", nonce, "")
 
     # ------------------------------------------------------------------ inside
+
+    def _content(self, type_url: str) -> Content:
+        wanted = self._wanted.get(type_url)
+        return wanted if isinstance(wanted, Content) else content_from(wanted)
 
     def _state(self, type_url: str) -> TypeState:
         state = self._types.get(type_url)
@@ -287,172 +445,206 @@ class Session:
             state = self._types[type_url] = TypeState()
             # A type without wildcard is answered when a name is: nothing is owed at first.
             state.answered = type_url not in _WILDCARD_TYPES
+            if type_url not in _SHARED:
+                state.detail = Detail()
+            known = tuple(t for t in _ORDER if t in self._types)
+            self._order = (*known, *(t for t in self._types if t not in _ORDER))
         return state
 
-    def _check_names(self, state: TypeState, names: list[str], known: Mapping[str, str]) -> None:
+    def _detail(self, type_url: str, state: TypeState) -> Detail:
+        """The type name by name."""
+        if state.detail is not None:
+            return state.detail
+        return expand(state, self._content(type_url), self._reached + 1)
+
+    def _check_names(self, state: TypeState, names: NameSet, known: Mapping[str, str]) -> None:
         held = sum(len(s.names) for s in self._types.values())
         if held + len(names) > MAX_NAMES or len(known) > MAX_NAMES:
             raise ProtocolError(f"more than {MAX_NAMES} resources subscribed to on one stream")
-        for name in names:
-            if len(name) > MAX_NAME_BYTES:
-                raise ProtocolError("a resource name is too long")
+        if names is not state.names and any(len(name) > MAX_NAME_BYTES for name in names):
+            raise ProtocolError("a resource name is too long")
 
-    def _await(self, type_url: str, name: str, there: bool, sequence: int) -> None:
-        """A client that is sent a new cluster (listener) will ask for its endpoints (routes)."""
-        if there:
-            self._awaited[type_url].setdefault(name, sequence)
-        else:
-            self._awaited[type_url].pop(name, None)
+    def _awaited(self, type_url: str) -> frozenset[str]:
+        """Names that the client is expected to ask for."""
+        if type_url not in self._awaits:
+            return NO_NAMES
+        state = self._types.get(type_url)
+        lacking = self._content(type_url).lacking(NO_NAMES if state is None else state.names)
+        waived = self._waived.get(type_url)
+        return lacking - waived if waived and lacking else lacking
+
+    def _await(self, type_url: str, since: int) -> None:
+        """Expect the client to ask for what it has not asked for."""
+        self._awaits.setdefault(type_url, since)
+        self._no_longer_await(type_url)
+
+    def _no_longer_await(self, type_url: str) -> None:
+        if type_url in self._awaits and not self._awaited(type_url):
+            del self._awaits[type_url]
+
+    def _waive(self, type_url: str, names: Iterable[str]) -> None:
+        """Expect these no longer."""
+        waived = self._waived.get(type_url, NO_NAMES).union(names)
+        if waived:
+            self._waived[type_url] = names_of(waived)
+        self._no_longer_await(type_url)
 
     def _hold(self, now: float) -> None:
         """Start to wait; a wait that goes on is not made longer, or churn would never let go."""
         if now >= self._hold_until:
             self._hold_until = now + HOLD_S
 
-    def _desired(self, type_url: str, state: TypeState, name: str, since: int) -> Resource | None:
-        """What the client should have of a name. None: nothing.
+    # ------------------------------------------------------------------ by shared changes
 
-        Raises:
-            KeepError: What it has (or has not) is to stay.
-        """
-        resource = self._wanted.get(type_url, {}).get(name)
-        if resource is None:
+    def _changes(self, type_url: str, state: TypeState, target: Content) -> tuple[Change, ...]:
+        if state.wildcard:
+            return changes_between(type_url, state.have, target)
+        return named_changes(type_url, state.have, state.covered, target, state.names)
+
+    def _poll_shared(self, type_url: str, state: TypeState, now: float) -> Push | None:
+        target = self._content(type_url)
+        changes = self._changes(type_url, state, target)
+        if not changes:
+            # What differs does not concern this client.
+            state.have, state.covered, state.since = target, state.names, 0
+            if state.answered or not state.wildcard:
+                return None
+            return self._send_shared(type_url, state, _EMPTY[type_url], target, now)
+        if any(self.verdicts.refuses(change) for change in changes):
+            return self._poll_by_name(type_url, state, self._detail(type_url, state), now)
+        updates = any(change.updates for change in changes)
+        gone = type_url != LDS and state.answered and any(change.gone for change in changes)
+        if gone and (updates or not self._may_remove(type_url, now)):
+            target = before_removals(state.have, target)
+            changes = self._changes(type_url, state, target)
+            if not changes:
+                return None
+        if type_url in GATED and updates and len(state.have) and self._building(now):
+            if type_url == LDS or all(c.held == len(c.updates) for c in changes):
+                return None
+            if any(c.held for c in changes):
+                return self._poll_by_name(type_url, state, self._detail(type_url, state), now)
+        if any(self.verdicts.held_any(change, self, now) for change in changes):
+            self._trial_until = now + TRIAL_S
             return None
-        return self._refusals.admit(resource, state.known.get(name), since)
+        return self._send_shared(type_url, state, changes, target, now)
 
-    def _sendable(self, type_url: str, state: TypeState, now: float) -> list[str]:
-        """Names to send now; forgets pending ones that need nothing."""
-        while state.parts:
-            part = [n for n in state.parts.popleft() if n in state.pending]
-            names = [n for n in part if self._settle(type_url, state, n) is not None]
-            if names:
-                return names
-        updates: list[str] = []
-        removals: list[str] = []
-        for name in list(state.pending):
-            kind = self._settle(type_url, state, name)
-            if kind == "update":
-                updates.append(name)
-            elif kind == "removal":
-                removals.append(name)
-        if not updates and not removals:
-            return []
-        if type_url == LDS or not state.answered:
-            # All or nothing: a listener that takes over the port of another must come with its
-            # removal, and a client that starts goes on with what the first answer holds.
-            if any(state.known.values()) and type_url in _GATED and self._building(now):
-                return []
-            offered = self._offerable(type_url, state, updates, now)
-            return updates + removals if len(offered) == len(updates) else []
-        if type_url in _GATED and self._building(now):
-            updates = [n for n in updates if not state.known.get(n)]
-        absent = [n for n in removals if not state.known.get(n)]
-        offered = self._offerable(type_url, state, updates, now)
-        if updates or absent:
-            return offered + absent
-        return removals if self._may_remove(type_url, now) else []
+    def _send_shared(
+        self,
+        type_url: str,
+        state: TypeState,
+        changes: tuple[Change, ...],
+        target: Content,
+        now: float,
+    ) -> Push:
+        push = Push(type_url, changes)
+        since = state.since or self._reached + 1
+        state.flight = Flight(push, target, state.names, since)
+        state.nonce = push.nonce
+        if target is self._wanted.get(type_url, NOTHING):
+            state.since = 0
+        for change in changes:
+            self.verdicts.offer_all(change, self, now)
+        self._sent(type_url, state, push, since, now)
+        return push
 
-    def _offerable(
-        self, type_url: str, state: TypeState, names: list[str], now: float
-    ) -> list[str]:
-        """Those that no other session is trying."""
-        out = []
-        for name in names:
-            resource = self._desired(type_url, state, name, state.pending[name])
-            assert resource is not None
+    # ------------------------------------------------------------------ by name
+
+    def _poll_by_name(
+        self, type_url: str, state: TypeState, detail: Detail, now: float
+    ) -> Push | None:
+        wanted = self._wanted.get(type_url, {})
+        by_name = ByName(type_url, state, detail, wanted, self._refusals)
+
+        def is_tried(resource: Resource) -> bool:
             if self.verdicts.held(resource, self, now):
                 self._trial_until = now + TRIAL_S
-            else:
-                out.append(name)
-        return out
+                return True
+            return False
 
-    def _settle(self, type_url: str, state: TypeState, name: str) -> str | None:
-        """`update` or `removal`: what a pending name needs; None: nothing (now)."""
-        try:
-            desired = self._desired(type_url, state, name, state.pending[name])
-        except KeepError:
-            state.settle(name)
+        names = by_name.sendable(
+            lambda: self._building(now), lambda: self._may_remove(type_url, now), is_tried
+        )
+        # A client that starts is told that there is nothing only when there is nothing.
+        if not names and not (state.wildcard and not state.answered and not detail.pending):
+            if type_url in _SHARED and not self._refusals.concern(type_url):
+                collapse(state, self._content(type_url))
             return None
-        known = state.known.get(name)
-        if desired is None:
-            if name in self._wanted.get(type_url, ()):
-                return None  # it will come
-            told = known == ABSENT and name not in state.forced
-            if told or (known is None and name not in state.names):
-                state.settle(name)
-                state.before.pop(name, None)
-                return None
-            return "removal"
-        if known == desired.version and name not in state.forced:
-            state.settle(name)
-            if desired is self._wanted[type_url].get(name):
-                state.before.pop(name, None)
-            return None
-        return "update"
+        flight = state.flight = by_name.take(names)
+        state.nonce = flight.nonce
+        for resource in flight.push.resources:
+            self.verdicts.offer(resource, self, now)
+        since = min(detail.sent_since.values(), default=self._reached + 1)
+        self._sent(type_url, state, flight.push, since, now)
+        return flight.push
+
+    # ------------------------------------------------------------------ order between types
 
     def _building(self, now: float) -> bool:
         """Clusters or endpoints are on their way, and it is not too late to wait for them."""
         if now >= self._hold_until:
             return False
-        return bool(self._awaited[EDS]) or self._busy(CDS) or self._busy(EDS)
+        return bool(self._awaited(EDS)) or self._busy(CDS) or self._busy(EDS)
 
     def _busy(self, type_url: str) -> bool:
         """It has a response to be acknowledged, or one to be sent that is no removal."""
         state = self._types.get(type_url)
         if state is None:
             return False
-        if state.flight is not None or state.parts:
+        if state.flight is not None:
             return True
+        if state.detail is None:
+            if not state.since:
+                return False
+            target = self._content(type_url)
+            return any(change.updates for change in self._changes(type_url, state, target))
         wanted = self._wanted.get(type_url, {})
-        return any(wanted.get(name) is not None for name in state.pending)
+        return bool(state.detail.parts) or any(
+            wanted.get(name) is not None for name in state.detail.pending
+        )
 
     def _may_remove(self, type_url: str, now: float) -> bool:
         if now >= self._hold_until:
             return True
-        if self._awaited[EDS] or any(self._busy(t) for t in (CDS, EDS, LDS, RDS) if t != type_url):
+        if self._awaited(EDS) or any(self._busy(t) for t in (CDS, EDS, LDS, RDS) if t != type_url):
             return False
         clusters = self._types.get(CDS)
-        return type_url == CDS or clusters is None or not clusters.pending
+        if type_url == CDS or clusters is None:
+            return True
+        if clusters.detail is not None:
+            return not clusters.detail.pending
+        return not clusters.since or not self._changes(CDS, clusters, self._content(CDS))
 
-    def _send(self, type_url: str, state: TypeState, names: list[str], now: float) -> Push:
-        self._nonce += 1
-        state.nonce = str(self._nonce)
-        flight = Flight(state.nonce, {}, {})
-        for name in names:
-            since = flight.since[name] = state.pending.pop(name)
-            state.forced.discard(name)
-            resource = self._desired(type_url, state, name, since)
-            flight.sent[name] = resource
-            if resource is not None:
-                self.verdicts.offer(resource, self, now)
+    def _sent(self, type_url: str, state: TypeState, push: Push, since: int, now: float) -> None:
         if type_url == CDS:
-            self._offer_endpoints(flight)
+            self._offer_endpoints(push, since)
         if not state.answered:
             self._await_dependents(type_url, now)
-        state.flight = flight
         state.answered = True
-        return Push(
-            type_url,
-            flight.nonce,
-            tuple(r for r in flight.sent.values() if r is not None),
-            tuple(n for n, r in flight.sent.items() if r is None),
-        )
 
-    def _offer_endpoints(self, flight: Flight) -> None:
+    def _offer_endpoints(self, push: Push, since: int) -> None:
         """Endpoints of clusters that are sent again, see the module's text."""
         state = self._types.get(EDS)
-        for name, resource in flight.sent.items():
-            if resource is None:
-                self._awaited[EDS].pop(name, None)
-            elif state is not None and state.wants(name) and state.known.get(name):
-                state.forced.add(name)
-                state.look_at(name, flight.since[name])
+        if state is None:
+            return
+        if state.detail is not None:
+            for resource in push.resources:
+                if state.wants(resource.name) and state.detail.known.get(resource.name):
+                    state.detail.forced.add(resource.name)
+                    state.detail.look_at(resource.name, since)
+            return
+        held = state.covered if state.flight is None else state.flight.covered
+        have = state.have if state.flight is None else state.flight.target
+        again = [r.name for r in push.resources if r.name in held and r.name in have]
+        if not again:
+            return
+        state.covered = names_of(state.covered.difference(again))
+        if state.flight is not None:
+            state.flight.covered = names_of(state.flight.covered.difference(again))
+        state.lacks_since(since)
 
     def _await_dependents(self, type_url: str, now: float) -> None:
         """With its first clusters (listeners) a client starts to ask for endpoints (routes)."""
-        dependent = EDS if type_url == CDS else RDS
-        state = self._types.get(dependent)
-        for name in self._wanted.get(dependent, ()):
-            if state is None or not state.wants(name):
-                self._await(dependent, name, True, self._reached + 1)
+        if type_url in _WILDCARD_TYPES:
+            self._await(EDS if type_url == CDS else RDS, self._reached + 1)
         self._hold(now)

@@ -1,55 +1,86 @@
-"""What a session keeps of each resource type, and small questions about it."""
+"""What a session keeps of each resource type, and small questions about it.
+
+A type is *settled* or *on its way* as long as the client has a shared content, or all of it but
+what a shared change brings: then two references are all there is to keep. Where a client is unlike
+others (it refused something, it subscribes to names one by one while responses are on their way)
+the state is kept name by name, in `Detail`, until they are alike again.
+"""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from meshbus.compile.layers import Layer
 from meshbus.compile.resources import Resource
+from meshbus_xds_gateway.content import (
+    NO_NAMES,
+    NOTHING,
+    Change,
+    Content,
+    NameSet,
+    content_of,
+    next_nonce,
+)
 
 ABSENT = ""
 """Instead of a version: the client has been told that there is no such resource."""
 
 Names = Mapping[str, Resource | None]
 """Resources of a type by name. None: it will come (a certificate being signed), say nothing yet."""
-Wanted = Mapping[str, Names]
+Wanted = Mapping[str, "Names | Content"]
 """By type URL."""
-Changed = Callable[[Names, Names], Iterable[str]]
 
 
 class ProtocolError(Exception):
     """The client breaks the protocol or a limit; its stream ends with INVALID_ARGUMENT."""
 
 
-@dataclass(frozen=True, slots=True)
 class Push:
     """One response."""
 
-    type_url: str
-    nonce: str
-    resources: tuple[Resource, ...]
-    removed: tuple[str, ...]
+    __slots__ = ("changes", "nonce", "type_url")
+
+    def __init__(self, type_url: str, changes: tuple[Change, ...]) -> None:
+        self.type_url = type_url
+        self.changes = changes
+        # A response of one change is the same for all who get it, nonce and all.
+        self.nonce = changes[0].nonce if len(changes) == 1 else next_nonce()
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """What is sent."""
+        if len(self.changes) == 1:
+            return self.changes[0].updates
+        return tuple(r for change in self.changes for r in change.updates)
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """Names of what there is no longer."""
+        return tuple(name for change in self.changes for name in change.removed)
 
 
 @dataclass(slots=True)
 class Flight:
     """The response that waits for its acknowledgement."""
 
-    nonce: str
-    sent: dict[str, Resource | None]
-    """None: removed."""
-    since: dict[str, int]
+    push: Push
+    target: Content = NOTHING
+    """What the client has then; not used name by name."""
+    covered: NameSet = NO_NAMES
+    """For which names."""
+    since: int = 0
     """Model version since when the client lacked it."""
+
+    @property
+    def nonce(self) -> str:
+        """Of the response."""
+        return self.push.nonce
 
 
 @dataclass(slots=True)
-class TypeState:
-    """One resource type of the stream."""
+class Detail:
+    """One type of one client, name by name."""
 
-    wildcard: bool = False
-    answered: bool = False
-    """The first answer that a wildcard client needs, even an empty one, has been given."""
-    names: set[str] = field(default_factory=set)
-    """Subscribed by name."""
     known: dict[str, str] = field(default_factory=dict)
     """Versions that the client has acknowledged."""
     pending: dict[str, int] = field(default_factory=dict)
@@ -60,15 +91,9 @@ class TypeState:
     """Of names that change: the content that the client has."""
     parts: deque[tuple[str, ...]] = field(default_factory=deque)
     """After a refusal: what to send apart, to find the one at fault."""
-    flight: Flight | None = None
-    error: str = ""
-    """Of the last refusal."""
-    nonce: str = ""
-    """Of the last response."""
-
-    def wants(self, name: str) -> bool:
-        """The client has subscribed to a name."""
-        return self.wildcard or name in self.names
+    sent: dict[str, Resource | None] = field(default_factory=dict)
+    """Of the response on its way. None: removed."""
+    sent_since: dict[str, int] = field(default_factory=dict)
 
     def look_at(self, name: str, since: int) -> None:
         """The client may differ in a name since a model version."""
@@ -85,9 +110,68 @@ class TypeState:
         self.pending.pop(name, None)
         self.forced.discard(name)
 
+    @property
+    def quiet(self) -> bool:
+        """There is nothing to say about any."""
+        return not self.pending and not self.forced and not self.parts
 
-def changed_names(old: Names, new: Names) -> list[str]:
+
+@dataclass(slots=True)
+class TypeState:
+    """One resource type of the stream."""
+
+    wildcard: bool = False
+    answered: bool = False
+    """The first answer that a wildcard client needs, even an empty one, has been given."""
+    names: NameSet = NO_NAMES
+    """Subscribed by name."""
+    have: Content = NOTHING
+    """What the client has acknowledged"""
+    covered: NameSet = NO_NAMES
+    """for these names; with a wildcard, whole."""
+    since: int = 0
+    """Model version since when it may lack something; 0: it lacks nothing."""
+    detail: Detail | None = None
+    """Instead of `have`, `covered` and `since`."""
+    flight: Flight | None = None
+    error: str = ""
+    """Of the last refusal."""
+    nonce: str = ""
+    """Of the last response."""
+
+    def wants(self, name: str) -> bool:
+        """The client has subscribed to a name."""
+        return self.wildcard or name in self.names
+
+    def lacks_since(self, since: int) -> None:
+        """It may lack something since a model version."""
+        self.since = self.since or since
+
+    def open_since(self) -> list[int]:
+        """Model versions since when something is on its way, or about to be."""
+        out = [self.since] if self.since else []
+        if self.detail is not None:
+            out.extend(self.detail.pending.values())
+            if self.flight is not None:
+                out.extend(self.detail.sent_since.values())
+        elif self.flight is not None:
+            out.append(self.flight.since)
+        return out
+
+
+def content_from(wanted: "Names | Content | None") -> Content:
+    """A mapping as a content."""
+    if isinstance(wanted, Content):
+        return wanted
+    if not wanted:
+        return NOTHING
+    return content_of((Layer((n, r) for n, r in wanted.items() if r is not None),))
+
+
+def changed_names(old: "Names | Content", new: "Names | Content") -> Iterable[str]:
     """Names whose resource is another one, there or gone."""
+    if isinstance(old, Content) or isinstance(new, Content):
+        return content_from(old).differing(content_from(new))
     out = [
         name
         for name, resource in new.items()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from meshbus.compile.resources import CDS, ECDS, LDS, RDS, Resource
+from meshbus_xds_gateway.content import Change
 
 TRIAL_S = 1.0
 """How long the others wait for the first proxy's answer."""
@@ -62,6 +63,8 @@ class Verdicts:
         self._refused: OrderedDict[Content, Refusal] = OrderedDict()
         self._accepted: OrderedDict[Content, None] = OrderedDict()
         self._trials: dict[Content, _Trial] = {}
+        self.epoch = 0
+        """Counts refusals: what was found not refused at this number need not be looked at."""
 
     def held(self, resource: Resource, session: object, now: float) -> bool:
         """Another session is trying this content: wait for what its proxy says."""
@@ -96,9 +99,44 @@ class Verdicts:
             if fallback is not None and content_of(fallback) == content:
                 refusal = replace(refusal, fallback=None)
             self._refused[content] = refusal
+            self.epoch += 1
             if len(self._refused) > MAX_REFUSALS:
                 self._refused.popitem(last=False)
         self._end(content)
+
+    def held_any(self, change: Change, session: object, now: float) -> bool:
+        """Another session is trying something that a change brings."""
+        if change.accepted_by is self or change.type_url not in _TRIED_FIRST or not self._trials:
+            return False
+        return any(self.held(resource, session, now) for resource in change.updates)
+
+    def offer_all(self, change: Change, session: object, now: float) -> None:
+        """A session offers all that a change brings."""
+        if change.accepted_by is self or change.type_url not in _TRIED_FIRST:
+            return
+        fresh = False
+        for resource in change.updates:
+            fresh = fresh or content_of(resource) not in self._accepted
+            self.offer(resource, session, now)
+        if not fresh:
+            change.accepted_by = self
+
+    def accept_all(self, change: Change) -> None:
+        """A proxy took all that a change brings."""
+        if change.accepted_by is self:
+            return
+        for resource in change.updates:
+            self.accept(resource)
+        change.accepted_by = self
+
+    def refuses(self, change: Change) -> bool:
+        """Something that a change brings is blocked, perhaps not for every proxy."""
+        if not self._refused or change.epoch == (self, self.epoch):
+            return False
+        if any(content_of(resource) in self._refused for resource in change.updates):
+            return True
+        change.epoch = (self, self.epoch)
+        return False
 
     def abandon(self, session: object) -> None:
         """A session has ended: what it was trying, another may try."""

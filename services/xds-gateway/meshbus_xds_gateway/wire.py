@@ -20,11 +20,13 @@ def _delta_type(type_url: str) -> bytes:
 
 
 def delta_response(push: Push) -> bytes:
-    """`DeltaDiscoveryResponse`: resources=2, type_url=4, nonce=5, removed_resources=6.
+    """A `DeltaDiscoveryResponse`: of one change as it is, of several joined.
 
     Resources go as they were framed when they were compiled; nothing is encoded again.
     """
-    parts = [resource.framed for resource in push.resources]
+    if len(push.changes) == 1:
+        return push.changes[0].data
+    parts = [resource.framed for change in push.changes for resource in change.updates]
     parts.append(_delta_type(push.type_url))
     parts.append(field(5, push.nonce.encode()))
     parts.extend(field(6, name.encode()) for name in push.removed)

@@ -3,6 +3,7 @@
 import pytest
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
+from meshbus_xds_gateway.content import Change
 from meshbus_xds_gateway.convergence import MAX_CHANGES, Convergence
 from meshbus_xds_gateway.secret_resources import UnusableSecretError, credential_secret
 from meshbus_xds_gateway.session_state import ProtocolError, Push
@@ -15,9 +16,10 @@ from meshbus.compile.resources import CDS
 
 def test_joined_response_is_what_protobuf_reads():
     one, two = res(CDS, "one"), res(CDS, "two")
-    data = delta_response(Push(CDS, "7", (one, two), ("three",)))
+    push = Push(CDS, (Change(CDS, (one, two), ("three",)),))
+    data = delta_response(push)
     response = discovery_pb2.DeltaDiscoveryResponse.FromString(data)
-    assert (response.type_url, response.nonce) == (CDS, "7")
+    assert (response.type_url, response.nonce) == (CDS, push.nonce)
     assert [(r.name, r.version, r.resource.value) for r in response.resources] == [
         ("one", one.version, one.body),
         ("two", two.version, two.body),

@@ -189,7 +189,7 @@ def test_content_that_another_has_accepted_is_blocked_only_where_it_was_refused(
     lone.session.update(mesh(cds_a="2"), 1, lone.now)
     lone.client.open(CDS)
     lone.server_reads(), lone.server_writes()
-    assert lone.session.nack(CDS, "1", "no memory", lone.now) is not None
+    assert lone.session.nack(CDS, lone.nonce(CDS), "no memory", lone.now) is not None
     other = connected(mesh(cds_a="2"), refusals=refusals)
     assert contents(other.client, CDS)["a"].endswith(b"=2")
 

@@ -128,6 +128,10 @@ class Stream:
         self.to_client.append(self.protocol.encode(push))
         return True
 
+    def nonce(self, type_url: str) -> str:
+        """Of the last response of a type."""
+        return self.session.status(type_url)[1]
+
     def client_reads(self) -> bool:
         if not self.to_client:
             return False

@@ -1,0 +1,159 @@
+"""Parts of snapshots: nodes that proxies share, each a layer of one resource type.
+
+A node for a view is thin: it finds out what the view reaches and hands over to a node of exactly
+that, which other views that reach the same share.
+"""
+
+from collections.abc import Iterable
+
+from meshbus.compile.clusters import ClusterStyle, fixed_clusters, service_clusters
+from meshbus.compile.endpoints import service_assignments
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Finding, Part
+from meshbus.compile.gateways import SecretNeed, router_resources
+from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
+from meshbus.compile.outbound import capture_plan
+from meshbus.compile.proxy_keys import ProxyKeys
+from meshbus.compile.reach import Reach, reaches
+from meshbus.compile.resources import LDS, RDS, Resource
+from meshbus.compile.security_filters import Security, security_extensions, security_of
+from meshbus.compile.virtual_hosts import View, port_routes, sniffed_routes
+from meshbus.model.keys import Key
+
+
+class SharedPart:
+    """One layer with what was found on the way. Layers are compared by identity: equal ones are
+    one object."""
+
+    __slots__ = ("findings", "resources")
+
+    def __init__(self, resources: Layer, findings: tuple[Finding, ...] = ()) -> None:
+        self.resources = resources
+        self.findings = findings
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, SharedPart)
+            and self.resources is other.resources
+            and self.findings == other.findings
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+NO_PART = SharedPart(NO_RESOURCES)
+
+
+def merged(parts: Iterable[Part | SharedPart]) -> SharedPart:
+    """Several parts as one; of two resources of one name the first stays."""
+    resources: dict[str, Resource] = {}
+    findings: dict[Finding, None] = {}
+    for part in parts:
+        if part.findings:
+            findings.update(dict.fromkeys(part.findings))
+        more = (
+            part.resources
+            if isinstance(part, SharedPart)
+            else {r.name: r for r in reversed(part.resources)}
+        )
+        if not resources.keys().isdisjoint(more):
+            more = {name: r for name, r in more.items() if name not in resources}
+        resources.update(more)
+    return SharedPart(layer_of(resources), tuple(findings))
+
+
+# --------------------------------------------------------------------------- clusters, endpoints
+
+
+def reach_clusters(reader: Reader, reach: Reach, style: ClusterStyle) -> SharedPart:
+    """Node: clusters of one namespace's services."""
+    return merged(
+        m.limited(reader.node(service_clusters, m.service, m.rules, style)) for m in reach.members
+    )
+
+
+def reach_assignments(reader: Reader, reach: Reach, captured: bool) -> SharedPart:
+    """Node: endpoints of one namespace's services, for those clusters that take them by EDS."""
+    return merged(
+        m.limited(reader.node(service_assignments, m.service, m.rules))
+        for m in reach.members
+        if reader.node(takes_endpoints, m.service, captured)
+    )
+
+
+def takes_endpoints(reader: Reader, service: Key, captured: bool) -> bool:
+    """Node: clusters of a service get their endpoints by EDS."""
+    row = reader.get(service)
+    if row is None or row.external_name or row.resolution != "STATIC":
+        return False
+    return not (row.headless and captured)
+
+
+def joined_clusters(reader: Reader, reached: tuple[Reach, ...], style: ClusterStyle) -> SharedPart:
+    """Node: clusters of all that is reached, and the fixed ones."""
+    parts = [reader.node(reach_clusters, reach, style) for reach in reached]
+    return merged([reader.node(fixed_clusters, style), *parts])
+
+
+def joined_assignments(reader: Reader, reached: tuple[Reach, ...], captured: bool) -> SharedPart:
+    """Node: endpoints of all that is reached."""
+    return merged(reader.node(reach_assignments, reach, captured) for reach in reached)
+
+
+def outbound_clusters(reader: Reader, view: View, style: ClusterStyle) -> SharedPart:
+    """Node: clusters of everything that a view sees."""
+    return reader.node(joined_clusters, reader.node(reaches, view), style)
+
+
+def outbound_assignments(reader: Reader, view: View, captured: bool) -> SharedPart:
+    """Node: endpoints of everything that a view sees."""
+    return reader.node(joined_assignments, reader.node(reaches, view), captured)
+
+
+# --------------------------------------------------------------------------- routes, filters
+
+
+def captured_routes(reader: Reader, view: View) -> SharedPart:
+    """Node: route configurations that the listeners for captured traffic ask for."""
+    plan = reader.node(capture_plan, view)
+    return merged(
+        reader.node(sniffed_routes, view, host, port)
+        if host
+        else reader.node(port_routes, view, port)
+        for _, host, port in plan.route_names()
+    )
+
+
+def extensions(reader: Reader, security: Security) -> SharedPart:
+    """Node: filters that come by ECDS, for workloads that follow the same objects."""
+    return merged([reader.node(security_extensions, security)])
+
+
+def workload_extensions(
+    reader: Reader, namespace: str, labels: tuple[tuple[str, str], ...]
+) -> SharedPart:
+    """Node: filters that come by ECDS for one workload."""
+    return reader.node(extensions, security_of(reader, namespace, labels))
+
+
+# --------------------------------------------------------------------------- routers
+
+
+def router_layer(
+    reader: Reader, proxy: ProxyKeys, view: View, binds: tuple[str, ...], type_url: str
+) -> SharedPart:
+    """Node: listeners or routes of a router."""
+    part = reader.node(router_resources, proxy, view, binds)
+    chosen = tuple(r for r in part.resources if r.type_url == type_url)
+    return merged([Part(chosen, part.findings if type_url == LDS else ())])
+
+
+def router_secrets(
+    reader: Reader, proxy: ProxyKeys, view: View, binds: tuple[str, ...]
+) -> tuple[SecretNeed, ...]:
+    """Node: secrets that the Gateways of a router name."""
+    return tuple(sorted(reader.node(router_resources, proxy, view, binds).secrets))
+
+
+ROUTER_TYPES = (LDS, RDS)
+"""What `router_layer` has."""
