@@ -93,8 +93,10 @@ def wait_workloads(
 
 
 def workloads_ready(status: SupervisorStatus, newest: int) -> bool:
-    """Everything that the Workloads up to version `newest` ask for runs. A Workload that cannot be run at all
-    is shown, not waited for."""
+    """Everything that the Workloads up to version `newest` ask for runs.
+
+    A Workload that cannot be run at all is shown, not waited for.
+    """
     return (
         status.synced
         and status.sequence >= newest
