@@ -1,6 +1,6 @@
 """Listeners for what an application calls: captured traffic, or an HTTP proxy."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
@@ -87,6 +87,8 @@ class SharedPort(NamedTuple):
     """Address of the listener; empty: every address."""
     captured: bool = True
     """Traffic is redirected to it; else it binds the port."""
+    http_proxy: bool = False
+    """An HTTP proxy for the application, to hosts at any port."""
 
 
 class Plan(NamedTuple):
@@ -152,9 +154,15 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             elif not row.headless:
                 rest.setdefault(number, host)
     numbers = sorted({*http, *by_name, *by_network, *rest})
+    proxies = tuple(
+        (e.port, SharedPort(True, (), (), "", e.bind or LOCAL, False, True))
+        for e in view.viewer.egress
+        if e.protocol == HTTP_PROXY and e.port and e.port not in numbers
+    )
     return Plan(
         tuple(sorted(bound, key=lambda b: (b.addresses, b.port, b.host))),
-        tuple(
+        proxies
+        + tuple(
             (
                 n,
                 SharedPort(
@@ -213,6 +221,9 @@ def captured_listeners(reader: Reader, view: View, service: str) -> Part:
             taken.add(name)
             out.append(_bound_listener(reader, view, name, bound, reporting, report))
     for port, shared in plan.shared:
+        if shared.http_proxy:
+            out.append(_proxy_listener(reader, shared.bind, port, str(port), reporting))
+            continue
         out.append(_shared_listener(reader, view, port, shared, reporting, report))
     resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
     return Part(resources, report.findings())
@@ -410,20 +421,26 @@ def _shared_listener(
 
 def http_proxy_listener(reader: Reader, view: View, bind: str, port: int, service: str) -> Part:
     """Node: the HTTP proxy that an application uses when its traffic is not captured."""
-    settings = reader.node(mesh)
     reporting = reporting_of(reader, LOG_OUTBOUND, service, view.namespace)
     cache = None
     if view.unknown == PASSTHROUGH:
         cache = dns_cache(ClusterStyle(False, False, view.ipv6))
+    out = _proxy_listener(reader, bind, port, HTTP_PROXY_ROUTE, reporting, cache)
+    return Part((encode(reader, LDS, out.name, out),))
+
+
+def _proxy_listener(
+    reader: Reader, bind: str, port: int, route: str, reporting: Reporting, cache: Any = None
+) -> listener_pb2.Listener:
     name = listener_name(bind, port)
     manager = connection_manager(
         stat_prefix=f"outbound_{name};",
-        route_name=HTTP_PROXY_ROUTE,
+        route_name=route,
         filters=client_filters(cache),
-        settings=settings,
+        settings=reader.node(mesh),
         reporting=reporting,
     )
     manager.upgrade_configs.add(upgrade_type="CONNECT")
     out = _listener(name, (bind,), port, True)
     out.filter_chains.add().filters.append(manager_filter(manager))
-    return Part((encode(reader, LDS, name, out),))
+    return out

@@ -37,6 +37,7 @@ from meshbus.compile.names import (
 )
 from meshbus.compile.resources import RDS, Resource, field, resource_of
 from meshbus.compile.scope import (
+    HTTP_PROXY,
     Ref,
     Viewer,
     find_rules,
@@ -323,7 +324,15 @@ def _service_keys(
 
 
 def port_routes(reader: Reader, view: View, port: int) -> Part:
-    """Node: the route configuration `PORT`, for all services with HTTP at that port."""
+    """Node: the route configuration `PORT`, for all services with HTTP at that port; at a port
+    where a Sidecar has an HTTP proxy, for the services of its hosts at all ports."""
+    for egress in view.viewer.egress:
+        if egress.port == port and egress.protocol == HTTP_PROXY:
+            everything = egress._replace(port=0, protocol="")
+            viewer = Viewer(view.namespace, (everything,))
+            # What is called by the proxy has no other destination than the proxy itself.
+            behind = view._replace(viewer=viewer, captured=False, unknown=BLACK_HOLE)
+            return _proxy_table(reader, behind, str(port))
     report = Report()
     table = _Table()
     members = reader.node(http_ports, view.viewer).get(port, ())
@@ -347,6 +356,10 @@ def http_proxy_routes(reader: Reader, view: View) -> Part:
     A name without port is that of port 80. CONNECT opens a TCP connection to a port of a service:
     the way for what is not HTTP.
     """
+    return _proxy_table(reader, view, HTTP_PROXY_ROUTE)
+
+
+def _proxy_table(reader: Reader, view: View, name: str) -> Part:
     report = Report()
     table = _Table()
     ports = reader.node(http_ports, view.viewer)
@@ -360,7 +373,7 @@ def http_proxy_routes(reader: Reader, view: View) -> Part:
                 _add_tunnel(reader, view, table, host, ref.row, port_row)
     resource = encode_table(
         reader,
-        HTTP_PROXY_ROUTE,
+        name,
         table.encoded(catch_all(view)),
         table.origins,
         ignore_port=False,

@@ -117,7 +117,6 @@ _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "ServiceEntry": {"spec.resolution": ("DYNAMIC_DNS",)},
     "Sidecar": {
         "spec.outboundTrafficPolicy.mode": ("ALLOW_ANY_DYNAMIC_DNS",),
-        "spec.egress[].port.protocol": ("HTTP_PROXY",),
     },
     "AuthorizationPolicy": {
         "spec.targetRef.kind": _ATTACHED_ELSEWHERE,

@@ -327,3 +327,18 @@ def test_an_egress_port_may_have_an_address_of_its_own() -> None:
     assert made.virtual_host("9080", host("pay", "bank"))
     # What comes to it for nobody has no other destination than itself.
     assert made.virtual_host("9080", "*")["name"] == "block_all"
+
+
+def test_an_http_proxy_port_reaches_its_hosts_at_every_port() -> None:
+    made = shop(
+        egress=[
+            {"port": {"number": 3128, "protocol": "HTTP_PROXY"}, "hosts": ["bank/*"]},
+            {"hosts": ["./*"]},
+        ]
+    )
+    assert "127.0.0.1_3128" in made.listeners
+    assert made.virtual_host("3128", f"{host('pay', 'bank')}:9080")
+    assert made.virtual_host("9080", host("cart", "shop"))
+    assert f"outbound|9080||{host('ledger', 'bank')}" in made.clusters
+    domains = {d for v in made.routes["9080"]["virtualHosts"] for d in v["domains"]}
+    assert host("pay", "bank") not in domains
