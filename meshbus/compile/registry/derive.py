@@ -1,6 +1,7 @@
 """`reg.*` rows of a world: all of them, and after a change those that differ."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from meshbus.compile.engine import Engine
@@ -30,6 +31,10 @@ SOURCES = frozenset(
 """Tables that the registry derives from."""
 
 
+_NodeName = tuple[str, str, str]
+"""(`service` or `entry`, namespace, name or host)."""
+
+
 class Registry:
     """Keeps a world of sources, and derives from it. Pure: give it rows, take rows.
 
@@ -44,11 +49,15 @@ class Registry:
         self._engine = Engine(self._world)
         self._reported: dict[tuple[str, str], dict[str, WorkloadInstance]] = {}
         self._instances: dict[Key, dict[Key, WorkloadInstance]] = {}
-        self._services: set[tuple[str, str]] = set()
-        self._hosts: dict[Key, frozenset[tuple[str, str]]] = {}
-        self._derived: dict[tuple[str, str, str], Rows] = {}
-        self._direct: dict[Key, Row] = {}
+        self._hosts: dict[Key, frozenset[_NodeName]] = {}
+        self._wanted: Counter[_NodeName] = Counter()
+        self._moved: set[_NodeName] = set()
+        self._derived: dict[_NodeName, Rows] = {}
+        self._rows: dict[Key, Row] = {}
+        self._dirty: set[Key] = set()
         self._given: dict[Key, Row] = {}
+        self.problems: dict[str, str] = {}
+        """Objects that nothing can be derived from, and why: what they gave before stays."""
         self._sequence = 0
 
     # ------------------------------------------------------------------ in
@@ -97,22 +106,25 @@ class Registry:
     def rows(self) -> dict[Key, Row]:
         """All derived rows."""
         self._derive()
-        out = dict(self._direct)
-        for rows in self._derived.values():
-            out.update(rows)
-        return out
+        return dict(self._rows)
 
     def changes(self) -> list[tuple[Key, Row | None]]:
         """Derived rows that differ from those that were given before: puts, then deletions."""
-        rows = self.rows()
-        writes: list[tuple[Key, Row | None]] = [
-            (key, row)
-            for key, row in sorted(rows.items())
-            if (given := self._given.get(key)) is not row and given != row
-        ]
-        writes += [(key, None) for key in sorted(self._given) if key not in rows]
-        self._given = rows
-        return writes
+        self._derive()
+        puts: list[tuple[Key, Row | None]] = []
+        deletions: list[tuple[Key, Row | None]] = []
+        for key in sorted(self._dirty):
+            row, given = self._rows.get(key), self._given.get(key)
+            if row is given or row == given:
+                continue
+            if row is None:
+                del self._given[key]
+                deletions.append((key, None))
+            else:
+                self._given[key] = row
+                puts.append((key, row))
+        self._dirty.clear()
+        return puts + deletions
 
     # ------------------------------------------------------------------ inside
 
@@ -142,32 +154,33 @@ class Registry:
         table = key.table
         row: Any = self._world.get(key)
         if table == "cfg.services":
-            if row is None:
-                self._services.discard((key.namespace, key.name))
-            else:
-                self._services.add((key.namespace, key.name))
+            node: _NodeName = ("service", key.namespace, key.name)
+            self._want(key, frozenset() if row is None else frozenset({node}))
         elif table == "cfg.serviceentries":
             hosts = row.spec.get("hosts") if row is not None else None
-            named = frozenset(
-                (key.namespace, host) for host in hosts or () if isinstance(host, str)
+            self._want(
+                key,
+                frozenset(
+                    ("entry", key.namespace, host) for host in hosts or () if isinstance(host, str)
+                ),
             )
-            if named:
-                self._hosts[key] = named
-            else:
-                self._hosts.pop(key, None)
         elif table == "cfg.namespaces":
             derived = Key(self._cluster, "reg", "namespaces", "", key.name)
-            if row is None:
-                self._direct.pop(derived, None)
-            else:
-                self._direct[derived] = Namespace(key.name, dict(row.labels), dict(row.annotations))
+            labels = None if row is None else (dict(row.labels), dict(row.annotations))
+            self._set(derived, None if labels is None else Namespace(key.name, *labels))
         elif table in {"cfg.pods", "cfg.workloadentries", "cfg.workloads"}:
             self._take_instances(key, row)
 
     def _take_instances(self, source: Key, row: Any) -> None:
+        try:
+            instances = self._instances_of(source, row)
+        except Exception as error:  # noqa: BLE001 - one bad object must not take the others along
+            self.problems[str(source)] = f"{type(error).__name__}: {error}"
+            return
+        self.problems.pop(str(source), None)
         fresh = {
             Key(self._cluster, "src", "instances", i.namespace, f"{i.origin}.{i.name}"): i
-            for i in self._instances_of(source, row)
+            for i in instances
         }
         before = self._instances.pop(source, {})
         if fresh:
@@ -182,10 +195,7 @@ class Registry:
             derived = Key(
                 self._cluster, "reg", "workloads", key.namespace, key.name.split(".", 1)[1]
             )
-            if instance is None:
-                self._direct.pop(derived, None)
-            else:
-                self._direct[derived] = instance
+            self._set(derived, instance)
         if puts:
             self._step(puts)
 
@@ -198,7 +208,7 @@ class Registry:
             return instances_of_workload(row, self._cluster, offline=self._offline)
         if row is None:
             return []
-        namespace = self._direct.get(Key(self._cluster, "reg", "namespaces", "", key.namespace))
+        namespace = self._rows.get(Key(self._cluster, "reg", "namespaces", "", key.namespace))
         assert namespace is None or isinstance(namespace, Namespace)
         if key.table == "cfg.workloadentries":
             entry = instance_of_entry(row, self._cluster, namespace)
@@ -214,19 +224,66 @@ class Registry:
         )
         return [pod] if pod is not None else []
 
+    def _want(self, key: Key, nodes: frozenset[_NodeName]) -> None:
+        """The nodes that an object stands for."""
+        before = self._hosts.pop(key, frozenset())
+        if nodes:
+            self._hosts[key] = nodes
+        self._wanted.update(nodes - before)
+        self._wanted.subtract(before - nodes)
+        self._moved |= nodes ^ before
+
+    def _set(self, key: Key, row: Row | None) -> None:
+        if row is None:
+            self._rows.pop(key, None)
+        else:
+            self._rows[key] = row
+        self._dirty.add(key)
+
     def _derive(self) -> None:
-        wanted = {("service", *name) for name in self._services}
-        wanted |= {("entry", *host) for hosts in self._hosts.values() for host in hosts}
-        for node in self._derived.keys() - wanted:
+        """Bring up to date what a change concerns, and nothing else."""
+        moved, self._moved = self._moved, set()
+        for node in sorted(moved):
             kind, namespace, name = node
-            self._engine.release(_NODES[kind], self._cluster, namespace, name)
-            del self._derived[node]
-        for node in sorted(wanted):
-            kind, namespace, name = node
-            self._derived[node] = self._engine.get(_NODES[kind], self._cluster, namespace, name)
+            if self._wanted[node] > 0:
+                self._take_rows(node)
+            else:
+                del self._wanted[node]
+                self._engine.release(_NODES[kind], self._cluster, namespace, name)
+                self.problems.pop("/".join(node), None)
+                self._replace(node, ())
+        self._engine.advance()
+        for function, arguments in self._engine.take_changed():
+            changed = (_KINDS[function], str(arguments[1]), str(arguments[2]))
+            if self._wanted[changed] > 0:
+                self._take_rows(changed)
+
+    def _take_rows(self, node: _NodeName) -> None:
+        kind, namespace, name = node
+        subject = "/".join(node)
+        try:
+            rows = self._engine.get(_NODES[kind], self._cluster, namespace, name)
+        except Exception as error:  # noqa: BLE001 - one bad object must not take the others along
+            self.problems[subject] = f"{type(error).__name__}: {error}"
+            return
+        self.problems.pop(subject, None)
+        self._replace(node, rows)
+
+    def _replace(self, node: _NodeName, rows: Rows) -> None:
+        before = self._derived.pop(node, ())
+        if rows:
+            self._derived[node] = rows
+        held = dict(rows)
+        for key, _ in before:
+            if key not in held:
+                self._set(key, None)
+        for key, row in rows:
+            if self._rows.get(key) is not row:
+                self._set(key, row)
 
 
 _NODES = {"service": service_rows, "entry": entry_rows}
+_KINDS: dict[Callable[..., Any], str] = {function: kind for kind, function in _NODES.items()}
 
 
 def rows_of_objects(objects: Mapping[Key, ConfigObject]) -> dict[Key, Row]:

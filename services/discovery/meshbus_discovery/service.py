@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -72,6 +73,10 @@ class DiscoveryService:
         self._rows_gauge = Gauge(
             "meshbus_discovery_rows", "Rows that discovery derives.", ["table"], registry=metrics
         )
+        for table in TABLES:
+            self._rows_gauge.labels(table).set_function(
+                partial(lambda name: float(len(self._mirror.world.all(name))), table)
+            )
         self._written = Counter(
             "meshbus_discovery_rows_written",
             "Rows written because they differed.",
@@ -104,6 +109,7 @@ class DiscoveryService:
             "rows": {table: len(world.all(table)) for table in TABLES},
             "files": self._files.problems if self._files else {},
             "poisoned": self._mirror.poisoned,
+            "underivable": self._registry.problems,
         }
 
     async def run(self) -> None:
@@ -234,9 +240,6 @@ class DiscoveryService:
             self._written.inc(len(batch))
             await self._mirror.reached(wrote, 10)
             self._note_events(batch, former)
-        if writes:
-            for table in TABLES:
-                self._rows_gauge.labels(table).set(len(self._mirror.world.all(table)))
         return wrote
 
     # ------------------------------------------------------------------ what others learn

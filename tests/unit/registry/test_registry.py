@@ -236,6 +236,71 @@ def test_reports_make_endpoints_that_die_and_go() -> None:
     assert row.endpoints == []
 
 
+def test_a_bad_object_keeps_what_it_gave_and_harms_no_other() -> None:
+    registry = Registry(C)
+    registry.put(objects(REVIEWS).items())
+    before = registry.rows()
+    bad = object_of_document(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "reviews"},
+            "spec": {
+                "ports": [{"name": "http", "port": 80, "protocol": "HTTP"}],
+                "selector": {"a": "b"},
+                "clusterIPs": 7,
+            },
+        }
+    )
+    other = {**objects(REVIEWS.replace("name: reviews", "name: other"))}
+    registry.put([(Key(C, "cfg", "services", "default", "reviews"), bad), *other.items()])
+    rows = registry.rows()
+    assert registry.problems
+    assert rows.items() >= before.items()
+    assert Key(C, "reg", "services", "default", "other.default.svc.cluster.local") in rows
+
+
+def test_work_follows_the_change() -> None:
+    registry = Registry(C)
+    names = [f"s{i}" for i in range(50)]
+    registry.put(
+        (
+            Key(C, "cfg", "services", "default", name),
+            object_of_document(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Service",
+                    "metadata": {"name": name},
+                    "spec": {
+                        "selector": {"app": name},
+                        "ports": [{"port": 80}],
+                        "clusterIP": "10.0.0.1",
+                    },
+                }
+            ),
+        )
+        for name in names
+    )
+    registry.changes()
+    before = registry._engine.counters.copy()
+    registry.report([_instance_of("s7")])
+    assert {key.table for key, _ in registry.changes()} == {"reg.endpoints", "reg.workloads"}
+    done = registry._engine.counters.since(before)
+    assert sum(done.recomputed.values()) == 1
+
+
+def _instance_of(app: str) -> WorkloadInstance:
+    return WorkloadInstance(
+        name=f"{app}-0",
+        namespace="default",
+        workload=app,
+        service_account="x",
+        labels={"app": app},
+        addresses=["127.1.1.1"],
+        origin="workload",
+    )
+
+
 _POOL: list[dict[str, Any]] = [
     *yaml.safe_load_all(REVIEWS + "---" + POD),
     {
