@@ -6,6 +6,7 @@ https://istio.io/latest/docs/reference/config/security/conditions/
 """
 
 import re
+from functools import lru_cache
 from ipaddress import ip_network
 
 from envoy.config.core.v3 import address_pb2, extension_pb2
@@ -23,6 +24,9 @@ JWT_PAYLOAD = "payload"
 _SPIFFE = "spiffe://"
 _META = re.compile(r"[\\.+*?()|\[\]{}^$]")
 _ANYTHING = ".+"
+remembered = lru_cache(maxsize=4096)
+"""Policies repeat values, and messages are costly to make. What is remembered is never changed:
+who puts it into another message copies it."""
 
 
 def quoted(text: str) -> str:
@@ -79,6 +83,7 @@ def authenticated(matcher: string_pb2.StringMatcher) -> rbac_pb2.Principal:
     )
 
 
+@remembered
 def identity(value: str) -> rbac_pb2.Principal:
     """`TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT`, with wildcards."""
     if value != "*" and value.startswith("*"):
@@ -86,11 +91,13 @@ def identity(value: str) -> rbac_pb2.Principal:
     return authenticated(text_matcher(value if value == "*" else _SPIFFE + value))
 
 
+@remembered
 def namespace_identity(value: str) -> rbac_pb2.Principal:
     """An identity of a namespace."""
     return authenticated(pattern(f".*/ns/{quoted(value).replace(chr(92) + '*', '.*')}/.*"))
 
 
+@remembered
 def service_account(value: str, namespace: str) -> rbac_pb2.Principal:
     """`ACCOUNT` of the policy's namespace, or `NAMESPACE/ACCOUNT`; in every trust domain."""
     owner, slash, name = value.partition("/")
@@ -105,6 +112,7 @@ def trust_domain(value: str) -> rbac_pb2.Principal:
     return authenticated(pattern(f"{_SPIFFE}{quoted(value).replace(chr(92) + '*', '[^/]*')}/.*"))
 
 
+@remembered
 def token_identity(value: str) -> rbac_pb2.Principal:
     """`ISSUER/SUBJECT` of a token. Issuers contain slashes: the last one divides."""
     issuer, slash, subject = value.rpartition("/")
@@ -171,6 +179,7 @@ def metadata(
 # --------------------------------------------------------------------------- what is asked
 
 
+@remembered
 def path_permission(value: str) -> rbac_pb2.Permission:
     """A path without query: a value with wildcards, or a template with `{*}` and `{**}`."""
     if "{*}" not in value and "{**}" not in value:
@@ -184,6 +193,7 @@ def path_permission(value: str) -> rbac_pb2.Permission:
     )
 
 
+@remembered
 def port_permission(value: str) -> rbac_pb2.Permission:
     """A port of the workload.
 

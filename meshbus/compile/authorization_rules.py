@@ -7,6 +7,7 @@ Source: https://istio.io/latest/docs/tasks/security/authorization/authz-tcp/
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from envoy.config.rbac.v3 import rbac_pb2
@@ -19,10 +20,6 @@ DENY = "DENY"
 AUDIT = "AUDIT"
 CUSTOM = "CUSTOM"
 _BRACKETS = re.compile(r"\[([^\[\]]+)\]")
-
-
-class HttpOnlyError(Exception):
-    """TCP cannot tell."""
 
 
 class Circumstances(NamedTuple):
@@ -81,12 +78,16 @@ def rule_policy(rule: Mapping[str, Any], around: Circumstances) -> rbac_pb2.Poli
     who, what = _conditions(rule.get("when") or (), around)
     sources = [f.get("source") or {} for f in rule.get("from") or ()] or [{}]
     operations = [t.get("operation") or {} for t in rule.get("to") or ()] or [{}]
-    try:
-        permissions = [_permission([*_operation(o), *what], around) for o in operations]
-        principals = [_principal([*_source(s, around), *who], around) for s in sources]
-    except HttpOnlyError:
-        return None
-    return rbac_pb2.Policy(permissions=permissions, principals=principals)
+    asked = [[*_operation(o), *what] for o in operations]
+    callers = [[*_source(s, around), *who] for s in sources]
+    if around.tcp and around.action == ALLOW:
+        clauses = (clause for part in (*asked, *callers) for clause in part)
+        if any(clause.http and (clause.values or clause.refused) for clause in clauses):
+            return None
+    return rbac_pb2.Policy(
+        permissions=[_permission(clauses, around) for clauses in asked],
+        principals=[_principal(clauses, around) for clauses in callers],
+    )
 
 
 def nothing() -> rbac_pb2.Policy:
@@ -100,9 +101,14 @@ def nothing() -> rbac_pb2.Policy:
 # --------------------------------------------------------------------------- fields
 
 
+_NO_VALUES: tuple[list[str], list[str]] = ([], [])
+
+
 def _values(fields: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]:
-    refused = f"not{name[0].upper()}{name[1:]}"
-    return [str(v) for v in fields.get(name) or ()], [str(v) for v in fields.get(refused) or ()]
+    wanted, refused = fields.get(name), fields.get(f"not{name[0].upper()}{name[1:]}")
+    if not wanted and not refused:
+        return _NO_VALUES
+    return [str(v) for v in wanted or ()], [str(v) for v in refused or ()]
 
 
 def _each(
@@ -111,17 +117,36 @@ def _each(
     return _Clause(lambda one: build(one[0]), *values, True, http)
 
 
+_SourceField = tuple[str, bool, Callable[[str, Circumstances], rbac_pb2.Principal]]
+_SOURCE: tuple[_SourceField, ...] = (
+    ("serviceAccounts", False, lambda v, around: match.service_account(v, around.namespace)),
+    ("principals", False, lambda v, _: match.identity(v)),
+    ("requestPrincipals", True, lambda v, _: match.token_identity(v)),
+    ("namespaces", False, lambda v, _: match.namespace_identity(v)),
+    ("trustDomains", False, lambda v, _: match.trust_domain(v)),
+    ("remoteIpBlocks", False, lambda v, _: _remote_ip(v)),
+    ("ipBlocks", False, lambda v, _: _source_ip(v)),
+)
+"""Fields of a source: name, whether only HTTP can tell, what a value means."""
+
+
 def _source(source: Mapping[str, Any], around: Circumstances) -> list[_Clause]:
-    accounts = _values(source, "serviceAccounts")
-    return [
-        _each(lambda v: match.service_account(v, around.namespace), accounts),
-        _identities(*_values(source, "principals"), around),
-        _each(match.token_identity, _values(source, "requestPrincipals"), http=True),
-        _each(match.namespace_identity, _values(source, "namespaces")),
-        _each(match.trust_domain, _values(source, "trustDomains")),
-        _each(_remote_ip, _values(source, "remoteIpBlocks")),
-        _each(_source_ip, _values(source, "ipBlocks")),
-    ]
+    out = []
+    for name, http, build in _SOURCE:
+        values = _values(source, name)
+        if values == _NO_VALUES:
+            continue
+        if name == "principals":
+            out.append(_identities(*values, around))
+        else:
+            out.append(_each(partial(_about, build, around), values, http=http))
+    return out
+
+
+def _about(
+    build: Callable[[str, Circumstances], rbac_pb2.Principal], around: Circumstances, value: str
+) -> rbac_pb2.Principal:
+    return build(value, around)
 
 
 def _identities(values: list[str], refused: list[str], around: Circumstances) -> _Clause:
@@ -146,19 +171,22 @@ def _claim(path: list[str]) -> Callable[[list[str]], rbac_pb2.Principal]:
 
 
 def _operation(operation: Mapping[str, Any]) -> list[_Clause]:
-    return [
-        _each(_host, _values(operation, "hosts"), http=True),
-        _each(_method, _values(operation, "methods"), http=True),
-        _each(match.path_permission, _values(operation, "paths"), http=True),
-        _each(match.port_permission, _values(operation, "ports")),
-    ]
+    fields = {"hosts": _host, "methods": _method, "paths": match.path_permission}
+    out = []
+    for name, build in (*fields.items(), ("ports", match.port_permission)):
+        values = _values(operation, name)
+        if values != _NO_VALUES:
+            out.append(_each(build, values, http=name in fields))
+    return out
 
 
+@match.remembered
 def _host(value: str) -> rbac_pb2.Permission:
     matcher = match.header_matcher(":authority", value, ignore_case=True)
     return rbac_pb2.Permission(header=matcher)
 
 
+@match.remembered
 def _method(value: str) -> rbac_pb2.Permission:
     return rbac_pb2.Permission(header=match.header_matcher(":method", value))
 
@@ -231,8 +259,6 @@ def _built(clause: _Clause, values: list[str], around: Circumstances) -> list[An
     if not values:
         return []
     if clause.http and around.tcp:
-        if around.action == ALLOW:
-            raise HttpOnlyError
         return []
     return [clause.build([v]) for v in values] if clause.single else [clause.build(values)]
 
