@@ -31,7 +31,7 @@ from gateway_mesh import (
 )
 
 from meshbus.model.keys import Key
-from meshbus.model.rows import MeshConfigRow
+from meshbus.model.rows import MeshConfigRow, WorkloadPort
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 ISSUER = "https://issuer.example"
@@ -302,3 +302,56 @@ async def guard(address: str, port: int) -> AsyncIterator[None]:
         yield
     finally:
         server.close()
+
+
+async def test_tokens_of_others_verify_as_labelled(served, shared_data):
+    folder = shared_data / "jwt"
+    rule = {"issuer": "testing@secure.istio.io", "jwks": (folder / "jwks.json").read_text()}
+    member = {"key": "request.auth.claims[groups]", "values": ["group1"]}
+    authn = config("RequestAuthentication", "requestauthentications", "jwt", {"jwtRules": [rule]})
+    await served.applied(authn)
+    demo = (folder / "demo.jwt").read_text().strip()
+    groups = (folder / "groups-scope.jwt").read_text().strip()
+    pair = served.pair
+    assert await pair.get(authorization=f"Bearer {demo}") == 200
+    assert await pair.get(authorization=f"Bearer {demo[:-4]}AAAA") == 401
+    await served.applied(policy("members", {"rules": [{"when": [member]}]}))
+    assert await pair.get(authorization=f"Bearer {groups}") == 200
+    assert await pair.get(authorization=f"Bearer {demo}") == 403
+
+
+async def speaks(address: str, port: int) -> bool:
+    """A TCP connection gets an answer."""
+    reader, writer = await asyncio.open_connection(address, port)
+    try:
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        return bool(await reader.read(1))
+    except ConnectionError:
+        return False
+    finally:
+        writer.close()
+
+
+async def test_tcp_fails_safe(served):
+    pair = served.pair
+    await served.applied(service("server", pair.port, "TCP"))
+    ((key, row),) = workload("server", pair.server, app=pair.app, port=pair.port).items()
+    tcp = msgspec.structs.replace(row, ports=[WorkloadPort("tcp", pair.port, "TCP")])
+    await served.applied({key: tcp})
+
+    async def answers() -> bool:
+        return await speaks(pair.server, pair.port)
+
+    async def refuses() -> bool:
+        return not await answers()
+
+    await served.mesh.until(answers, "the port takes TCP")
+    # Only HTTP can tell a method: as ALLOW the rule matches nothing, as DENY it matches the port.
+    http_only = {"to": [{"operation": {"methods": ["GET"], "ports": [str(pair.port)]}}]}
+    await served.applied(policy("tcp", {"rules": [http_only]}))
+    await served.mesh.until(refuses, "ALLOW of HTTP only refuses TCP")
+    await served.applied(policy("tcp", {"action": "DENY", "rules": [http_only]}))
+    await served.mesh.until(refuses, "DENY without the method refuses the port")
+    other = {"to": [{"operation": {"methods": ["GET"], "ports": ["1"]}}]}
+    await served.applied(policy("tcp", {"action": "DENY", "rules": [other]}))
+    await served.mesh.until(answers, "another port is not this one's matter")
