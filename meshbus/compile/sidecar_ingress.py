@@ -50,7 +50,7 @@ def ingress_side(sidecar: Ref | None) -> IngressSide:
         return NO_INGRESS
     spec: Mapping[str, Any] = sidecar.row.spec
     pool = _text(spec.get("inboundConnectionPool"))
-    found = {}
+    found: dict[int, Ingress] = {}
     for listener in spec.get("ingress") or ():
         port = listener.get("port") or {}
         made = Ingress(
