@@ -5,7 +5,6 @@ from typing import NamedTuple
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_components_pb2 as rc_pb2
 
 from meshbus.compile.connections import (
     Reporting,
@@ -19,13 +18,18 @@ from meshbus.compile.endpoints import canonical_service
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, NotCompiledError, Report
 from meshbus.compile.gateway_servers import Server, router_servers
-from meshbus.compile.http_routes import RouteContext, bound_gateways, http_routes
+from meshbus.compile.http_routes import (
+    Made,
+    RouteContext,
+    bound_gateways,
+    http_routes,
+    joined_routes,
+)
 from meshbus.compile.l4_routes import L4Route, l4_routes, restrict, tcp_filter
 from meshbus.compile.names import listener_name, with_port
 from meshbus.compile.outbound import any_address, reporting_of
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
-from meshbus.compile.route_match import is_catch_all
 from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
 from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.settings import mesh
@@ -249,6 +253,7 @@ def _context(reader: Reader, view: View, server: Server) -> RouteContext:
         tls=server.tls is not None,
         settings=reader.node(mesh),
         service=lambda host: reader.node(service_of, view.viewer, host),
+        read=reader.get,
         policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
     )
 
@@ -302,7 +307,7 @@ class _VirtualHost:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.routes: list[rc_pb2.Route] = []
+        self.routes: list[Made] = []
         self.require_tls = False
 
 
@@ -326,7 +331,7 @@ def _routes(
             routes = http_routes(vs, context, report)
             if not routes:
                 continue
-            origins.add(vs.key)
+            origins.update((vs.key, *(made.source for made in routes)))
             for host in matching:
                 mark = (server.name, vs.key, host)
                 held = hosts.setdefault(host, _VirtualHost(server.number))
@@ -341,7 +346,7 @@ def _routes(
         encode_host(
             with_port(host, held.port),
             [host],
-            encode_tail(sorted(held.routes, key=lambda r: is_catch_all(r.match)), held.require_tls),
+            encode_tail(joined_routes(held.routes, report), held.require_tls),
         )
         for host, held in sorted(hosts.items())
     ]

@@ -5,7 +5,7 @@ the reference is silent (defaults, order, what wins).
 """
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from envoy.extensions.retry.priority.previous_priorities.v3 import previous_prio
 from google.protobuf import duration_pb2
 
 from meshbus.compile.connections import Tunnel
+from meshbus.compile.delegates import HttpRule, http_rules
 from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.names import MESH_GATEWAY, ClusterName, config_path, fqdn
 from meshbus.compile.route_match import described, is_catch_all, route_match
@@ -33,7 +34,8 @@ from meshbus.compile.values import (
     string_matcher,
     uint32,
 )
-from meshbus.model.rows import Service
+from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject, Service
 
 CORS_FILTER = "envoy.filters.http.cors"
 FAULT_FILTER = "envoy.filters.http.fault"
@@ -95,6 +97,8 @@ class RouteContext:
     settings: MeshSettings
     service: Callable[[str], Service | None]
     """The service of a host, as the proxy sees it."""
+    read: Callable[[Key], ConfigObject | None]
+    """An object by key."""
     policy: Callable[[str, int, str], Conduct]
     """What the destination rules of (host, port, subset) ask of who calls it."""
 
@@ -129,41 +133,67 @@ def source_matches(match: dict[str, Any], context: RouteContext, namespace: str)
     return match.get("sourceNamespace") in (None, "", context.namespace)
 
 
-def http_routes(vs: Ref, context: RouteContext, report: Report) -> list[rc_pb2.Route]:
+class Made(NamedTuple):
+    """A route, and what it was made of."""
+
+    route: rc_pb2.Route
+    source: Key
+    path: str
+
+
+def http_routes(vs: Ref, context: RouteContext, report: Report) -> list[Made]:
     """Routes of a virtual service for one port, up to the first that catches everything.
 
     A rule that cannot be compiled is left out and reported; the others go on.
     """
-    out: list[rc_pb2.Route] = []
-    for index, rule in enumerate(vs.row.spec.get("http") or ()):
-        path = f"spec.http[{index}]"
-        matches = rule.get("match") or [None]
-        for number, match in enumerate(matches):
-            where = path if match is None else f"{path}.match[{number}]"
-            with report.guard(vs.key, where):
-                route = _route(vs, rule, match, path, where, context, report)
+    out: list[Made] = []
+    for item in http_rules(vs, context.read, context.settings, report):
+        for number, match in enumerate(item.rule.get("match") or [None]):
+            where = item.path if match is None else f"{item.path}.match[{number}]"
+            with report.guard(item.source.key, where):
+                route = _route(vs, item, match, where, context)
                 if route is None:
                     continue
-                out.append(route)
-                if match is None or is_catch_all(route.match):
+                out.append(Made(route, item.source.key, where))
+                if is_catch_all(route.match):
                     return out
     return out
 
 
+def joined_routes(made: Iterable[Made], report: Report) -> list[rc_pb2.Route]:
+    """Routes of several virtual services for one host, those of older ones first: in order, but the
+    one that catches everything at the end. Of two for the same requests the older's counts.
+
+    Source: Istio, buildGatewayHTTPRouteConfig and SortVHostRoutes; here for sidecars too.
+    """
+    seen: dict[bytes, Made] = {}
+    out: list[Made] = []
+    for item in made:
+        mark = item.route.match.SerializeToString(deterministic=True)
+        held = seen.setdefault(mark, item)
+        if held is item:
+            out.append(item)
+        elif held.source != item.source:
+            name = f"VirtualService {held.source.namespace}/{held.source.name}"
+            report.add(item.source, item.path, f"{name} of the same host is for these requests")
+    out.sort(key=lambda item: is_catch_all(item.route.match))
+    return [item.route for item in out]
+
+
 def _route(
     vs: Ref,
-    rule: dict[str, Any],
+    item: HttpRule,
     match: dict[str, Any] | None,
-    path: str,
     where: str,
     context: RouteContext,
-    report: Report,
 ) -> rc_pb2.Route | None:
+    rule, path, namespace = item.rule, item.path, item.source.row.namespace
     if match is not None:
         if match.get("port") and int(match["port"]) != context.port:
             return None
         if not source_matches(match, context, vs.row.namespace):
             return None
+    rule = {**rule, "headers": all_headers(rule)}
     name = str(rule.get("name") or "")
     if match is not None and match.get("name"):
         name = f"{name}.{match['name']}"
@@ -174,14 +204,12 @@ def _route(
         "virtual-service", vs.row.namespace, vs.row.name
     )
     authority = _apply_headers(route, rule.get("headers"))
-    if rule.get("delegate"):
-        raise NotCompiledError(f"{path}.delegate", "delegation has no effect yet")
     if rule.get("redirect"):
         _redirect(route, rule["redirect"], context, path)
     elif rule.get("directResponse"):
         _direct_response(route, rule["directResponse"], path)
     else:
-        _forward(vs, route, rule, authority, context, path, report)
+        _forward(route, rule, namespace, authority, context, path)
     route.decorator.operation = _operation(route, vs, context)
     if rule.get("fault"):
         route.typed_per_filter_config[FAULT_FILTER].CopyFrom(
@@ -225,16 +253,14 @@ def destination_cluster(
 
 
 def _forward(
-    vs: Ref,
     route: rc_pb2.Route,
     rule: dict[str, Any],
+    namespace: str,
     authority: str,
     context: RouteContext,
     path: str,
-    report: Report,
 ) -> None:
     action = route.route
-    namespace = vs.row.namespace
     action.timeout.CopyFrom(
         duration(rule["timeout"], f"{path}.timeout")
         if rule.get("timeout") is not None
@@ -262,7 +288,7 @@ def _forward(
             targets[0].get("destination") or {}, namespace, context, where
         )
         action.cluster = str(cluster)
-        own = _apply_headers(route, targets[0].get("headers"))
+        own = _apply_headers(route, all_headers(targets[0]))
         if own and not authority:
             action.host_rewrite_literal = own
         hashed = _hash(action, cluster, context)
@@ -277,7 +303,7 @@ def _forward(
             )
             entry = action.weighted_clusters.clusters.add(name=str(cluster))
             entry.weight.CopyFrom(uint32(weight))
-            own = _apply_headers(entry, target.get("headers"))
+            own = _apply_headers(entry, all_headers(target))
             if own:
                 entry.host_rewrite_literal = own
             _hash(action, cluster, context)
@@ -413,6 +439,23 @@ def _retry_conditions(text: str) -> tuple[str, list[int]]:
     return ",".join(names), codes
 
 
+def all_headers(spec: dict[str, Any]) -> dict[str, Any]:
+    """`headers` of a rule or destination, with what the fields of Istio 1.4 add to them."""
+    headers: dict[str, Any] = dict(spec.get("headers") or {})
+    for side, added, removed in (
+        ("request", ("appendHeaders", "appendRequestHeaders"), "removeRequestHeaders"),
+        ("response", ("appendResponseHeaders",), "removeResponseHeaders"),
+    ):
+        add = {k: v for field in added for k, v in (spec.get(field) or {}).items()}
+        remove = list(spec.get(removed) or ())
+        if add or remove:
+            own = dict(headers.get(side) or {})
+            own["add"] = {**add, **(own.get("add") or {})}
+            own["remove"] = [*(own.get("remove") or ()), *remove]
+            headers[side] = own
+    return headers
+
+
 def _apply_headers(target: Any, headers: dict[str, Any] | None) -> str:
     """Set, add and remove headers on a route or a weighted cluster. Returns the authority that they
     set, which Envoy changes by a rewrite instead."""
@@ -458,6 +501,8 @@ def _redirect(route: rc_pb2.Route, spec: dict[str, Any], context: RouteContext, 
         action.host_redirect = str(spec["authority"])
     if spec.get("uri"):
         action.path_redirect = str(spec["uri"])
+    elif spec.get("prefixRewrite"):
+        action.prefix_rewrite = str(spec["prefixRewrite"])
     if spec.get("scheme"):
         action.scheme_redirect = str(spec["scheme"])
     port = int(spec.get("port") or 0)

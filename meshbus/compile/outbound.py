@@ -297,6 +297,7 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
         tls=False,
         settings=reader.node(mesh),
         service=lambda host: reader.node(service_of, view.viewer, host),
+        read=reader.get,
         policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
     )
 

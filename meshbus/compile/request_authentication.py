@@ -130,6 +130,8 @@ def _provider(rule: Mapping[str, Any], keys: str) -> jwt_pb2.JwtProvider:
         forward=bool(rule.get("forwardOriginalToken")),
         forward_payload_header=str(rule.get("outputPayloadToHeader") or ""),
         payload_in_metadata=JWT_PAYLOAD,
+        # Routes may be chosen by claims, which are not known before this filter has run.
+        clear_route_cache=True,
         from_params=[str(p) for p in rule.get("fromParams") or ()],
         from_cookies=[str(c) for c in rule.get("fromCookies") or ()],
     )

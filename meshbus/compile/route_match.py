@@ -1,14 +1,33 @@
 """`http[].match` of a virtual service: which requests a route is for."""
 
+import re
 from typing import Any
 
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
+from envoy.type.matcher.v3 import metadata_pb2, value_pb2
 
+from meshbus.compile.authorization_matchers import (
+    JWT_METADATA,
+    JWT_PAYLOAD,
+    any_value,
+    metadata,
+)
 from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.values import boolean, is_presence, regex, string_matcher
 
 _ANY_PATH = rc_pb2.RouteMatch(prefix="/")
-_UNSUPPORTED_HEADER = "@request.auth.claims"
+_CLAIM = re.compile(r"@request\.auth\.claims(?:\.(?P<dotted>.+)|(?P<listed>(?:\[[^\]]+\])+))")
+
+
+def claim_of(name: str) -> list[str]:
+    """The claim of a token that a header match is about, `@request.auth.claims.a.b` or
+    `@request.auth.claims[a][b]`; empty: it is about a header."""
+    found = _CLAIM.fullmatch(name)
+    if found is None:
+        return []
+    if found["dotted"]:
+        return str(found["dotted"]).split(".")
+    return str(found["listed"])[1:-1].split("][")
 
 
 def route_match(match: dict[str, Any] | None, path: str) -> rc_pb2.RouteMatch:
@@ -25,10 +44,15 @@ def route_match(match: dict[str, Any] | None, path: str) -> rc_pb2.RouteMatch:
     headers = match.get("headers") or {}
     without = match.get("withoutHeaders") or {}
     for name in sorted({*headers, *without}):
-        if name.startswith(_UNSUPPORTED_HEADER):
-            raise NotCompiledError(
-                f"{path}.headers[{name}]", "routing by JWT claims has no effect yet"
-            )
+        claim = claim_of(name)
+        if claim:
+            for field, matches in (("headers", headers), ("withoutHeaders", without)):
+                if name in matches:
+                    where = f"{path}.{field}[{name}]"
+                    matched = claim_matcher(claim, matches[name], where)
+                    matched.invert = field == "withoutHeaders"
+                    out.dynamic_metadata.append(matched)
+            continue
         if name in headers:
             out.headers.append(header_matcher(name, headers[name], f"{path}.headers[{name}]"))
         if name in without:
@@ -65,6 +89,23 @@ def route_match(match: dict[str, Any] | None, path: str) -> rc_pb2.RouteMatch:
     return out
 
 
+def claim_matcher(
+    claim: list[str], match: dict[str, Any] | None, path: str
+) -> metadata_pb2.MetadataMatcher:
+    """A claim of the token that RequestAuthentication has found valid: its text, or one of them
+    when it is a list.
+
+    Source: Istio, "JWT claim based routing".
+    """
+    if match is None or is_presence(match):
+        return metadata(
+            JWT_METADATA, [JWT_PAYLOAD, *claim], value_pb2.ValueMatcher(present_match=True)
+        )
+    text = value_pb2.ValueMatcher(string_match=string_matcher(match, path))
+    listed = value_pb2.ValueMatcher(list_match=value_pb2.ListMatcher(one_of=text))
+    return metadata(JWT_METADATA, [JWT_PAYLOAD, *claim], any_value([listed, text]))
+
+
 def header_matcher(name: str, match: dict[str, Any] | None, path: str) -> rc_pb2.HeaderMatcher:
     """A header that is there, or whose value matches."""
     if match is None or is_presence(match):
@@ -78,7 +119,8 @@ def is_catch_all(match: rc_pb2.RouteMatch) -> bool:
     any_path = (specifier == "prefix" and match.prefix == "/") or (
         specifier == "safe_regex" and match.safe_regex.regex in {"*", ".*"}
     )
-    return any_path and not match.headers and not match.query_parameters
+    selective = match.headers or match.query_parameters or match.dynamic_metadata
+    return any_path and not selective
 
 
 def described(match: rc_pb2.RouteMatch) -> str:

@@ -15,10 +15,12 @@ from meshbus.compile.findings import Finding, Part, Report
 from meshbus.compile.http_routes import (
     Conduct,
     Labels,
+    Made,
     RouteContext,
     bound_gateways,
     default_route,
     http_routes,
+    joined_routes,
     labels_of,
 )
 from meshbus.compile.names import (
@@ -190,6 +192,7 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
         tls=False,
         settings=reader.node(mesh),
         service=lambda host: reader.node(service_of, view.viewer, host),
+        read=reader.get,
         policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
     )
 
@@ -197,14 +200,25 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
 # --------------------------------------------------------------------------- one host
 
 
-def virtual_service_tail(reader: Reader, key: Key, view: View, port: int) -> HostRoutes:
-    """Node: routes of one virtual service for sidecars of a view at one port."""
-    row = reader.get(key)
-    if row is None:
-        return HostRoutes(b"", (), ())
+def virtual_service_tail(
+    reader: Reader, keys: tuple[Key, ...], view: View, port: int
+) -> HostRoutes:
+    """Node: routes of the virtual services of one host for sidecars of a view at one port."""
     report = Report()
-    routes = http_routes(Ref(key, row), _context(reader, view, port), report)
-    return HostRoutes(encode_tail(routes) if routes else b"", (key,), report.findings())
+    context = _context(reader, view, port)
+    made: list[Made] = []
+    origins: dict[Key, None] = {}
+    for key in keys:
+        row = reader.get(key)
+        if row is None:
+            continue
+        own = http_routes(Ref(key, row), context, report)
+        if own:
+            made += own
+            origins.update(dict.fromkeys((key, *(m.source for m in own))))
+    routes = joined_routes(made, report)
+    tail = encode_tail(routes) if routes else b""
+    return HostRoutes(tail, tuple(origins), report.findings())
 
 
 def service_tail(
@@ -259,13 +273,10 @@ def encode_table(
 def _routes_of(
     reader: Reader, view: View, keys: tuple[Key, ...], port: int, report: Report
 ) -> HostRoutes | None:
-    """Routes of the oldest virtual service that has any for this port."""
-    for key in keys:
-        routes = reader.node(virtual_service_tail, key, view, port)
-        report.extend(routes.findings)
-        if routes.tail:
-            return routes
-    return None
+    """Routes of the virtual services of a host, None when they have none for this port."""
+    routes = reader.node(virtual_service_tail, keys, view, port)
+    report.extend(routes.findings)
+    return routes if routes.tail else None
 
 
 class _Table:

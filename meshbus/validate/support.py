@@ -12,7 +12,6 @@ import msgspec
 
 from meshbus.api.kinds import KindInfo, kind_of
 from meshbus.api.mesh.mesh_config import MeshConfig
-from meshbus.validate.http_headers import is_claim_match
 from meshbus.validate.report import Violation
 
 CODE = "Unsupported"
@@ -59,27 +58,8 @@ _TEMPLATES = frozenset({"quota", "listentry", "checknothing"})
 _POLICY = (
     "loadBalancer.localityLbSetting",
     "loadBalancer.zoneAwareLbSetting",
-    "outlierDetection.outlierDetectionHttpErrorCodes",
-    "tunnel",
-    "proxyProtocol",
-    "retryBudget",
-)
-_OLD_HEADERS = (
-    "appendHeaders",
-    "appendRequestHeaders",
-    "appendResponseHeaders",
-    "removeRequestHeaders",
-    "removeResponseHeaders",
 )
 _FIELDS: dict[str, tuple[str, ...]] = {
-    "VirtualService": (
-        "spec.http[].delegate",
-        "spec.http[].redirect.prefixRewrite",
-        "spec.tls[].match[].sourceSubnet",
-        "spec.tcp[].match[].sourceSubnet",
-        *(f"spec.http[].{field}" for field in _OLD_HEADERS),
-        *(f"spec.http[].route[].{field}" for field in _OLD_HEADERS[1:]),
-    ),
     "DestinationRule": tuple(
         f"{place}.{field}"
         for place in (
@@ -95,7 +75,6 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         "spec.servers[].tls.caCrl",
         "spec.servers[].defaultEndpoint",
     ),
-    "Service": ("spec.sessionAffinityConfig",),
     "Sidecar": (
         "spec.ingress[].tls",
         "spec.outboundTrafficPolicy.tls",
@@ -126,7 +105,6 @@ _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
         "spec.targetRef.kind": _ATTACHED_ELSEWHERE,
         "spec.targetRefs[].kind": _ATTACHED_ELSEWHERE,
     },
-    "Service": {"spec.sessionAffinity": ("ClientIP",)},
 }
 _MESH = frozenset(
     {
@@ -179,14 +157,7 @@ def _is_whole(info: KindInfo) -> bool:
 
 
 def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]:
-    if info.kind == "VirtualService":
-        for field in ("headers", "withoutHeaders"):
-            for path, headers in _at(document, f"spec.http[].match[].{field}"):
-                for name in headers if isinstance(headers, Mapping) else ():
-                    if is_claim_match(str(name)):
-                        message = f"routing by claims {_NOT_YET}"
-                        yield Violation(f"{path}[{name}]", CODE, message)
-    elif info.kind == "Sidecar":
+    if info.kind == "Sidecar":
         for path, bind in _at(document, "spec.egress[].bind"):
             if isinstance(bind, str) and bind.startswith("unix:"):
                 yield Violation(path, CODE, f"a Unix socket {_NOT_YET}")
