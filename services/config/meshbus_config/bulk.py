@@ -25,6 +25,8 @@ from meshbus_config.targets import dry_run, field_validation, flag
 MAX_DOCUMENTS = 10_000
 _MANY = 50
 """Objects whose planning would be felt by others in the process."""
+_GROUP = 250
+"""Objects of one change, where many are applied that need not be one."""
 MANAGER = "meshbus"
 _NAMED_FIRST = {
     kind: rank
@@ -175,7 +177,7 @@ class Bulk:
         if atomic:
             change = await self._at_once(items, step, results, user=user, dry=dry)
         else:
-            change = await self._one_by_one(items, step, results, user=user, dry=dry)
+            change = await self._in_groups(items, step, results, user=user, dry=dry)
         failed = any("error" in result for result in results)
         return respond(
             request,
@@ -190,20 +192,7 @@ class Bulk:
         """All of them as one change, or none. The id of the change; None when refused."""
 
         def plan(space: Space) -> Sequence[Plan]:
-            plans = []
-            for item in items:
-                try:
-                    one = step(space, item)
-                except ApiError as error:
-                    results[item.position] = _refused(item, error)
-                    continue
-                plans.append(one)
-                results[item.position] = _done(item, one)
-                # The next item sees this one: a namespace, and then what is in it.
-                world, _ = space.world.apply(
-                    Put(key, space.world.sequence, self._now(), row) for key, row in one.writes
-                )
-                space = space._replace(world=world)
+            plans = [one for _, one in self._plan_each(space, items, step, results)]
             if any("error" in result for result in results):
                 for result in results:
                     if "error" not in result:
@@ -220,10 +209,61 @@ class Bulk:
             results[item.position] = _done(item, one)
         return _change_of([written])
 
-    async def _one_by_one(
+    def _plan_each(
+        self, space: Space, items: list[Item], step: Step, results: list[dict[str, Any]]
+    ) -> list[tuple[Item, Plan]]:
+        """The plan of each item that is not refused, each on the world as those before leave it: a
+        namespace, and then what is in it."""
+        plans = []
+        for item in items:
+            try:
+                one = step(space, item)
+            except ApiError as error:
+                results[item.position] = _refused(item, error)
+                continue
+            plans.append((item, one))
+            results[item.position] = _done(item, one)
+            world, _ = space.world.apply(
+                Put(key, space.world.sequence, self._now(), row) for key, row in one.writes
+            )
+            space = space._replace(world=world)
+        return plans
+
+    async def _in_groups(
         self, items: list[Item], step: Step, results: list[dict[str, Any]], *, user: str, dry: bool
     ) -> int | None:
-        """Each as a change of its own, as kubectl does; the id of the last one."""
+        """As many as can be. Many are written in changes of `_GROUP` objects, few one by one, as
+        kubectl does; the id of the last change."""
+        if len(items) < _MANY:
+            return _change_of(await self._one_by_one(items, step, results, user=user, dry=dry))
+        done = []
+        for start in range(0, len(items), _GROUP):
+            group = items[start : start + _GROUP]
+            planned: list[tuple[Item, Plan]] = []
+
+            def plan(
+                space: Space,
+                group: list[Item] = group,
+                planned: list[tuple[Item, Plan]] = planned,
+            ) -> Sequence[Plan]:
+                planned[:] = self._plan_each(space, group, step, results)
+                return _merged([one for _, one in planned])
+
+            try:
+                written = await self._store.write(plan, user=user, dry_run=dry, in_thread=True)
+            except ApiError:
+                # One that is too large for the bus, say, must not take its group with it.
+                done += await self._one_by_one(group, step, results, user=user, dry=dry)
+                continue
+            done.append(written)
+            for (item, _), one in zip(planned, written.plans, strict=True):
+                results[item.position] = _done(item, one)
+        return _change_of(done)
+
+    async def _one_by_one(
+        self, items: list[Item], step: Step, results: list[dict[str, Any]], *, user: str, dry: bool
+    ) -> list[Written]:
+        """Each as a change of its own."""
         done = []
         for item in items:
             try:
@@ -237,7 +277,7 @@ class Bulk:
                 continue
             done.append(written)
             results[item.position] = _done(item, written.plans[0])
-        return _change_of(done)
+        return done
 
 
 def _merged(plans: list[Plan]) -> list[Plan]:

@@ -310,6 +310,30 @@ async def test_a_refused_object_says_so_until_it_is_no_longer(api, gateway):
     await until(lambda: condition("True"))
 
 
+async def test_many_are_written_in_few_changes_and_a_bad_one_harms_no_other(api):
+    def config_map(name, text="x"):
+        return {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name},
+            "data": {"a": text},
+        }
+
+    documents = [config_map(f"m{index}") for index in range(60)]
+    documents[7] = {**config_map("Not-A-Name"), "metadata": {"name": "Not A Name"}}
+    answer = (await api.apply(*documents, atomic="false")).json()
+    actions = [result["action"] for result in answer["results"]]
+    assert actions == ["created"] * 7 + ["failed"] + ["created"] * 52
+    changes = (await api.client.get("/v1/changes")).json()["changes"]
+    assert len(changes[0]["objects"]) == 59
+    documents[8] = config_map("m8", "x" * 4_500_000)
+    documents[9] = config_map("m9", "y")
+    answer = (await api.apply(*documents, atomic="false")).json()
+    actions = [result["action"] for result in answer["results"]]
+    assert actions == ["unchanged"] * 7 + ["failed", "failed", "configured"] + ["unchanged"] * 50
+    assert answer["results"][8]["error"]["code"] == 413
+
+
 async def test_what_is_named_and_not_there_is_warned_of_and_on_the_status(api):
     dangling_route = virtual_service()
     dangling_route["spec"] = {
