@@ -266,26 +266,30 @@ def asked(reader: Reader, keys: tuple[Key, ...]) -> Asked:
 def authorization_filters(reader: Reader, policies: Policies) -> Part:
     """Node: configurations of every slot, for workloads that follow these policies."""
     custom = reader.node(asked, policies.custom)
-    resources: list[Resource] = []
-    findings: list[Finding] = [*custom.findings]
+    parts = []
     for tcp in (False, True):
-        sets = {
-            "audit": reader.node(rule_set, AUDIT, policies.audit, (), tcp),
-            "deny": reader.node(rule_set, DENY, policies.deny, custom.refused, tcp),
-            "allow": reader.node(rule_set, ALLOW, policies.allow, (), tcp),
-        }
-        origins = {
-            "audit": policies.audit,
-            "deny": (*policies.deny, *custom.refused),
-            "allow": policies.allow,
-        }
-        base = RBAC_NETWORK if tcp else RBAC_HTTP
-        for name, made in sets.items():
-            findings += made.findings
-            resources.append(_resource(reader, f"{base}.{name}", _rbac(made, tcp), origins[name]))
         if reader.node(any_provider):
-            resources += _asking(reader, custom, tcp)
-    return Part(tuple(resources), tuple(sorted(set(findings))))
+            parts.append(reader.node(asking_filters, policies.custom, tcp))
+        parts += [
+            reader.node(rbac_filter, AUDIT, policies.audit, (), tcp),
+            reader.node(rbac_filter, DENY, policies.deny, custom.refused, tcp),
+            reader.node(rbac_filter, ALLOW, policies.allow, (), tcp),
+        ]
+    findings = {finding for part in parts for finding in part.findings}
+    return Part(
+        tuple(resource for part in parts for resource in part.resources),
+        tuple(sorted(findings.union(custom.findings))),
+    )
+
+
+def rbac_filter(
+    reader: Reader, action: str, keys: tuple[Key, ...], refused: tuple[Key, ...], tcp: bool
+) -> Part:
+    """Node: the RBAC filter of one action; arguments as those of `rule_set`."""
+    made = reader.node(rule_set, action, keys, refused, tcp)
+    name = f"{RBAC_NETWORK if tcp else RBAC_HTTP}.{action.lower()}"
+    resource = _resource(reader, name, _rbac(made, tcp), (*keys, *refused))
+    return Part((resource,), made.findings)
 
 
 def _rbac(made: RuleSet, tcp: bool) -> Any:
@@ -299,9 +303,10 @@ def _rbac(made: RuleSet, tcp: bool) -> Any:
     return out
 
 
-def _asking(reader: Reader, custom: Asked, tcp: bool) -> list[Resource]:
-    """The filter that finds what is asked about, and the one that asks; without a CUSTOM policy
-    both do nothing."""
+def asking_filters(reader: Reader, keys: tuple[Key, ...], tcp: bool) -> Part:
+    """Node: the filter that finds what is asked about, and the one that asks, for CUSTOM policies;
+    without one both do nothing."""
+    custom = reader.node(asked, keys)
     base, ask = (RBAC_NETWORK, ASK_NETWORK) if tcp else (RBAC_HTTP, ASK_HTTP)
     finder: Any = network_rbac_pb2.RBAC(stat_prefix="tcp.") if tcp else http_rbac_pb2.RBAC()
     asker = finder
@@ -320,10 +325,12 @@ def _asking(reader: Reader, custom: Asked, tcp: bool) -> list[Resource]:
         finder.shadow_rules.CopyFrom(rbac_pb2.RBAC(action=rbac_pb2.RBAC.DENY, policies=rules))
         finder.shadow_rules_stat_prefix = SHADOW_PREFIX
         asker = message
-    return [
-        _resource(reader, f"{base}.custom", finder, custom.keys),
-        _resource(reader, ask, asker, custom.keys),
-    ]
+    return Part(
+        (
+            _resource(reader, f"{base}.custom", finder, custom.keys),
+            _resource(reader, ask, asker, custom.keys),
+        )
+    )
 
 
 def _resource(reader: Reader, name: str, config: Any, origins: tuple[Key, ...]) -> Resource:
