@@ -3,4 +3,30 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "gateway"))
+import pytest_asyncio
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "gateway")]
+
+from gateway_mesh import Mesh, envoy_binary  # noqa: E402 - only now on the path
+from security_mesh import serving  # noqa: E402
+
+
+@pytest_asyncio.fixture
+async def mesh(bus_for, tmp_path):
+    envoy_binary()
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    buses = {identity: await bus_for(identity) for identity in identities}
+    running = Mesh(tmp_path, buses, bus_for)
+    await running.start()
+    try:
+        await running.start_gateway()
+        yield running
+    finally:
+        await running.close()
+
+
+@pytest_asyncio.fixture
+async def served(mesh):
+    """A client and a server whose requests are answered."""
+    async with serving(mesh) as pair:
+        yield pair
