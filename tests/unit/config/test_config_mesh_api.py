@@ -331,7 +331,7 @@ async def test_many_are_written_in_few_changes_and_a_bad_one_harms_no_other(api)
     answer = (await api.apply(*documents, atomic="false")).json()
     actions = [result["action"] for result in answer["results"]]
     assert actions == ["unchanged"] * 7 + ["failed", "failed", "configured"] + ["unchanged"] * 50
-    assert answer["results"][8]["error"]["code"] == 413
+    assert answer["results"][8]["error"]["code"] == 422
 
 
 async def test_what_is_named_and_not_there_is_warned_of_and_on_the_status(api):
