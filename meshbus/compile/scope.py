@@ -242,7 +242,8 @@ def _with_ports(ref: Ref, ports: Mapping[int, ServicePort]) -> Ref:
 
 def reachable_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     """Node: `visible_services`, and what a proxy must have clusters for besides: services behind
-    an HTTP proxy port of the Sidecar, and destinations of the virtual services that it imports.
+    an HTTP proxy port of the Sidecar, every port of what is imported without a port, and
+    destinations of the virtual services that it imports.
 
     Source: Istio, SidecarScope: destinations of imported virtual services are imported.
     """
@@ -250,8 +251,11 @@ def reachable_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
         return reader.node(visible_services, viewer)
     found = dict(reader.node(visible_services, viewer))
     for egress in viewer.egress:
-        if egress.protocol == HTTP_PROXY:
-            found.update(reader.node(egress_services, viewer.namespace, egress.hosts))
+        if egress.port and egress.protocol != HTTP_PROXY:
+            continue
+        for host, ref in reader.node(egress_services, viewer.namespace, egress.hosts).items():
+            if host not in found or found[host].key == ref.key:
+                found[host] = ref
     for host, numbers in reader.node(routed_destinations, viewer).items():
         if host in found:
             continue

@@ -155,7 +155,13 @@ def test_a_port_of_egress_narrows_services_to_it() -> None:
     assert names == {
         f"outbound|80||{host('api', 'bank')}",
         f"outbound|25||{host('mail', 'tools')}",
+        f"outbound|80||{host('mail', 'tools')}",
     }
+    # A route of the one listener may lead there; a request for it does not.
+    table = RouteConfiguration.FromString(routed(compiled(mesh, front()), "80"))
+    domains = {d for v in table.virtual_hosts for d in v.domains}
+    assert host("api", "bank") in domains
+    assert host("mail", "tools") not in domains
 
 
 def test_destinations_of_an_imported_virtual_service_are_reached() -> None:
