@@ -260,12 +260,11 @@ def reachable_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
         if host in found:
             continue
         seen = reader.node(exported_host, host).seen_from(viewer.namespace)
-        ref = _best(seen, viewer.namespace).get(host)
-        if ref is None:
-            continue
-        wanted = {p.number: p for p in ref.row.ports if 0 in numbers or p.number in numbers}
-        if wanted:
-            found[host] = _with_ports(ref, wanted)
+        for chosen in _best(seen, viewer.namespace).values():
+            ports = chosen.row.ports
+            wanted = {p.number: p for p in ports if 0 in numbers or p.number in numbers}
+            if wanted:
+                found[host] = _with_ports(chosen, wanted)
     return {host: found[host] for host in sorted(found)}
 
 
@@ -276,16 +275,20 @@ def routed_destinations(reader: Reader, viewer: Viewer) -> dict[str, frozenset[i
         gateways = ref.row.spec.get("gateways")
         if gateways and MESH_GATEWAY not in gateways:
             continue
-        for destination in _destinations(ref.row.spec):
+        for destination in _destinations(ref.row.spec, viewer.namespace):
             host = fqdn(str(destination.get("host") or ""), ref.row.namespace)
             port = (destination.get("port") or {}).get("number") or 0
             found.setdefault(host, set()).add(int(port))
     return {host: frozenset(found[host]) for host in sorted(found)}
 
 
-def _destinations(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+def _destinations(spec: Mapping[str, Any], namespace: str) -> Iterable[Mapping[str, Any]]:
+    """Destinations of the routes that a namespace's workloads may take."""
     for section in ("http", "tls", "tcp"):
         for rule in spec.get(section) or ():
+            matches = rule.get("match") or ({},)
+            if all(m.get("sourceNamespace") not in (None, "", namespace) for m in matches):
+                continue
             for target in (*(rule.get("route") or ()), *(rule.get("mirrors") or ())):
                 yield target.get("destination") or {}
             if rule.get("mirror"):

@@ -183,6 +183,24 @@ def test_destinations_of_an_imported_virtual_service_are_reached() -> None:
     assert host("pay", "bank") not in {d for v in table.virtual_hosts for d in v.domains}
 
 
+def test_destinations_of_routes_for_other_namespaces_are_not_reached() -> None:
+    def to(name: str, namespace: str) -> dict[str, Any]:
+        return {"route": [{"destination": {"host": host(name, namespace)}}]}
+
+    spec = {
+        "hosts": [host("cart", "shop")],
+        "http": [
+            {"match": [{"sourceNamespace": "tools"}], **to("ledger", "bank")},
+            {"match": [{"sourceNamespace": "shop"}], **to("pay", "bank")},
+            to("cart", "shop"),
+        ],
+    }
+    route = config("VirtualService", "cart", spec, "shop")
+    seen = hosts(compiled(rows(MESH, route, egress("./*")), front()))
+    assert host("pay", "bank") in seen
+    assert host("ledger", "bank") not in seen
+
+
 def test_outbound_traffic_policy_of_the_sidecar_wins_over_the_mesh() -> None:
     def unknown(policy: dict[str, Any] | None, mode: str) -> bytes:
         spec = {} if policy is None else {"outboundTrafficPolicy": policy}
