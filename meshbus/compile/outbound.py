@@ -97,6 +97,10 @@ class Plan(NamedTuple):
     bound: tuple[Bound, ...]
     shared: tuple[tuple[int, SharedPort], ...]
 
+    def placed(self) -> tuple[tuple[int, SharedPort], ...]:
+        """Those that bind their port."""
+        return tuple((port, shared) for port, shared in self.shared if not shared.captured)
+
     def route_names(self) -> tuple[tuple[str, str, int], ...]:
         """(name, host, port) of the route configurations that the listeners ask for; the host is
         empty for those that are shared by a port."""
@@ -221,10 +225,21 @@ def captured_listeners(reader: Reader, view: View, service: str) -> Part:
             taken.add(name)
             out.append(_bound_listener(reader, view, name, bound, reporting, report))
     for port, shared in plan.shared:
-        if shared.http_proxy:
-            out.append(_proxy_listener(reader, shared.bind, port, str(port), reporting))
-            continue
         out.append(_shared_listener(reader, view, port, shared, reporting, report))
+    resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
+    return Part(resources, report.findings())
+
+
+def placed_listeners(reader: Reader, view: View, own_address: str, service: str) -> Part:
+    """Node: listeners of a Sidecar that bind their port, for a proxy whose traffic is not captured.
+    Without `bind` that is at the address at which the application reaches its proxy."""
+    report = Report()
+    reporting = reporting_of(reader, LOG_OUTBOUND, service, view.namespace)
+    out = []
+    for port, shared in reader.node(capture_plan, view).placed():
+        bind = own_address if shared.bind == LOCAL else shared.bind
+        placed = shared._replace(bind=bind)
+        out.append(_shared_listener(reader, view, port, placed, reporting, report))
     resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
     return Part(resources, report.findings())
 
@@ -381,6 +396,8 @@ def _shared_listener(
     reporting: Reporting,
     report: Report,
 ) -> listener_pb2.Listener:
+    if shared.http_proxy:
+        return _proxy_listener(reader, shared.bind, port, str(port), reporting)
     addresses = (shared.bind,) if shared.bind else any_address(view.ipv6)
     name = listener_name(addresses[0], port)
     out = _listener(name, addresses, port, not shared.captured)

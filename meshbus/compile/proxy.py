@@ -24,7 +24,12 @@ from meshbus.compile.inbound import (
     virtual_inbound,
 )
 from meshbus.compile.layers import Layer
-from meshbus.compile.outbound import captured_listeners, http_proxy_listener
+from meshbus.compile.outbound import (
+    capture_plan,
+    captured_listeners,
+    http_proxy_listener,
+    placed_listeners,
+)
 from meshbus.compile.proxy_keys import (
     CAPTURE_PROXY,
     ROUTER,
@@ -47,7 +52,12 @@ from meshbus.compile.shared_parts import (
 )
 from meshbus.compile.sidecars import sidecar_of, unknown_traffic, viewer_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
-from meshbus.compile.virtual_hosts import View, http_proxy_routes, source_selectors
+from meshbus.compile.virtual_hosts import (
+    View,
+    http_proxy_routes,
+    port_routes,
+    source_selectors,
+)
 
 Resources = Mapping[str, Resource]
 
@@ -149,12 +159,16 @@ def proxy_listeners(
     bind, port = http_proxy
     if port:
         parts.append(reader.node(http_proxy_listener, view, bind, port, service))
+    parts.append(reader.node(placed_listeners, view, bind, service))
     return merged(parts)
 
 
-def proxied_routes(reader: Reader, view: View) -> SharedPart:
-    """Node: the route configuration of the HTTP proxy listener."""
-    return merged([reader.node(http_proxy_routes, view)])
+def proxied_routes(reader: Reader, view: View, http_proxy: bool) -> SharedPart:
+    """Node: route configurations of the HTTP proxy listener, and of ports of the Sidecar's."""
+    parts = [reader.node(http_proxy_routes, view)] if http_proxy else []
+    placed = reader.node(capture_plan, view).placed()
+    parts += [reader.node(port_routes, view, port) for port, shared in placed if shared.http]
+    return merged(parts)
 
 
 # --------------------------------------------------------------------------- proxies
@@ -193,8 +207,7 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     else:
         http_proxy = (proxy.http_proxy_address or "127.0.0.1", proxy.http_proxy_port)
         listeners = (Ask(proxy_listeners, (inbound, proxy.ips, view, http_proxy, name)),)
-        if proxy.http_proxy_port:
-            routes = (Ask(proxied_routes, (view,)), *routes)
+        routes = (Ask(proxied_routes, (view, proxy.http_proxy_port > 0)), *routes)
     return Plan(
         (
             (CDS, (clusters, Ask(own_clusters, (inbound, app_address)))),

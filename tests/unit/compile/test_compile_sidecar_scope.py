@@ -366,3 +366,20 @@ def test_an_http_proxy_port_reaches_its_hosts_at_every_port() -> None:
     assert f"outbound|9080||{host('ledger', 'bank')}" in made.clusters
     domains = {d for v in made.routes["9080"]["virtualHosts"] for d in v["domains"]}
     assert host("pay", "bank") not in domains
+
+
+def test_ports_of_a_sidecar_where_traffic_is_not_captured() -> None:
+    spec = {
+        "egress": [
+            {"port": {"number": 9080, "protocol": "HTTP"}, "captureMode": "NONE", "hosts": ["./*"]},
+            {"port": {"number": 81, "protocol": "HTTP"}, "hosts": ["./*"]},
+            {"hosts": ["bank/*"]},
+        ]
+    }
+    own = {"capture": "proxy", "http_proxy_address": "127.0.7.1", "http_proxy_port": 3000}
+    mesh = rows(MESH, config("Sidecar", "default", spec, "shop"))
+    made = Rendered(mesh, front(**own))
+    outbound = {n for n, made in made.listeners.items() if made["trafficDirection"] == "OUTBOUND"}
+    assert outbound == {"127.0.7.1_9080", "127.0.7.1_3000"}
+    assert set(made.routes) - {"inbound|9080||"} == {"9080", "http_proxy"}
+    assert made.virtual_host("9080", host("cart", "shop"))
