@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from meshbus.compile.engine import Reader
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.model.rows import Service
-from meshbus.model.world import Query
+from meshbus.model.world import TRAFFIC_DISTRIBUTION, Query
 
 REGION = "topology.kubernetes.io/region"
 ZONE = "topology.kubernetes.io/zone"
@@ -18,8 +18,6 @@ SUB_ZONE = "topology.istio.io/subzone"
 NETWORK = "topology.istio.io/network"
 CLUSTER = "topology.istio.io/cluster"
 HOSTNAME = "kubernetes.io/hostname"
-DISTRIBUTION = "networking.istio.io/traffic-distribution"
-"""Annotation of a service; its `spec.trafficDistribution` counts the same."""
 _CLOSE = (NETWORK, REGION, ZONE, SUB_ZONE)
 _DISTRIBUTIONS = {
     "PreferClose": _CLOSE,
@@ -145,7 +143,7 @@ def ranking_of(policy: Mapping[str, Any], settings: MeshSettings, row: Service) 
 
 def distribution_of(row: Service) -> tuple[str, ...]:
     """Labels by which a service's trafficDistribution ranks; empty without one."""
-    return _DISTRIBUTIONS.get(row.annotations.get(DISTRIBUTION, ""), ())
+    return _DISTRIBUTIONS.get(row.annotations.get(TRAFFIC_DISTRIBUTION, ""), ())
 
 
 def place_of(
@@ -162,29 +160,19 @@ def place_of(
 
 def ranking_labels(reader: Reader) -> frozenset[str] | None:
     """Node: labels that some `failoverPriority` names; None: nothing ranks by place."""
-    found = [_labels_in(reader.node(mesh).locality_lb)]
-    namespaces = {e.key.namespace for e in reader.entries(Query("reg.namespaces", "all", None))}
-    for table in ("cfg.destinationrules", "reg.services"):
-        namespaces |= {e.key.namespace for e in reader.entries(Query(table, "all", None))}
-    found += [reader.node(namespace_ranking_labels, n) for n in sorted(namespaces)]
-    given = [labels for labels in found if labels is not None]
-    return frozenset().union(*given) if given else None
-
-
-def namespace_ranking_labels(reader: Reader, namespace: str) -> frozenset[str] | None:
-    """Node: the same of the rules and services of one namespace."""
-    found: set[str] = set()
-    ranks = False
-    for entry in reader.entries(Query("cfg.destinationrules", "namespace", namespace)):
+    common = _labels_in(reader.node(mesh).locality_lb)
+    rules = reader.entries(Query("cfg.destinationrules", "ranking", True))
+    services = reader.entries(Query("reg.services", "ranking", True))
+    if common is None and not rules and not services:
+        return None
+    found = set(common or ())
+    for entry in rules:
         for policy in _policies(entry.row.spec):
             setting = (policy.get("loadBalancer") or {}).get("localityLbSetting")
-            ranks |= setting is not None or policy.get("outlierDetection") is not None
             found |= _labels_in(setting or {}) or set()
-    for entry in reader.entries(Query("reg.services", "namespace", namespace)):
-        labels = distribution_of(entry.row)
-        ranks |= bool(labels)
-        found.update(labels)
-    return frozenset(found) if ranks else None
+    for entry in services:
+        found.update(distribution_of(entry.row))
+    return frozenset(found)
 
 
 def _labels_in(setting: Mapping[str, Any]) -> frozenset[str] | None:

@@ -24,6 +24,7 @@ from meshbus.compile.inbound import (
     virtual_inbound,
 )
 from meshbus.compile.layers import Layer
+from meshbus.compile.locality import place_of
 from meshbus.compile.outbound import (
     capture_plan,
     captured_listeners,
@@ -177,9 +178,10 @@ def proxied_routes(reader: Reader, view: View, http_proxy: bool) -> SharedPart:
 def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     """Node: which parts a proxy's snapshot is put together from."""
     view = outbound_view(reader, proxy)
-    style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack)
+    place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster)
+    style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack, place)
     clusters = Ask(outbound_clusters, (view, style))
-    endpoints = Ask(outbound_assignments, (view, proxy.captured))
+    endpoints = Ask(outbound_assignments, (view, proxy.captured, place))
     filters = Ask(workload_extensions, (proxy.namespace, proxy.labels))
     if proxy.type == ROUTER:
         binds = proxy.ips if proxy.capture == CAPTURE_PROXY else ()

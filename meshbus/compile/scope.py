@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.names import MESH_GATEWAY, covers, fqdn, is_wildcard, most_specific, overlaps
+from meshbus.compile.names import MESH_GATEWAY, covers, fqdn, is_wildcard, overlaps
 from meshbus.compile.settings import mesh
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Service, ServicePort
@@ -275,11 +275,23 @@ def routed_destinations(reader: Reader, viewer: Viewer) -> dict[str, frozenset[i
         gateways = ref.row.spec.get("gateways")
         if gateways and MESH_GATEWAY not in gateways:
             continue
-        for destination in _destinations(ref.row.spec, viewer.namespace):
-            host = fqdn(str(destination.get("host") or ""), ref.row.namespace)
-            port = (destination.get("port") or {}).get("number") or 0
-            found.setdefault(host, set()).add(int(port))
+        for holder in (ref.row, *_delegates(reader, ref)):
+            for destination in _destinations(holder.spec, viewer.namespace):
+                host = fqdn(str(destination.get("host") or ""), holder.namespace)
+                port = (destination.get("port") or {}).get("number") or 0
+                found.setdefault(host, set()).add(int(port))
     return {host: frozenset(found[host]) for host in sorted(found)}
+
+
+def _delegates(reader: Reader, vs: Ref) -> Iterable[ConfigObject]:
+    for rule in vs.row.spec.get("http") or ():
+        delegate = rule.get("delegate")
+        if delegate:
+            namespace = str(delegate.get("namespace") or vs.row.namespace)
+            key = vs.key._replace(namespace=namespace, name=str(delegate.get("name") or ""))
+            row = reader.get(key)
+            if row is not None:
+                yield row
 
 
 def _destinations(spec: Mapping[str, Any], namespace: str) -> Iterable[Mapping[str, Any]]:
@@ -379,6 +391,22 @@ class RuleHosts(NamedTuple):
     wildcards: tuple[str, ...]
 
 
+class Consolidated(NamedTuple):
+    """Rules of one host that are merged: those with equal audience and selector."""
+
+    audience: frozenset[str]
+    """`exportTo`; `.` stands for the namespace of the rules."""
+    selector: tuple[tuple[str, str], ...] | None
+    """`workloadSelector`; None: every workload."""
+    keys: tuple[Key, ...]
+    """Older first."""
+
+    def shown_to(self, viewer: str, owner: str) -> bool:
+        """Proxies of `viewer` see rules of `owner`."""
+        names = self.audience
+        return "*" in names or viewer in names or ("." in names and viewer == owner)
+
+
 def destination_rules(reader: Reader, namespace: str) -> dict[str, tuple[Ref, ...]]:
     """Node: destination rules of a namespace by full host, older first."""
     found: dict[str, list[Ref]] = {}
@@ -403,37 +431,87 @@ def rules_of_host(reader: Reader, namespace: str, host: str) -> tuple[Ref, ...]:
     return reader.node(destination_rules, namespace).get(host, ())
 
 
+def _selector(ref: Ref) -> tuple[tuple[str, str], ...] | None:
+    selector = ref.row.spec.get("workloadSelector")
+    if not selector:
+        return None
+    return tuple(sorted((str(k), str(v)) for k, v in (selector.get("matchLabels") or {}).items()))
+
+
+def consolidated_rules(reader: Reader, namespace: str, host: str) -> tuple[Consolidated, ...]:
+    """Node: rules of a host in a namespace, grouped into those that are merged, older first.
+
+    A rule joins the older ones of its selector if it is shown to all who see those; it also stands
+    alone for those whom it alone is shown to. A rule for all workloads joins older ones for some.
+    Unlike Istio, what is meant for some workloads is never merged into what holds for all.
+    """
+    default = reader.node(mesh).destination_rule_export_to
+    out: list[Consolidated] = []
+    for ref in reader.node(rules_of_host, namespace, host):
+        audience = frozenset(export_to(ref.row, default))
+        selector = _selector(ref)
+        alone = True
+        for index, held in enumerate(out):
+            joins = held.selector == selector
+            if held.audience != audience and not audience >= held.audience:
+                continue
+            if joins or selector is None:
+                out[index] = held._replace(keys=(*held.keys, ref.key))
+                alone &= not (joins and held.audience == audience)
+        if alone:
+            out.append(Consolidated(audience, selector, (ref.key,)))
+    return tuple(out)
+
+
 def find_rules(
     reader: Reader, viewer: str, owner: str, host: str, selected: frozenset[Key]
 ) -> tuple[Key, ...]:
     """Rules that proxies of `viewer` follow for a host whose service lives in `owner`.
 
-    Searched in the viewer's namespace, the service's, the root's; the first that has a rule for the
-    host, or for the longest wildcard that covers it, decides. Rules with a workloadSelector count
-    when they are in `selected`. More than one rule of a host: older first, merged by the reader.
-    Source: Istio, DestinationRule reference and `PushContext.destinationRule`.
+    Searched in the viewer's namespace, the service's, the root's; the first that shows a rule for
+    the host, or for the longest wildcard that covers it, decides. Proxies of the root namespace
+    look there first only for rules that are private to it, so that rules for the whole mesh do not
+    hide those of the services. Of the merged rules one group counts: that which selects the
+    workload (its rules are in `selected`), else that for all; of several the oldest.
     """
-    settings = reader.node(mesh)
-    searched: set[str] = set()
-    for namespace in (viewer, owner, settings.root_namespace):
-        if namespace in searched:
-            continue
-        searched.add(namespace)
-        hosts = reader.node(rule_hosts, namespace)
-        pattern = host if host in hosts.exact else most_specific(hosts.wildcards, host)
-        if pattern is None:
-            continue
-        keys = []
-        for ref in reader.node(rules_of_host, namespace, pattern):
-            targets = export_to(ref.row, settings.destination_rule_export_to)
-            shown = "*" in targets or viewer in targets or (viewer == namespace and "." in targets)
-            if namespace != viewer and not shown:
-                continue
-            if ref.row.spec.get("workloadSelector") and ref.key not in selected:
-                continue
-            keys.append(ref.key)
+    root = reader.node(mesh).root_namespace
+    places = [(namespace, False) for namespace in dict.fromkeys((viewer, owner, root))]
+    if viewer == root:
+        places = [(root, True), *((n, False) for n in dict.fromkeys((owner, root)))]
+    for namespace, private in places:
+        keys = _rules_in(reader, namespace, viewer, host, selected, private)
         if keys:
-            return tuple(keys)
+            return keys
+    return ()
+
+
+def _rules_in(
+    reader: Reader,
+    namespace: str,
+    viewer: str,
+    host: str,
+    selected: frozenset[Key],
+    private: bool,
+) -> tuple[Key, ...]:
+    """The rules of the most specific host of a namespace that has any for the viewer."""
+    hosts = reader.node(rule_hosts, namespace)
+    patterns = [host] if host in hosts.exact else []
+    patterns += sorted((w for w in hosts.wildcards if covers(w, host)), key=len, reverse=True)
+    for pattern in patterns:
+        shown = [
+            held
+            for held in reader.node(consolidated_rules, namespace, pattern)
+            if held.shown_to(viewer, namespace) and not (private and held.audience != {"."})
+        ]
+        if not shown:
+            continue
+        for held in shown:
+            if held.selector is not None and namespace == viewer and held.keys[0] in selected:
+                return held.keys
+        for held in shown:
+            if held.selector is None:
+                return held.keys
+        return ()
     return ()
 
 

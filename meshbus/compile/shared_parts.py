@@ -7,14 +7,15 @@ that, which other views that reach the same share.
 from collections.abc import Iterable
 
 from meshbus.compile.clusters import ClusterStyle, fixed_clusters, service_clusters
-from meshbus.compile.endpoints import service_assignments
+from meshbus.compile.endpoints import ranks_by_place, service_assignments
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part
 from meshbus.compile.gateways import SecretNeed, router_resources
 from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
+from meshbus.compile.locality import Place
 from meshbus.compile.outbound import capture_plan
 from meshbus.compile.proxy_keys import ProxyKeys
-from meshbus.compile.reach import Reach, reaches
+from meshbus.compile.reach import Reach, Reached, reaches
 from meshbus.compile.resources import LDS, RDS, Resource
 from meshbus.compile.security_filters import Security, security_extensions, security_of
 from meshbus.compile.virtual_hosts import View, port_routes, sniffed_routes
@@ -67,18 +68,30 @@ def merged(parts: Iterable[Part | SharedPart]) -> SharedPart:
 
 def reach_clusters(reader: Reader, reach: Reach, style: ClusterStyle) -> SharedPart:
     """Node: clusters of one namespace's services."""
-    return merged(
-        m.limited(reader.node(service_clusters, m.service, m.rules, style)) for m in reach.members
-    )
+    parts = []
+    for m in reach.members:
+        own = style._replace(place=_place_for(reader, m, style.place))
+        parts.append(m.limited(reader.node(service_clusters, m.service, m.rules, own)))
+    return merged(parts)
 
 
-def reach_assignments(reader: Reader, reach: Reach, captured: bool) -> SharedPart:
+def reach_assignments(
+    reader: Reader, reach: Reach, captured: bool, place: Place | None
+) -> SharedPart:
     """Node: endpoints of one namespace's services, for those clusters that take them by EDS."""
-    return merged(
-        m.limited(reader.node(service_assignments, m.service, m.rules))
-        for m in reach.members
-        if reader.node(takes_endpoints, m.service, captured)
-    )
+    parts = []
+    for m in reach.members:
+        if reader.node(takes_endpoints, m.service, captured):
+            own = _place_for(reader, m, place)
+            parts.append(m.limited(reader.node(service_assignments, m.service, m.rules, own)))
+    return merged(parts)
+
+
+def _place_for(reader: Reader, member: Reached, place: Place | None) -> Place | None:
+    """The place of a proxy, for a service whose endpoints are ranked by it."""
+    if place is None or not reader.node(ranks_by_place, member.service, member.rules):
+        return None
+    return place
 
 
 def takes_endpoints(reader: Reader, service: Key, captured: bool) -> bool:
@@ -92,12 +105,14 @@ def takes_endpoints(reader: Reader, service: Key, captured: bool) -> bool:
 def joined_clusters(reader: Reader, reached: tuple[Reach, ...], style: ClusterStyle) -> SharedPart:
     """Node: clusters of all that is reached, and the fixed ones."""
     parts = [reader.node(reach_clusters, reach, style) for reach in reached]
-    return merged([reader.node(fixed_clusters, style), *parts])
+    return merged([reader.node(fixed_clusters, style._replace(place=None)), *parts])
 
 
-def joined_assignments(reader: Reader, reached: tuple[Reach, ...], captured: bool) -> SharedPart:
+def joined_assignments(
+    reader: Reader, reached: tuple[Reach, ...], captured: bool, place: Place | None
+) -> SharedPart:
     """Node: endpoints of all that is reached."""
-    return merged(reader.node(reach_assignments, reach, captured) for reach in reached)
+    return merged(reader.node(reach_assignments, reach, captured, place) for reach in reached)
 
 
 def outbound_clusters(reader: Reader, view: View, style: ClusterStyle) -> SharedPart:
@@ -105,9 +120,11 @@ def outbound_clusters(reader: Reader, view: View, style: ClusterStyle) -> Shared
     return reader.node(joined_clusters, reader.node(reaches, view), style)
 
 
-def outbound_assignments(reader: Reader, view: View, captured: bool) -> SharedPart:
-    """Node: endpoints of everything that a view sees."""
-    return reader.node(joined_assignments, reader.node(reaches, view), captured)
+def outbound_assignments(
+    reader: Reader, view: View, captured: bool, place: Place | None
+) -> SharedPart:
+    """Node: endpoints of everything that a view sees, for proxies at a place."""
+    return reader.node(joined_assignments, reader.node(reaches, view), captured, place)
 
 
 # --------------------------------------------------------------------------- routes, filters

@@ -73,14 +73,35 @@ def _hosts_of(key: Key, row: Row) -> Iterable[Hashable]:
     return (host,) if isinstance(host, str) else ()
 
 
+def _by_ranking(key: Key, row: Row) -> Iterable[Hashable]:
+    """True for rules and services that rank endpoints by where the caller is."""
+    if isinstance(row, Service):
+        return (True,) if row.annotations.get(TRAFFIC_DISTRIBUTION) else ()
+    assert isinstance(row, ConfigObject)
+    for holder in (row.spec, *_records(row.spec.get("subsets"))):
+        policy = holder.get("trafficPolicy")
+        for part in (*_records([policy]), *_records((policy or {}).get("portLevelSettings"))):
+            balancer = part.get("loadBalancer") or {}
+            if part.get("outlierDetection") is not None or "localityLbSetting" in balancer:
+                return (True,)
+    return ()
+
+
+def _records(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+TRAFFIC_DISTRIBUTION = "networking.istio.io/traffic-distribution"
+"""Annotation of a service; its `spec.trafficDistribution` counts the same."""
+
 INDEXES: dict[str, dict[str, Callable[[Key, Row], Iterable[Hashable]]]] = {
-    "reg.services": {"host": _by_host},
+    "reg.services": {"host": _by_host, "ranking": _by_ranking},
     "reg.endpoints": {"host": _by_host, "service": _by_service},
     "reg.workloads": {"account": _by_account, "address": _by_address},
     "src.instances": {"label": _by_label, "address": _by_address},
     "cfg.endpointslices": {"service": _by_service_name},
     "cfg.virtualservices": {"host": _hosts_of},
-    "cfg.destinationrules": {"host": _hosts_of},
+    "cfg.destinationrules": {"host": _hosts_of, "ranking": _by_ranking},
     "cfg.serviceentries": {"host": _hosts_of},
 }
 """Indexes by table and name, besides `key`, `all` and `namespace`, which every table has."""

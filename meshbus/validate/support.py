@@ -55,10 +55,7 @@ _CARRIED_OUT_MIXER = frozenset(
 _ADAPTERS = frozenset({"memquota", "denier", "listchecker"})
 _TEMPLATES = frozenset({"quota", "listentry", "checknothing"})
 
-_POLICY = (
-    "loadBalancer.localityLbSetting",
-    "loadBalancer.zoneAwareLbSetting",
-)
+_POLICY = ("loadBalancer.zoneAwareLbSetting",)
 _FIELDS: dict[str, tuple[str, ...]] = {
     "DestinationRule": tuple(
         f"{place}.{field}"

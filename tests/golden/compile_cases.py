@@ -1,6 +1,7 @@
 """Golden cases of compile: `compile/<case>.in.yaml`.
 
-proxy: {type, name, namespace, labels, ips, capture, httpProxy: ADDRESS:PORT, appAddress, ports}
+proxy: {type, name, namespace, labels, ips, capture, httpProxy: ADDRESS:PORT, appAddress, ports,
+        locality}
 meshConfig: {...}                   fields of MeshConfig
 controlPlane: true                  telemetry and policy can be reached
 services:                           rows of discovery; ports as `NAME NUMBER PROTOCOL`
@@ -87,6 +88,7 @@ def _proxy(entry: dict[str, Any]) -> ProxyKeys:
         app_address=entry.get("appAddress", ""),
         dual_stack=entry.get("dualStack", False),
         ports=tuple(_ports(entry.get("ports", []))),
+        locality=entry.get("locality", ""),
     )
 
 

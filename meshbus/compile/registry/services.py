@@ -19,7 +19,7 @@ from meshbus.model.rows import (
     ServicePort,
     WorkloadInstance,
 )
-from meshbus.model.world import Entry, Query
+from meshbus.model.world import TRAFFIC_DISTRIBUTION, Entry, Query
 
 EXPORT_ANNOTATION = "networking.istio.io/exportTo"
 VIP_NETWORK = ipaddress.ip_network("240.240.0.0/16")
@@ -91,7 +91,7 @@ def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Row
         ],
         selector=selector,
         labels=dict(source_object.labels),
-        annotations={k: v for k, v in source_object.annotations.items() if "istio.io/" in k},
+        annotations=_annotations(source_object),
         created=source_object.created,
         source=source,
         session_affinity=spec.get("sessionAffinity") == "ClientIP",
@@ -118,6 +118,15 @@ def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Row
             key = Key(cluster, "reg", "endpoints", namespace, host, "selected")
             rows.append((key, EndpointShard(host, namespace, "selected", endpoints, source)))
     return tuple(rows)
+
+
+def _annotations(source_object: ConfigObject) -> dict[str, str]:
+    """Those of Istio; `spec.trafficDistribution` stands with them."""
+    out = {k: v for k, v in source_object.annotations.items() if "istio.io/" in k}
+    distribution = source_object.spec.get("trafficDistribution")
+    if isinstance(distribution, str) and distribution:
+        out.setdefault(TRAFFIC_DISTRIBUTION, distribution)
+    return out
 
 
 def _addresses(reader: Reader, source_object: ConfigObject) -> list[str]:

@@ -61,14 +61,14 @@ def istio(
                             "trafficPolicy": {
                                 "loadBalancer": {
                                     "simple": "RANDOM",
-                                    "localityLbSetting": {"enabled": True},
+                                    "zoneAwareLbSetting": {"enabled": True},
                                 }
                             },
                         }
                     ],
                 },
             ),
-            ["spec.subsets[0].trafficPolicy.loadBalancer.localityLbSetting"],
+            ["spec.subsets[0].trafficPolicy.loadBalancer.zoneAwareLbSetting"],
         ),
         (istio("Sidecar", {"egress": [{"hosts": ["./*"]}]}), []),
         (
