@@ -187,7 +187,7 @@ class NatsBus:
     # ------------------------------------------------------------------ streams
 
     async def ensure_streams(self) -> None:
-        """Create or update the five streams; from now on after each reconnect again, because a
+        """Create or update the streams; from now on after each reconnect again, because a
         server that restarts has forgotten those in memory."""
         self._keeps_streams = True
         for config in stream_configs():

@@ -10,6 +10,7 @@ MODEL_H = "MODEL_H"
 STATUS = "STATUS"
 LEASE = "LEASE"
 EVENTS = "EVENTS"
+CERTS = "CERTS"
 
 
 class BusError(Exception):
@@ -100,7 +101,7 @@ class Bus(Protocol):
     def connected(self) -> bool: ...
 
     async def ensure_streams(self) -> None:
-        """Create or update the five streams, now and after each reconnect; does nothing when they
+        """Create or update the streams, now and after each reconnect; does nothing when they
         are as they should be."""
 
     def follower(
@@ -135,7 +136,7 @@ class Bus(Protocol):
         expect: int | None = None,
         ttl_s: float | None = None,
     ) -> int:
-        """Store one message of STATUS, LEASE or EVENTS; `expect` is the sequence that the
+        """Store one message of STATUS, LEASE, EVENTS or CERTS; `expect` is the sequence that the
         subject's last message must have (0: none).
 
         Raises:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from meshbus.bus.interface import (
+    CERTS,
     EVENTS,
     LEASE,
     MODEL,
@@ -67,7 +68,7 @@ class MemoryServer:
     """What several `MemoryBus` share: the server's side."""
 
     def __init__(self) -> None:
-        self.streams = {name: _Stream() for name in (MODEL, STATUS, LEASE, EVENTS)}
+        self.streams = {name: _Stream() for name in (MODEL, STATUS, LEASE, EVENTS, CERTS)}
         self.handlers: list[tuple[str, str, Handler]] = []
         self.up = True
         self.buses: list[MemoryBus] = []

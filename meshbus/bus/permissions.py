@@ -6,11 +6,11 @@ NATS has no proof of who wrote a message; that these permissions and the fences 
 
 from typing import NamedTuple
 
-from meshbus.bus.interface import EVENTS, LEASE, MODEL, MODEL_H, STATUS
+from meshbus.bus.interface import CERTS, EVENTS, LEASE, MODEL, MODEL_H, STATUS
 
 IDENTITIES = ("config", "discovery", "ca", "xds-gateway", "policy", "telemetry", "local")
 """The users of a mesh. `local` is the supervisor of standalone mode."""
-_STREAMS = (MODEL, MODEL_H, STATUS, LEASE, EVENTS)
+_STREAMS = (MODEL, MODEL_H, STATUS, LEASE, EVENTS, CERTS)
 
 _ROWS: dict[str, tuple[str, ...]] = {
     "config": ("m.*.cfg.>", "m.*.st.>", "m.*.mesh.config.>"),
@@ -23,14 +23,21 @@ _ROWS: dict[str, tuple[str, ...]] = {
 _READS: dict[str, tuple[str, ...]] = {
     "config": (MODEL, MODEL_H, STATUS, EVENTS),
     "discovery": (MODEL, STATUS),
-    "ca": (MODEL,),
+    "ca": (MODEL, STATUS, CERTS),
     "xds-gateway": (MODEL,),
     "policy": (MODEL,),
     "telemetry": (MODEL,),
     "local": (MODEL,),
 }
 _ASKS: dict[str, tuple[str, ...]] = {
-    "config": ("x.xds-gateway.>", "x.telemetry.>", "x.config.>", "x.ca.sign.config"),
+    "config": (
+        "x.xds-gateway.>",
+        "x.telemetry.>",
+        "x.config.>",
+        "x.ca.sign.config",
+        "x.ca.certificates",
+        "x.ca.rotation",
+    ),
     "xds-gateway": ("x.ca.sign.xds-gateway", "x.config.credential"),
     "policy": ("x.ca.sign.policy",),
     "telemetry": ("x.ca.sign.telemetry",),
@@ -63,6 +70,8 @@ def permissions_of(identity: str) -> Permissions:
     if identity in _ROWS:
         publish += [f"m.ctl.fence.{identity}", f"lease.{identity}"]
         publish.append(f"$JS.API.STREAM.MSG.GET.{LEASE}")
+    if identity == "ca":
+        publish.append("certs.>")
     for stream in _READS[identity]:
         publish += [
             f"$JS.API.STREAM.INFO.{stream}",

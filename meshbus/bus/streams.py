@@ -1,11 +1,13 @@
-"""The five streams, as JetStream's API takes them. All times are nanoseconds."""
+"""The streams, as JetStream's API takes them. All times are nanoseconds."""
 
 from typing import Any
 
-from meshbus.bus.interface import EVENTS, LEASE, MODEL, MODEL_H, STATUS
+from meshbus.bus.interface import CERTS, EVENTS, LEASE, MODEL, MODEL_H, STATUS
 
 _DAY_NS = 86_400 * 1_000_000_000
 _MIB = 1024 * 1024
+CERTS_DAYS = 90
+"""How long the record of an issued certificate is kept."""
 TOMBSTONE_TTL_S = 86_400
 """How long a deletion stays readable, so that a reader that was away learns of it."""
 
@@ -79,5 +81,18 @@ def stream_configs(replicas: int = 1) -> list[dict[str, Any]]:
             "max_age": 7 * _DAY_NS,
             "max_bytes": 512 * _MIB,
             "discard": "old",
+        },
+        {
+            "name": CERTS,
+            "subjects": ["certs.>"],
+            "retention": "limits",
+            "storage": "file",
+            "num_replicas": replicas,
+            "max_age": CERTS_DAYS * _DAY_NS,
+            "max_bytes": 1024 * _MIB,
+            "discard": "old",
+            "deny_delete": True,
+            "deny_purge": True,
+            "compression": "s2",
         },
     ]

@@ -13,6 +13,8 @@ import msgspec
 SIGN = "x.ca.sign"
 """Asked on a subject of one's own, which proves who asks: see `sign_subject`."""
 JOIN_TOKEN = "x.ca.join-token"  # noqa: S105 - a subject
+CERTIFICATES = "x.ca.certificates"
+ROTATION = "x.ca.rotation"
 CREDENTIAL = "x.config.credential"
 CONVERGED = "x.xds-gateway.converged"
 """Asked of one replica: `x.xds-gateway.<pod>.converged`; see `replica_subject`."""
@@ -55,6 +57,10 @@ class SignRequest(msgspec.Struct, frozen=True):
     ttl_s: int = 3600
     subject: str = ""
     """Workload, for the certificate's CN."""
+    proof: str = ""
+    """For a workload: the token that it proved itself with, sealed to `Trust.proof_key`."""
+    pod: str = ""
+    """Replica that holds the key: a later certificate of it takes this one's place."""
 
 
 class SignReply(msgspec.Struct, frozen=True):
@@ -85,6 +91,75 @@ class JoinTokenReply(msgspec.Struct, frozen=True):
     `system:serviceaccount:NS:SA`, `kubernetes.io` {namespace, serviceaccount {name}, pod {name}}.
     """
     expires: float
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """One certificate that was issued: a record of CERTS, never changed."""
+
+    identity: str
+    """SPIFFE id."""
+    serial: str
+    """Hex."""
+    issued: float
+    not_before: float
+    not_after: float
+    asker: str
+    """Bus identity that asked, or `csr` for CreateCertificate."""
+    pod: str
+    """Replica that asked, or address of the peer."""
+    proof: str
+    """What proved the identity: `bus`, `token JTI of INSTANCE`, `certificate SERIAL`, `gateway`
+    (its word)."""
+    signer: str
+    """SHA-256 of the signing certificate, hex."""
+    root: str
+    """SHA-256 of its root, hex."""
+    key: str
+    """SHA-256 of the public key (SubjectPublicKeyInfo), hex."""
+    names: list[str] = []
+    """DNS names and addresses beside the identity."""
+
+
+class CertificatesRequest(msgspec.Struct, frozen=True):
+    """Which certificates were issued? Newest first."""
+
+    identity: str = ""
+    """SPIFFE id; empty: all."""
+    at: float = 0.0
+    """Only those valid at this time, seconds since the epoch; 0: all."""
+    serial: str = ""
+    limit: int = 100
+
+
+class CertificatesReply(msgspec.Struct, frozen=True):
+    certificates: list[Issued] = []
+    complete: bool = True
+    """False: there may be older ones that were not looked at."""
+
+
+class RotationRequest(msgspec.Struct, frozen=True):
+    """How far is the rotation of the root, or (`start`) begin one."""
+
+    start: bool = False
+
+
+class RotationReply(msgspec.Struct, frozen=True):
+    phase: str
+    """`steady`, `announce`, `sign` or `drop`."""
+    waiting: str = ""
+    """For what; empty: for nothing."""
+    kind: str = ""
+    """`self-signed` or `plugged`: what signs now."""
+    signer: str = ""
+    signer_ends: float = 0.0
+    root: str = ""
+    """SHA-256 of the root of what signs now, hex."""
+    root_ends: float = 0.0
+    next_root: str = ""
+    started: float = 0.0
+    since: float = 0.0
+    """When the phase began."""
+    warnings: list[str] = []
 
 
 class CredentialRequest(msgspec.Struct, frozen=True):

@@ -221,6 +221,8 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
     token_jwks: str = ""
     """JWKS (JSON) that verifies the join tokens of workloads."""
     issuer: str = ""
+    proof_key: str = ""
+    """Base64 of the X25519 key of the ca that proofs are sealed to."""
 
 
 class MeshConfigRow(msgspec.Struct, array_like=True, frozen=True):

@@ -89,6 +89,7 @@ class ServingIdentity:
             ip_addresses=self._ip_addresses,
             ttl_s=TTL_S,
             subject=self._context.name,
+            pod=self._context.pod,
         )
         subject = sign_subject(self._context.name)
         reply = await call(self._context.bus, subject, request, SignReply, timeout=3)

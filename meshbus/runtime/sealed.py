@@ -22,10 +22,11 @@ class SealError(Exception):
 
 
 class Recipient:
-    """A key pair for one answer."""
+    """A key pair: for one answer, or of one to whom many seal."""
 
-    def __init__(self) -> None:
-        self._private = X25519PrivateKey.generate()
+    def __init__(self, private: X25519PrivateKey | None = None) -> None:
+        """`private`: one that is kept; None: a fresh one."""
+        self._private = private or X25519PrivateKey.generate()
 
     @property
     def public_key(self) -> str:

@@ -28,6 +28,7 @@ MIN_TTL_S = 60
 MAX_COMMON_NAME = 64
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 class InvalidCsrError(Exception):
@@ -39,7 +40,7 @@ class Signer:
     """A signing certificate with its key. The key is never shown."""
 
     certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+    key: PrivateKey
 
     def __repr__(self) -> str:
         return f"<Signer {self.certificate.subject.rfc4514_string()}>"
@@ -79,7 +80,7 @@ def make_root(trust_domain: str, now: float) -> Signer:
     """A new self-signed root."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _signer_name("Meshbus root", trust_domain)
-    certificate = _signing_certificate(name, name, key, key, now, ROOT_TTL_S, None)
+    certificate = _signing_certificate(name, name, key.public_key(), key, now, ROOT_TTL_S, None)
     return Signer(certificate, key)
 
 
@@ -90,13 +91,28 @@ def make_intermediate(root: Signer, trust_domain: str, now: float) -> Signer:
     certificate = _signing_certificate(
         _signer_name("Meshbus intermediate", trust_domain),
         root.certificate.subject,
-        key,
+        key.public_key(),
         root.key,
         now,
         ttl_s,
         0,
     )
     return Signer(certificate, key)
+
+
+def cross_sign(old: Signer, new: Signer, now: float) -> x509.Certificate:
+    """A new root as the old one vouches for it: with it in the chain, leaves of the new root hold
+    also with those who know the old one alone. Source: RFC 4210 4.4 ("new with old")."""
+    certificate = new.certificate
+    return _signing_certificate(
+        certificate.subject,
+        old.certificate.subject,
+        new.key.public_key(),
+        old.key,
+        now,
+        min(old.not_after, new.not_after) - now,
+        None,
+    )
 
 
 def public_key_of(csr_pem: str) -> PublicKey:
@@ -160,7 +176,7 @@ def issue_leaf(
             critical=False,
         )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(_authority_key(signer.key.public_key()), critical=False)
+        .add_extension(_authority_of(signer.certificate), critical=False)
         .sign(signer.key, hashes.SHA256())
     )
 
@@ -168,8 +184,8 @@ def issue_leaf(
 def _signing_certificate(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    issuer_key: ec.EllipticCurvePrivateKey,
+    key: PublicKey,
+    issuer_key: PrivateKey,
     now: float,
     ttl_s: float,
     path_length: int | None,
@@ -178,13 +194,13 @@ def _signing_certificate(
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(_time(now - BACKDATE_S))
         .not_valid_after(_time(now + ttl_s))
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_usage(signs=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(_authority_key(issuer_key.public_key()), critical=False)
         .sign(issuer_key, hashes.SHA256())
     )
@@ -199,7 +215,18 @@ def _signer_name(role: str, trust_domain: str) -> x509.Name:
     )
 
 
-def _authority_key(key: ec.EllipticCurvePublicKey) -> x509.AuthorityKeyIdentifier:
+def _authority_of(signer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """As the signer calls its key: a plugged-in one may have an identifier of its own making."""
+    try:
+        named = signer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except x509.ExtensionNotFound:
+        key = signer.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
+        return _authority_key(key)
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(named.value)
+
+
+def _authority_key(key: PublicKey) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
 
 

@@ -8,8 +8,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from meshbus_ca.issue import Signer, make_intermediate, make_root
+from meshbus_ca.issue import PrivateKey, Signer, make_intermediate, make_root
 from meshbus_ca.tokens import TokenKey
 
 
@@ -49,21 +50,31 @@ class Keystore:
             stale = True
         if stale:
             signer = make_intermediate(root, self._trust_domain, now)
-            _write(self._folder / "intermediate.pem", _pem(signer))
+            write_private(self._folder / "intermediate.pem", _pem(signer))
         return signer
 
     def token_key(self) -> TokenKey:
         """The key that signs join tokens, made when there is none."""
         path = self._folder / "tokens.pem"
         if not path.exists():
-            _write(path, _key_pem(ec.generate_private_key(ec.SECP256R1())))
+            write_private(path, _key_pem(ec.generate_private_key(ec.SECP256R1())))
         return TokenKey(_load_key(path))
+
+    def proof_key(self) -> X25519PrivateKey:
+        """The key that proofs are sealed to, made when there is none."""
+        path = self._folder / "proofs.pem"
+        if not path.exists():
+            write_private(path, _key_pem(X25519PrivateKey.generate()))
+        key = read_key(path)
+        if not isinstance(key, X25519PrivateKey):
+            raise KeystoreError(f"{path}: not an X25519 key")
+        return key
 
     def _signer(self, name: str, make: Callable[[], Signer]) -> Signer:
         path = self._folder / f"{name}.pem"
         if not path.exists():
             signer = make()
-            _write(path, _pem(signer))
+            write_private(path, _pem(signer))
             return signer
         key = _load_key(path)
         try:
@@ -75,20 +86,29 @@ class Keystore:
         return Signer(certificate, key)
 
 
-def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def read_key(path: Path) -> object:
+    """The private key of a file.
+
+    Raises:
+        KeystoreError: Others can read it, or it is none.
+    """
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
         raise KeystoreError(f"{path}: mode {mode:o} lets others read a key: chmod 600 {path}")
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        return serialization.load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError) as error:
         raise KeystoreError(f"{path}: no private key in it") from error
+
+
+def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = read_key(path)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise KeystoreError(f"{path}: not an EC key")
     return key
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _key_pem(key: PrivateKey | X25519PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -100,7 +120,8 @@ def _pem(signer: Signer) -> bytes:
     return _key_pem(signer.key) + signer.pem.encode()
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

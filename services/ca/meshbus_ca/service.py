@@ -4,61 +4,113 @@ with. It needs the bus to be asked; without it it keeps its keys and waits."""
 import asyncio
 import uuid
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import msgspec
-from cryptography import x509
 from prometheus_client import Counter, Gauge
 
-from meshbus.bus.interface import BusError
+from meshbus.bus.interface import STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
 from meshbus.model.keys import Key, escape_token
 from meshbus.model.requests import (
+    CERTIFICATES,
     JOIN_TOKEN,
+    ROTATION,
+    CertificatesReply,
+    CertificatesRequest,
     JoinTokenReply,
     JoinTokenRequest,
+    RotationReply,
+    RotationRequest,
     SignReply,
     SignRequest,
     sign_subject,
 )
 from meshbus.model.rows import Trust
 from meshbus.runtime.calls import CallError, answer
-from meshbus.runtime.sealed import SealError, seal
+from meshbus.runtime.sealed import Recipient, SealError, seal
 from meshbus.runtime.service import Context
+from meshbus_ca.authorities import Authorities
+from meshbus_ca.certificate_service import CertificateServer
+from meshbus_ca.fleet_view import FleetView
 from meshbus_ca.grants import SERVICES, ForbiddenError, granted_names
-from meshbus_ca.issue import MIN_TTL_S, InvalidCsrError, Signer, issue_leaf, pem_of, public_key_of
+from meshbus_ca.in_use import InUse
+from meshbus_ca.issue import InvalidCsrError
 from meshbus_ca.keystore import Keystore
+from meshbus_ca.ledger import Ledger, LedgerError
+from meshbus_ca.proofs import ProofError, check_token
+from meshbus_ca.signing import Signing, UntrustedError
+from meshbus_ca.succeed import RefusedError, Successor
 from meshbus_ca.tokens import InvalidTokenRequestError, issuer_of, join_token
 from meshbus_ca.trust import trust_row
 
-CHECK_S = 60.0
-"""How often the intermediate's age and the trust row are looked at."""
+CHECK_S = 5.0
+"""How often the plugged-in files, the intermediate's age and the trust row are looked at,"""
+MOVING_S = 0.5
+"""and while a rotation is under way."""
 RETRY_S = 0.5
+WARN_AGAIN_S = 86_400.0
+
+
+def _about(text: str, **limits: Any) -> msgspec.Meta:
+    return msgspec.Meta(description=text, **limits)
 
 
 class CaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of the ca."""
 
-    leaf_ttl_s: Annotated[
-        int, msgspec.Meta(description="longest life of a certificate in seconds", ge=60)
-    ] = 86400
+    leaf_ttl_s: Annotated[int, _about("longest life of a certificate in seconds", ge=60)] = 86400
+    plugged: Annotated[
+        str,
+        _about("directory with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem"),
+    ] = ""
+    require_proof: Annotated[
+        bool, _about("sign for a workload only with the token that proves it")
+    ] = False
+    ledger_wait_s: Annotated[
+        float, _about("how long a certificate waits for its record, in seconds", ge=0, le=2)
+    ] = 0.2
+    csr_listen: Annotated[
+        str, _about("HOST:PORT of IstioCertificateService over TLS, by token; empty: none")
+    ] = ""
+    csr_mutual_listen: Annotated[
+        str, _about("the same for clients that show a certificate of the mesh; empty: none")
+    ] = ""
 
 
 class CaService:
-    """Serves `x.ca.sign` and `x.ca.join-token`; the leader writes `sec.trust`."""
+    """Serves `x.ca.sign`, `x.ca.join-token`, `x.ca.certificates` and `x.ca.rotation`; the leader
+    writes `sec.trust`."""
 
     name: ClassVar[str] = "ca"
     settings_type: ClassVar[type[msgspec.Struct]] = CaSettings
 
     def __init__(self, context: Context[CaSettings]) -> None:
+        settings = context.settings
         self._context = context
         self._keystore = Keystore(context.state, context.trust_domain)
         self._issuer = issuer_of(context.trust_domain, context.root_namespace)
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
         self._mirror = WorldMirror()
         self._moved = asyncio.Event()
-        self._intermediate: Signer | None = None
+        self._ledger = Ledger(context.bus, context.cluster, context.metrics)
+        self._in_use = InUse(context.clock.now(), settings.leaf_ttl_s)
+        self._fleet = FleetView(context.cluster, context.clock.monotonic)
+        self._successor = Successor(
+            Authorities(context.state, context.trust_domain),
+            Path(settings.plugged) if settings.plugged else None,
+            self._in_use,
+            self._fleet,
+        )
+        self._signing = Signing(
+            context, self._successor, self._ledger, self._in_use, self._trust_now
+        )
+        self._warned = float("-inf")
+        self.csr_port: int | None = None
+        """Of IstioCertificateService, once it listens."""
+        self.csr_mutual_port: int | None = None
         self._signed = Counter(
             "meshbus_ca_certificates",
             "Certificates asked for, by asker and outcome.",
@@ -76,6 +128,14 @@ class CaService:
             "When the root ends, seconds since the epoch.",
             registry=context.metrics,
         )
+        self._signer_ends = Gauge(
+            "meshbus_ca_signer_not_after_seconds",
+            "When the certificate that signs ends, seconds since the epoch.",
+            registry=context.metrics,
+        )
+        self._rotating = Gauge(
+            "meshbus_ca_rotating", "1: a change of roots is under way.", registry=context.metrics
+        )
 
     async def run(self) -> None:
         """Until cancelled.
@@ -84,11 +144,9 @@ class CaService:
             KeystoreError: A key on disk cannot be used.
         """
         context = self._context
-        now = context.clock.now()
-        self._root = self._keystore.root(now)
-        self._intermediate = self._keystore.intermediate(self._root, now)
+        self._successor.open(context.clock.now())
         self._token_key = self._keystore.token_key()
-        self._ends.set(self._root.not_after)
+        self._recipient = Recipient(self._keystore.proof_key())
         context.admin.add_ready("trust", self._not_ready)
         self._mirror.subscribe(lambda _world, _touched: self._moved.set())
         writer = ModelWriter(
@@ -99,56 +157,90 @@ class CaService:
             now=context.clock.now,
             monotonic=context.clock.monotonic,
         )
+        bus = context.bus
         follower = self._mirror.follow(
-            context.bus, (f"m.{escape_token(context.cluster)}.sec.>",), name=context.pod
+            bus, (f"m.{escape_token(context.cluster)}.sec.>",), name=context.pod
         )
+        reports = bus.follower(STATUS, self._fleet.subjects, self._fleet, name=context.pod)
+        queue = self.name
         for service in sorted(SERVICES):
             await answer(
-                context.bus,
-                sign_subject(service),
-                SignRequest,
-                partial(self._sign, service),
-                queue=self.name,
+                bus, sign_subject(service), SignRequest, partial(self._sign, service), queue=queue
             )
-        await answer(context.bus, JOIN_TOKEN, JoinTokenRequest, self._join_token, queue=self.name)
+        await answer(bus, JOIN_TOKEN, JoinTokenRequest, self._join_token, queue=queue)
+        await answer(bus, CERTIFICATES, CertificatesRequest, self._certificates, queue=queue)
+        await answer(bus, ROTATION, RotationRequest, self._rotation, queue=queue)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.run())
+            tasks.create_task(reports.run())
             tasks.create_task(writer.run())
+            tasks.create_task(self._ledger.run())
+            tasks.create_task(self._remember())
             await follower.wait_synced()
+            if context.settings.csr_listen or context.settings.csr_mutual_listen:
+                tasks.create_task(self._serve_csr())
             await self._keep_trust(writer)
 
-    def _not_ready(self) -> str | None:
-        return None if self._vouched() else "its root is not in sec.trust yet"
+    async def _serve_csr(self) -> None:
+        server = CertificateServer(self._context, self._signing, self._trust_now)
+        settings = self._context.settings
+        self.csr_port, self.csr_mutual_port = await server.start(
+            settings.csr_listen, settings.csr_mutual_listen
+        )
+        self._context.log.info("listening", csr=self.csr_port, csr_mutual=self.csr_mutual_port)
+        try:
+            await server.run()
+        finally:
+            await server.stop()
 
-    def _vouched(self) -> bool:
-        """The mesh trusts this replica's root."""
+    async def _remember(self) -> None:
+        """Learn from the ledger what was issued before this process began."""
+        clock = self._context.clock
+        began = clock.now()
+        while True:
+            try:
+                longest_s = self._context.settings.leaf_ttl_s
+                self._in_use.complete(await self._ledger.since(began - longest_s, began))
+                return
+            except LedgerError as error:
+                self._context.log.info("the ledger is not read yet", error=str(error))
+                await clock.sleep(CHECK_S)
+
+    def _not_ready(self) -> str | None:
+        return None if self._signing.vouched else "its root is not in sec.trust yet"
+
+    def _trust_now(self) -> Trust | None:
         row = self._mirror.world.get(self._trust_key)
-        return isinstance(row, Trust) and self._root.pem in row.roots_pem
+        return row if isinstance(row, Trust) else None
 
     async def _keep_trust(self, writer: ModelWriter) -> None:
         context = self._context
         while True:
             self._moved.clear()
             now = context.clock.now()
-            self._intermediate = self._keystore.intermediate(self._root, now)
-            held = self._mirror.world.get(self._trust_key)
-            row = trust_row(
-                context.trust_domain, self._issuer, self._root, self._token_key, held, now
-            )
+            entry = self._mirror.world.entry(self._trust_key)
+            held = self._trust_now()
+            row = self._wanted_row(held, now)
+            written = entry.sequence if entry is not None and row == held else 0
+            if self._successor.look(now, written):
+                continue
+            self._warn(now)
             if row != held:
                 await writer.wait_leading()
                 if self._moved.is_set():
                     continue  # what another replica wrote meanwhile is to be kept
                 try:
-                    await writer.commit([(self._trust_key, row)])
+                    sequence = await writer.commit([(self._trust_key, row)])
                     context.log.info("trust written", trust_domain=context.trust_domain)
+                    await self._mirror.reached(sequence, CHECK_S)
                 except BusError as error:
                     context.log.warning("trust not written", error=str(error))
                     await context.clock.sleep(RETRY_S)
-                    continue
+                continue
+            pause_s = MOVING_S if self._successor.moving else CHECK_S
             waits = [
                 asyncio.create_task(self._moved.wait()),
-                asyncio.create_task(context.clock.sleep(CHECK_S)),
+                asyncio.create_task(context.clock.sleep(pause_s)),
             ]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -156,12 +248,34 @@ class CaService:
                 for task in waits:
                     task.cancel()
 
+    def _wanted_row(self, held: Trust | None, now: float) -> Trust:
+        return trust_row(
+            self._context.trust_domain,
+            self._issuer,
+            self._successor.roots,
+            self._token_key,
+            held,
+            now,
+            retired=self._successor.retired,
+            proof_key=self._recipient.public_key,
+        )
+
+    def _warn(self, now: float) -> None:
+        status = self._successor.status(now)
+        self._ends.set(status.root_ends)
+        self._signer_ends.set(status.signer_ends)
+        self._rotating.set(self._successor.moving)
+        if status.warnings and now - self._warned >= WARN_AGAIN_S:
+            self._warned = now
+            for warning in status.warnings:
+                self._context.log.warning("certificates of the ca", warning=warning)
+
     async def _sign(self, asker: str, request: SignRequest) -> SignReply:
         """`asker`: whose subject the question came on, which the bus lets nobody else use."""
         if request.service != asker:
             raise CallError("forbidden", f"{asker} may not ask as {request.service!r}")
         try:
-            reply = self._issue(request)
+            reply = await self._issue(request)
         except CallError as error:
             service = request.service if error.code != "forbidden" else "other"
             self._signed.labels(service, error.code).inc()
@@ -173,35 +287,70 @@ class CaService:
         self._signed.labels(request.service, "signed").inc()
         return reply
 
-    def _issue(self, request: SignRequest) -> SignReply:
+    async def _issue(self, request: SignRequest) -> SignReply:
         context = self._context
-        signer, now = self._intermediate, context.clock.now()
         try:
             names = granted_names(
                 request,
                 trust_domain=context.trust_domain,
                 root_namespace=context.root_namespace,
             )
-        except ForbiddenError as error:
+            proof = self._proof(request)
+            return await self._signing.issue(
+                request.csr_pem,
+                names,
+                request.ttl_s,
+                asker=request.service,
+                pod=request.pod,
+                proof=proof,
+            )
+        except (ForbiddenError, ProofError) as error:
             raise CallError("forbidden", str(error)) from error
-        if signer is None or not self._vouched():
-            raise CallError("unavailable", "the ca is not trusted by the mesh yet: try again")
-        try:
-            key = public_key_of(request.csr_pem)
+        except UntrustedError as error:
+            raise CallError("unavailable", str(error)) from error
         except InvalidCsrError as error:
             raise CallError("invalid", str(error)) from error
-        ttl_s = min(max(request.ttl_s, MIN_TTL_S), context.settings.leaf_ttl_s)
-        leaf = issue_leaf(signer, key, names, ttl_s, now)
-        context.log.info(
-            "certificate signed", spiffe_id=names.spiffe_id, serial=f"{leaf.serial_number:x}"
-        )
-        trust: Any = self._mirror.world.get(self._trust_key)
-        return SignReply(
-            chain_pem=pem_of(leaf) + signer.pem,
-            roots_pem=trust.roots_pem,
-            not_before=_seconds(leaf, begin=True),
-            not_after=_seconds(leaf, begin=False),
-        )
+
+    def _proof(self, request: SignRequest) -> str:
+        """What proves the identity that is asked for, as the ledger has it.
+
+        Raises:
+            ProofError: Nothing does.
+        """
+        own = f"/ns/{self._context.root_namespace}/sa/meshbus-{request.service}"
+        if request.spiffe_id.endswith(own):
+            return "bus"
+        if not request.proof:
+            if self._context.settings.require_proof:
+                raise ProofError("no token that proves the identity came with the question")
+            return "gateway"
+        trust = self._trust_now()
+        if trust is None:
+            raise CallError("unavailable", "the ca is not trusted by the mesh yet: try again")
+        try:
+            token = self._recipient.open(request.proof).decode()
+        except (SealError, UnicodeDecodeError) as error:
+            raise CallError("unavailable", "the proof is sealed to another key") from error
+        proof = check_token(token, trust, self._context.clock.now())
+        if proof.spiffe_id(self._context.trust_domain) != request.spiffe_id:
+            raise ProofError("the token proves another identity than the one asked for")
+        return f"token {proof.token_id} of {proof.instance}"
+
+    async def _certificates(self, question: CertificatesRequest) -> CertificatesReply:
+        try:
+            return await self._ledger.find(question, self._context.clock.now())
+        except LedgerError as error:
+            raise CallError("unavailable", str(error)) from error
+
+    async def _rotation(self, request: RotationRequest) -> RotationReply:
+        now = self._context.clock.now()
+        if request.start:
+            try:
+                self._successor.start(now)
+            except RefusedError as error:
+                raise CallError("invalid", str(error)) from error
+            self._moved.set()
+        return self._successor.status(now)
 
     async def _join_token(self, request: JoinTokenRequest) -> JoinTokenReply:
         try:
@@ -224,8 +373,3 @@ class CaService:
             workload=request.workload,
         )
         return JoinTokenReply(sealed=sealed, expires=expires)
-
-
-def _seconds(leaf: x509.Certificate, *, begin: bool) -> float:
-    moment = leaf.not_valid_before_utc if begin else leaf.not_valid_after_utc
-    return moment.timestamp()

@@ -224,11 +224,11 @@ def test_broken_root_is_never_replaced(tmp_path):
 
 def test_trust_row_keeps_the_roots_of_a_ca_that_lost_its_state(tmp_path):
     old, new = Keystore(tmp_path / "old", TD), Keystore(tmp_path / "new", TD)
-    row = trust_row(TD, "i", old.root(NOW), old.token_key(), None, NOW)
-    assert trust_row(TD, "i", old.root(NOW), old.token_key(), row, NOW) == row
-    both = trust_row(TD, "i", new.root(NOW), new.token_key(), row, NOW)
+    row = trust_row(TD, "i", [old.root(NOW).pem], old.token_key(), None, NOW)
+    assert trust_row(TD, "i", [old.root(NOW).pem], old.token_key(), row, NOW) == row
+    both = trust_row(TD, "i", [new.root(NOW).pem], new.token_key(), row, NOW)
     assert both.roots_pem == new.root(NOW).pem + old.root(NOW).pem
     assert len(json.loads(both.token_jwks)["keys"]) == 2
-    after = trust_row(TD, "i", new.root(NOW), new.token_key(), both, NOW + 11 * 365 * 86400)
+    after = trust_row(TD, "i", [new.root(NOW).pem], new.token_key(), both, NOW + 11 * 365 * 86400)
     assert after.roots_pem == new.root(NOW).pem
     assert pem_of(new.root(NOW).certificate) == after.roots_pem

@@ -1,0 +1,228 @@
+"""`istio.v1.auth.IstioCertificateService`: certificates for those who keep their own keys.
+
+Over TLS, on a port of the ca. The caller proves who it is with a join token or with a certificate
+of the mesh; the certificate has the caller's name, whatever its CSR says.
+"""
+
+import contextlib
+import ipaddress
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from meshbus.model.rows import Trust
+from meshbus.runtime.proxy_server import host_and_port
+from meshbus.runtime.service import Context
+from meshbus.runtime.settings import SettingsError
+from meshbus_ca.certificate_messages import (
+    METHOD,
+    METHOD_SERVICE,
+    CertificateRequest,
+    CertificateResponse,
+)
+from meshbus_ca.grants import SERVICES, own_dns_names
+from meshbus_ca.issue import InvalidCsrError, Names
+from meshbus_ca.proofs import ProofError, check_token
+from meshbus_ca.signing import Signing, UntrustedError
+
+MAX_REQUEST_BYTES = 64 * 1024
+MAX_CALLS = 64
+DEFAULT_TTL_S = 86_400
+_IMPERSONATED = "ImpersonatedIdentity"
+_PEM_END = "-----END CERTIFICATE-----\n"
+_OWN_TTL_S = 3600.0
+_RETRY_S = 0.2
+_STOP_S = 0.5
+_WORKLOAD = re.compile(r"spiffe://([^/]+)/ns/([^/]+)/sa/([^/]+)")
+
+
+class CertificateServer:
+    """`start` it, then `run` it."""
+
+    def __init__(
+        self, context: Context[Any], signing: Signing, trust: Callable[[], Trust | None]
+    ) -> None:
+        self._context = context
+        self._signing = signing
+        self._trust = trust
+        self._server: Any = None
+        self._configuration: Any = None
+        self._host = ""
+
+    async def start(self, listen: str, mutual: str) -> tuple[int | None, int | None]:
+        """Listen where tokens are asked for and where client certificates are; gives the ports.
+        gRPC asks a client for its certificate always or never, so these are two; empty: none.
+
+        Raises:
+            SettingsError: An address cannot be used.
+        """
+        self._host = host_and_port(listen or mutual, "MESHBUS_CA_CSR_LISTEN")[0]
+        await self._renew()
+        self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=MAX_CALLS,
+            options=[
+                ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._create,
+            request_deserializer=CertificateRequest.FromString,
+            response_serializer=CertificateResponse.SerializeToString,
+        )
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(METHOD_SERVICE, {METHOD: handler}),)
+        )
+        ports = (
+            self._bind(listen, "MESHBUS_CA_CSR_LISTEN", certificate=False),
+            self._bind(mutual, "MESHBUS_CA_CSR_MUTUAL_LISTEN", certificate=True),
+        )
+        await self._server.start()
+        return ports
+
+    def _bind(self, listen: str, setting: str, *, certificate: bool) -> int | None:
+        if not listen:
+            return None
+        host, port = host_and_port(listen, setting)
+        credentials = grpc.dynamic_ssl_server_credentials(
+            self._configuration,
+            lambda: self._configuration,
+            require_client_authentication=certificate,
+        )
+        bracketed = f"[{host}]" if ":" in host else host
+        try:
+            return int(self._server.add_secure_port(f"{bracketed}:{port}", credentials))
+        except RuntimeError as error:
+            raise SettingsError(f"{setting}: {listen} cannot be listened on: {error}") from error
+
+    async def run(self) -> None:
+        """Renew its own certificate, until cancelled. Also when the roots change: clients are
+        checked with those."""
+        clock, known, since = self._context.clock, self._roots(), self._context.clock.now()
+        life_s = _OWN_TTL_S * random.uniform(0.35, 0.5)  # noqa: S311
+        while True:
+            await clock.sleep(1.0)
+            if self._roots() == known and clock.now() - since < life_s:
+                continue
+            await self._renew()
+            known, since = self._roots(), clock.now()
+
+    async def stop(self) -> None:
+        """Take no more calls."""
+        if self._server is not None:
+            await self._server.stop(_STOP_S)
+
+    def _roots(self) -> str:
+        trust = self._trust()
+        return trust.roots_pem if trust else ""
+
+    async def _renew(self) -> None:
+        context = self._context
+        key = ec.generate_private_key(ec.SECP256R1())
+        csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        pem = csr.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+        root = context.root_namespace
+        names = Names(
+            f"spiffe://{context.trust_domain}/ns/{root}/sa/meshbus-ca",
+            (*sorted(own_dns_names("ca", root)), f"istiod.{root}.svc"),
+            (self._host,) if _is_address(self._host) else (),
+        )
+        while True:
+            try:
+                reply = await self._signing.issue(
+                    pem, names, _OWN_TTL_S, asker="ca", pod=context.pod, proof="bus"
+                )
+                break
+            except UntrustedError:
+                await context.clock.sleep(_RETRY_S)
+        key_pem = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        self._configuration = grpc.ssl_server_certificate_configuration(
+            [(key_pem, reply.chain_pem.encode())], root_certificates=reply.roots_pem.encode()
+        )
+
+    async def _create(self, request: Any, call: Any) -> Any:
+        try:
+            spiffe_id, proof = self._caller(call)
+        except ProofError as error:
+            await call.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        if _IMPERSONATED in request.metadata.fields:
+            await call.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "impersonation is for nodes that may, and none may here",
+            )
+        wanted_s = request.validity_duration or DEFAULT_TTL_S
+        if wanted_s < 0:
+            await call.abort(grpc.StatusCode.INVALID_ARGUMENT, "validity_duration is negative")
+        try:
+            reply = await self._signing.issue(
+                request.csr,
+                Names(spiffe_id),
+                wanted_s,
+                asker="csr",
+                pod=call.peer(),
+                proof=proof,
+            )
+        except InvalidCsrError as error:
+            await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except UntrustedError as error:
+            await call.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        chain = _each(reply.chain_pem)
+        # Istio's clients take the last one for the roots.
+        return CertificateResponse(cert_chain=[*chain, reply.roots_pem])
+
+    def _caller(self, call: Any) -> tuple[str, str]:
+        """(SPIFFE id, what proved it).
+
+        Raises:
+            ProofError: Nothing did.
+        """
+        context = self._context
+        tokens = [v for k, v in call.invocation_metadata() if k == "authorization"]
+        if tokens:
+            scheme, _, token = str(tokens[0]).partition(" ")
+            if scheme.lower() != "bearer" or len(tokens) > 1:
+                raise ProofError("authorization: one `Bearer TOKEN` is needed")
+            trust = self._trust()
+            if trust is None:
+                raise ProofError("tokens cannot be checked yet: try again")
+            proof = check_token(token.strip(), trust, context.clock.now())
+            found = proof.spiffe_id(context.trust_domain)
+            return self._allowed(found), f"token {proof.token_id} of {proof.instance}"
+        peer = call.auth_context()
+        certificates = peer.get("x509_pem_cert", ())
+        for name in peer.get("x509_subject_alternative_name", ()):
+            text = name.decode(errors="replace")
+            if _WORKLOAD.fullmatch(text) and certificates:
+                certificate = x509.load_pem_x509_certificate(bytes(certificates[0]))
+                return self._allowed(text), f"certificate {certificate.serial_number:x}"
+        raise ProofError("a token (authorization: Bearer) or a certificate of the mesh is needed")
+
+    def _allowed(self, spiffe_id: str) -> str:
+        match = _WORKLOAD.fullmatch(spiffe_id)
+        if match is None or match[1] != self._context.trust_domain:
+            raise ProofError(f"{spiffe_id} is not of the trust domain {self._context.trust_domain}")
+        if match[2] == self._context.root_namespace and match[3] in {
+            f"meshbus-{service}" for service in SERVICES
+        }:
+            raise ProofError("services of the control plane ask over the bus")
+        return spiffe_id
+
+
+def _each(pem: str) -> list[str]:
+    return [part + _PEM_END for part in pem.split(_PEM_END) if part.strip()]
+
+
+def _is_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return not ipaddress.ip_address(host).is_unspecified
+    return False

@@ -1,0 +1,96 @@
+"""One certificate: signed with what is in force, recorded, remembered."""
+
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+
+from meshbus.model.requests import Issued, SignReply
+from meshbus.model.rows import Trust
+from meshbus.runtime.service import Context
+from meshbus_ca.in_use import InUse
+from meshbus_ca.issue import MIN_TTL_S, Names, PublicKey, issue_leaf, pem_of, public_key_of
+from meshbus_ca.ledger import Ledger
+from meshbus_ca.succeed import Successor
+
+
+class UntrustedError(Exception):
+    """The mesh does not trust this replica's root (yet)."""
+
+
+class Signing:
+    """Who asks has been checked before."""
+
+    def __init__(
+        self,
+        context: Context[Any],
+        successor: Successor,
+        ledger: Ledger,
+        in_use: InUse,
+        trust: Callable[[], Trust | None],
+    ) -> None:
+        self._context = context
+        self._successor = successor
+        self._ledger = ledger
+        self._in_use = in_use
+        self._trust = trust
+
+    @property
+    def vouched(self) -> bool:
+        """The mesh trusts the root that leaves are signed below now."""
+        trust = self._trust()
+        return trust is not None and self._successor.signing.roots_pem[0] in trust.roots_pem
+
+    async def issue(
+        self, csr_pem: str, names: Names, ttl_s: float, *, asker: str, pod: str, proof: str
+    ) -> SignReply:
+        """A certificate for the key of a CSR.
+
+        Raises:
+            UntrustedError: Nobody would accept it now.
+            InvalidCsrError: The CSR cannot be used.
+        """
+        trust = self._trust()
+        if trust is None or not self.vouched:
+            raise UntrustedError("the ca is not trusted by the mesh yet: try again")
+        settings, now = self._context.settings, self._context.clock.now()
+        key = public_key_of(csr_pem)
+        authority = self._successor.signing
+        lives_s = min(max(ttl_s, MIN_TTL_S), settings.leaf_ttl_s)
+        leaf = issue_leaf(authority.signer, key, names, lives_s, now)
+        record = Issued(
+            identity=names.spiffe_id,
+            serial=f"{leaf.serial_number:x}",
+            issued=now,
+            not_before=leaf.not_valid_before_utc.timestamp(),
+            not_after=leaf.not_valid_after_utc.timestamp(),
+            asker=asker,
+            pod=pod,
+            proof=proof,
+            signer=authority.id,
+            root=authority.root_id,
+            key=_key_hash(key),
+            names=[*names.dns_names, *names.ip_addresses],
+        )
+        self._in_use.note(record)
+        await self._ledger.record(record, settings.ledger_wait_s)
+        self._context.log.info(
+            "certificate signed", spiffe_id=names.spiffe_id, serial=record.serial
+        )
+        return SignReply(
+            chain_pem=pem_of(leaf) + authority.chain_pem,
+            roots_pem=trust.roots_pem,
+            not_before=record.not_before,
+            not_after=record.not_after,
+        )
+
+
+def _key_hash(key: PublicKey) -> str:
+    digest = Hash(SHA256())
+    digest.update(
+        key.public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    return digest.finalize().hex()
