@@ -20,7 +20,7 @@ from meshbus.runtime.service import Context
 from meshbus_xds_gateway.classes import Classes, ProxyClass
 from meshbus_xds_gateway.convergence import Convergence, time_of_change
 from meshbus_xds_gateway.credentials import Credentials
-from meshbus_xds_gateway.leaves import Account, Leaves
+from meshbus_xds_gateway.leaves import Account, Holder, Leaves
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.secret_resources import roots_secret
 from meshbus_xds_gateway.session import Session
@@ -66,6 +66,8 @@ class Client:
     wake: Wake = field(default_factory=asyncio.Event)
     secrets: _Names = field(default_factory=dict)
     credentials: frozenset[Key] = frozenset()
+    holder: Holder | None = None
+    """Of the certificate that it is given, from when it joined."""
 
 
 class Fleet:
@@ -90,7 +92,7 @@ class Fleet:
         self._roots: tuple[str, Resource] | None = None
         self._unsettled: set[Client] = set()
         self._by_workload: dict[Key, set[Client]] = {}
-        self._by_account: dict[Account, set[Client]] = {}
+        self._by_holder: dict[Holder, set[Client]] = {}
         self._stale = asyncio.Event()
         self._trust_changed = False
         self._moved_rows: set[Key] = set()
@@ -218,8 +220,9 @@ class Fleet:
         if client.workload is not None:
             self._by_workload.setdefault(client.workload, set()).add(client)
         if client.account is not None:
-            self._by_account.setdefault(client.account, set()).add(client)
-            self._leaves.hold(client.account)
+            client.holder = (*client.account, client.keys.workload)
+            self._by_holder.setdefault(client.holder, set()).add(client)
+            self._leaves.hold(client.holder)
         self._give(client, proxies, self.world.sequence)
         self._unsettled.add(client)
         self._metrics.connected.set(len(self.clients))
@@ -232,9 +235,9 @@ class Fleet:
         self._classes.leave(client)
         if client.workload is not None:
             _discard(self._by_workload, client.workload, client)
-        if client.account is not None:
-            _discard(self._by_account, client.account, client)
-            self._leaves.release(client.account)
+        if client.holder is not None:
+            _discard(self._by_holder, client.holder, client)
+            self._leaves.release(client.holder)
         for key in client.credentials:
             self._credentials.release(key)
         self._metrics.connected.set(len(self.clients))
@@ -327,10 +330,10 @@ class Fleet:
             made: Resource | None = None
             if need.name == TRUSTED_ROOTS and need.key is None:
                 made = self._roots_resource()
-            elif client.account is None:
+            elif client.holder is None:
                 continue  # it has proved nothing: no private keys
             elif need.key is None:
-                made = self._leaves.resource(client.account)
+                made = self._leaves.resource(client.holder)
             else:
                 made = self._credentials.resource(need)
             # What it has serves until there is another.
@@ -352,8 +355,8 @@ class Fleet:
             self._roots = (trust.roots_pem, secret)
         return self._roots[1]
 
-    def _leaf_changed(self, account: Account) -> None:
-        self._secrets_changed(self._by_account.get(account, ()))
+    def _leaf_changed(self, holder: Holder) -> None:
+        self._secrets_changed(self._by_holder.get(holder, ()))
 
     def _credential_changed(self, key: Key) -> None:
         self._secrets_changed(c for c in self.clients if key in c.credentials)

@@ -1,6 +1,7 @@
 """Leaf certificates of workloads: keys made in memory, signed by the ca, renewed in time.
 
-One certificate per identity (namespace, service account), for all its proxies at this replica.
+One certificate per identity (namespace, service account) and workload, for all its proxies at this
+replica.
 Keys are never written, logged or sent anywhere but to the proxies of the identity.
 """
 
@@ -24,6 +25,9 @@ from meshbus_xds_gateway.secret_resources import certificate_secret
 
 Account = tuple[str, str]
 """Namespace, service account."""
+Holder = tuple[str, str, str]
+"""Namespace, service account, workload: workloads that share an account have certificates of their
+own, whose subject tells a server which of them calls."""
 RENEW_FROM, RENEW_TO = 0.35, 0.5
 """Renewal begins between these parts of a certificate's life."""
 _SIGN_AT_ONCE = 8
@@ -47,34 +51,34 @@ class Leaves:
         context: Context[Any],
         tasks: asyncio.TaskGroup,
         ttl_s: int,
-        changed: Callable[[Account], None],
+        changed: Callable[[Holder], None],
     ) -> None:
         self._context = context
         self._tasks = tasks
         self._ttl_s = ttl_s
         self._changed = changed
-        self._leaves: dict[Account, _Leaf] = {}
+        self._leaves: dict[Holder, _Leaf] = {}
         self._slots = asyncio.Semaphore(_SIGN_AT_ONCE)
 
-    def hold(self, account: Account) -> None:
+    def hold(self, holder: Holder) -> None:
         """A proxy of this identity is connected; `release` undoes it."""
-        leaf = self._leaves.setdefault(account, _Leaf())
+        leaf = self._leaves.setdefault(holder, _Leaf())
         leaf.users += 1
         if leaf.task is None:
-            leaf.task = self._tasks.create_task(self._keep(account, leaf))
+            leaf.task = self._tasks.create_task(self._keep(holder, leaf))
 
-    def release(self, account: Account) -> None:
+    def release(self, holder: Holder) -> None:
         """A proxy of this identity has gone. Its key is dropped with the last one."""
-        leaf = self._leaves[account]
+        leaf = self._leaves[holder]
         leaf.users -= 1
         if leaf.users == 0:
-            del self._leaves[account]
+            del self._leaves[holder]
             if leaf.task is not None:
                 leaf.task.cancel()
 
-    def resource(self, account: Account) -> Resource | None:
+    def resource(self, holder: Holder) -> Resource | None:
         """The secret `default` of an identity; None while it is being signed."""
-        leaf = self._leaves.get(account)
+        leaf = self._leaves.get(holder)
         if leaf is None or leaf.not_after <= self._context.clock.now():
             return None
         return leaf.resource
@@ -82,18 +86,18 @@ class Leaves:
     def __len__(self) -> int:
         return len(self._leaves)
 
-    async def _keep(self, account: Account, leaf: _Leaf) -> None:
+    async def _keep(self, holder: Holder, leaf: _Leaf) -> None:
         clock, log = self._context.clock, self._context.log
         retry_s = _RETRY_S
         while True:
             try:
                 async with self._slots:
-                    reply, key_pem = await self._sign(account)
+                    reply, key_pem = await self._sign(holder)
             except CallError as error:
                 log.warning(
                     "no certificate for a workload",
-                    namespace=account[0],
-                    service_account=account[1],
+                    namespace=holder[0],
+                    service_account=holder[1],
                     error=error.message,
                 )
                 await clock.sleep(retry_s * random.uniform(0.5, 1))  # noqa: S311
@@ -103,18 +107,19 @@ class Leaves:
             chain = reply.chain_pem.encode()
             leaf.resource = certificate_secret(OWN_CERTIFICATE, chain, key_pem)
             leaf.not_after = reply.not_after
-            self._changed(account)
+            self._changed(holder)
             life_s = max(reply.not_after - clock.now(), 1.0)
             await clock.sleep(life_s * random.uniform(RENEW_FROM, RENEW_TO))  # noqa: S311
 
-    async def _sign(self, account: Account) -> tuple[SignReply, bytes]:
+    async def _sign(self, holder: Holder) -> tuple[SignReply, bytes]:
         key = ec.generate_private_key(ec.SECP256R1())
         csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         signed = csr.sign(key, hashes.SHA256())
         request = SignRequest(
             csr_pem=signed.public_bytes(serialization.Encoding.PEM).decode(),
             service=self._context.name,
-            spiffe_id=spiffe(self._context.trust_domain, *account),
+            spiffe_id=spiffe(self._context.trust_domain, *holder[:2]),
+            subject=holder[2],
             ttl_s=self._ttl_s,
         )
         reply = await call(

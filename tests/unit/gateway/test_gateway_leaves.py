@@ -17,7 +17,7 @@ from meshbus.bus.memory import MemoryBus, MemoryServer
 from meshbus.model.requests import SignReply, SignRequest, sign_subject
 from meshbus.runtime.calls import CallError, answer
 
-REVIEWS = ("default", "reviews")
+REVIEWS = ("default", "reviews", "reviews-v1")
 LIFE_S = 3600.0
 
 
