@@ -322,6 +322,28 @@ def _identities(reader: Reader, row: Service) -> tuple[str, ...]:
     return tuple(sorted({*found, *row.subject_alt_names}))
 
 
+def named_clusters(reader: Reader, service: Key, rules: tuple[Key, ...]) -> Part:
+    """Node: clusters of a service for connections that name it by SNI: the mutual TLS of the caller
+    goes through to the endpoints, which are those of the service's own clusters."""
+    row: Service | None = reader.get(service)
+    if row is None or row.external_name or row.resolution != "STATIC":
+        return Part()
+    rule = reader.node(merged_rule, rules) if rules else NO_RULE
+    out = []
+    for port in row.ports:
+        if port.protocol == UDP:
+            continue
+        for subset in (None, *rule.subsets):
+            name = ClusterName(port.number, subset.name if subset else "", row.host)
+            cluster = cluster_pb2.Cluster(
+                name=name.sni, type=cluster_pb2.Cluster.EDS, connect_timeout=seconds(10)
+            )
+            cluster.eds_cluster_config.service_name = str(name)
+            cluster.eds_cluster_config.eds_config.CopyFrom(ads())
+            out.append(encode(reader, CDS, cluster.name, cluster, [source_key(service, row)]))
+    return Part(tuple(out))
+
+
 # --------------------------------------------------------------------------- fixed clusters
 
 

@@ -11,6 +11,7 @@ from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.scope import Ref, age, istio_objects, object_namespaces
 from meshbus.model.keys import Key
 
+AUTO_PASSTHROUGH = "AUTO_PASSTHROUGH"
 TERMINATED = frozenset({"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL"})
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
+from envoy.extensions.filters.network.sni_cluster.v3 import sni_cluster_pb2
 
 from meshbus.compile.connections import (
     Reporting,
@@ -12,12 +13,13 @@ from meshbus.compile.connections import (
     connection_manager,
     forward_client_certificate,
     manager_filter,
+    tcp_proxy,
     tls_inspector_filter,
 )
 from meshbus.compile.endpoints import canonical_service
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, NotCompiledError, Report
-from meshbus.compile.gateway_servers import Server, router_servers
+from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Server, router_servers
 from meshbus.compile.http_routes import (
     Made,
     RouteContext,
@@ -26,7 +28,7 @@ from meshbus.compile.http_routes import (
     joined_routes,
 )
 from meshbus.compile.l4_routes import L4Route, l4_routes, restrict, tcp_filter
-from meshbus.compile.names import listener_name, with_port
+from meshbus.compile.names import BLACK_HOLE, listener_name, with_port
 from meshbus.compile.outbound import any_address, reporting_of
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
@@ -34,8 +36,8 @@ from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
 from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND
-from meshbus.compile.tls_contexts import gateway_server, socket
-from meshbus.compile.values import address, boolean
+from meshbus.compile.tls_contexts import ALPN_MESH, gateway_server, socket
+from meshbus.compile.values import address, any_of, boolean
 from meshbus.compile.virtual_hosts import (
     View,
     conduct_of,
@@ -213,8 +215,8 @@ def _server_chains(
         context = gateway_server(server.tls, True, f"{server.path}.tls")
         chain.transport_socket.CopyFrom(socket(context))
         return [chain]
-    if server.mode == "AUTO_PASSTHROUGH":
-        raise NotCompiledError(f"{server.path}.tls.mode", "AUTO_PASSTHROUGH has no effect yet")
+    if server.mode == AUTO_PASSTHROUGH:
+        return [_named_chain(reader, server, reporting)]
     if server.mode == "PASSTHROUGH":
         return _passthrough_chains(reader, view, server, reporting, report)
     return _tcp_chains(reader, view, server, reporting, report)
@@ -233,6 +235,28 @@ def _http_chain(reader: Reader, server: Server, reporting: Reporting) -> lc_pb2.
     chain = lc_pb2.FilterChain()
     chain.filters.append(manager_filter(manager))
     return chain
+
+
+def _named_chain(reader: Reader, server: Server, reporting: Reporting) -> lc_pb2.FilterChain:
+    """Connections of mesh proxies, to the cluster that their SNI names (`sni_cluster`).
+
+    Source: Istio, Gateway reference, AUTO_PASSTHROUGH.
+    """
+    chain = lc_pb2.FilterChain()
+    chain.filter_chain_match.server_names.extend(server.server_names())
+    chain.filter_chain_match.application_protocols.extend(ALPN_MESH)
+    chain.filters.extend(network_security(reader))
+    chain.filters.add(
+        name="envoy.filters.network.sni_cluster",
+        typed_config=any_of(sni_cluster_pb2.SniCluster()),
+    )
+    chain.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
+    return chain
+
+
+def passes_by_name(reader: Reader, proxy: ProxyKeys) -> bool:
+    """Node: some server of a router is AUTO_PASSTHROUGH."""
+    return any(s.mode == AUTO_PASSTHROUGH for s in router_servers(reader, proxy, Report()))
 
 
 def gateway_services(reader: Reader, viewer: Viewer, gateway: str) -> tuple[Ref, ...]:

@@ -47,6 +47,7 @@ from meshbus.compile.shared_parts import (
     merged,
     outbound_assignments,
     outbound_clusters,
+    router_clusters,
     router_layer,
     router_secrets,
     workload_extensions,
@@ -188,7 +189,7 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
         router = (proxy.as_class(), view, binds)
         return Plan(
             (
-                (CDS, (clusters,)),
+                (CDS, (clusters, Ask(router_clusters, (proxy.as_class(), view)))),
                 (EDS, (endpoints,)),
                 (LDS, (Ask(router_layer, (*router, LDS)),)),
                 (RDS, (Ask(router_layer, (*router, RDS)),)),

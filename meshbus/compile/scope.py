@@ -298,7 +298,7 @@ def _destinations(spec: Mapping[str, Any], namespace: str) -> Iterable[Mapping[s
     """Destinations of the routes that a namespace's workloads may take."""
     for section in ("http", "tls", "tcp"):
         for rule in spec.get(section) or ():
-            matches = rule.get("match") or ({},)
+            matches: list[Mapping[str, Any]] = rule.get("match") or [{}]
             if all(m.get("sourceNamespace") not in (None, "", namespace) for m in matches):
                 continue
             for target in (*(rule.get("route") or ()), *(rule.get("mirrors") or ())):

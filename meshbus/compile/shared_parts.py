@@ -6,11 +6,16 @@ that, which other views that reach the same share.
 
 from collections.abc import Iterable
 
-from meshbus.compile.clusters import ClusterStyle, fixed_clusters, service_clusters
+from meshbus.compile.clusters import (
+    ClusterStyle,
+    fixed_clusters,
+    named_clusters,
+    service_clusters,
+)
 from meshbus.compile.endpoints import ranks_by_place, service_assignments
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part
-from meshbus.compile.gateways import SecretNeed, router_resources
+from meshbus.compile.gateways import SecretNeed, passes_by_name, router_resources
 from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
 from meshbus.compile.locality import Place
 from meshbus.compile.outbound import capture_plan
@@ -163,6 +168,17 @@ def router_layer(
     part = reader.node(router_resources, proxy, view, binds)
     chosen = tuple(r for r in part.resources if r.type_url == type_url)
     return merged([Part(chosen, part.findings if type_url == LDS else ())])
+
+
+def router_clusters(reader: Reader, proxy: ProxyKeys, view: View) -> SharedPart:
+    """Node: clusters of a router for connections that name a service by SNI."""
+    if not reader.node(passes_by_name, proxy):
+        return NO_PART
+    return merged(
+        reader.node(named_clusters, m.service, m.rules)
+        for reach in reader.node(reaches, view)
+        for m in reach.members
+    )
 
 
 def router_secrets(

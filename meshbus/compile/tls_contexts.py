@@ -217,16 +217,19 @@ def gateway_server(tls: dict[str, Any], http: bool, path: str) -> tls_pb2.Downst
     )
     if names:
         common.tls_certificate_sds_secret_configs.extend(sds(f"kubernetes://{n}") for n in names)
-    elif tls.get("serverCertificate") and tls.get("privateKey"):
-        common.tls_certificates.append(
-            common_pb2.TlsCertificate(
-                certificate_chain=data_source(tls["serverCertificate"]),
-                private_key=data_source(tls["privateKey"]),
-            )
-        )
     else:
-        raise NotCompiledError(
-            path, "credentialName, or serverCertificate and privateKey are needed"
+        files = [tls, *(tls.get("tlsCertificates") or ())]
+        pairs = [f for f in files if f.get("serverCertificate") and f.get("privateKey")]
+        if not pairs:
+            raise NotCompiledError(
+                path, "credentialName, or serverCertificate and privateKey are needed"
+            )
+        common.tls_certificates.extend(
+            common_pb2.TlsCertificate(
+                certificate_chain=data_source(pair["serverCertificate"]),
+                private_key=data_source(pair["privateKey"]),
+            )
+            for pair in pairs
         )
     if mode in {"MUTUAL", "OPTIONAL_MUTUAL"}:
         _client_validation(common, tls, names)
@@ -250,6 +253,8 @@ def _client_validation(
             )
         )
         context = common.validation_context
+    if tls.get("caCrl"):
+        context.crl.CopyFrom(data_source(str(tls["caCrl"])))
     context.verify_certificate_spki.extend(tls.get("verifyCertificateSpki") or ())
     context.verify_certificate_hash.extend(tls.get("verifyCertificateHash") or ())
 

@@ -103,6 +103,9 @@ class Service(msgspec.Struct, array_like=True, frozen=True):
     session_affinity: bool = False
     dns_endpoints: list["Endpoint"] = []
     """For DNS resolutions: names or addresses to resolve; empty: the host itself."""
+    auto_addresses: list[str] = []
+    """Of a ServiceEntry without addresses: what mesh DNS may answer for its host, so that callers
+    of it can be told apart. Nobody else routes to them."""
 
 
 class Endpoint(msgspec.Struct, array_like=True, frozen=True):

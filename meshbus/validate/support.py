@@ -67,11 +67,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         )
         for field in _POLICY
     ),
-    "Gateway": (
-        "spec.servers[].tls.tlsCertificates",
-        "spec.servers[].tls.caCrl",
-        "spec.servers[].defaultEndpoint",
-    ),
+    "Gateway": ("spec.servers[].defaultEndpoint",),
     "Sidecar": (
         "spec.ingress[].tls",
         "spec.outboundTrafficPolicy.tls",
@@ -89,7 +85,6 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 _ATTACHED_ELSEWHERE = ("GatewayClass", "Service", "ServiceEntry")
 _AUTHORITIES = frozenset({"envoyExtAuthzHttp", "envoyExtAuthzGrpc"})
 _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
-    "Gateway": {"spec.servers[].tls.mode": ("AUTO_PASSTHROUGH",)},
     "ServiceEntry": {"spec.resolution": ("DYNAMIC_DNS",)},
     "Sidecar": {
         "spec.outboundTrafficPolicy.mode": ("ALLOW_ANY_DYNAMIC_DNS",),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.names import CLUSTER_DOMAIN
+from meshbus.compile.names import CLUSTER_DOMAIN, is_wildcard
 from meshbus.compile.registry.instances import DISABLED, instance_of_entry_spec
 from meshbus.compile.registry.protocols import integer, protocol_of_entry, protocol_of_port
 from meshbus.model.keys import Key
@@ -24,6 +24,9 @@ from meshbus.model.world import TRAFFIC_DISTRIBUTION, Entry, Query
 EXPORT_ANNOTATION = "networking.istio.io/exportTo"
 VIP_NETWORK = ipaddress.ip_network("240.240.0.0/16")
 VIP_NETWORK_V6 = ipaddress.ip_network("2001:2::/48")
+ALLOCATE_LABEL = "networking.istio.io/enable-autoallocate-ip"
+SERVICE = "service"
+ENTRY = "entry"
 Rows = tuple[tuple[Key, Row], ...]
 
 
@@ -35,20 +38,31 @@ def host_of_service(namespace: str, name: str) -> str:
 # --------------------------------------------------------------------------- Kubernetes services
 
 
-def virtual_addresses(reader: Reader) -> dict[tuple[str, str], int]:
-    """Node: offset in `VIP_NETWORK` of each service that nobody gave an address.
+def virtual_addresses(reader: Reader) -> dict[tuple[str, str, str], int]:
+    """Node: offset in `VIP_NETWORK` and `VIP_NETWORK_V6` of each service that nobody gave an
+    address, and of each host of a ServiceEntry without one; by (kind, namespace, name or host).
 
-    A service keeps its address whatever comes and goes, but for hash collisions, which the first
-    by name wins.
+    A service keeps its address whatever comes and goes, but for hash collisions, which services
+    win before entries, and the first by name among either.
+    Source: the networks are those of Istio's automatic allocation.
     """
     size = VIP_NETWORK.num_addresses - 2
-    taken: dict[int, tuple[str, str]] = {}
+    wanted: dict[tuple[str, str, str], None] = {}
     for entry in reader.entries(Query("cfg.services", "all", None)):
         spec = entry.row.spec
         if spec.get("clusterIP") or spec.get("clusterIPs") or spec.get("type") == "ExternalName":
             continue
-        name = (entry.key.namespace, entry.key.name)
-        digest = hashlib.blake2b("/".join(name).encode(), digest_size=8).digest()
+        wanted[SERVICE, entry.key.namespace, entry.key.name] = None
+    hosts: set[tuple[str, str, str]] = set()
+    for entry in reader.entries(Query("cfg.serviceentries", "all", None)):
+        if allocates(entry.row):
+            names = (h for h in entry.row.spec.get("hosts") or () if isinstance(h, str))
+            hosts.update((ENTRY, entry.key.namespace, host) for host in names)
+    wanted.update(dict.fromkeys(sorted(hosts)))
+    taken: dict[int, tuple[str, str, str]] = {}
+    for name in wanted:
+        text = "/".join(name[1:] if name[0] == SERVICE else name)
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         offset = int.from_bytes(digest, "big") % size
         while offset in taken:
             offset = (offset + 1) % size
@@ -56,9 +70,23 @@ def virtual_addresses(reader: Reader) -> dict[tuple[str, str], int]:
     return {name: offset + 1 for offset, name in taken.items()}
 
 
-def virtual_address(reader: Reader, namespace: str, name: str) -> int:
-    """Node: the offset of one service; 0: it has an address of its own."""
-    return reader.node(virtual_addresses).get((namespace, name), 0)
+def virtual_address(reader: Reader, kind: str, namespace: str, name: str) -> int:
+    """Node: the offset of one service or host; 0: it has addresses of its own, or can have none."""
+    return reader.node(virtual_addresses).get((kind, namespace, name), 0)
+
+
+def allocates(entry: ConfigObject) -> bool:
+    """A ServiceEntry gets addresses: it has none, somebody can resolve its hosts, and nobody has
+    said otherwise.
+
+    Source: Istio, ServiceEntry reference ("Address allocation").
+    """
+    spec = entry.spec
+    if spec.get("addresses") or str(spec.get("resolution") or "NONE") == "NONE":
+        return False
+    if entry.labels.get(ALLOCATE_LABEL, "").lower() == "false":
+        return False
+    return not any(is_wildcard(str(host)) for host in spec.get("hosts") or ())
 
 
 def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Rows:
@@ -139,7 +167,7 @@ def _addresses(reader: Reader, source_object: ConfigObject) -> list[str]:
         given.insert(0, str(first))
     if given:
         return given
-    offset = reader.node(virtual_address, source_object.namespace, source_object.name)
+    offset = reader.node(virtual_address, SERVICE, source_object.namespace, source_object.name)
     if not offset:
         return []
     families = spec.get("ipFamilies") or []
@@ -313,12 +341,18 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         created=source_object.created,
         source=source,
         dns_endpoints=members if dynamic else [],
+        auto_addresses=_allocated(reader, namespace, host),
     )
     rows: list[tuple[Key, Row]] = [(Key(cluster, "reg", "services", namespace, host), row)]
     if resolution == "STATIC":
         key = Key(cluster, "reg", "endpoints", namespace, host, "entry")
         rows.append((key, EndpointShard(host, namespace, "entry", members, source)))
     return tuple(rows)
+
+
+def _allocated(reader: Reader, namespace: str, host: str) -> list[str]:
+    offset = reader.node(virtual_address, ENTRY, namespace, host)
+    return [str(VIP_NETWORK[offset]), str(VIP_NETWORK_V6[offset])] if offset else []
 
 
 def _members(

@@ -354,3 +354,54 @@ def test_incremental_equals_from_scratch(steps: list[tuple[int, bool]]) -> None:
             else:
                 rows[changed] = value
     assert rows == rows_of_objects(held)
+
+
+def entry(name: str, host: str, **spec: Any) -> str:
+    body = {"hosts": [host], "resolution": "DNS", "ports": [{"number": 80, "name": "http"}], **spec}
+    labels = body.pop("labels", {})
+    document = {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": name, "labels": labels},
+        "spec": body,
+    }
+    return yaml.safe_dump(document)
+
+
+def allocated(text: str, host: str) -> list[str]:
+    row = derived(text)[f"reg.services/default/{host}"]
+    assert isinstance(row, Service)
+    return row.auto_addresses
+
+
+def test_hosts_without_address_are_given_one_of_each_family_and_keep_it() -> None:
+    one, two = entry("one", "one.example.com"), entry("two", "two.example.com")
+    before = allocated(one, "one.example.com")
+    assert before[0].startswith("240.240.")
+    assert before[1].startswith("2001:2:")
+    both = f"{two}---\n{one}"
+    assert allocated(both, "one.example.com") == before
+    assert allocated(both, "two.example.com") != before
+    row = derived(one)["reg.services/default/one.example.com"]
+    assert isinstance(row, Service)
+    assert row.addresses == []
+
+
+def test_nobody_is_given_an_address_who_has_one_or_cannot_have_one() -> None:
+    off = {"networking.istio.io/enable-autoallocate-ip": "false"}
+    for host, spec in (
+        ("a.example.com", {"addresses": ["192.0.2.1"]}),
+        ("b.example.com", {"resolution": "NONE"}),
+        ("*.example.com", {"resolution": "NONE"}),
+        ("c.example.com", {"labels": off}),
+    ):
+        assert allocated(entry("x", host, **spec), host) == []
+
+
+def test_traffic_distribution_stands_with_the_annotations() -> None:
+    row = derived(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        "spec: {clusterIP: 10.1.1.1, trafficDistribution: PreferClose, ports: [{port: 80}]}"
+    )["reg.services/default/a.default.svc.cluster.local"]
+    assert isinstance(row, Service)
+    assert row.annotations == {"networking.istio.io/traffic-distribution": "PreferClose"}

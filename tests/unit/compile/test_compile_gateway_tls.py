@@ -1,0 +1,61 @@
+"""TLS of gateways: certificates from files, revocation, connections passed on by name."""
+
+from typing import Any
+
+from meshes import Rendered, Rows, config, endpoints, host, router, rows, service
+
+MESH = rows(
+    service("web", ("http", 80, "HTTP"), addresses=["10.96.0.1"]),
+    endpoints("web", "10.0.0.1", ports={"http": 80}),
+)
+FILES = [
+    {"serverCertificate": f"/certs/{name}.pem", "privateKey": f"/certs/{name}-key.pem"}
+    for name in ("rsa", "ec")
+]
+
+
+def gateway(protocol: str, tls: dict[str, Any], *hosts: str) -> Rows:
+    port = {"number": 15443, "name": "tls", "protocol": protocol}
+    server = {"port": port, "hosts": list(hosts), "tls": tls}
+    return config("Gateway", "edge", {"selector": {"istio": "ingressgateway"}, "servers": [server]})
+
+
+def test_several_certificates_and_a_revocation_list() -> None:
+    tls = {
+        "mode": "MUTUAL",
+        "tlsCertificates": FILES,
+        "caCertificates": "/certs/ca.pem",
+        "caCrl": "/certs/crl.pem",
+    }
+    found = Rendered(rows(MESH, gateway("HTTPS", tls, "*")), router(namespace="default"))
+    (listener,) = found.listeners.values()
+    (chain,) = listener["filterChains"]
+    common = chain["transportSocket"]["typedConfig"]["commonTlsContext"]
+    names = [c["certificateChain"]["filename"] for c in common["tlsCertificates"]]
+    assert names == ["/certs/rsa.pem", "/certs/ec.pem"]
+    assert common["validationContext"]["crl"] == {"filename": "/certs/crl.pem"}
+
+
+def test_connections_are_passed_on_to_the_cluster_that_their_sni_names() -> None:
+    subsets = [{"name": "v1", "labels": {"version": "v1"}}]
+    mesh = rows(
+        MESH,
+        gateway("TLS", {"mode": "AUTO_PASSTHROUGH"}, "*.local"),
+        config("DestinationRule", "web", {"host": "web", "subsets": subsets}),
+    )
+    found = Rendered(mesh, router(namespace="default"))
+    (listener,) = found.listeners.values()
+    (chain,) = listener["filterChains"]
+    assert chain["filterChainMatch"]["serverNames"] == ["*.local"]
+    assert "istio" in chain["filterChainMatch"]["applicationProtocols"]
+    assert "envoy.filters.network.sni_cluster" in [f["name"] for f in chain["filters"]]
+    for subset in ("", "v1"):
+        cluster = found.clusters[f"outbound_.80_.{subset}_.{host('web')}"]
+        assert cluster["edsClusterConfig"]["serviceName"] == f"outbound|80|{subset}|{host('web')}"
+        assert "transportSocketMatches" not in cluster
+
+
+def test_other_routers_have_no_clusters_by_name() -> None:
+    mesh = rows(MESH, gateway("TLS", {"mode": "PASSTHROUGH"}, "*.local"))
+    found = Rendered(mesh, router(namespace="default"))
+    assert not [name for name in found.clusters if name.startswith("outbound_.")]
