@@ -118,6 +118,8 @@ class Issued(msgspec.Struct, frozen=True):
     """SHA-256 of the public key (SubjectPublicKeyInfo), hex."""
     names: list[str] = []
     """DNS names and addresses beside the identity."""
+    subject: str = ""
+    """Workload, the certificate's CN."""
 
 
 class CertificatesRequest(msgspec.Struct, frozen=True):

@@ -35,7 +35,7 @@ class InUse:
 
     def note(self, record: Issued) -> None:
         """One was issued. A holder without a name (pod) keeps all of its certificates."""
-        holder: tuple[str, ...] = (record.asker, record.pod, record.identity)
+        holder: tuple[str, ...] = (record.asker, record.pod, record.identity, record.subject)
         if not record.pod or record.asker == "csr":
             holder = (*holder, record.serial)
         self._leaves[holder] = _Leaf(record.root, record.issued, record.not_after)

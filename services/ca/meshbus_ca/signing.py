@@ -72,6 +72,7 @@ class Signing:
             root=authority.root_id,
             key=_key_hash(key),
             names=[*names.dns_names, *names.ip_addresses],
+            subject=names.common_name,
         )
         self._in_use.note(record)
         await self._ledger.record(record, settings.ledger_wait_s)

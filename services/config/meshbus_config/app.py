@@ -140,6 +140,8 @@ def make_app(
         get("/v1/changes/{change}", mesh.change),
         get("/v1/proxies", mesh.proxies),
         get("/v1/proxies/{proxy}/config", mesh.proxy_config),
+        get("/v1/certificates", mesh.certificates),
+        Route("/v1/certificates/rotation", guarded(mesh.rotation), methods=["GET", "POST"]),
         get("/v1/graph", mesh.graph),
         get("/v1/traces", mesh.traces),
         get("/v1/events", mesh.events),

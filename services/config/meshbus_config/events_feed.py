@@ -133,8 +133,8 @@ def parse_filter(text: str) -> Wanted:
     )
 
 
-def parse_since(text: str, now: float) -> float:
-    """The moment from which events are wanted: seconds back (`90s`, `5m`, `2h`, `1d`), or an
+def parse_since(text: str, now: float, name: str = "since") -> float:
+    """The moment that a parameter names: seconds back (`90s`, `5m`, `2h`, `1d`), or an
     RFC 3339 time.
 
     Raises:
@@ -145,7 +145,7 @@ def parse_since(text: str, now: float) -> float:
         return now - int(text[:-1]) * unit
     moment = seconds_of(text)
     if moment is None:
-        raise bad_request(f"since: a duration such as 5m or an RFC 3339 time, not {text!r}")
+        raise bad_request(f"{name}: a duration such as 5m or an RFC 3339 time, not {text!r}")
     return moment
 
 

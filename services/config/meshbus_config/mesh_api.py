@@ -8,13 +8,19 @@ from starlette.responses import Response, StreamingResponse
 
 from meshbus.bus.interface import Bus
 from meshbus.model.requests import (
+    CERTIFICATES,
     PROXIES,
     PROXY_CONFIG,
+    ROTATION,
+    CertificatesReply,
+    CertificatesRequest,
     ProxiesReply,
     ProxiesRequest,
     ProxyConfigReply,
     ProxyConfigRequest,
     ProxyInfo,
+    RotationReply,
+    RotationRequest,
     replica_subject,
 )
 from meshbus.runtime.calls import CallError, call
@@ -45,7 +51,8 @@ def as_api_error(error: CallError) -> ApiError:
 
 
 class MeshApi:
-    """Handlers of `/v1/proxies`, `/v1/changes`, `/v1/graph`, `/v1/traces`, `/v1/events`."""
+    """Handlers of `/v1/proxies`, `/v1/changes`, `/v1/certificates`, `/v1/graph`,
+    `/v1/traces`, `/v1/events`."""
 
     def __init__(
         self,
@@ -121,6 +128,30 @@ class MeshApi:
         if refused is None:
             raise unavailable("no xds-gateway is there")
         raise as_api_error(refused)
+
+    async def certificates(self, request: Request) -> Response:
+        """`/v1/certificates?identity=&at=&serial=&limit=`: what the ca has issued, newest first.
+        Never a key."""
+        query = request.query_params
+        at = query.get("at", "")
+        question = CertificatesRequest(
+            identity=query.get("identity", ""),
+            at=parse_since(at, self._now(), "at") if at else 0.0,
+            serial=query.get("serial", "").lower(),
+            limit=number(query, "limit", 100),
+        )
+        return await self._ca(request, CERTIFICATES, question, CertificatesReply)
+
+    async def rotation(self, request: Request) -> Response:
+        """`/v1/certificates/rotation`: how far the change of roots is; POST begins one."""
+        question = RotationRequest(start=request.method == "POST")
+        return await self._ca(request, ROTATION, question, RotationReply)
+
+    async def _ca(self, request: Request, subject: str, question: Any, reply: type) -> Response:
+        try:
+            return respond(request, await call(self._bus, subject, question, reply, timeout=_ASK_S))
+        except CallError as error:
+            raise as_api_error(error) from error
 
     async def graph(self, request: Request) -> Response:
         """`/v1/graph`: who calls whom, and how that goes."""

@@ -22,6 +22,7 @@ from meshbus_xds_gateway.convergence import Convergence, time_of_change
 from meshbus_xds_gateway.credentials import Credentials
 from meshbus_xds_gateway.leaves import Account, Holder, Leaves
 from meshbus_xds_gateway.metrics import GatewayMetrics
+from meshbus_xds_gateway.node import Token
 from meshbus_xds_gateway.secret_resources import roots_secret
 from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.verdicts import Verdicts
@@ -67,6 +68,8 @@ class Client:
     secrets: _Names = field(default_factory=dict)
     credentials: frozenset[Key] = frozenset()
     holder: Holder | None = None
+    token: Token | None = None
+    """What proved its account."""
     """Of the certificate that it is given, from when it joined."""
 
 
@@ -86,7 +89,7 @@ class Fleet:
         self._context = context
         self._metrics = metrics
         self._classes = Classes(self._not_compiled)
-        self._leaves = Leaves(context, tasks, ttl_s, self._leaf_changed)
+        self._leaves = Leaves(context, tasks, ttl_s, self._leaf_changed, self._proof_key)
         self._credentials = Credentials(context, tasks, self._credential_changed)
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
         self._roots: tuple[str, Resource] | None = None
@@ -222,7 +225,7 @@ class Fleet:
         if client.account is not None:
             client.holder = (*client.account, client.keys.workload)
             self._by_holder.setdefault(client.holder, set()).add(client)
-            self._leaves.hold(client.holder)
+            self._leaves.hold(client.holder, client.token)
         self._give(client, proxies, self.world.sequence)
         self._unsettled.add(client)
         self._metrics.connected.set(len(self.clients))
@@ -354,6 +357,9 @@ class Fleet:
             secret = roots_secret(TRUSTED_ROOTS, trust.roots_pem.encode())
             self._roots = (trust.roots_pem, secret)
         return self._roots[1]
+
+    def _proof_key(self) -> str:
+        return self.trust.proof_key if self.trust else ""
 
     def _leaf_changed(self, holder: Holder) -> None:
         self._secrets_changed(self._by_holder.get(holder, ()))

@@ -20,7 +20,9 @@ from meshbus.compile.resources import Resource
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE
 from meshbus.model.requests import SignReply, SignRequest, sign_subject
 from meshbus.runtime.calls import CallError, call
+from meshbus.runtime.sealed import seal
 from meshbus.runtime.service import Context
+from meshbus_xds_gateway.node import Token
 from meshbus_xds_gateway.secret_resources import certificate_secret
 
 Account = tuple[str, str]
@@ -40,6 +42,8 @@ class _Leaf:
     resource: Resource | None = None
     not_after: float = 0.0
     task: asyncio.Task[None] | None = None
+    token: Token | None = None
+    """The newest one that a proxy of it came with."""
 
 
 class Leaves:
@@ -52,18 +56,22 @@ class Leaves:
         tasks: asyncio.TaskGroup,
         ttl_s: int,
         changed: Callable[[Holder], None],
+        proof_key: Callable[[], str] = str,
     ) -> None:
+        """`proof_key`: what tokens are sealed to on their way to the ca; empty: none is sent."""
         self._context = context
         self._tasks = tasks
         self._ttl_s = ttl_s
         self._changed = changed
+        self._proof_key = proof_key
         self._leaves: dict[Holder, _Leaf] = {}
         self._slots = asyncio.Semaphore(_SIGN_AT_ONCE)
 
-    def hold(self, holder: Holder) -> None:
-        """A proxy of this identity is connected; `release` undoes it."""
+    def hold(self, holder: Holder, token: Token | None = None) -> None:
+        """A proxy of this identity is connected, which its token proved; `release` undoes it."""
         leaf = self._leaves.setdefault(holder, _Leaf())
         leaf.users += 1
+        leaf.token = token or leaf.token
         if leaf.task is None:
             leaf.task = self._tasks.create_task(self._keep(holder, leaf))
 
@@ -92,7 +100,7 @@ class Leaves:
         while True:
             try:
                 async with self._slots:
-                    reply, key_pem = await self._sign(holder)
+                    reply, key_pem = await self._sign(holder, leaf.token)
             except CallError as error:
                 log.warning(
                     "no certificate for a workload",
@@ -111,16 +119,19 @@ class Leaves:
             life_s = max(reply.not_after - clock.now(), 1.0)
             await clock.sleep(life_s * random.uniform(RENEW_FROM, RENEW_TO))  # noqa: S311
 
-    async def _sign(self, holder: Holder) -> tuple[SignReply, bytes]:
+    async def _sign(self, holder: Holder, token: Token | None) -> tuple[SignReply, bytes]:
         key = ec.generate_private_key(ec.SECP256R1())
         csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         signed = csr.sign(key, hashes.SHA256())
+        proof_key = self._proof_key()
         request = SignRequest(
             csr_pem=signed.public_bytes(serialization.Encoding.PEM).decode(),
             service=self._context.name,
             spiffe_id=spiffe(self._context.trust_domain, *holder[:2]),
             subject=holder[2],
             ttl_s=self._ttl_s,
+            proof=seal(proof_key, token.value.encode()) if token and proof_key else "",
+            pod=self._context.pod,
         )
         reply = await call(
             self._context.bus, sign_subject("xds-gateway"), request, SignReply, timeout=5

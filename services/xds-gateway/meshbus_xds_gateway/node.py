@@ -32,6 +32,18 @@ class RefusedError(Exception):
         self.code = code
 
 
+class Token:
+    """A token of a workload, which no log or trace shows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "<token>"
+
+
 class Identity(NamedTuple):
     """Whom a token was given to."""
 
@@ -40,6 +52,8 @@ class Identity(NamedTuple):
     instance: str
     expires: float
     """Seconds since the epoch."""
+    token: Token | None = None
+    """What proved it: the ca looks at it too."""
 
 
 class Node(NamedTuple):
@@ -110,7 +124,7 @@ def identity_of_token(authorization: str, trust: Trust | None, now: float) -> Id
         raise RefusedError("UNAUTHENTICATED", f"the token does not hold: {error}") from None
     if expires + LEEWAY_S < now:
         raise RefusedError("UNAUTHENTICATED", "the token has expired")
-    return _identity_of_claims(claims, expires)
+    return _identity_of_claims(claims, expires)._replace(token=Token(token))
 
 
 def _identity_of_claims(claims: Mapping[str, Any], expires: float) -> Identity:

@@ -99,6 +99,7 @@ async def world() -> AsyncIterator[World]:
         clock=clock,
         log=structlog.get_logger(),
         name="xds-gateway",
+        pod="xds-gateway-0",
         trust_domain="cluster.local",
     )
     changed: asyncio.Queue = asyncio.Queue()

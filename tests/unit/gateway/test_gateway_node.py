@@ -48,7 +48,8 @@ def node(identifier="sidecar~10.0.0.1~reviews-v1-0.default~default.svc.cluster.l
 
 def test_token_says_who_it_is():
     identity = identity_of_token(f"Bearer {token()}\n", trust(), NOW)
-    assert identity == ("default", "reviews", "reviews-v1-0", NOW + 3600)
+    assert identity[:4] == ("default", "reviews", "reviews-v1-0", NOW + 3600)
+    assert "ey" not in repr(identity), "a log shows no token"
     check_node(node(NAMESPACE="default", SERVICE_ACCOUNT="reviews"), identity)
 
 
