@@ -149,6 +149,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Conn<T> {
         }
         let limits = &self.server.limits;
         let now = Instant::now();
+        for stream in &mut self.streams {
+            stream.give_up(now);
+        }
         if self.unanswered && now - self.pinged > limits.keepalive_timeout {
             return Err(());
         }

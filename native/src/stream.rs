@@ -6,15 +6,18 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, header};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 /// With its header a DATA frame then fills one TLS record; a larger one makes two.
 const CHUNK: usize = 16_384 - 9;
+/// `LINGER_S` of the contract.
+const LINGER: Duration = Duration::from_secs(10);
 const PREFIX: usize = 5;
 /// Unfinished messages of this size are always taken, whatever others hold.
 const SMALL: usize = 64 << 10;
@@ -30,6 +33,8 @@ pub type End = (u32, String);
 struct Outgoing {
     messages: VecDeque<Bytes>,
     end: Option<End>,
+    /// Since when there is an `end`.
+    closing: Option<Instant>,
     blocked: bool,
 }
 
@@ -56,7 +61,10 @@ impl Handle {
     }
 
     pub fn close(&self, status: u32, message: String) {
-        self.outgoing.lock().unwrap().end.get_or_insert((status, message));
+        let mut out = self.outgoing.lock().unwrap();
+        out.end.get_or_insert((status, message));
+        out.closing.get_or_insert_with(Instant::now);
+        drop(out);
         self.bell.ring();
     }
 
@@ -112,6 +120,19 @@ impl Stream {
 
     pub fn done(&self) -> bool {
         matches!(self.out, Out::Done)
+    }
+
+    /// Gives up on a peer that does not take what is left of a stream that is closed.
+    pub fn give_up(&mut self, now: Instant) {
+        let closing = self.handle.outgoing.lock().unwrap().closing;
+        if closing.is_some_and(|since| now - since > LINGER) {
+            match &mut self.out {
+                Out::Head(response) => response.send_reset(Reason::CANCEL),
+                Out::Body(body) => body.send_reset(Reason::CANCEL),
+                Out::Done => {}
+            }
+            self.ended = Some("the peer has not read to its end".into());
+        }
     }
 
     /// Gives HTTP/2 what the peer's windows have room for. True: something was given.

@@ -93,6 +93,8 @@ class Tls:
 
 
 TICKET_KEY_BYTES = 48
+LINGER_S = 10.0
+"""How long a stream that is closed waits for a peer that does not take what was sent before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ class Carrier(Protocol):
         """
 
     def close(self, stream: int, status: Status, message: str = "", *, leave: bool = False) -> None:
-        """End a call once what was sent before is gone; `Closed` follows.
+        """End a call once what was sent before is gone, or `LINGER_S` later; `Closed` follows.
 
         Args:
             leave: Ask the peer not to use this connection again (GOAWAY), so that its next call may

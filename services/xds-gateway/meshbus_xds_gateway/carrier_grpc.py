@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc import aio
 
 from meshbus_xds_gateway.carrier import (
+    LINGER_S,
     CarrierError,
     Certificate,
     Closed,
@@ -164,18 +165,16 @@ class GrpcCarrier(grpc.GenericRpcHandler):  # type: ignore[misc]
             await stream.ended.wait()
             if stream.end is not None:
                 if stream.writer is not None:
-                    await stream.writer
+                    await asyncio.wait([stream.writer], timeout=LINGER_S)
                 reason = "ended here"
                 status, message = stream.end
                 if status:
                     await call.abort(_CODES[status], message)
         finally:
+            # Nothing is awaited here: gRPC may cancel the handler once more.
             reader.cancel()
             if stream.writer is not None:
                 stream.writer.cancel()
-            await asyncio.gather(
-                *(task for task in (reader, stream.writer) if task), return_exceptions=True
-            )
             del self._streams[stream.number]
             self._tell(stream.number, Closed(reason))
             self._left.set()

@@ -2,7 +2,7 @@
 
 import asyncio
 import ipaddress
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -15,6 +15,8 @@ from meshbus.runtime.http import AddressInUseError
 from meshbus.runtime.identity import ServingIdentity
 from meshbus.runtime.service import Context
 from meshbus.runtime.settings import SettingsError
+from meshbus_xds_gateway.carrier import CarrierError, Certificate, Tls
+from meshbus_xds_gateway.carrier_choice import make_carrier, read_ticket_keys
 from meshbus_xds_gateway.fleet import Fleet
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.nacks import announce
@@ -45,6 +47,15 @@ class XdsGatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         float, _about("about when a stream ends and is opened anew, in seconds", ge=10)
     ] = 2700.0
     max_streams: Annotated[int, _about("streams at one time", ge=1)] = 10_000
+    transport: Annotated[
+        Literal["auto", "grpc", "native"],
+        _about("what moves bytes: native (the extension), grpc, or native where it is installed"),
+    ] = "auto"
+    ticket_keys: Annotated[
+        str,
+        _about("file of keys of TLS tickets that replicas share; see docs/adr/0011-transport.md"),
+    ] = ""
+    reuse_port: Annotated[bool, _about("other processes listen on the same port too")] = False
 
 
 class XdsGatewayService:
@@ -112,7 +123,7 @@ class XdsGatewayService:
                 if settings.plaintext:
                     server = self._server(fleet, limits, authenticated=False)
                     servers.append(server)
-                    self.plaintext_port = await _start(
+                    self.plaintext_port = await self._start(
                         server, settings.plaintext, None, "PLAINTEXT"
                     )
                     context.log.info("listening", plaintext=self.plaintext_port)
@@ -121,8 +132,12 @@ class XdsGatewayService:
                 await identity.ready()
                 server = self._server(fleet, limits, authenticated=True)
                 servers.append(server)
-                credentials = identity.grpc_credentials()
-                self.port = await _start(server, settings.listen, credentials, "LISTEN")
+                tls = Tls(
+                    Certificate(*identity.key_and_chain_pem),
+                    ticket_keys=read_ticket_keys(settings.ticket_keys),
+                )
+                self.port = await self._start(server, settings.listen, tls, "LISTEN")
+                identity.on_renewal(lambda *pair: server.renew(Certificate(*pair)))
                 context.log.info("listening", host=host, port=self.port)
                 await self._advertise(tasks, host, self.port)
                 await asyncio.get_running_loop().create_future()
@@ -136,9 +151,19 @@ class XdsGatewayService:
             fleet,
             self._metrics,
             limits,
+            make_carrier(self._context.settings.transport),
             authenticated=authenticated,
             refused=self._note_refusal,
         )
+
+    async def _start(self, server: XdsServer, listen: str, tls: Tls | None, setting: str) -> int:
+        try:
+            return await server.start(listen, tls, reuse_port=self._context.settings.reuse_port)
+        except CarrierError as error:
+            raise AddressInUseError(
+                f"MESHBUS_XDS_GATEWAY_{setting}: {listen} cannot be listened on; is the port in "
+                f"use? ({error})"
+            ) from error
 
     def _identity(self, host: str) -> ServingIdentity:
         context = self._context
@@ -189,16 +214,6 @@ class XdsGatewayService:
                 await context.clock.sleep(10)
 
         tasks.create_task(keep())
-
-
-async def _start(server: XdsServer, listen: str, credentials: Any, setting: str) -> int:
-    try:
-        return await server.start(listen, credentials)
-    except RuntimeError as error:
-        raise AddressInUseError(
-            f"MESHBUS_XDS_GATEWAY_{setting}: {listen} cannot be listened on; is the port in use? "
-            f"({error})"
-        ) from error
 
 
 def _host_of(listen: str, setting: str) -> str:

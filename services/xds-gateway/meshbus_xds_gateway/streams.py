@@ -1,37 +1,38 @@
-"""The streams of proxies: a thin shell of gRPC around sessions.
+"""The streams of proxies: a thin shell between a carrier and the sessions.
 
-Bytes in, bytes out: the server has no serializers. One task reads, one writes; the writer asks the
-session for one response at a time, so that a slow proxy holds nothing but its own stream.
+No task waits for a stream. A batch of messages goes to the sessions it is for; streams whose
+sessions may have something to say are due, and what they say leaves in one batch. A slow proxy
+holds nothing but its own stream: nothing is asked of its session while the carrier says that it is
+blocked.
 """
 
 import asyncio
-import contextlib
 import random
-from collections import Counter as Count
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
-from grpc import aio
-
-from meshbus.compile.proxy_keys import proxy_of_instance
 from meshbus.compile.resources import SHORT_NAMES
-from meshbus.model.keys import Key
 from meshbus.runtime.service import Context
+from meshbus_xds_gateway.admission import Admission
+from meshbus_xds_gateway.carrier import (
+    Batch,
+    Carrier,
+    Certificate,
+    Closed,
+    Event,
+    Limits,
+    Opened,
+    Signal,
+    Status,
+    Tls,
+)
 from meshbus_xds_gateway.delta import DeltaProtocol
 from meshbus_xds_gateway.fleet import CannotServeError, Client, Fleet
 from meshbus_xds_gateway.metrics import GatewayMetrics
-from meshbus_xds_gateway.node import (
-    Identity,
-    Node,
-    RefusedError,
-    check_node,
-    identity_of_token,
-    keys_of_node,
-    node_of,
-)
-from meshbus_xds_gateway.session import Session
+from meshbus_xds_gateway.node import Identity, RefusedError, node_of
+from meshbus_xds_gateway.outbox import Outbox
 from meshbus_xds_gateway.session_state import ProtocolError
 from meshbus_xds_gateway.sotw import SotwProtocol
 from meshbus_xds_gateway.verdicts import Refusal
@@ -43,25 +44,16 @@ _PROTOCOLS: dict[str, type[DeltaProtocol] | type[SotwProtocol]] = {
 }
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 """A proxy that reconnects uploads a name and a version of everything it has."""
-STREAMS_PER_IDENTITY = 4
-"""More than one: an old stream may linger while the proxy has opened the next."""
 FIRST_REQUEST_S = 15.0
-WORKLOAD_S = 20.0
-"""How long a proxy that is quicker than discovery waits for its row."""
 REQUESTS_PER_S = 500
 REQUESTS_BURST = 5000
+_PAUSE_S = 0.1
+_WAITING = 64
+"""Requests that wait while a proxy is being admitted; more are not read."""
 _AGE_JITTER = 0.2
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_metadata_size", 32 * 1024),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Envoys ping each 30 s; a little sooner is no flood.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.so_reuseport", 0),
-)
+_SLICE_S = 0.02
+"""How long responses are made before other work of the process gets its turn."""
+_STOP_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -73,8 +65,66 @@ class StreamLimits:
     max_streams: int
 
 
-class XdsServer(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Serves ADS on one listener. `authenticated` False: a proxy is what its node says."""
+class _Stream:
+    """One call of one proxy. `set` is how the fleet wakes it."""
+
+    __slots__ = (
+        "admitting",
+        "allowance",
+        "blocked",
+        "client",
+        "ended",
+        "identity",
+        "make_protocol",
+        "number",
+        "peer",
+        "protocol",
+        "refilled",
+        "sent",
+        "server",
+        "timers",
+        "waiting",
+    )
+
+    def __init__(
+        self, server: "XdsServer", number: int, peer: str, make_protocol: Any, now: float
+    ) -> None:
+        self.server = server
+        self.number = number
+        self.peer = peer
+        self.make_protocol = make_protocol
+        self.identity: Identity | None = None
+        self.protocol: DeltaProtocol | SotwProtocol | None = None
+        self.client: Client | None = None
+        self.waiting: deque[bytes] = deque()
+        self.admitting: asyncio.Task[None] | None = None
+        self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.sent: dict[str, float] = {}
+        self.blocked = False
+        self.allowance, self.refilled = float(REQUESTS_BURST), now
+        self.ended = False
+        """It is served no more."""
+
+    def set(self) -> None:
+        """Its session may have something to say."""
+        self.server.due(self)
+
+    def timer(self, name: str, delay_s: float, callback: Callable[..., None], *args: Any) -> None:
+        """Call once after so long; one of a name at a time."""
+        self.stop_timer(name)
+        loop = asyncio.get_running_loop()
+        self.timers[name] = loop.call_later(delay_s, callback, *args)
+
+    def stop_timer(self, name: str) -> None:
+        """Do not call any more."""
+        handle = self.timers.pop(name, None)
+        if handle is not None:
+            handle.cancel()
+
+
+class XdsServer:
+    """Serves ADS on one listener of a carrier. `authenticated` False: a proxy is what its node
+    says."""
 
     def __init__(
         self,
@@ -82,6 +132,7 @@ class XdsServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         fleet: Fleet,
         metrics: GatewayMetrics,
         limits: StreamLimits,
+        carrier: Carrier,
         *,
         authenticated: bool,
         refused: Callable[[Refusal], None],
@@ -90,231 +141,258 @@ class XdsServer(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._fleet = fleet
         self._metrics = metrics
         self._limits = limits
-        self._authenticated = authenticated
+        self._carrier = carrier
+        self._admission = Admission(context, fleet, authenticated=authenticated)
         self._refused = refused
-        self._open: Count[str] = Count()
-        self._server: Any = None
+        self._streams: dict[int, _Stream] = {}
+        self._due: dict[_Stream, None] = {}
+        self._draining = False
 
-    async def start(self, listen: str, credentials: grpc.ServerCredentials | None) -> int:
+    async def start(self, listen: str, tls: Tls | None, *, reuse_port: bool = False) -> int:
         """Listen; gives the port.
 
         Raises:
-            RuntimeError: The address cannot be bound.
+            CarrierError: The address or the certificate cannot be used.
         """
-        self._server = aio.server(
-            handlers=[self], options=_OPTIONS, maximum_concurrent_rpcs=self._limits.max_streams
+        limits = Limits(
+            max_connections=2 * self._limits.max_streams,
+            max_streams=self._limits.max_streams,
+            max_message_bytes=MAX_REQUEST_BYTES,
+            reuse_port=reuse_port,
         )
-        if credentials is None:
-            port = self._server.add_insecure_port(listen)
-        else:
-            port = self._server.add_secure_port(listen, credentials)
-        await self._server.start()
-        return int(port)
+        return await self._carrier.start(listen, self._handle, tls, limits)
+
+    def renew(self, certificate: Certificate) -> None:
+        """Use a newer certificate from now on.
+
+        Raises:
+            CarrierError: It cannot be used.
+        """
+        self._carrier.renew(certificate)
 
     async def stop(self) -> None:
         """End every stream; proxies keep what they have and look for another replica."""
-        if self._server is not None:
-            await self._server.stop(0.1)
+        for stream in list(self._streams.values()):
+            self._end(stream, "ended", Status.UNAVAILABLE, "the gateway stops", leave=True)
+        await self._carrier.stop(_STOP_S)
 
-    def service(self, handler_call_details: Any) -> Any:
-        """How gRPC finds the handler of a method."""
-        protocol = _PROTOCOLS.get(handler_call_details.method)
-        if protocol is None:
-            return None
-
-        async def serve(_: Any, call: Any) -> None:
-            await self._serve(call, protocol)
-
-        return grpc.stream_stream_rpc_method_handler(serve)
-
-    async def _serve(self, call: Any, protocol: type[DeltaProtocol] | type[SotwProtocol]) -> None:
-        outcome = "ended"
-        try:
-            await self._stream(call, protocol)
-        except RefusedError as error:
-            outcome = "refused"
-            self._context.log.warning("stream refused", peer=call.peer(), reason=str(error))
-            await call.abort(grpc.StatusCode[error.code], str(error))
-        except ProtocolError as error:
-            outcome = "broken"
-            self._context.log.warning("stream broken", peer=call.peer(), reason=str(error))
-            await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except CannotServeError as error:
-            outcome = "unavailable"
-            self._context.log.warning("stream not served", peer=call.peer(), reason=str(error))
-            await call.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        finally:
-            self._metrics.streams.labels(outcome).inc()
-
-    async def _stream(self, call: Any, protocol: type[DeltaProtocol] | type[SotwProtocol]) -> None:
-        now = self._context.clock.now()
-        identity = None
-        if self._authenticated:
-            metadata = {key.lower(): value for key, value in call.invocation_metadata() or ()}
-            authorization = str(metadata.get("authorization", ""))
-            identity = identity_of_token(authorization, self._fleet.trust, now)
-        try:
-            async with asyncio.timeout(FIRST_REQUEST_S):
-                data = await call.read()
-        except TimeoutError:
-            raise ProtocolError("no request came") from None
-        if data is aio.EOF:
+    def due(self, stream: _Stream) -> None:
+        """Ask a stream's session soon."""
+        if stream.ended:
             return
-        request = protocol.decode(data)
-        node = node_of(request.node)
-        client = await self._client(node, identity)
-        if self._open[client.id] >= STREAMS_PER_IDENTITY:
-            raise RefusedError(
-                "RESOURCE_EXHAUSTED", f"{client.id} has {STREAMS_PER_IDENTITY} streams already"
-            )
-        self._open[client.id] += 1
-        try:
-            self._fleet.join(client)
-            try:
-                ends = self._ends_in(identity, now)
-                await self._talk(call, client, protocol(client.session), request, ends)
-            finally:
-                self._fleet.leave(client)
-        finally:
-            self._open[client.id] -= 1
-            if not self._open[client.id]:
-                del self._open[client.id]
+        self._due[stream] = None
+        if not self._draining:
+            self._draining = True
+            asyncio.get_running_loop().call_soon(self._drain)
 
-    async def _client(self, node: Node, identity: Identity | None) -> Client:
-        context = self._context
-        if identity is None:
-            keys = keys_of_node(node)
-            account = workload = None
-        else:
-            check_node(node, identity)
-            workload = Key(
-                context.cluster, "reg", "workloads", identity.namespace, identity.instance
-            )
-            row = await self._fleet.workload(workload, WORKLOAD_S)
-            if (row.service_account or "default") != identity.service_account:
-                raise RefusedError(
-                    "PERMISSION_DENIED",
-                    f"the token is of service account {identity.service_account}, "
-                    f"{row.name} runs as {row.service_account or 'default'}",
-                )
-            keys = proxy_of_instance(row)
-            account = (identity.namespace, identity.service_account)
-        if keys.type != node.kind:
-            raise RefusedError(
-                "PERMISSION_DENIED", f"node.id says {node.kind}, {keys.name} is a {keys.type}"
-            )
-        name = f"{keys.name}.{keys.namespace}"
-        return Client(
-            id=name,
-            keys=keys,
-            session=Session(name, self._fleet.verdicts),
-            version=node.version,
-            address=node.address,
-            connected=context.clock.now(),
-            account=account,
-            workload=workload,
-        )
+    # ------------------------------------------------------------------ what comes
 
-    def _ends_in(self, identity: Identity | None, now: float) -> float:
-        age = self._limits.age_s * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311
-        if identity is not None:
-            age = min(age, max(identity.expires - now, 1.0))
-        return self._context.clock.monotonic() + age
-
-    async def _talk(
-        self,
-        call: Any,
-        client: Client,
-        protocol: DeltaProtocol | SotwProtocol,
-        request: Any,
-        ends: float,
-    ) -> None:
-        clock = self._context.clock
-        self._context.log.info("proxy connected", proxy=client.id, version=client.version)
-        sent: dict[str, float] = {}
-        reader = asyncio.create_task(self._read(call, client, protocol, request, sent))
-        reader.add_done_callback(lambda _: client.wake.set())
-        try:
-            while True:
-                client.wake.clear()
-                await self._write(call, client, protocol, sent)
-                self._fleet.progressed(client)
-                if reader.done():
-                    await reader
-                    return
-                now = clock.monotonic()
-                wake_at = min(ends, client.session.wake_at(now) or ends)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(wake_at - now, 0.001)):
-                        await client.wake.wait()
-                if clock.monotonic() >= ends:
-                    self._context.log.info("stream ended at its age", proxy=client.id)
-                    return
-        finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-            self._context.log.info("proxy gone", proxy=client.id)
-
-    async def _write(
-        self, call: Any, client: Client, protocol: Any, sent: dict[str, float]
-    ) -> None:
-        while (push := client.session.poll(self._context.clock.monotonic())) is not None:
-            data = protocol.encode(push)
-            if data is None:
+    def _handle(self, batch: Batch) -> None:
+        for number, event in batch:
+            if isinstance(event, Opened):
+                self._open(number, event)
                 continue
-            kind = SHORT_NAMES.get(push.type_url, "other")
-            self._metrics.pushes.labels(kind).inc()
-            self._metrics.resources.labels(kind).inc(len(push.resources))
-            self._metrics.bytes.labels(kind).inc(len(data))
-            sent[push.type_url] = self._context.clock.monotonic()
-            await call.write(data)
+            stream = self._streams.get(number)
+            if stream is None:
+                continue
+            try:
+                self._happened(stream, event)
+            except Exception as error:  # noqa: BLE001  (one stream's fault ends no other)
+                self._fail(stream, error)
 
-    async def _read(
-        self,
-        call: Any,
-        client: Client,
-        protocol: DeltaProtocol | SotwProtocol,
-        request: Any,
-        sent: dict[str, float],
-    ) -> None:
-        clock = self._context.clock
-        allowance, refilled = float(REQUESTS_BURST), clock.monotonic()
-        while True:
-            now = clock.monotonic()
-            refusal = protocol.receive(request, now)
-            if request.response_nonce:
-                self._answered(client, request, refusal, sent, now)
-            client.wake.set()
-            allowance = min(REQUESTS_BURST, allowance + (now - refilled) * REQUESTS_PER_S) - 1
-            refilled = now
-            if allowance < 0:
-                # Not read any faster: gRPC's flow control stops the client.
-                await clock.sleep(1 / REQUESTS_PER_S)
-            data = await call.read()
-            if data is aio.EOF:
-                return
-            request = protocol.decode(data)
+    def _open(self, number: int, opened: Opened) -> None:
+        protocol = _PROTOCOLS.get(opened.path)
+        if protocol is None:
+            text = f"there is no method {opened.path[:200]}"
+            self._carrier.close(number, Status.UNIMPLEMENTED, text)
+            return
+        now = self._context.clock.monotonic()
+        stream = self._streams[number] = _Stream(self, number, opened.peer, protocol, now)
+        try:
+            stream.identity = self._admission.identity(opened.metadata)
+        except RefusedError as error:
+            self._fail(stream, error)
+        else:
+            silent = ProtocolError("no request came")
+            stream.timer("first", FIRST_REQUEST_S, self._fail, stream, silent)
 
-    def _answered(
-        self,
-        client: Client,
-        request: Any,
-        refusal: Refusal | None,
-        sent: dict[str, float],
-        now: float,
-    ) -> None:
-        kind = SHORT_NAMES.get(request.type_url, "other")
-        if request.type_url in sent:
-            self._metrics.ack.observe(now - sent.pop(request.type_url))
+    def _happened(self, stream: _Stream, event: Event) -> None:
+        if isinstance(event, bytes):
+            if stream.protocol is not None:
+                self._receive(stream, stream.protocol.decode(event))
+            elif not stream.ended:
+                self._knock(stream, event)
+        elif event is Signal.BLOCKED:
+            stream.blocked = True
+        elif event is Signal.WRITABLE:
+            stream.blocked = False
+            self.due(stream)
+        elif event is Signal.HALF_CLOSED:
+            self._end(stream, "ended", Status.OK)
+        elif isinstance(event, Closed):
+            self._leave(stream, "ended")
+            del self._streams[stream.number]
+
+    def _knock(self, stream: _Stream, data: bytes) -> None:
+        """A request of a proxy that is not served yet."""
+        if stream.admitting is None:
+            stream.stop_timer("first")
+            stream.admitting = asyncio.create_task(self._admit(stream, data))
+            return
+        stream.waiting.append(data)
+        if len(stream.waiting) == _WAITING:
+            self._carrier.pause(stream.number)
+
+    async def _admit(self, stream: _Stream, data: bytes) -> None:
+        try:
+            request = stream.make_protocol.decode(data)
+            node = node_of(request.node)
+            client = await self._admission.client(node, stream.identity, stream)
+            self._serve(stream, client, request)
+        except Exception as error:  # noqa: BLE001  (one stream's fault ends no other)
+            self._fail(stream, error)
+
+    def _serve(self, stream: _Stream, client: Client, request: Any) -> None:
+        self._admission.enter(client)
+        stream.client = client
+        stream.protocol = stream.make_protocol(client.session)
+        self._context.log.info("proxy connected", proxy=client.id, version=client.version)
+        age_s = self._limits.age_s * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311
+        if stream.identity is not None:
+            left_s = stream.identity.expires - self._context.clock.now()
+            age_s = min(age_s, max(left_s, 1.0))
+        stream.timer("age", age_s, self._too_old, stream)
+        self._receive(stream, request)
+        if len(stream.waiting) >= _WAITING:
+            self._carrier.resume(stream.number)
+        while stream.waiting:
+            self._receive(stream, stream.protocol.decode(stream.waiting.popleft()))
+
+    def _receive(self, stream: _Stream, request: Any) -> None:
+        assert stream.protocol is not None
+        now = self._context.clock.monotonic()
+        refusal = stream.protocol.receive(request, now)
+        if request.response_nonce:
+            self._answered(stream, request, refusal, now)
+        self.due(stream)
+        filled = stream.allowance + (now - stream.refilled) * REQUESTS_PER_S
+        stream.allowance = min(REQUESTS_BURST, filled) - 1
+        stream.refilled = now
+        if stream.allowance < 0 and "resume" not in stream.timers:
+            # Not read any faster: HTTP/2's flow control stops the client.
+            self._carrier.pause(stream.number)
+            stream.timer("resume", _PAUSE_S, self._resume, stream)
+
+    def _resume(self, stream: _Stream) -> None:
+        stream.stop_timer("resume")
+        self._carrier.resume(stream.number)
+
+    def _answered(self, stream: _Stream, request: Any, refusal: Refusal | None, now: float) -> None:
+        assert stream.client is not None
+        sent = stream.sent.pop(request.type_url, None)
+        if sent is not None:
+            self._metrics.ack.observe(now - sent)
         if request.HasField("error_detail"):
+            kind = SHORT_NAMES.get(request.type_url, "other")
             self._metrics.nacks.labels(kind).inc()
             self._context.log.warning(
                 "a proxy refuses a response",
-                proxy=client.id,
+                proxy=stream.client.id,
                 type=kind,
                 resource=refusal.resource.name if refusal else "being searched",
                 message=request.error_detail.message[:500],
             )
         if refusal is not None:
             self._refused(refusal)
+        self._fleet.progressed(stream.client)
+
+    # ------------------------------------------------------------------ what goes
+
+    def _drain(self) -> None:
+        clock = self._context.clock
+        ends = clock.monotonic() + _SLICE_S
+        outbox = Outbox()
+        while self._due and clock.monotonic() < ends:
+            stream = next(iter(self._due))
+            del self._due[stream]
+            if stream.client is not None and not stream.blocked:
+                try:
+                    self._ask(stream, stream.client, outbox)
+                except Exception as error:  # noqa: BLE001  (one stream's fault ends no other)
+                    self._fail(stream, error)
+        if outbox.messages:
+            self._carrier.send(outbox.messages)
+            outbox.count(self._metrics)
+        self._draining = bool(self._due)
+        if self._draining:
+            asyncio.get_running_loop().call_soon(self._drain)
+
+    def _ask(self, stream: _Stream, client: Client, outbox: Outbox) -> None:
+        """Everything that a stream's session has to say now."""
+        assert stream.protocol is not None
+        now = self._context.clock.monotonic()
+        outbox.next_stream(stream.number)
+        while (push := client.session.poll(now)) is not None:
+            data = stream.protocol.encode(push)
+            if data is not None:
+                stream.sent[push.type_url] = now
+                outbox.add(data, push)
         self._fleet.progressed(client)
+        wake_at = client.session.wake_at(now)
+        if wake_at is None:
+            stream.stop_timer("wake")
+        else:
+            stream.timer("wake", max(wake_at - now, 0.001), self.due, stream)
+
+    # ------------------------------------------------------------------ how it ends
+
+    def _too_old(self, stream: _Stream) -> None:
+        assert stream.client is not None
+        self._context.log.info("stream ended at its age", proxy=stream.client.id)
+        # On another connection, so that the proxy may come to another replica.
+        self._end(stream, "ended", Status.OK, leave=True)
+
+    def _fail(self, stream: _Stream, error: Exception) -> None:
+        if stream.ended:
+            return
+        match error:
+            case RefusedError():
+                outcome, status = "refused", Status[error.code]
+            case ProtocolError():
+                outcome, status = "broken", Status.INVALID_ARGUMENT
+            case CannotServeError():
+                outcome, status = "unavailable", Status.UNAVAILABLE
+            case _:
+                self._context.log.error("a stream fails", peer=stream.peer, exc_info=error)
+                self._end(stream, "failed", Status.INTERNAL, "the gateway failed; see its log")
+                return
+        self._context.log.warning(f"stream {outcome}", peer=stream.peer, reason=str(error))
+        self._end(stream, outcome, status, str(error))
+
+    def _end(
+        self,
+        stream: _Stream,
+        outcome: str,
+        status: Status,
+        message: str = "",
+        *,
+        leave: bool = False,
+    ) -> None:
+        self._leave(stream, outcome)
+        self._carrier.close(stream.number, status, message, leave=leave)
+
+    def _leave(self, stream: _Stream, outcome: str) -> None:
+        """The proxy is served no more, though its call may take a while to end."""
+        if stream.ended:
+            return
+        stream.ended = True
+        self._metrics.streams.labels(outcome).inc()
+        self._due.pop(stream, None)
+        for name in list(stream.timers):
+            stream.stop_timer(name)
+        if stream.admitting is not None and stream.client is None:
+            stream.admitting.cancel()
+        if stream.client is not None:
+            self._admission.leave(stream.client)
+            self._context.log.info("proxy gone", proxy=stream.client.id)
+        stream.client = stream.protocol = None

@@ -1,0 +1,109 @@
+"""Who may have a stream: a proxy's token, its node and its row, before it is served."""
+
+from collections import Counter as Count
+from collections.abc import Iterable
+from typing import Any
+
+from meshbus.compile.proxy_keys import proxy_of_instance
+from meshbus.model.keys import Key
+from meshbus.runtime.service import Context
+from meshbus_xds_gateway.fleet import Client, Fleet, Wake
+from meshbus_xds_gateway.node import (
+    Identity,
+    Node,
+    RefusedError,
+    check_node,
+    identity_of_token,
+    keys_of_node,
+)
+from meshbus_xds_gateway.session import Session
+
+STREAMS_PER_PROXY = 4
+"""More than one: an old stream may linger while the proxy has opened the next."""
+WORKLOAD_S = 20.0
+"""How long a proxy that is quicker than discovery waits for its row."""
+
+
+class Admission:
+    """For one listener. `authenticated` False: a proxy is what its node says."""
+
+    def __init__(self, context: Context[Any], fleet: Fleet, *, authenticated: bool) -> None:
+        self._context = context
+        self._fleet = fleet
+        self._authenticated = authenticated
+        self._open: Count[str] = Count()
+
+    def identity(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity | None:
+        """Whom a call's token was given to; None: this listener asks for no token.
+
+        Raises:
+            RefusedError: There is none, or it does not hold.
+        """
+        if not self._authenticated:
+            return None
+        authorization = str(dict(metadata).get("authorization", ""))
+        return identity_of_token(authorization, self._fleet.trust, self._context.clock.now())
+
+    async def client(self, node: Node, identity: Identity | None, wake: Wake) -> Client:
+        """What a proxy is served as. `enter` with it follows, in the same step.
+
+        Raises:
+            RefusedError: Node, token and row do not agree.
+            CannotServeError: Its row does not come.
+        """
+        context = self._context
+        if identity is None:
+            keys = keys_of_node(node)
+            account = workload = None
+        else:
+            check_node(node, identity)
+            workload = Key(
+                context.cluster, "reg", "workloads", identity.namespace, identity.instance
+            )
+            row = await self._fleet.workload(workload, WORKLOAD_S)
+            if (row.service_account or "default") != identity.service_account:
+                raise RefusedError(
+                    "PERMISSION_DENIED",
+                    f"the token is of service account {identity.service_account}, "
+                    f"{row.name} runs as {row.service_account or 'default'}",
+                )
+            keys = proxy_of_instance(row)
+            account = (identity.namespace, identity.service_account)
+        if keys.type != node.kind:
+            raise RefusedError(
+                "PERMISSION_DENIED", f"node.id says {node.kind}, {keys.name} is a {keys.type}"
+            )
+        name = f"{keys.name}.{keys.namespace}"
+        return Client(
+            id=name,
+            keys=keys,
+            session=Session(name, self._fleet.verdicts),
+            version=node.version,
+            address=node.address,
+            connected=context.clock.now(),
+            account=account,
+            token=identity.token if identity else None,
+            workload=workload,
+            wake=wake,
+        )
+
+    def enter(self, client: Client) -> None:
+        """Serve a client from now on; `leave` undoes it.
+
+        Raises:
+            RefusedError: It has too many streams.
+            CannotServeError: There is nothing for it now.
+        """
+        if self._open[client.id] >= STREAMS_PER_PROXY:
+            raise RefusedError(
+                "RESOURCE_EXHAUSTED", f"{client.id} has {STREAMS_PER_PROXY} streams already"
+            )
+        self._fleet.join(client)
+        self._open[client.id] += 1
+
+    def leave(self, client: Client) -> None:
+        """Its stream has ended."""
+        self._fleet.leave(client)
+        self._open[client.id] -= 1
+        if not self._open[client.id]:
+            del self._open[client.id]
