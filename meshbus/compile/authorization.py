@@ -42,11 +42,12 @@ from meshbus.compile.authorization_rules import (
     rule_policy,
 )
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import Finding, NotCompiledError, Part
+from meshbus.compile.findings import Finding, Part
 from meshbus.compile.resources import ECDS, TYPE_PREFIX, Resource, encode
 from meshbus.compile.settings import mesh
 from meshbus.compile.targets import Labels, Target, target_of
 from meshbus.compile.values import any_of
+from meshbus.compile.written import entries, fields
 from meshbus.model.keys import Key
 from meshbus.model.world import Query
 
@@ -169,13 +170,13 @@ def compiled_policy(reader: Reader, key: Key, tcp: bool) -> Compiled:
     prefix = f"ns[{row.namespace}]-policy[{row.name}]-rule"
     rules: list[tuple[str, rbac_pb2.Policy]] = []
     findings: list[Finding] = []
-    written = row.spec.get("rules") or ()
+    written = entries(row.spec.get("rules"))
     if not written and action == ALLOW:
         rules.append((f"{prefix}[0]", nothing()))
     for index, rule in enumerate(written):
         try:
-            policy = rule_policy(rule or {}, around)
-        except NotCompiledError as fault:
+            policy = rule_policy(rule, around)
+        except Exception as fault:  # noqa: BLE001 - the wall between objects
             # An ALLOW rule that is not understood allows nothing. One that forbids must not be
             # lost: what it is about is forbidden whole.
             findings.append(Finding(key, f"spec.rules[{index}]", str(fault)))
@@ -183,7 +184,7 @@ def compiled_policy(reader: Reader, key: Key, tcp: bool) -> Compiled:
         if policy is not None:
             rules.append((f"{prefix}[{index}]", policy))
     dry_run = row.annotations.get(_DRY_RUN) in _TRUE and action in (ALLOW, DENY)
-    provider = str((row.spec.get("provider") or {}).get("name") or "")
+    provider = str(fields(row.spec.get("provider")).get("name") or "")
     return Compiled(tuple(rules), dry_run, provider, tuple(findings))
 
 

@@ -17,6 +17,7 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.names import ClusterName
 from meshbus.compile.values import duration, seconds
+from meshbus.compile.written import entries, number, pairs, texts
 from meshbus.model.world import Query
 
 RBAC_HTTP = "envoy.filters.http.rbac"
@@ -42,7 +43,7 @@ def authorization_providers(reader: Reader) -> dict[str, Provider | str]:
     """Node: providers by name; a text says why one cannot be used."""
     found: dict[str, Provider | str] = {}
     for entry in reader.entries(Query("mesh.config", "all", None)):
-        for spec in entry.row.spec.get("extensionProviders") or ():
+        for spec in entries(entry.row.spec.get("extensionProviders")):
             name = str(spec.get("name") or "")
             kind = next((k for k in _KINDS if isinstance(spec.get(k), Mapping)), None)
             if kind is None or not name:
@@ -66,13 +67,15 @@ def policy_prefix(provider: str) -> str:
 
 def _provider(name: str, spec: Mapping[str, Any], grpc: bool) -> Provider:
     host = str(spec.get("service") or "").rpartition("/")[2]
-    port = int(spec.get("port") or 0)
+    port = number(spec.get("port"))
     if not host:
         raise NotCompiledError("service", "is needed")
     if not 1 <= port <= 65535:
         raise NotCompiledError("port", f"{port} is not a port")
     cluster = str(ClusterName(port, "", host))
-    timeout = duration(spec["timeout"], "timeout") if spec.get("timeout") else seconds(_TIMEOUT_S)
+    timeout = (
+        duration(str(spec["timeout"]), "timeout") if spec.get("timeout") else seconds(_TIMEOUT_S)
+    )
     http = http_pb2.ExtAuthz(
         transport_api_version=config_source_pb2.ApiVersion.V3,
         failure_mode_allow=bool(spec.get("failOpen")),
@@ -84,7 +87,7 @@ def _provider(name: str, spec: Mapping[str, Any], grpc: bool) -> Provider:
         http.status_on_error.CopyFrom(status)
     body = spec.get("includeRequestBodyInCheck")
     if isinstance(body, Mapping):
-        http.with_request_body.max_request_bytes = int(body.get("maxRequestBytes") or 0)
+        http.with_request_body.max_request_bytes = number(body.get("maxRequestBytes"))
         http.with_request_body.allow_partial_message = bool(body.get("allowPartialMessage"))
         http.with_request_body.pack_as_bytes = bool(body.get("packAsBytes"))
     if not grpc:
@@ -130,10 +133,10 @@ def _http_options(out: http_pb2.ExtAuthz, spec: Mapping[str, Any]) -> None:
     service.path_prefix = prefix
     seen = spec.get("includeRequestHeadersInCheck") or spec.get("includeHeadersInCheck")
     if seen:
-        out.allowed_headers.patterns.extend(_headers(seen))
-    for name, value in sorted((spec.get("includeAdditionalHeadersInCheck") or {}).items()):
+        out.allowed_headers.patterns.extend(_headers(texts(seen)))
+    for name, value in pairs(spec.get("includeAdditionalHeadersInCheck")):
         service.authorization_request.headers_to_add.append(
-            base_pb2.HeaderValue(key=str(name), value=str(value))
+            base_pb2.HeaderValue(key=name, value=value)
         )
     answer = service.authorization_response
     for field, patterns in (
@@ -142,7 +145,7 @@ def _http_options(out: http_pb2.ExtAuthz, spec: Mapping[str, Any]) -> None:
         ("headersToDownstreamOnAllow", answer.allowed_client_headers_on_success),
     ):
         if spec.get(field):
-            patterns.patterns.extend(_headers(spec[field]))
+            patterns.patterns.extend(_headers(texts(spec[field])))
 
 
 def _headers(names: Iterable[Any]) -> list[string_pb2.StringMatcher]:

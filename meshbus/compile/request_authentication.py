@@ -19,6 +19,7 @@ from meshbus.compile.resources import ECDS, TYPE_PREFIX, encode
 from meshbus.compile.settings import mesh
 from meshbus.compile.targets import Labels, Target, target_of
 from meshbus.compile.values import any_of
+from meshbus.compile.written import entries, texts
 from meshbus.model.keys import Key
 from meshbus.model.world import Query
 
@@ -76,7 +77,7 @@ def token_filter(reader: Reader, keys: tuple[Key, ...]) -> Part:
     requirements: list[jwt_pb2.JwtRequirement] = []
     for key in keys:
         row = reader.get(key)
-        for index, rule in enumerate(row.spec.get("jwtRules") or () if row is not None else ()):
+        for index, rule in enumerate(entries(row.spec.get("jwtRules")) if row is not None else ()):
             name = f"{row.namespace}/{row.name}/{index}"
             keys_text = key_set(str(rule.get("jwks") or ""))
             out.providers[name].CopyFrom(_provider(rule, keys_text or _NOBODY))
@@ -126,24 +127,24 @@ def _usable(key: Any) -> bool:
 def _provider(rule: Mapping[str, Any], keys: str) -> jwt_pb2.JwtProvider:
     provider = jwt_pb2.JwtProvider(
         issuer=str(rule.get("issuer") or ""),
-        audiences=[str(a) for a in rule.get("audiences") or ()],
+        audiences=texts(rule.get("audiences")),
         forward=bool(rule.get("forwardOriginalToken")),
         forward_payload_header=str(rule.get("outputPayloadToHeader") or ""),
         payload_in_metadata=JWT_PAYLOAD,
         # Routes may be chosen by claims, which are not known before this filter has run.
         clear_route_cache=True,
-        from_params=[str(p) for p in rule.get("fromParams") or ()],
-        from_cookies=[str(c) for c in rule.get("fromCookies") or ()],
+        from_params=texts(rule.get("fromParams")),
+        from_cookies=texts(rule.get("fromCookies")),
     )
-    for header in rule.get("fromHeaders") or ():
+    for header in entries(rule.get("fromHeaders")):
         provider.from_headers.add(
             name=str(header.get("name") or ""), value_prefix=str(header.get("prefix") or "")
         )
-    for claim in rule.get("outputClaimToHeaders") or ():
+    for claim in entries(rule.get("outputClaimToHeaders")):
         provider.claim_to_headers.add(
             header_name=str(claim.get("header") or ""), claim_name=str(claim.get("claim") or "")
         )
-    spaced = dict.fromkeys((*_SPACE_DELIMITED, *map(str, rule.get("spaceDelimitedClaims") or ())))
+    spaced = dict.fromkeys((*_SPACE_DELIMITED, *texts(rule.get("spaceDelimitedClaims"))))
     provider.normalize_payload_in_metadata.space_delimited_claims.extend(spaced)
     provider.local_jwks.inline_string = keys
     return provider

@@ -13,6 +13,7 @@ from envoy.config.core.v3 import address_pb2
 
 from meshbus.compile.scope import Ref
 from meshbus.compile.values import address, uint32
+from meshbus.compile.written import entries, fields, number
 
 _UNIX = "unix://"
 _LOCAL = {"127.0.0.1": "127.0.0.1", "": "127.0.0.1", "::1": "::1"}
@@ -51,17 +52,18 @@ def ingress_side(sidecar: Ref | None) -> IngressSide:
     spec: Mapping[str, Any] = sidecar.row.spec
     pool = _text(spec.get("inboundConnectionPool"))
     found: dict[int, Ingress] = {}
-    for listener in spec.get("ingress") or ():
-        port = listener.get("port") or {}
+    for listener in entries(spec.get("ingress")):
+        port = fields(listener.get("port"))
         made = Ingress(
-            int(port.get("number") or 0),
+            number(port.get("number")),
             str(port.get("protocol") or "").upper(),
             str(listener.get("bind") or ""),
             listener.get("captureMode") != "NONE",
             str(listener.get("defaultEndpoint") or ""),
             _text(listener.get("connectionPool")) or pool,
         )
-        found.setdefault(made.port, made)
+        if made.port:
+            found.setdefault(made.port, made)
     return IngressSide(tuple(found[port] for port in sorted(found)), pool)
 
 

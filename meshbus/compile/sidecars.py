@@ -10,6 +10,7 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.names import BLACK_HOLE, PASSTHROUGH, ClusterName, fqdn
 from meshbus.compile.scope import Egress, Ref, Viewer, istio_objects
 from meshbus.compile.settings import MeshSettings, mesh
+from meshbus.compile.written import entries, fields, number, pairs, texts
 
 Labels = tuple[tuple[str, str], ...]
 REGISTRY_ONLY = "REGISTRY_ONLY"
@@ -32,8 +33,7 @@ def sidecar_objects(reader: Reader, namespace: str) -> tuple[SidecarObject, ...]
 
 
 def _labels(selector: Any) -> Labels:
-    chosen = (selector.get("labels") or {}) if isinstance(selector, Mapping) else {}
-    return tuple(sorted((str(k), str(v)) for k, v in chosen.items()))
+    return pairs(fields(selector).get("labels"))
 
 
 def sidecar_of(reader: Reader, namespace: str, labels: Labels) -> Ref | None:
@@ -59,7 +59,7 @@ def viewer_of(sidecar: Ref | None, namespace: str) -> Viewer:
     also in a Sidecar of the root namespace."""
     if sidecar is None:
         return Viewer(namespace)
-    listeners = [e for e in sidecar.row.spec.get("egress") or () if isinstance(e, Mapping)]
+    listeners = entries(sidecar.row.spec.get("egress"))
     egress = tuple(_egress(listener, namespace) for listener in listeners)
     if all(not e.port and e.hosts == (("*", "*"),) for e in egress):
         return Viewer(namespace)  # everything: the same as without a Sidecar
@@ -68,8 +68,8 @@ def viewer_of(sidecar: Ref | None, namespace: str) -> Viewer:
 
 def _egress(listener: Mapping[str, Any], namespace: str) -> Egress:
     hosts = set()
-    for text in listener.get("hosts") or ():
-        owner, _, host = str(text).partition("/")
+    for text in texts(listener.get("hosts")):
+        owner, _, host = text.partition("/")
         if owner == "~" or not host:
             continue
         owner, host = (namespace if owner == "." else owner), host.lower()
@@ -80,9 +80,9 @@ def _egress(listener: Mapping[str, Any], namespace: str) -> Egress:
         hosts = {("*", "*")}
     whole = {owner for owner, host in hosts if host == "*"}
     kept = {pair for pair in hosts if pair[1] == "*" or pair[0] not in whole}
-    port = listener.get("port") or {}
+    port = fields(listener.get("port"))
     return Egress(
-        int(port.get("number") or 0),
+        number(port.get("number")),
         str(port.get("protocol") or "").upper(),
         str(listener.get("bind") or ""),
         listener.get("captureMode") != "NONE",
@@ -101,6 +101,6 @@ def unknown_traffic(sidecar: Ref | None, settings: MeshSettings) -> str:
     proxy = policy.get("egressProxy")
     if not isinstance(proxy, Mapping) or sidecar is None:
         return PASSTHROUGH
-    port = int((proxy.get("port") or {}).get("number") or 0)
+    port = number(fields(proxy.get("port")).get("number"))
     host = fqdn(str(proxy.get("host") or ""), sidecar.row.namespace)
     return str(ClusterName(port, str(proxy.get("subset") or ""), host))

@@ -6,6 +6,8 @@ Source: https://istio.io/latest/docs/reference/config/type/workload-selector/
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from meshbus.compile.written import entries, fields, pairs
+
 Labels = tuple[tuple[str, str], ...]
 GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
 """The label that ties a workload to a Gateway of the Gateway API."""
@@ -29,12 +31,11 @@ class Target(NamedTuple):
 
 def target_of(spec: Mapping[str, Any]) -> Target:
     """The workloads that a policy's spec names."""
-    selector = (spec.get("selector") or {}).get("matchLabels") or {}
-    pairs = tuple(sorted((str(k), str(v)) for k, v in selector.items()))
-    references = list(spec.get("targetRefs") or ())
+    selector = pairs(fields(spec.get("selector")).get("matchLabels"))
+    references = entries(spec.get("targetRefs"))
     if spec.get("targetRef"):
-        references.append(spec["targetRef"])
+        references.append(fields(spec["targetRef"]))
     if not references:
-        return Target(pairs, None)
+        return Target(selector, None)
     names = [str(r.get("name") or "") for r in references if r.get("kind") == "Gateway"]
     return Target((), tuple(sorted(names)))
