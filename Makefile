@@ -40,6 +40,7 @@ contracts: $(TEST_VENV)/.installed
 # Generated files are what their generators give.
 drift: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python -m meshbus.schema.write --check
+	$(TEST_VENV)/bin/python -m meshbus.cli.compatibility --check
 
 clean:
 	rm -rf $(VENV) $(TEST_VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

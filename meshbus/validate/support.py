@@ -6,12 +6,13 @@ for every entry of a list or map. The tables shrink as releases grow.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from meshbus.api.kinds import KindInfo, kind_of
 from meshbus.api.mesh.mesh_config import MeshConfig
+from meshbus.api.mesh.proxy_config import MeshProxyConfig
 from meshbus.validate.report import Violation
 
 CODE = "Unsupported"
@@ -66,6 +67,10 @@ _FIELDS: dict[str, tuple[str, ...]] = {
             "spec.subsets[].trafficPolicy.portLevelSettings[]",
         )
         for field in _POLICY
+    )
+    + (
+        "spec.trafficPolicy.retryBudget.budgetInterval",
+        "spec.subsets[].trafficPolicy.retryBudget.budgetInterval",
     ),
     "Gateway": ("spec.servers[].defaultEndpoint",),
     "Sidecar": (
@@ -117,8 +122,47 @@ _MESH = frozenset(
         "protocolDetectionTimeout",
         "defaultConfig",
         "extensionProviders",
+        "localityLbSetting",
     }
 )
+_REASONS = {
+    "spec.servers[].defaultEndpoint": "is not carried out by Istio either",
+    "spec.jwtRules[].jwksUri": "needs a service that fetches keys: give them in `jwks`",
+}
+_NO_INTERVAL = "is not known to Envoy, whose budget counts the requests of the moment"
+_NEEDS_LOCAL_CLUSTER = "needs a cluster of the proxy's own service in its bootstrap"
+
+
+class Limit(NamedTuple):
+    """A field that is not carried out, or not with every value."""
+
+    pattern: str
+    """Path of the field; `[]` stands for every entry."""
+    reason: str
+    values: tuple[str, ...] = ()
+    """Those that are refused; empty: any."""
+
+
+def limits_of(info: KindInfo) -> list[Limit] | None:
+    """What of a kind is not carried out, in order of path; None: nothing of it is."""
+    if _is_whole(info):
+        return None
+    out = [Limit(p, _reason(p)) for p in _FIELDS.get(info.kind, ())]
+    out += [Limit(p, _NOT_YET, values) for p, values in _VALUES.get(info.kind, {}).items()]
+    if info.kind == "MeshConfig":
+        names = {field.encode_name for field in msgspec.structs.fields(MeshConfig)}
+        out += [Limit(f"spec.{name}", _NOT_YET) for name in names - _MESH]
+        proxy = {field.encode_name for field in msgspec.structs.fields(MeshProxyConfig)}
+        out += [Limit(f"spec.defaultConfig.{name}", _NOT_YET) for name in proxy - {"tracing"}]
+    return sorted(out)
+
+
+def _reason(pattern: str) -> str:
+    if pattern.endswith(".zoneAwareLbSetting"):
+        return _NEEDS_LOCAL_CLUSTER
+    if pattern.endswith(".budgetInterval"):
+        return _NO_INTERVAL
+    return _REASONS.get(pattern, _NOT_YET)
 
 
 def unsupported_fields(document: Mapping[str, Any]) -> list[Violation]:
@@ -129,7 +173,7 @@ def unsupported_fields(document: Mapping[str, Any]) -> list[Violation]:
     if _is_whole(info):
         return [Violation("kind", CODE, f"{info.kind} {_NOT_YET}")]
     found = [
-        Violation(path, CODE, _NOT_YET)
+        Violation(path, CODE, _reason(pattern))
         for pattern in _FIELDS.get(info.kind, ())
         for path, value in _at(document, pattern)
         if value not in (None, "", [], {})
