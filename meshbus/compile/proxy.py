@@ -39,6 +39,7 @@ from meshbus.compile.proxy_keys import (
     proxy_of_json,
 )
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, Resource
+from meshbus.compile.route_tables import port_routes
 from meshbus.compile.scope import selecting_rules
 from meshbus.compile.settings import mesh
 from meshbus.compile.shared_parts import (
@@ -54,12 +55,7 @@ from meshbus.compile.shared_parts import (
 )
 from meshbus.compile.sidecars import sidecar_of, unknown_traffic, viewer_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
-from meshbus.compile.virtual_hosts import (
-    View,
-    http_proxy_routes,
-    port_routes,
-    source_selectors,
-)
+from meshbus.compile.virtual_hosts import View, http_proxy_routes, source_selectors
 
 Resources = Mapping[str, Resource]
 

@@ -11,6 +11,7 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part
 from meshbus.compile.names import most_specific
 from meshbus.compile.scope import (
+    NOBODY,
     Viewer,
     find_rules,
     public_services,
@@ -21,9 +22,6 @@ from meshbus.compile.scope import (
 from meshbus.compile.virtual_hosts import View
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service
-
-NOBODY = "~"
-"""A viewer with no namespace of its own."""
 
 
 class Reached(NamedTuple):

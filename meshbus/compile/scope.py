@@ -47,6 +47,10 @@ class Viewer(NamedTuple):
     """Of the Sidecar in force; empty: everything that is exported to the namespace."""
 
 
+NOBODY = ""
+"""Namespace of a viewer that sees what everybody sees."""
+
+
 class Ref(NamedTuple):
     """A row with its key: equal when the row is, whenever it was written."""
 
@@ -364,13 +368,30 @@ def imported_virtual_services(reader: Reader, owner: str, pattern: str) -> tuple
     return tuple(held for host, held in by_host.items() if overlaps(host, pattern))
 
 
+def public_virtual_services(reader: Reader) -> tuple[Ref, ...]:
+    """Node: virtual services that everybody sees, older first."""
+    owners = reader.node(object_namespaces, "virtualservices")
+    found = (r for owner in owners for r in reader.node(exported_virtual_services, owner).public)
+    return tuple(sorted(found, key=age))
+
+
+def restricted_virtual_services(reader: Reader) -> tuple[tuple[Ref, frozenset[str]], ...]:
+    """Node: virtual services that some see, with who sees them."""
+    owners = reader.node(object_namespaces, "virtualservices")
+    return tuple(
+        pair
+        for owner in owners
+        for pair in reader.node(exported_virtual_services, owner).restricted
+    )
+
+
 def visible_virtual_services(reader: Reader, viewer: Viewer) -> tuple[Ref, ...]:
     """Node: virtual services that proxies of a viewer follow, older first."""
-    found: list[Ref] = []
     if not viewer.egress:
-        for owner in reader.node(object_namespaces, "virtualservices"):
-            found += reader.node(exported_virtual_services, owner).seen_from(viewer.namespace)
-        return tuple(sorted(found, key=age))
+        public = reader.node(public_virtual_services)
+        restricted = reader.node(restricted_virtual_services)
+        some = Visible((), restricted).seen_from(viewer.namespace)
+        return tuple(sorted((*public, *some), key=age)) if some else public
     unique: dict[Key, Ref] = {}
     for egress in viewer.egress:
         for owner, pattern in egress.hosts:
@@ -379,6 +400,18 @@ def visible_virtual_services(reader: Reader, viewer: Viewer) -> tuple[Ref, ...]:
                 for part in reader.node(imported_virtual_services, namespace, pattern):
                     unique.update((ref.key, ref) for ref in part.seen_from(viewer.namespace))
     return tuple(sorted(unique.values(), key=age))
+
+
+def common_viewer(reader: Reader, viewer: Viewer) -> Viewer:
+    """Node: who sees the same services and virtual services: nobody in particular, or the viewer
+    itself. What is made for the one serves all who see the same."""
+    if viewer.egress or viewer.namespace == NOBODY:
+        return viewer
+    if reader.node(visible_services, viewer) is not reader.node(public_services):
+        return viewer
+    if reader.node(visible_virtual_services, viewer) is not reader.node(public_virtual_services):
+        return viewer
+    return Viewer(NOBODY)
 
 
 # --------------------------------------------------------------------------- destination rules
@@ -524,6 +557,26 @@ def rules_are_public(reader: Reader, namespace: str) -> bool:
         for refs in reader.node(destination_rules, owner).values()
         for ref in refs
     )
+
+
+def rules_are_common(reader: Reader, namespace: str) -> bool:
+    """Node: destination rules of a namespace are about its own services alone, for everybody:
+    its proxies follow the same rules as those of any other namespace."""
+    if not reader.node(rules_are_public, namespace):
+        return False
+    hosts = reader.node(rule_hosts, namespace)
+    if hosts.wildcards:
+        return False
+    public = reader.node(public_services)
+    for host in hosts.exact:
+        ref = public.get(host)
+        if ref is None or ref.row.namespace != namespace:
+            return False
+        if any(
+            r.row.spec.get("workloadSelector") for r in reader.node(rules_of_host, namespace, host)
+        ):
+            return False
+    return True
 
 
 def selecting_rules(

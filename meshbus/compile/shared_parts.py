@@ -22,8 +22,9 @@ from meshbus.compile.outbound import capture_plan
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.reach import Reach, Reached, reaches
 from meshbus.compile.resources import LDS, RDS, Resource
+from meshbus.compile.route_tables import port_routes
 from meshbus.compile.security_filters import Security, security_extensions, security_of
-from meshbus.compile.virtual_hosts import View, port_routes, sniffed_routes
+from meshbus.compile.virtual_hosts import View, sniffed_routes
 from meshbus.model.keys import Key
 
 

@@ -39,7 +39,6 @@ from meshbus.compile.names import (
 )
 from meshbus.compile.resources import RDS, Resource, field, resource_of
 from meshbus.compile.scope import (
-    HTTP_PROXY,
     Ref,
     Viewer,
     find_rules,
@@ -270,7 +269,7 @@ def encode_table(
     return resource_of(RDS, name, field(1, name.encode()) + b"".join(hosts) + rest, origins)
 
 
-def _routes_of(
+def routes_of(
     reader: Reader, view: View, keys: tuple[Key, ...], port: int, report: Report
 ) -> HostRoutes | None:
     """Routes of the virtual services of a host, None when they have none for this port."""
@@ -279,7 +278,7 @@ def _routes_of(
     return routes if routes.tail else None
 
 
-class _Table:
+class Table:
     """Virtual hosts of one route configuration while it is put together: no name and no domain
     twice, which Envoy would refuse."""
 
@@ -334,48 +333,22 @@ def _service_keys(
 # --------------------------------------------------------------------------- tables
 
 
-def port_routes(reader: Reader, view: View, port: int) -> Part:
-    """Node: the route configuration `PORT`, for all services with HTTP at that port; at a port
-    where a Sidecar has an HTTP proxy, for the services of its hosts at all ports."""
-    for egress in view.viewer.egress:
-        if egress.port == port and egress.protocol == HTTP_PROXY:
-            everything = egress._replace(port=0, protocol="")
-            viewer = Viewer(view.namespace, (everything,))
-            # What is called by the proxy has no other destination than the proxy itself.
-            behind = view._replace(viewer=viewer, captured=False, unknown=BLACK_HOLE)
-            return _proxy_table(reader, behind, str(port))
-    report = Report()
-    table = _Table()
-    members = reader.node(http_ports, view.viewer).get(port, ())
-    _fill(reader, view, port, members, table, report, all_ports=False)
-    bound = any(e.port == port and not e.captured for e in view.viewer.egress)
-    # What was not redirected has no other destination than the listener that it came to.
-    last = catch_all(view._replace(unknown=BLACK_HOLE) if bound else view)
-    resource = encode_table(
-        reader,
-        str(port),
-        table.encoded(last),
-        table.origins,
-        ignore_port=True,
-    )
-    return Part((resource,), report.findings())
-
-
 def http_proxy_routes(reader: Reader, view: View) -> Part:
     """Node: the route configuration `http_proxy`, for all services at all ports.
 
     A name without port is that of port 80. CONNECT opens a TCP connection to a port of a service:
     the way for what is not HTTP.
     """
-    return _proxy_table(reader, view, HTTP_PROXY_ROUTE)
+    return proxy_table(reader, view, HTTP_PROXY_ROUTE)
 
 
-def _proxy_table(reader: Reader, view: View, name: str) -> Part:
+def proxy_table(reader: Reader, view: View, name: str) -> Part:
+    """A table of all services at all ports, for a proxy that is asked by full names."""
     report = Report()
-    table = _Table()
+    table = Table()
     ports = reader.node(http_ports, view.viewer)
     for port in sorted({80, *ports}):
-        _fill(reader, view, port, ports.get(port, ()), table, report, all_ports=True)
+        fill(reader, view, port, ports.get(port, ()), table, report, all_ports=True)
     for host, ref in reader.node(visible_services, view.viewer).items():
         for port_row in ref.row.ports:
             if is_http(port_row.protocol) or is_sniffed(port_row.protocol):
@@ -392,31 +365,39 @@ def _proxy_table(reader: Reader, view: View, name: str) -> Part:
     return Part((resource,), report.findings())
 
 
-def _fill(
+def service_routes(
+    reader: Reader, view: View, member: HttpPort, routed: RoutedHosts, port: int, report: Report
+) -> tuple[HostRoutes, tuple[Key, ...]]:
+    """Routes of a service, and the virtual services that they are of."""
+    keys, _ = _service_keys(reader, view, member.host, routed)
+    routes = routes_of(reader, view, keys, port, report) if keys else None
+    if routes is not None:
+        return routes, keys
+    row: Service = reader.get(member.service)
+    rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
+    affinity = row.session_affinity
+    return reader.node(service_tail, member.host, port, rules, affinity), ()
+
+
+def fill(
     reader: Reader,
     view: View,
     port: int,
     members: tuple[HttpPort, ...],
-    table: _Table,
+    table: Table,
     report: Report,
     *,
     all_ports: bool,
 ) -> None:
+    """Put in the virtual hosts of one port."""
     routed = reader.node(routed_hosts, view.viewer)
     services = {m.host: m for m in members}
     table.reserve([with_port(h, port) if all_ports else h for h in services])
     by_service: list[tuple[HttpPort, HostRoutes]] = []
     speaks: set[Key] = set()
     for member in members:
-        keys, _ = _service_keys(reader, view, member.host, routed)
-        routes = _routes_of(reader, view, keys, port, report) if keys else None
-        if routes is None:
-            row: Service = reader.get(member.service)
-            rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
-            affinity = row.session_affinity
-            routes = reader.node(service_tail, member.host, port, rules, affinity)
-        else:
-            speaks.update(keys)
+        routes, keys = service_routes(reader, view, member, routed, port, report)
+        speaks.update(keys)
         by_service.append((member, routes))
     for host, keys in {**routed.exact, **routed.wildcards}.items():
         if host in services:
@@ -427,21 +408,22 @@ def _fill(
             continue
         if is_wildcard(host) and any(most_specific([host], h) for h in services):
             continue
-        routes = _routes_of(reader, view, keys, port, report)
-        if routes is not None:
+        found = routes_of(reader, view, keys, port, report)
+        if found is not None:
             name = with_port(host, port)
-            table.add(name, _domains([host], port, all_ports), routes, host)
+            table.add(name, domains_at([host], port, all_ports), found, host)
     for member, routes in by_service:
         row = reader.get(member.service)
         names = service_names(row, view.namespace)
-        domains = _domains(names, port, all_ports)
+        domains = domains_at(names, port, all_ports)
         if all_ports:
             routes = routes._replace(tail=_tunnel_route(member.host, port) + routes.tail)
         own = with_port(member.host, port) if all_ports else member.host
         table.add(with_port(member.host, port), domains, routes, own)
 
 
-def _domains(names: list[str], port: int, all_ports: bool) -> list[str]:
+def domains_at(names: list[str], port: int, all_ports: bool) -> list[str]:
+    """What authorities may say for these names at a port."""
     out = []
     for name in names:
         if not all_ports or port == 80:
@@ -471,7 +453,7 @@ def _forward_tunnel(route: rc_pb2.Route, cluster: str) -> None:
 
 
 def _add_tunnel(
-    reader: Reader, view: View, table: _Table, host: str, row: Service, port: ServicePort
+    reader: Reader, view: View, table: Table, host: str, row: Service, port: ServicePort
 ) -> None:
     rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
     routes = reader.node(service_tail, host, port.number, rules, row.session_affinity)
@@ -517,7 +499,7 @@ def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
     """Node: the route configuration `HOST:PORT` of a service whose protocol is not declared."""
     report = Report()
     keys, _ = _service_keys(reader, view, host, reader.node(routed_hosts, view.viewer))
-    routes = _routes_of(reader, view, keys, port, report) if keys else None
+    routes = routes_of(reader, view, keys, port, report) if keys else None
     if routes is None:
         row = reader.node(service_of, view.viewer, host)
         owner = view.namespace if row is None else row.namespace

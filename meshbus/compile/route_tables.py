@@ -1,0 +1,231 @@
+"""Route configurations `PORT` of captured traffic, joined from chunks.
+
+A chunk is the virtual hosts of one namespace's services, as bytes. What a namespace's own proxies
+call its services by differs from what all others do; so a table is made of the chunks that
+everybody has, but for that of the viewer's own namespace. Where a domain occurs twice the table is
+made as a whole instead, for Envoy would refuse it.
+"""
+
+from typing import NamedTuple
+
+from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Finding, Part, Report
+from meshbus.compile.names import BLACK_HOLE, is_wildcard, most_specific, with_port
+from meshbus.compile.scope import (
+    HTTP_PROXY,
+    NOBODY,
+    Viewer,
+    common_viewer,
+    exported_virtual_services,
+    object_namespaces,
+    rules_are_common,
+)
+from meshbus.compile.virtual_hosts import (
+    HttpPort,
+    Table,
+    View,
+    catch_all,
+    domains_at,
+    encode_table,
+    fill,
+    http_ports,
+    proxy_table,
+    routed_hosts,
+    routes_of,
+    service_names,
+    service_routes,
+)
+from meshbus.model.keys import Key
+from meshbus.model.rows import Service
+
+EVERYBODY = View(Viewer(NOBODY), frozenset(), frozenset(), True, False, "")
+"""The view of proxies to whom nothing special applies."""
+
+
+class Chunk(NamedTuple):
+    """Virtual hosts, encoded one after the other."""
+
+    data: bytes = b""
+    domains: frozenset[str] = frozenset()
+    """In lower case."""
+    named: int = 0
+    """How often a domain is named: more than there are domains when one occurs twice."""
+    origins: frozenset[Key] = frozenset()
+    speaks: frozenset[Key] = frozenset()
+    """Virtual services that speak for its services."""
+    findings: tuple[Finding, ...] = ()
+
+
+def route_view(reader: Reader, view: View) -> View:
+    """Node: `EVERYBODY` when routes to other namespaces are everybody's, else the view."""
+    if view.viewer.egress or view.sources or view.rules:
+        return view
+    if reader.node(common_viewer, view.viewer).namespace != NOBODY:
+        return view
+    if reader.node(some_name_callers) or not reader.node(rules_are_common, view.namespace):
+        return view
+    return EVERYBODY
+
+
+def some_name_callers(reader: Reader) -> bool:
+    """Node: a virtual service has routes for callers of certain namespaces."""
+    return any(
+        reader.node(names_callers, namespace)
+        for namespace in reader.node(object_namespaces, "virtualservices")
+    )
+
+
+def names_callers(reader: Reader, namespace: str) -> bool:
+    """Node: a virtual service of a namespace has."""
+    seen = reader.node(exported_virtual_services, namespace)
+    return any(
+        match.get("sourceNamespace")
+        for ref in (*seen.public, *(ref for ref, _ in seen.restricted))
+        for section in ("http", "tls", "tcp")
+        for rule in ref.row.spec.get(section) or ()
+        for match in rule.get("match") or ()
+    )
+
+
+# --------------------------------------------------------------------------- chunks
+
+
+def owners_at(reader: Reader, viewer: Viewer, port: int) -> dict[str, tuple[HttpPort, ...]]:
+    """Node: services with HTTP at a port, by their namespace."""
+    found: dict[str, list[HttpPort]] = {}
+    for member in reader.node(http_ports, viewer).get(port, ()):
+        found.setdefault(member.service.namespace, []).append(member)
+    return {owner: tuple(found[owner]) for owner in sorted(found)}
+
+
+def members_at(reader: Reader, viewer: Viewer, port: int, owner: str) -> tuple[HttpPort, ...]:
+    """Node: one namespace of `owners_at`."""
+    return reader.node(owners_at, viewer, port).get(owner, ())
+
+
+def host_chunk(reader: Reader, view: View, port: int, owner: str) -> Chunk:
+    """Node: virtual hosts of one namespace's services at a port."""
+    report = Report()
+    table = Table()
+    viewer = reader.node(common_viewer, view.viewer)
+    members = reader.node(members_at, viewer, port, owner)
+    routed = reader.node(routed_hosts, viewer)
+    table.reserve([m.host for m in members])
+    speaks: set[Key] = set()
+    domains: list[str] = []
+    for member in members:
+        routes, keys = service_routes(reader, view, member, routed, port, report)
+        speaks.update(keys)
+        row: Service = reader.get(member.service)
+        names = domains_at(service_names(row, view.namespace), port, False)
+        domains += (name.lower() for name in names)
+        table.add(with_port(member.host, port), names, routes, member.host)
+    return _chunk(table, domains, speaks, report)
+
+
+def _chunk(table: Table, domains: list[str], speaks: set[Key], report: Report) -> Chunk:
+    return Chunk(
+        b"".join(table.hosts[name] for name in sorted(table.hosts)),
+        frozenset(domains),
+        len(domains),
+        frozenset(table.origins),
+        frozenset(speaks),
+        report.findings(),
+    )
+
+
+def other_hosts(reader: Reader, view: View, port: int) -> Chunk:
+    """Node: virtual hosts of virtual services for what is no service at this port: at port 80, or
+    together with services that their virtual service also speaks for."""
+    report = Report()
+    table = Table()
+    viewer = reader.node(common_viewer, view.viewer)
+    owners = reader.node(owners_at, viewer, port)
+    services = {member.host for members in owners.values() for member in members}
+    routed = reader.node(routed_hosts, viewer)
+    rest = [
+        (host, keys)
+        for host, keys in {**routed.exact, **routed.wildcards}.items()
+        if host not in services
+    ]
+    table.reserve([])
+    speaks: set[Key] = set()
+    if rest and port != 80:
+        for owner in owners:
+            speaks |= reader.node(host_chunk, view, port, owner).speaks
+    domains: list[str] = []
+    for host, keys in rest:
+        if port != 80 and not speaks.intersection(keys):
+            continue
+        if is_wildcard(host) and any(most_specific([host], h) for h in services):
+            continue
+        routes = routes_of(reader, view, keys, port, report)
+        if routes is not None:
+            names = domains_at([host], port, False)
+            domains += (name.lower() for name in names)
+            table.add(with_port(host, port), names, routes, host)
+    return _chunk(table, domains, set(), report)
+
+
+# --------------------------------------------------------------------------- tables
+
+
+def chunk_domains(reader: Reader, view: View, port: int, owner: str) -> tuple[frozenset[str], int]:
+    """Node: domains of a chunk (of `other_hosts` without owner), which change less often."""
+    chunk = (
+        reader.node(host_chunk, view, port, owner)
+        if owner
+        else reader.node(other_hosts, view, port)
+    )
+    return chunk.domains, chunk.named
+
+
+def domains_are_distinct(reader: Reader, view: View, port: int) -> bool:
+    """Node: no domain is in two virtual hosts of a table."""
+    base = reader.node(route_view, view)
+    owners = reader.node(owners_at, reader.node(common_viewer, view.viewer), port)
+    parts = [
+        reader.node(chunk_domains, view if owner == view.namespace else base, port, owner)
+        for owner in owners
+    ]
+    parts.append(reader.node(chunk_domains, base, port, ""))
+    together = frozenset[str]().union(*(domains for domains, _ in parts))
+    return len(together) == sum(named for _, named in parts)
+
+
+def port_routes(reader: Reader, view: View, port: int) -> Part:
+    """Node: the route configuration `PORT`, for all services with HTTP at that port; at a port
+    where a Sidecar has an HTTP proxy, for the services of its hosts at all ports."""
+    for egress in view.viewer.egress:
+        if egress.port == port and egress.protocol == HTTP_PROXY:
+            everything = egress._replace(port=0, protocol="")
+            viewer = Viewer(view.namespace, (everything,))
+            # What is called by the proxy has no other destination than the proxy itself.
+            behind = view._replace(viewer=viewer, captured=False, unknown=BLACK_HOLE)
+            return proxy_table(reader, behind, str(port))
+    bound = any(e.port == port and not e.captured for e in view.viewer.egress)
+    # What was not redirected has no other destination than the listener that it came to.
+    last = catch_all(view._replace(unknown=BLACK_HOLE) if bound else view)
+    if not reader.node(domains_are_distinct, view, port):
+        return _whole_table(reader, view, port, last)
+    base = reader.node(route_view, view)
+    owners = reader.node(owners_at, reader.node(common_viewer, view.viewer), port)
+    chunks = [
+        reader.node(host_chunk, view if owner == view.namespace else base, port, owner)
+        for owner in owners
+    ]
+    chunks.append(reader.node(other_hosts, base, port))
+    origins = set[Key]().union(*(chunk.origins for chunk in chunks))
+    findings = {finding for chunk in chunks for finding in chunk.findings}
+    hosts = [*(chunk.data for chunk in chunks), last]
+    resource = encode_table(reader, str(port), hosts, origins, ignore_port=True)
+    return Part((resource,), tuple(sorted(findings)))
+
+
+def _whole_table(reader: Reader, view: View, port: int, last: bytes) -> Part:
+    report = Report()
+    table = Table()
+    members = reader.node(http_ports, view.viewer).get(port, ())
+    fill(reader, view, port, members, table, report, all_ports=False)
+    resource = encode_table(reader, str(port), table.encoded(last), table.origins, ignore_port=True)
+    return Part((resource,), report.findings())
