@@ -31,6 +31,8 @@ class Lease:
         self._monotonic = monotonic
         self._sequence = 0
         self._renewed = 0.0
+        self.held_elsewhere = False
+        """Another replica had it when we last looked."""
 
     @property
     def held(self) -> bool:
@@ -45,6 +47,7 @@ class Lease:
             try:
                 last = await self._bus.last(LEASE, self._subject)
                 free = last is None or not last.data or _holder(last.data) == self._pod
+                self.held_elsewhere = not free
                 if free:
                     await self._store(last.sequence if last else 0)
                     return

@@ -64,6 +64,11 @@ class ModelWriter:
         that writers before this one wrote."""
         return self._fence.sequence if self._fence is not None else 0
 
+    @property
+    def led_elsewhere(self) -> bool:
+        """Another replica leads: waiting here is of no use."""
+        return self._lease.held_elsewhere and not self.leading
+
     async def wait_leading(self) -> None:
         """Until this replica may write."""
         while not self.leading:

@@ -5,6 +5,7 @@ lease; after one the mirror has it, so who wrote reads it back.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ from meshbus_config.references import with_missing
 from meshbus_config.secret_box import SecretBox
 
 CATCH_UP_S = 5.0
-"""How long a write waits for the mirror."""
+"""How long a write waits for the lease, and for the mirror."""
 
 P = TypeVar("P")
 
@@ -117,8 +118,13 @@ class Store:
             return written
 
     async def _catch_up(self) -> None:
+        if not self._writer.leading and not self._writer.led_elsewhere:
+            # After a restart, ours or the bus's: the lease is a moment away.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CATCH_UP_S):
+                    await self._writer.wait_leading()
         if not self._writer.leading:
-            raise unavailable("this replica does not write now; another one leads")
+            raise unavailable("this replica does not write now: another one leads, or none can")
         if not await self.mirror.reached(self._writer.fenced_at, CATCH_UP_S):
             raise unavailable("this replica has not read all changes yet")
 
