@@ -1,0 +1,7 @@
+"""Tests here use the small mesh of the gateway's tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "gateway"))
