@@ -7,7 +7,7 @@ With `--check` nothing is written, and the exit is 1 if the file is not what it 
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,7 +64,7 @@ def _kind(info: KindInfo, limits: list[Limit]) -> str:
         return ""
     refused = _by_field(shape, limits)
     out = [f"\n## {info.kind}\n"]
-    for struct in _structs(shape):
+    for struct in _structs(shape, refused):
         title = "" if struct is shape else f"\n### {struct.__name__} ({info.kind})\n"
         out.append(f"{title}\n{describe_class(struct)}\n\n")
         out.append("| field | what it is for | carried out |\n|---|---|---|\n")
@@ -102,13 +102,16 @@ def _inside(struct: Struct, name: str) -> Struct:
     raise LookupError(f"{struct.__name__} has no field {name} with fields of its own")
 
 
-def _structs(shape: Struct) -> list[Struct]:
-    """A struct and those that its fields hold, each once, in order of first mention."""
+def _structs(shape: Struct, refused: Mapping[tuple[Struct, str], str]) -> list[Struct]:
+    """A struct and those that its fields hold, each once, in order of first mention; not what is
+    held by refused fields alone."""
     found: dict[Struct, None] = {shape: None}
     work = [shape]
     while work:
         struct = work.pop(0)
         for field in msgspec.structs.fields(struct):
+            if refused.get((struct, field.encode_name), "").startswith("no"):
+                continue
             for inner in _structs_in(field.type):
                 if inner not in found:
                     found[inner] = None

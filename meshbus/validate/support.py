@@ -56,21 +56,12 @@ _CARRIED_OUT_MIXER = frozenset(
 _ADAPTERS = frozenset({"memquota", "denier", "listchecker"})
 _TEMPLATES = frozenset({"quota", "listentry", "checknothing"})
 
-_POLICY = ("loadBalancer.zoneAwareLbSetting",)
+_POLICIES = ("spec.trafficPolicy", "spec.subsets[].trafficPolicy")
 _FIELDS: dict[str, tuple[str, ...]] = {
-    "DestinationRule": tuple(
-        f"{place}.{field}"
-        for place in (
-            "spec.trafficPolicy",
-            "spec.trafficPolicy.portLevelSettings[]",
-            "spec.subsets[].trafficPolicy",
-            "spec.subsets[].trafficPolicy.portLevelSettings[]",
-        )
-        for field in _POLICY
-    )
-    + (
-        "spec.trafficPolicy.retryBudget.budgetInterval",
-        "spec.subsets[].trafficPolicy.retryBudget.budgetInterval",
+    "DestinationRule": (
+        *(f"{policy}.loadBalancer.zoneAwareLbSetting" for policy in _POLICIES),
+        *(f"{policy}.portLevelSettings[].loadBalancer.zoneAwareLbSetting" for policy in _POLICIES),
+        *(f"{policy}.retryBudget.budgetInterval" for policy in _POLICIES),
     ),
     "Gateway": ("spec.servers[].defaultEndpoint",),
     "Sidecar": (
