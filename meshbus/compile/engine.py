@@ -304,7 +304,7 @@ class Engine:
             self.counters.cutoffs[kind] += 1
             return False
         node.value = value
-        if node.pinned:
+        if node.pinned and old_value is not _UNSET:
             self._changed[node] = None
         return True
 

@@ -3,7 +3,6 @@
 Only here the engine is asked. What changed is found by the part: part -> classes -> members.
 """
 
-from collections import Counter as Count
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,33 @@ if TYPE_CHECKING:
     from meshbus_xds_gateway.fleet import Client
 
 
+class Cell:
+    """One type of the plans that put it together from the same parts."""
+
+    __slots__ = ("asks", "content", "holders", "type_url")
+
+    def __init__(self, type_url: str, asks: tuple[Ask, ...], content: Content) -> None:
+        self.type_url = type_url
+        self.asks = asks
+        self.content = content
+        self.holders: set[ProxyClass] = set()
+
+
 class ProxyClass:
     """Proxies of one plan."""
 
-    __slots__ = ("contents", "members", "plan", "secrets")
+    __slots__ = ("cells", "members", "plan", "secrets")
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, cells: tuple[Cell, ...]) -> None:
         self.plan = plan
+        self.cells = cells
         self.members: set[Client] = set()
-        self.contents: dict[str, Content] = {}
-        """What there is for them, by type URL."""
         self.secrets: tuple[SecretNeed, ...] = MESH_SECRETS
+
+    @property
+    def contents(self) -> dict[str, Content]:
+        """What there is for them, by type URL."""
+        return {cell.type_url: cell.content for cell in self.cells}
 
 
 class Classes:
@@ -38,7 +53,9 @@ class Classes:
         self.engine = Engine(World())
         self._failed = failed
         self._by_plan: dict[Plan, ProxyClass] = {}
-        self._by_ask: dict[Ask, set[ProxyClass]] = {}
+        self._cells: dict[tuple[str, tuple[Ask, ...]], Cell] = {}
+        self._by_ask: dict[Ask, set[Cell]] = {}
+        self._by_secrets: dict[Ask, set[ProxyClass]] = {}
         self._by_keys: dict[ProxyKeys, set[Client]] = {}
         self._of: dict[Client, ProxyClass] = {}
 
@@ -89,23 +106,34 @@ class Classes:
 
     # ------------------------------------------------------------------ what changed
 
-    def changed(self) -> tuple[set[ProxyClass], set["Client"]]:
-        """Classes of which something is another one since the last call, and clients whose class
-        is. Call when the engine is up to date."""
-        classes: set[ProxyClass] = set()
+    def changed(self) -> tuple[dict[ProxyClass, dict[str, Content]], set["Client"]]:
+        """Classes with what is another content since the last call, and clients whose class is
+        another one. Call when the engine is up to date."""
+        classes: dict[ProxyClass, dict[str, Content]] = {}
         clients: set[Client] = set()
+        cells: dict[Cell, None] = {}
         for node, args in self.engine.take_changed():
             if node is plan_proxy:
-                for client in tuple(self._by_keys.get(args[0], ())):  # type: ignore[call-overload]
-                    plan = self._plan(client.keys)
-                    if plan is not None and plan != self._of[client].plan:
-                        self._enter(client, plan)
-                        clients.add(client)
-            else:
-                classes |= self._by_ask.get(Ask(node, args), set())
-        for changed in classes:
-            self._refresh(changed)
+                clients |= self._planned_anew(args[0])  # type: ignore[arg-type]
+                continue
+            ask = Ask(node, args)
+            cells.update(dict.fromkeys(self._by_ask.get(ask, ())))
+            for holder in self._by_secrets.get(ask, ()):
+                holder.secrets = self._secrets(holder.plan)
+                classes.setdefault(holder, {})
+        for cell in cells:
+            self._refresh(cell)
+            for holder in cell.holders:
+                classes.setdefault(holder, {})[cell.type_url] = cell.content
         return classes, clients
+
+    def _planned_anew(self, keys: ProxyKeys) -> set["Client"]:
+        plan = self._plan(keys)
+        moved: set[Client] = set()
+        for client in tuple(self._by_keys.get(keys, ())):
+            if plan is not None and plan != self._of[client].plan and self._enter(client, plan):
+                moved.add(client)
+        return moved
 
     # ------------------------------------------------------------------ inside
 
@@ -124,21 +152,60 @@ class Classes:
 
     def _enter(self, client: "Client", plan: Plan) -> ProxyClass | None:
         entered = self._by_plan.get(plan)
-        fresh = entered is None
         if entered is None:
-            entered = ProxyClass(plan)
-        if not self._refresh(entered) and fresh:
-            self._release(plan.asks())
-            return None
-        if fresh:
-            self._by_plan[plan] = entered
-            for ask in plan.asks():
-                self._by_ask.setdefault(ask, set()).add(entered)
+            entered = self._made(plan)
+            if entered is None:
+                return None
+        else:
+            # Others of the class are given the same as soon as `changed` is asked.
+            for cell in entered.cells:
+                self._refresh(cell)
         if self._of.get(client) is not entered:
             self._exit(client)
             entered.members.add(client)
             self._of[client] = entered
         return entered
+
+    def _made(self, plan: Plan) -> ProxyClass | None:
+        """A new class; None: some part of it cannot be compiled."""
+        try:
+            cells = tuple(self._cell(type_url, asks) for type_url, asks in plan.layers)
+            secrets = self._secrets(plan)
+        except Exception:  # noqa: BLE001 - told by `failed`
+            self._failed(f"{plan.layers[0][1][0].args!r:.200}")
+            self._release(plan)
+            return None
+        made = self._by_plan[plan] = ProxyClass(plan, cells)
+        made.secrets = secrets
+        for cell in cells:
+            cell.holders.add(made)
+            self._cells[cell.type_url, cell.asks] = cell
+            for ask in cell.asks:
+                self._by_ask.setdefault(ask, set()).add(cell)
+        if plan.secrets is not None:
+            self._by_secrets.setdefault(plan.secrets, set()).add(made)
+        return made
+
+    def _cell(self, type_url: str, asks: tuple[Ask, ...]) -> Cell:
+        found = self._cells.get((type_url, asks))
+        if found is not None:
+            self._refresh(found)
+            return found
+        return Cell(type_url, asks, self._content(asks))
+
+    def _content(self, asks: tuple[Ask, ...]) -> Content:
+        return content_of(tuple(self._value(ask).resources for ask in asks))
+
+    def _refresh(self, cell: Cell) -> None:
+        """The present content of a cell; where it cannot be compiled it keeps what it has."""
+        try:
+            cell.content = self._content(cell.asks)
+        except Exception:  # noqa: BLE001 - told by `failed`
+            self._failed(f"{cell.type_url} {cell.asks[0].args!r:.200}")
+
+    def _secrets(self, plan: Plan) -> tuple[SecretNeed, ...]:
+        needed = () if plan.secrets is None else self._value(plan.secrets)
+        return (*MESH_SECRETS, *needed)
 
     def _exit(self, client: "Client") -> None:
         left = self._of.pop(client, None)
@@ -148,33 +215,21 @@ class Classes:
         if left.members:
             return
         del self._by_plan[left.plan]
-        for ask in left.plan.asks():
-            holders = self._by_ask[ask]
-            holders.discard(left)
-            if not holders:
-                del self._by_ask[ask]
-        self._release(left.plan.asks())
+        for cell in left.cells:
+            cell.holders.discard(left)
+            if not cell.holders:
+                del self._cells[cell.type_url, cell.asks]
+                for ask in cell.asks:
+                    _discard(self._by_ask, ask, cell)
+        if left.plan.secrets is not None:
+            _discard(self._by_secrets, left.plan.secrets, left)
+        self._release(left.plan)
 
-    def _release(self, asks: Iterable[Ask]) -> None:
-        for ask in asks:
-            if ask not in self._by_ask:
+    def _release(self, plan: Plan) -> None:
+        """Let go of nodes that no class holds."""
+        for ask in plan.asks():
+            if ask not in self._by_ask and ask not in self._by_secrets:
                 self.engine.release(ask.node, *ask.args)
-
-    def _refresh(self, proxies: ProxyClass) -> bool:
-        """Give a class the present contents. False: it keeps what it has."""
-        plan = proxies.plan
-        try:
-            contents = {
-                type_url: content_of(tuple(self._value(ask).resources for ask in asks))
-                for type_url, asks in plan.layers
-            }
-            needed = () if plan.secrets is None else self._value(plan.secrets)
-        except Exception:  # noqa: BLE001 - told by `failed`
-            self._failed(f"{plan.layers[0][1][0].args!r:.200}")
-            return False
-        proxies.contents = contents
-        proxies.secrets = (*MESH_SECRETS, *needed)
-        return True
 
     def _drop_keys(self, client: "Client", keys: ProxyKeys) -> None:
         holders = self._by_keys.get(keys)
@@ -186,8 +241,8 @@ class Classes:
             self.engine.release(plan_proxy, keys)
 
 
-def sizes(classes: Classes) -> Count[str]:
-    """How much is held: classes, parts, nodes."""
-    return Count(
-        classes=len(classes._by_plan), parts=len(classes._by_ask), nodes=classes.engine.size()
-    )
+def _discard(index: dict[Ask, set[Any]], ask: Ask, holder: Any) -> None:
+    holders = index[ask]
+    holders.discard(holder)
+    if not holders:
+        del index[ask]

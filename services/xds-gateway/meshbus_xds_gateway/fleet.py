@@ -18,6 +18,7 @@ from meshbus.model.rows import Trust, WorkloadInstance
 from meshbus.model.world import Query, World
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.classes import Classes, ProxyClass
+from meshbus_xds_gateway.content import Content
 from meshbus_xds_gateway.convergence import Convergence, time_of_change
 from meshbus_xds_gateway.credentials import Credentials
 from meshbus_xds_gateway.leaves import Account, Holder, Leaves
@@ -164,13 +165,14 @@ class Fleet:
         classes, clients = self._classes.changed()
         for key in moved_rows:
             clients.update(c for c in self._by_workload.get(key, ()) if self._moved(c))
-        given: list[tuple[Client, ProxyClass]] = [(c, p) for p in classes for c in p.members]
-        given += [(c, p) for c in clients if (p := self._classes.class_of(c)) is not None]
-        if trust_changed:
-            given += [(c, p) for c in self.clients if (p := self._classes.class_of(c)) is not None]
-        for client, proxies in given:
+        given = [(c, p, contents) for p, contents in classes.items() for c in p.members]
+        for client in self.clients if trust_changed else clients:
+            proxies = self._classes.class_of(client)
+            if proxies is not None:
+                given.append((client, proxies, proxies.contents))
+        for client, proxies, contents in given:
             if self._classes.class_of(client) is proxies:
-                self._give(client, proxies, sequence)
+                self._give(client, proxies, contents, sequence)
             if enough():
                 await asyncio.sleep(0)
                 turn = clock.monotonic()
@@ -226,7 +228,7 @@ class Fleet:
             client.holder = (*client.account, client.keys.workload)
             self._by_holder.setdefault(client.holder, set()).add(client)
             self._leaves.hold(client.holder, client.token)
-        self._give(client, proxies, self.world.sequence)
+        self._give(client, proxies, proxies.contents, self.world.sequence)
         self._unsettled.add(client)
         self._metrics.connected.set(len(self.clients))
 
@@ -313,7 +315,9 @@ class Fleet:
         self._metrics.compile_errors.inc()
         self._context.log.exception("a proxy cannot be compiled", proxy=what)
 
-    def _give(self, client: Client, proxies: ProxyClass, sequence: int) -> None:
+    def _give(
+        self, client: Client, proxies: ProxyClass, contents: dict[str, Content], sequence: int
+    ) -> None:
         now = self._context.clock.monotonic()
         needed = frozenset(need.key for need in proxies.secrets if need.key is not None)
         if needed != client.credentials:
@@ -322,7 +326,7 @@ class Fleet:
             for key in client.credentials - needed:
                 self._credentials.release(key)
             client.credentials = needed
-        moved = client.session.update(proxies.contents, sequence, now)
+        moved = client.session.update(contents, sequence, now)
         if self._give_secrets(client, proxies, sequence) or moved:
             self._unsettled.add(client)
             client.wake.set()
