@@ -1,0 +1,181 @@
+"""Proofs, the ledger and IstioCertificateService of a real ca on a real bus."""
+
+import time
+
+import grpc
+import pytest
+import pytest_asyncio
+from ca_mesh import CaMesh
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from meshbus_ca.certificate_messages import (
+    METHOD,
+    METHOD_SERVICE,
+    CertificateRequest,
+    CertificateResponse,
+)
+
+from meshbus.bus.interface import CERTS, BusError
+from meshbus.model.requests import SignReply, SignRequest, sign_subject
+from meshbus.runtime.calls import CallError, call
+from meshbus.runtime.sealed import seal
+
+pytestmark = pytest.mark.real
+REVIEWS = "spiffe://cluster.local/ns/default/sa/reviews"
+RATINGS = "spiffe://cluster.local/ns/default/sa/ratings"
+
+
+@pytest_asyncio.fixture
+async def mesh(bus_for, tmp_path):
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    buses = {identity: await bus_for(identity) for identity in identities}
+    running = CaMesh(tmp_path, buses, bus_for)
+    running.ca_settings = {
+        "require_proof": True,
+        "csr_listen": "127.0.0.1:0",
+        "csr_mutual_listen": "127.0.0.1:0",
+    }
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+def key_and_csr(name: str = "") -> tuple[bytes, str]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    if name:
+        san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name)])
+        builder = builder.add_extension(san, critical=False)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    csr = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return pem, csr.decode()
+
+
+async def sign(mesh: CaMesh, identity: str, token: str) -> SignReply:
+    proof = seal(mesh.trust.proof_key, token.encode()) if token else ""
+    request = SignRequest(key_and_csr()[1], "xds-gateway", identity, proof=proof, pod="gw-0")
+    return await call(
+        mesh.buses["xds-gateway"], sign_subject("xds-gateway"), request, SignReply, timeout=5
+    )
+
+
+async def refusal(mesh: CaMesh, identity: str, token: str) -> CallError:
+    with pytest.raises(CallError) as refused:
+        await sign(mesh, identity, token)
+    assert token not in refused.value.message or not token
+    return refused.value
+
+
+async def test_a_gateway_cannot_mint_what_is_not_connected_to_it(mesh):
+    token = await mesh.token("reviews")
+    await sign(mesh, REVIEWS, token)
+    assert "no token" in (await refusal(mesh, REVIEWS, "")).message
+    assert "another identity" in (await refusal(mesh, RATINGS, token)).message
+    head, body, signature = token.split(".")
+    forged = f"{head}.{body}.{signature[:-8]}AAAAAAAA"
+    assert "does not hold" in (await refusal(mesh, REVIEWS, forged)).message
+    assert (await refusal(mesh, REVIEWS, "x")).code == "forbidden"
+
+
+async def test_every_certificate_is_in_the_ledger_and_nobody_can_take_it_out(mesh):
+    await sign(mesh, REVIEWS, await mesh.token("reviews"))
+    reply = await sign(mesh, RATINGS, await mesh.token("ratings"))
+    leaf = x509.load_pem_x509_certificate(reply.chain_pem.encode())
+
+    found = await mesh.certificates(identity=RATINGS)
+    (record,) = found.certificates
+    assert found.complete
+    assert record.serial == f"{leaf.serial_number:x}"
+    assert record.proof.startswith("token ")
+    assert record.proof.endswith(" of ratings-0")
+    assert (record.asker, record.pod) == ("xds-gateway", "gw-0")
+    assert record.not_after == reply.not_after
+    everything = await mesh.certificates()
+    assert {r.identity for r in everything.certificates} >= {REVIEWS, RATINGS}
+    assert everything.certificates[0].issued >= everything.certificates[-1].issued
+    assert (await mesh.certificates(serial=record.serial)).certificates == [record]
+    assert not (await mesh.certificates(identity=RATINGS, at=time.time() + 90_000)).certificates
+    assert (await mesh.certificates(identity=RATINGS, at=time.time())).certificates == [record]
+
+    stranger, name = mesh.buses["xds-gateway"], record.serial
+    with pytest.raises(BusError):
+        await stranger.publish(CERTS, f"certs.c.1.x.{name}", b"{}")
+
+
+async def test_ca_signs_on_without_the_bus_and_the_records_come_later(mesh, nats_server):
+    token = await mesh.token("reviews")
+    before = len((await mesh.certificates()).certificates)
+    await mesh.until(lambda: mesh.ca.csr_port is not None, "it listens")
+    channel = secure_channel(mesh)
+    nats_server.kill()
+    await mesh.until(lambda: not mesh.buses["ca"].connected, "the bus is away")
+    began = time.monotonic()
+    await create(channel, token)
+    assert time.monotonic() - began < 2
+    nats_server.start()
+
+    async def recorded() -> bool:
+        return len((await mesh.certificates()).certificates) > before
+
+    await mesh.until(recorded, "the record is in the ledger")
+    await channel.close()
+
+
+def secure_channel(mesh: CaMesh, pair: tuple[bytes, bytes] | None = None) -> grpc.aio.Channel:
+    credentials = grpc.ssl_channel_credentials(mesh.trust.roots_pem.encode(), *(pair or ()))
+    port = mesh.ca.csr_mutual_port if pair else mesh.ca.csr_port
+    return grpc.aio.secure_channel(f"localhost:{port}", credentials)
+
+
+async def create(channel, token: str = "", csr: str = "", **fields) -> list[str]:
+    method = channel.unary_unary(
+        f"/{METHOD_SERVICE}/{METHOD}",
+        request_serializer=CertificateRequest.SerializeToString,
+        response_deserializer=CertificateResponse.FromString,
+    )
+    request = CertificateRequest(csr=csr or key_and_csr()[1], **fields)
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    return list((await method(request, metadata=metadata, timeout=5)).cert_chain)
+
+
+def uri_of(certificate_pem: str) -> list[str]:
+    leaf = x509.load_pem_x509_certificate(certificate_pem.encode())
+    sans = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return sans.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+async def test_create_certificate_gives_the_callers_name_whatever_the_csr_says(mesh):
+    await mesh.until(lambda: mesh.ca.csr_mutual_port is not None, "it listens")
+    token = await mesh.token("reviews")
+    async with secure_channel(mesh) as channel:
+        key, csr = key_and_csr(RATINGS)
+        chain = await create(channel, token, csr, validity_duration=600)
+        assert uri_of(chain[0]) == [REVIEWS]
+        assert chain[-1] == mesh.trust.roots_pem
+        for bad, code in (
+            ({}, "UNAUTHENTICATED"),
+            ({"token": token[:-6] + "AAAAAA"}, "UNAUTHENTICATED"),
+            ({"token": token, "csr": "nonsense"}, "INVALID_ARGUMENT"),
+            ({"token": token, "validity_duration": -1}, "INVALID_ARGUMENT"),
+            ({"token": token, "csr": "x" * 100_000}, "RESOURCE_EXHAUSTED"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await create(channel, **bad)
+            assert refused.value.code().name == code
+        method = {"ImpersonatedIdentity": RATINGS}
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await create(channel, token, metadata=method)
+        assert refused.value.code().name == "PERMISSION_DENIED"
+    # Renewal with the certificate that it has.
+    async with secure_channel(mesh, (key, "".join(chain[:-1]).encode())) as channel:
+        assert uri_of((await create(channel))[0]) == [REVIEWS]
+    records = (await mesh.certificates(identity=REVIEWS)).certificates
+    assert records[0].proof.startswith("certificate ")
+    assert records[0].asker == "csr"
