@@ -64,6 +64,7 @@ def service_env(
         "MESHBUS_LOG_LEVEL": settings.services.log_level,
         "MESHBUS_CONFIG_API": f"127.0.0.1:{ports['api']}",
         "MESHBUS_CONFIG_TOKENS": str(home.tokens_file),
+        "MESHBUS_CA_REQUIRE_PROOF": "true",
         "MESHBUS_XDS_GATEWAY_LISTEN": f"{proxies_reach}:{ports['xds']}",
         "MESHBUS_POLICY_LISTEN": f"{proxies_reach}:{ports['policy']}",
         "MESHBUS_TELEMETRY_LISTEN": f"{proxies_reach}:{ports['telemetry']}",

@@ -140,8 +140,11 @@ def _istios(folder, mark: str, root: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("mark", "root", "roots"),
-    [("", "root-cert.pem", 1), ("-alt", "root-cert-alt.pem", 1)]
-    + [("-alt", "root-cert-combined.pem", 2)],
+    [
+        ("", "root-cert.pem", 1),
+        ("-alt", "root-cert-alt.pem", 1),
+        ("-alt", "root-cert-combined.pem", 2),
+    ],
 )
 def test_istios_own_material_signs(shared_data, mark, root, roots):
     """RSA, made for Istio's tests of `cacerts`."""
