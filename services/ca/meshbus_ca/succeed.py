@@ -161,6 +161,7 @@ class Successor:
     def _adopt(self, state: Succession, now: float) -> None:
         self._store.save(state)
         self._state = state
+        self._bundle = 0
         self._current = self._store.authority(state.current, now)
         self._next = self._store.authority(state.next, now) if state.next is not None else None
 
