@@ -1,11 +1,9 @@
 """Delta xDS: requests to `Session`, its pushes to bytes."""
 
-from typing import Any
-
 from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.session_state import Push
 from meshbus_xds_gateway.verdicts import Refusal
-from meshbus_xds_gateway.wire import decode_delta, delta_response
+from meshbus_xds_gateway.wire import DeltaRequest, decode_delta, delta_response
 
 WILDCARD = "*"
 
@@ -18,7 +16,7 @@ class DeltaProtocol:
         self._opened: set[str] = set()
 
     @staticmethod
-    def decode(data: bytes) -> Any:
+    def decode(data: bytes) -> DeltaRequest:
         """The request in a message.
 
         Raises:
@@ -26,7 +24,7 @@ class DeltaProtocol:
         """
         return decode_delta(data)
 
-    def receive(self, request: Any, now: float) -> Refusal | None:
+    def receive(self, request: DeltaRequest, now: float) -> Refusal | None:
         """Take one request; gives the refusal that it completes.
 
         Raises:
@@ -41,8 +39,8 @@ class DeltaProtocol:
                 )
             else:
                 self._session.ack(type_url, request.response_nonce)
-        subscribe = list(request.resource_names_subscribe)
-        unsubscribe = list(request.resource_names_unsubscribe)
+        subscribe: frozenset[str] = request.names
+        unsubscribe = list(request.message.resource_names_unsubscribe)
         first = type_url not in self._opened
         self._opened.add(type_url)
         if unsubscribe:
@@ -54,10 +52,10 @@ class DeltaProtocol:
         if first or subscribe:
             self._session.subscribe(
                 type_url,
-                [name for name in subscribe if name != WILDCARD],
+                subscribe - {WILDCARD} if WILDCARD in subscribe else subscribe,
                 wildcard=WILDCARD in subscribe
                 or (first and not subscribe and self._session.has_wildcard(type_url)),
-                known=dict(request.initial_resource_versions) if first else None,
+                known=request.known if first else None,
             )
         return refusal
 

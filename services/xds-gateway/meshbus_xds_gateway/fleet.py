@@ -5,6 +5,7 @@ Streams are served elsewhere: a stream is woken when its session may have someth
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -34,6 +35,11 @@ _LOOK_SHARE = 0.05
 """and at most this share of the time goes into looking."""
 _SLICE_S = 0.02
 """How long snapshots are made before other work of the process gets its turn."""
+
+_LINGER_S = 60.0
+"""How long what was compiled for a proxy is kept when it has gone: most come back at once;"""
+_LINGERING = 10_000
+"""for so many, and as many as are connected, at most."""
 
 _Names = Mapping[str, Resource | None]
 
@@ -95,6 +101,7 @@ class Fleet:
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
         self._roots: tuple[str, Resource] | None = None
         self._unsettled: set[Client] = set()
+        self._departed: deque[tuple[float, Client]] = deque()
         self._by_workload: dict[Key, set[Client]] = {}
         self._by_holder: dict[Holder, set[Client]] = {}
         self._stale = asyncio.Event()
@@ -171,13 +178,22 @@ class Fleet:
             if proxies is not None:
                 given.append((client, proxies, proxies.contents))
         for client, proxies, contents in given:
-            if self._classes.class_of(client) is proxies:
+            if client in self.clients and self._classes.class_of(client) is proxies:
                 self._give(client, proxies, contents, sequence)
             if enough():
                 await asyncio.sleep(0)
                 turn = clock.monotonic()
         self.sequence = sequence
         self._settle(list(self._unsettled))
+
+    def _forget_departed(self) -> None:
+        """Let go of what was compiled for proxies that have not come back."""
+        now = self._context.clock.monotonic()
+        most = _LINGERING + len(self.clients)
+        while self._departed and (
+            now - self._departed[0][0] > _LINGER_S or len(self._departed) > most
+        ):
+            self._classes.leave(self._departed.popleft()[1])
 
     def _moved(self, client: Client) -> bool:
         """Follow the row of a proxy's workload. True: it is of another class now."""
@@ -237,7 +253,8 @@ class Fleet:
         client.session.close()
         self.clients.discard(client)
         self._unsettled.discard(client)
-        self._classes.leave(client)
+        self._departed.append((self._context.clock.monotonic(), client))
+        self._forget_departed()
         if client.workload is not None:
             _discard(self._by_workload, client.workload, client)
         if client.holder is not None:
@@ -254,6 +271,7 @@ class Fleet:
 
     def look(self) -> None:
         """Time may have passed for sessions that waited for their clients."""
+        self._forget_departed()
         if self._unsettled:
             self._settle(list(self._unsettled))
 

@@ -3,7 +3,9 @@
 Source: envoy/service/discovery/v3/discovery.proto.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +13,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import DecodeError
 
 from meshbus.compile.resources import Resource, field
+from meshbus_xds_gateway.held_before import KnownVersions
 from meshbus_xds_gateway.session_state import ProtocolError, Push
 
 
@@ -43,13 +46,79 @@ def sotw_response(type_url: str, version: str, nonce: str, resources: Iterable[R
     return b"".join(parts)
 
 
-def decode_delta(data: bytes) -> Any:
+class DeltaRequest:
+    """A `DeltaDiscoveryRequest`, its long fields ready for use.
+
+    `names` and `known` of equal uploads may be the same objects: hundreds of proxies of a class
+    come back at once and upload the same.
+    """
+
+    __slots__ = ("known", "message", "names", "node", "response_nonce", "type_url")
+
+    def __init__(self, message: Any, node: Any) -> None:
+        self.message = message
+        self.node = node
+        self.type_url: str = message.type_url
+        self.response_nonce: str = message.response_nonce
+        self.names = frozenset(message.resource_names_subscribe)
+        self.known = KnownVersions(message.initial_resource_versions)
+
+    def HasField(self, name: str) -> bool:  # noqa: N802 - as protobuf has it
+        """Whether a message field is set."""
+        return bool(self.message.HasField(name))
+
+    @property
+    def error_detail(self) -> Any:
+        """Why a response was refused."""
+        return self.message.error_detail
+
+
+_LONG = 4096
+"""Bytes of a request that is worth remembering."""
+_uploads: OrderedDict[bytes, DeltaRequest] = OrderedDict()
+_REMEMBERED_BYTES = 16 * 1024 * 1024
+
+
+def decode_delta(data: bytes) -> DeltaRequest:
     """A `DeltaDiscoveryRequest`.
 
     Raises:
         ProtocolError: It is none.
     """
-    return _decode(discovery_pb2.DeltaDiscoveryRequest(), data)
+    at = _after_node(data)
+    node = _decode_any(discovery_pb2.DeltaDiscoveryRequest(), data[:at]).node
+    if len(data) - at < _LONG:
+        return DeltaRequest(_decode(discovery_pb2.DeltaDiscoveryRequest(), data), node)
+    rest = data[at:]
+    found = _uploads.get(rest)
+    if found is None:
+        found = DeltaRequest(_decode(discovery_pb2.DeltaDiscoveryRequest(), rest), node)
+        _uploads[rest] = found
+        held = sum(map(len, _uploads))
+        while held > _REMEMBERED_BYTES:
+            held -= len(_uploads.popitem(last=False)[0])
+        return found
+    _uploads.move_to_end(rest)
+    again = copy(found)
+    again.node = node
+    return again
+
+
+def _after_node(data: bytes) -> int:
+    """Where the first field ends, if it is `node`, which is each proxy's own; else 0."""
+    if not data or data[0] != _NODE_TAG:
+        return 0
+    length, shift, at = 0, 0, 1
+    while at < len(data) and shift < 35:
+        byte = data[at]
+        length |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return at + length if at + length <= len(data) else 0
+    return 0
+
+
+_NODE_TAG = 0x0A
 
 
 def decode_sotw(data: bytes) -> Any:
@@ -62,10 +131,15 @@ def decode_sotw(data: bytes) -> Any:
 
 
 def _decode(message: Any, data: bytes) -> Any:
+    message = _decode_any(message, data)
+    if not message.type_url:
+        raise ProtocolError("the request has no type_url")
+    return message
+
+
+def _decode_any(message: Any, data: bytes) -> Any:
     try:
         message.ParseFromString(data)
     except DecodeError as error:
         raise ProtocolError("the request is not a discovery request") from error
-    if not message.type_url:
-        raise ProtocolError("the request has no type_url")
     return message
