@@ -33,6 +33,8 @@ from meshbus_ca.signing import Signing, UntrustedError
 
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_CALLS = 64
+PER_MINUTE, BURST = 6, 20
+"""Certificates for one identity."""
 DEFAULT_TTL_S = 86_400
 _IMPERSONATED = "ImpersonatedIdentity"
 _PEM_END = "-----END CERTIFICATE-----\n"
@@ -54,6 +56,7 @@ class CertificateServer:
         self._server: Any = None
         self._configuration: Any = None
         self._host = ""
+        self._allowances: dict[str, tuple[float, float]] = {}
 
     async def start(self, listen: str, mutual: str) -> tuple[int | None, int | None]:
         """Listen where tokens are asked for and where client certificates are; gives the ports.
@@ -160,6 +163,11 @@ class CertificateServer:
                 grpc.StatusCode.PERMISSION_DENIED,
                 "impersonation is for nodes that may, and none may here",
             )
+        if not self._allows(spiffe_id):
+            await call.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"more than {PER_MINUTE} certificates a minute for {spiffe_id}",
+            )
         wanted_s = request.validity_duration or DEFAULT_TTL_S
         if wanted_s < 0:
             await call.abort(grpc.StatusCode.INVALID_ARGUMENT, "validity_duration is negative")
@@ -206,6 +214,13 @@ class CertificateServer:
                 certificate = x509.load_pem_x509_certificate(bytes(certificates[0]))
                 return self._allowed(text), f"certificate {certificate.serial_number:x}"
         raise ProofError("a token (authorization: Bearer) or a certificate of the mesh is needed")
+
+    def _allows(self, spiffe_id: str) -> bool:
+        now = self._context.clock.monotonic()
+        left, since = self._allowances.get(spiffe_id, (float(BURST), now))
+        left = min(float(BURST), left + (now - since) * PER_MINUTE / 60)
+        self._allowances[spiffe_id] = (max(left - 1, left % 1), now)
+        return left >= 1
 
     def _allowed(self, spiffe_id: str) -> str:
         match = _WORKLOAD.fullmatch(spiffe_id)

@@ -42,7 +42,7 @@ class InUse:
 
     def below(self, root: str, now: float) -> int:
         """Those below a root; one for all that is not known."""
-        self._forget(now)
+        self.forget(now)
         known = sum(leaf.root == root for leaf in self._leaves.values())
         return known + (now < self._unknown_until)
 
@@ -57,12 +57,12 @@ class InUse:
 
     def workloads(self, now: float) -> bool:
         """A gateway holds certificates."""
-        self._forget(now)
+        self.forget(now)
         return any(holder[0] == "xds-gateway" for holder in self._leaves)
 
     def services_before(self, moment: float, now: float) -> tuple[str, ...]:
         """Pods of services whose certificate, and with it their roots, is older than a moment."""
-        self._forget(now)
+        self.forget(now)
         own = ("/sa/meshbus-policy", "/sa/meshbus-telemetry")
         unknown = ("issued before the ca started",) if now < self._unknown_until else ()
         return unknown + tuple(
@@ -71,7 +71,8 @@ class InUse:
             if leaf.issued < moment and holder[2].endswith(own)
         )
 
-    def _forget(self, now: float) -> None:
+    def forget(self, now: float) -> None:
+        """Those that have ended."""
         ended = [holder for holder, leaf in self._leaves.items() if leaf.not_after <= now]
         for holder in ended:
             del self._leaves[holder]

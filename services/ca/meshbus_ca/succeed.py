@@ -110,6 +110,7 @@ class Successor:
         """
         before = self._state
         self._bundle = bundle
+        self._in_use.forget(now)
         self._current = self._store.authority(self._state.current, now)
         if self._state.next is not None:
             self._next = self._store.authority(self._state.next, now)

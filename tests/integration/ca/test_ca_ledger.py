@@ -15,6 +15,7 @@ from meshbus_ca.certificate_messages import (
     CertificateRequest,
     CertificateResponse,
 )
+from meshbus_ca.certificate_service import BURST
 
 from meshbus.bus.interface import CERTS, BusError
 from meshbus.model.requests import SignReply, SignRequest, sign_subject
@@ -179,3 +180,16 @@ async def test_create_certificate_gives_the_callers_name_whatever_the_csr_says(m
     records = (await mesh.certificates(identity=REVIEWS)).certificates
     assert records[0].proof.startswith("certificate ")
     assert records[0].asker == "csr"
+
+
+async def test_one_identity_cannot_ask_without_end(mesh):
+    await mesh.until(lambda: mesh.ca.csr_port is not None, "it listens")
+    reviews, ratings = await mesh.token("reviews"), await mesh.token("ratings")
+    _, csr = key_and_csr()
+    async with secure_channel(mesh) as channel:
+        for _ in range(BURST):
+            await create(channel, reviews, csr)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await create(channel, reviews, csr)
+        assert refused.value.code().name == "RESOURCE_EXHAUSTED"
+        await create(channel, ratings, csr)
