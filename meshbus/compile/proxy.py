@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from meshbus.compile.clusters import ClusterStyle
 from meshbus.compile.endpoints import canonical_service
 from meshbus.compile.engine import Reader
+from meshbus.compile.envoy_filter import chosen_patches, patched_part, patched_types
 from meshbus.compile.findings import Finding
 from meshbus.compile.gateways import SecretNeed
 from meshbus.compile.inbound import (
@@ -174,6 +175,23 @@ def proxied_routes(reader: Reader, view: View, http_proxy: bool) -> SharedPart:
 
 def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     """Node: which parts a proxy's snapshot is put together from."""
+    plan = _generated(reader, proxy)
+    chosen = chosen_patches(reader, proxy)
+    if not chosen:
+        return plan
+    types = patched_types(reader, chosen)
+    return plan._replace(
+        layers=tuple(
+            (type_url, (Ask(patched_part, (asks, type_url, proxy.type, chosen)),))
+            if type_url in types
+            else (type_url, asks)
+            for type_url, asks in plan.layers
+        )
+    )
+
+
+def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
+    """The plan without EnvoyFilters."""
     view = outbound_view(reader, proxy)
     place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster)
     style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack, place)

@@ -20,7 +20,6 @@ _NOT_YET = "is not carried out by this release"
 
 _WHOLE = {
     ("networking.istio.io", "WorkloadGroup"),
-    ("networking.istio.io", "EnvoyFilter"),
     ("networking.istio.io", "ProxyConfig"),
     ("telemetry.istio.io", "Telemetry"),
     ("extensions.istio.io", "WasmPlugin"),
@@ -84,6 +83,10 @@ _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "ServiceEntry": {"spec.resolution": ("DYNAMIC_DNS",)},
     "Sidecar": {
         "spec.outboundTrafficPolicy.mode": ("ALLOW_ANY_DYNAMIC_DNS",),
+    },
+    "EnvoyFilter": {
+        "spec.configPatches[].applyTo": ("BOOTSTRAP",),
+        "spec.configPatches[].match.context": ("WAYPOINT",),
     },
     "AuthorizationPolicy": {
         "spec.targetRef.kind": _ATTACHED_ELSEWHERE,

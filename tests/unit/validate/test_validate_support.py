@@ -89,7 +89,8 @@ def istio(
             ),
             ["spec.jwtRules[0].jwksUri", "spec.jwtRules[1].jwks"],
         ),
-        (istio("EnvoyFilter", {"configPatches": []}, "networking.istio.io/v1alpha3"), ["kind"]),
+        (istio("EnvoyFilter", {"configPatches": []}, "networking.istio.io/v1alpha3"), []),
+        (istio("WorkloadGroup", {"template": {"serviceAccount": "a"}}), ["kind"]),
         (
             istio("MeshConfig", {"accessLogFile": "/dev/stdout"}, "mesh.istio.io/v1alpha1")
             | {"metadata": {"name": "mesh"}},

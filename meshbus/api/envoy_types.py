@@ -1,0 +1,62 @@
+"""Envoy's messages by name, loaded when they are met: there are too many to load them all."""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from google.protobuf.message import Message
+
+PATCHED_TYPES = {
+    "LISTENER": "envoy.config.listener.v3.Listener",
+    "FILTER_CHAIN": "envoy.config.listener.v3.FilterChain",
+    "LISTENER_FILTER": "envoy.config.listener.v3.ListenerFilter",
+    "NETWORK_FILTER": "envoy.config.listener.v3.Filter",
+    "HTTP_FILTER": "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
+    "ROUTE_CONFIGURATION": "envoy.config.route.v3.RouteConfiguration",
+    "VIRTUAL_HOST": "envoy.config.route.v3.VirtualHost",
+    "HTTP_ROUTE": "envoy.config.route.v3.Route",
+    "CLUSTER": "envoy.config.cluster.v3.Cluster",
+    "EXTENSION_CONFIG": "envoy.config.core.v3.TypedExtensionConfig",
+    "BOOTSTRAP": "envoy.config.bootstrap.v3.Bootstrap",
+}
+"""What the patches of an EnvoyFilter are about, by `applyTo`."""
+_NAME = re.compile(r"(envoy|xds|udpa|google\.protobuf)(\.[a-z0-9_]+)*\.[A-Za-z0-9]+")
+
+
+def type_urls(value: Any) -> Iterator[str]:
+    """Every `@type` in a JSON value."""
+    if isinstance(value, Mapping):
+        url = value.get("@type")
+        if isinstance(url, str):
+            yield url
+        for item in value.values():
+            yield from type_urls(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from type_urls(item)
+
+
+@cache
+def message_type(name: str) -> type[Message] | None:
+    """The class of a message by its full name; None for a name that is not known here."""
+    package, _, short = name.rpartition(".")
+    if not _NAME.fullmatch(name):
+        return None
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        return None
+    for info in pkgutil.iter_modules(module.__path__):
+        if info.name.endswith("_pb2"):
+            found = getattr(importlib.import_module(f"{package}.{info.name}"), short, None)
+            if isinstance(found, type) and issubclass(found, Message):
+                return found
+    return None
+
+
+def type_of_url(url: str) -> type[Message] | None:
+    """The class of what an `Any` holds."""
+    return message_type(url.rpartition("/")[2])

@@ -1,0 +1,263 @@
+"""EnvoyFilter: which patches a proxy follows, and its resources with them.
+
+A layer of a proxy without EnvoyFilters is not touched; with them the layers of a type are patched
+together, so that a patch that matched nothing can be told. One bad patch never breaks another.
+Source: https://istio.io/latest/docs/reference/config/networking/envoy-filter/
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from meshbus.api.envoy_types import message_type
+from meshbus.compile.engine import Reader
+from meshbus.compile.envoy_filter_patches import (
+    GATEWAY,
+    INBOUND,
+    OUTBOUND,
+    Patch,
+    may_match,
+    patch_cluster,
+    patch_listener,
+    patch_routes,
+    serves,
+)
+from meshbus.compile.findings import NotCompiledError, Report
+from meshbus.compile.layers import layer_of
+from meshbus.compile.proxy_keys import ROUTER, ProxyKeys
+from meshbus.compile.resources import CDS, ECDS, LDS, RDS, TYPE_PREFIX, Resource, encode
+from meshbus.compile.scope import Ref, istio_objects
+from meshbus.compile.settings import mesh
+from meshbus.compile.shared_parts import SharedPart, merged
+from meshbus.compile.targets import target_of
+from meshbus.model.keys import Key
+
+Chosen = tuple[tuple[Key, int], ...]
+"""Patches by object and index, in order."""
+
+VERSION = "1.31.0"
+"""What `proxyVersion` is matched against when a proxy does not say its version: the release whose
+resources ours are like."""
+_TYPES = {
+    "LISTENER": LDS,
+    "FILTER_CHAIN": LDS,
+    "LISTENER_FILTER": LDS,
+    "NETWORK_FILTER": LDS,
+    "HTTP_FILTER": LDS,
+    "ROUTE_CONFIGURATION": RDS,
+    "VIRTUAL_HOST": RDS,
+    "HTTP_ROUTE": RDS,
+    "CLUSTER": CDS,
+    "EXTENSION_CONFIG": ECDS,
+}
+_WHOLE = frozenset({"LISTENER", "CLUSTER", "ROUTE_CONFIGURATION", "EXTENSION_CONFIG"})
+_OLD_INSERTIONS = {
+    "": "INSERT_FIRST",
+    "FIRST": "INSERT_FIRST",
+    "LAST": "ADD",
+    "BEFORE": "INSERT_BEFORE",
+    "AFTER": "INSERT_AFTER",
+}
+
+
+# --------------------------------------------------------------------------- which
+
+
+def patches_of(reader: Reader, key: Key) -> tuple[Patch, ...]:
+    """Node: the patches of one EnvoyFilter, in order; its old `filters` come last."""
+    row = reader.get(key)
+    if row is None:
+        return ()
+    out = []
+    for index, item in enumerate(row.spec.get("configPatches") or ()):
+        match = item.get("match") or {}
+        inner = match.get("listener") or match.get("routeConfiguration") or match.get("cluster")
+        patch = item.get("patch") or {}
+        out.append(
+            Patch(
+                key,
+                f"spec.configPatches[{index}]",
+                str(item.get("applyTo") or ""),
+                str(match.get("context") or "ANY"),
+                dict(inner or {}),
+                str(patch.get("operation") or ""),
+                dict(patch.get("value") or {}),
+            )
+        )
+    old = enumerate(row.spec.get("filters") or ())
+    return (*out, *(_old_patch(key, f"spec.filters[{index}]", item) for index, item in old))
+
+
+def _old_patch(key: Key, path: str, item: Mapping[str, Any]) -> Patch:
+    """A filter as Istio 1.4 inserted it."""
+    listener = item.get("listenerMatch") or {}
+    position = item.get("insertPosition") or {}
+    http = item.get("filterType") == "HTTP"
+    beside = {"name": str(position.get("relativeTo") or "")}
+    hcm = "envoy.filters.network.http_connection_manager"
+    inner = {"name": hcm, "subFilter": beside} if http else beside
+    return Patch(
+        key,
+        path,
+        "HTTP_FILTER" if http else "NETWORK_FILTER",
+        str(listener.get("listenerType") or "ANY"),
+        {"portNumber": listener.get("portNumber") or 0, "filterChain": {"filter": inner}},
+        _OLD_INSERTIONS.get(str(position.get("index") or ""), ""),
+        {"name": str(item.get("filterName") or ""), "typedConfig": item.get("filterConfig") or {}},
+    )
+
+
+def chosen_patches(reader: Reader, proxy: ProxyKeys) -> Chosen:
+    """The patches that a proxy follows: of EnvoyFilters of the root namespace and its own that
+    select it, by priority, root first, older first."""
+    root = reader.node(mesh).root_namespace
+    found: list[tuple[int, int, Ref]] = []
+    for rank, namespace in enumerate(dict.fromkeys((root, proxy.namespace))):
+        for ref in reader.node(namespace_filters, namespace):
+            if _selects(ref, proxy):
+                found += [(int(ref.row.spec.get("priority") or 0), rank, ref)]
+    found.sort(key=lambda item: item[:2])
+    out: list[tuple[Key, int]] = []
+    for _, _, ref in found:
+        items = ref.row.spec.get("configPatches") or ()
+        out += [
+            (ref.key, index)
+            for index in range(len(reader.node(patches_of, ref.key)))
+            if index >= len(items) or _same_proxy(items[index].get("match") or {}, proxy)
+        ]
+    return tuple(out)
+
+
+def namespace_filters(reader: Reader, namespace: str) -> tuple[Ref, ...]:
+    """Node: EnvoyFilters of a namespace, older first."""
+    return istio_objects(reader, "envoyfilters", namespace)
+
+
+def _selects(ref: Ref, proxy: ProxyKeys) -> bool:
+    spec = ref.row.spec
+    if spec.get("targetRefs"):
+        return target_of(spec).concerns(proxy.labels, ref.row.namespace == proxy.namespace)
+    labels = (spec.get("workloadSelector") or {}).get("labels") or spec.get("workloadLabels") or {}
+    return set(proxy.labels).issuperset((str(k), str(v)) for k, v in labels.items())
+
+
+def _same_proxy(match: Mapping[str, Any], proxy: ProxyKeys) -> bool:
+    wanted = match.get("proxy") or {}
+    held = dict(proxy.metadata)
+    pattern = str(wanted.get("proxyVersion") or "")
+    if pattern:
+        try:
+            if not re.search(pattern, held.get("ISTIO_VERSION", VERSION)):
+                return False
+        except re.error:
+            return False
+    return all(held.get(str(k)) == str(v) for k, v in (wanted.get("metadata") or {}).items())
+
+
+def patched_types(reader: Reader, chosen: Chosen) -> frozenset[str]:
+    """Types of resources that patches are about."""
+    found = {_TYPES.get(reader.node(patches_of, key)[i].apply_to, "") for key, i in chosen}
+    return frozenset(found - {""})
+
+
+# --------------------------------------------------------------------------- patching
+
+
+def patched_part(
+    reader: Reader,
+    asks: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...],
+    type_url: str,
+    role: str,
+    chosen: Chosen,
+) -> SharedPart:
+    """Node: all parts of one type of a proxy, patched. `asks`: the nodes of the parts; `role`: the
+    type of the proxy."""
+    parts: list[SharedPart] = [reader.node(node, *args) for node, args in asks]
+    whole = merged(parts)
+    report = Report()
+    report.extend(whole.findings)
+    resources = dict(whole.resources)
+    for key, index in chosen:
+        patches = reader.node(patches_of, key)
+        if index >= len(patches):
+            continue
+        patch = patches[index]
+        if _TYPES.get(patch.apply_to, "") != type_url:
+            if patch.apply_to not in _TYPES and type_url == LDS:
+                report.add(key, f"{patch.path}.applyTo", f"{patch.apply_to} is not carried out")
+            continue
+        with report.guard(key, patch.path):
+            if not _apply(reader, resources, patch, type_url, role):
+                report.add(key, f"{patch.path}.match", "matches nothing of this proxy")
+    return SharedPart(layer_of(resources), report.findings())
+
+
+def _apply(
+    reader: Reader, resources: dict[str, Resource], patch: Patch, type_url: str, role: str
+) -> bool:
+    if patch.apply_to in _WHOLE and patch.operation == "ADD":
+        return _add(reader, resources, patch, type_url, role)
+    changed: dict[str, Resource | None] = {}
+    for name, resource in resources.items():
+        if type_url == CDS and not may_match(name, patch.match):
+            continue
+        message = _message_of(resource)
+        if not patch.concerns(_side(type_url, name, message, role)):
+            continue
+        if patch.apply_to in _WHOLE and patch.operation == "REMOVE":
+            picked = serves if type_url == CDS else _listener_matches
+            if picked(message, patch.match):
+                changed[name] = None
+        elif _PATCHERS[type_url](message, patch):
+            origins = {*resource.origins, patch.source}
+            if message.name != name:
+                raise NotCompiledError(f"{patch.path}.patch.value.name", "names do not change")
+            changed[name] = encode(reader, type_url, name, message, origins)
+    for name, held in changed.items():
+        if held is None:
+            del resources[name]
+        else:
+            resources[name] = held
+    return bool(changed)
+
+
+def _message_of(resource: Resource) -> Any:
+    found = message_type(resource.type_url.removeprefix(TYPE_PREFIX))
+    assert found is not None, resource.type_url
+    return found.FromString(resource.body)
+
+
+_PATCHERS: dict[str, Callable[[Any, Patch], bool]] = {
+    LDS: patch_listener,
+    RDS: patch_routes,
+    CDS: patch_cluster,
+}
+
+
+def _add(
+    reader: Reader, resources: dict[str, Resource], patch: Patch, type_url: str, role: str
+) -> bool:
+    sides = (GATEWAY,) if role == ROUTER else (INBOUND, OUTBOUND)
+    if not any(patch.concerns(side) for side in sides):
+        return True  # not for this proxy, on purpose
+    message = patch.message()
+    if not message.name:
+        raise NotCompiledError(f"{patch.path}.patch.value.name", "a name is needed")
+    if message.name in resources:
+        raise NotCompiledError(f"{patch.path}.patch.value.name", f"{message.name} is there already")
+    resources[message.name] = encode(reader, type_url, message.name, message, {patch.source})
+    return True
+
+
+def _listener_matches(listener: Any, match: Mapping[str, Any]) -> bool:
+    port = int(match.get("portNumber") or 0)
+    named = not match.get("name") or match["name"] == listener.name
+    return named and (not port or port == listener.address.socket_address.port_value)
+
+
+def _side(type_url: str, name: str, message: Any, role: str) -> str:
+    if role == ROUTER:
+        return GATEWAY
+    if type_url == LDS:
+        return INBOUND if message.traffic_direction == 1 else OUTBOUND
+    return INBOUND if name.startswith(("inbound|", "Inbound")) else OUTBOUND
