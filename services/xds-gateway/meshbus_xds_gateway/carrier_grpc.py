@@ -223,6 +223,8 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
         ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout_s * 1000)),
+        # Its own default, a minute, would be what counts.
+        ("grpc.http2.ping_timeout_ms", int(limits.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         # Envoys ping each 30 s; a little sooner is no flood.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -142,6 +142,7 @@ class Mesh:
         }
         self.mirror = WorldMirror()
         self.gateway: XdsGatewayService | None = None
+        self.transport = "auto"
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -163,7 +164,7 @@ class Mesh:
         self._running["ca"] = asyncio.create_task(CaService(context).run())
 
     async def start_gateway(self, **settings: Any) -> XdsGatewayService:
-        settings = {"listen": "127.0.0.1:0", **settings}
+        settings = {"listen": "127.0.0.1:0", "transport": self.transport, **settings}
         context = make_context(
             XdsGatewayService,
             XdsGatewaySettings(**settings),

@@ -18,16 +18,20 @@ from gateway_mesh import (
     service,
     workload,
 )
+from meshbus_xds_gateway.carrier_choice import native_is_installed
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-@pytest_asyncio.fixture
-async def mesh(bus_for, tmp_path):
+@pytest_asyncio.fixture(params=["grpc", "native"])
+async def mesh(request, bus_for, tmp_path):
+    if request.param == "native" and not native_is_installed():
+        pytest.skip("meshbus_native is not installed (make native)")
     envoy_binary()
     identities = ("config", "discovery", "ca", "xds-gateway", "local")
     buses = {identity: await bus_for(identity) for identity in identities}
     running = Mesh(tmp_path, buses, bus_for)
+    running.transport = request.param
     await running.start()
     try:
         yield running
