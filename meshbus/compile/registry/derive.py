@@ -53,6 +53,7 @@ class Registry:
         self._wanted: Counter[_NodeName] = Counter()
         self._moved: set[_NodeName] = set()
         self._derived: dict[_NodeName, Rows] = {}
+        self._owners: dict[Key, _NodeName] = {}
         self._rows: dict[Key, Row] = {}
         self._dirty: set[Key] = set()
         self._given: dict[Key, Row] = {}
@@ -275,9 +276,12 @@ class Registry:
             self._derived[node] = rows
         held = dict(rows)
         for key, _ in before:
-            if key not in held:
+            # A host may have moved from one kind to another, and that one come first.
+            if key not in held and self._owners.get(key) == node:
+                del self._owners[key]
                 self._set(key, None)
         for key, row in rows:
+            self._owners[key] = node
             if self._rows.get(key) is not row:
                 self._set(key, row)
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshbus.api.kinds import plural_of
@@ -336,6 +336,8 @@ _POOL: list[dict[str, Any]] = [
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(_POOL) - 1), st.booleans()), max_size=25))
+@example([(5, True), (0, True)])
+@example([(0, True), (5, True), (0, False)])
 def test_incremental_equals_from_scratch(steps: list[tuple[int, bool]]) -> None:
     registry = Registry(C, offline=True)
     held: dict[Key, ConfigObject] = {}
