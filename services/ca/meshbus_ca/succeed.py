@@ -203,13 +203,16 @@ class Successor:
         if _same(wanted, self._current):
             return
         name = self._store.add_plugged(wanted)
-        if wanted.root in self._current.roots and bundle and not self._behind(bundle):
-            # Everyone knows its root: nothing to announce.
+        gone = _gone(self._current, wanted)
+        known = wanted.root in self._current.roots and bundle and not self._behind(bundle)
+        if known and not self._leaves_below(gone, now):
             log.info("another signing certificate below a trusted root", signer=wanted.id)
-            gone = _gone(self._current, wanted)
             self._retire(msgspec.structs.replace(self._state, current=name), gone, now)
             return
         self._begin(name, now)
+
+    def _leaves_below(self, roots: tuple[str, ...], now: float) -> int:
+        return sum(self._in_use.below(root, now) for root in roots)
 
     def _behind(self, bundle: int) -> bool:
         return any(converged < bundle for converged in self._fleet.reporting.values())
@@ -256,7 +259,9 @@ class Successor:
             gateways=fleet.reporting,
             silent=tuple(p for p in fleet.silent if in_use.gateway_until(p, now) > now),
             expected=in_use.workloads(now),
-            old_leaves=in_use.below(rotation.old, now) if rotation.old != rotation.new else 0,
+            old_leaves=self._leaves_below(_gone(self._current, self._next), now)
+            if self._next is not None
+            else 0,
             # Who knows the old root alone accepts the new one's leaves when the old one vouches.
             stale_servers=() if vouched else in_use.services_before(rotation.since, now),
         )

@@ -14,6 +14,7 @@ from meshbus_ca.keystore import KeystoreError
 from meshbus_ca.succeed import RefusedError, Successor
 
 from meshbus.bus.interface import Message
+from meshbus.model.requests import Issued
 from meshbus.model.status import GatewayReport
 
 NOW = 1_900_000_000.0
@@ -29,7 +30,7 @@ class Ca:
         self.again()
 
     def again(self):
-        in_use = InUse(NOW, 3600)
+        self.in_use = in_use = InUse(NOW, 3600)
         in_use.complete([])
         self.successor = Successor(Authorities(self.folder, TD), self.plugged, in_use, self.fleet)
         self.successor.open(NOW)
@@ -118,6 +119,39 @@ def test_files_that_come_back_end_a_rotation_that_has_changed_nothing_yet(tmp_pa
     assert (ca.phase, ca.successor.problem) == ("steady", "")
     assert ca.successor.roots == [first[0].pem]
     assert fingerprint(second[0].certificate) in ca.successor.retired
+
+
+def test_a_root_that_leaves_a_bundle_stays_while_certificates_below_it_are_in_use(tmp_path):
+    """Istio's way to change roots by hand: both in `root-cert.pem`, then the signer, then one."""
+    first, second = made(), made()
+    folder, both = tmp_path / "cacerts", first[0].pem + second[0].pem
+    plug(folder, first)
+    (folder / "root-cert.pem").write_text(both)
+    ca = Ca(tmp_path, folder)
+    ca.gateway_at(1)
+    plug(folder, second)
+    (folder / "root-cert.pem").write_text(both)
+    ca.successor.look(NOW, 1)
+    assert (ca.phase, ca.successor.signing.root_id) == (
+        "steady",
+        fingerprint(second[0].certificate),
+    )
+    ca.in_use.note(leaf_below(fingerprint(first[0].certificate)))
+    plug(folder, second)
+    ca.successor.look(NOW, 1)
+    ca.successor.look(NOW, 1)
+    assert ca.phase == "sign"
+    assert not ca.successor.look(NOW, 1), "one certificate is in use"
+    assert set(ca.successor.roots) == {first[0].pem, second[0].pem}
+    ca.successor.look(NOW + 3600, 1)
+    assert ca.successor.roots == [second[0].pem]
+
+
+def leaf_below(root: str) -> Issued:
+    web = "spiffe://cluster.local/ns/default/sa/web"
+    return Issued(
+        web, "1", NOW, NOW, NOW + 3600, "xds-gateway", "gw-0", "bus", "signer", root, "key"
+    )
 
 
 def test_a_first_ca_that_cannot_be_used_is_said_and_none_is_made_up(tmp_path):
