@@ -29,7 +29,7 @@ test: $(TEST_VENV)/.installed
 
 # The native carrier of the xds-gateway, built by the Rust toolchain that is there; optional.
 native: $(VENV)/.installed
-	PATH="$$PATH:$$HOME/.cargo/bin"; command -v cargo >/dev/null || { echo "make native needs cargo: https://rustup.rs" >&2; exit 1; }; \
+	PATH="$$PATH:$$HOME/.cargo/bin"; command -v cargo >/dev/null || { echo "make native needs cargo, the Rust toolchain" >&2; exit 1; }; \
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) --force-reinstall ./native
 
 lint: $(TEST_VENV)/.installed
