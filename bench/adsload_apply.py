@@ -25,7 +25,7 @@ def forwarder(api: dict[str, Any], context: ssl.SSLContext | None) -> type[BaseH
 
         def do_POST(self) -> None:
             text = self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps(list(yaml.safe_load_all(text))).encode()
+            body = json.dumps([d for d in yaml.safe_load_all(text) if d]).encode()
             request = urllib.request.Request(
                 f"{api['url']}/v1/apply",
                 data=body,

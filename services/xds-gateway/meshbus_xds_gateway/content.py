@@ -6,6 +6,7 @@ the same `Change`, with the same bytes of the response.
 
 import itertools
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from meshbus.compile.layers import Layer, remembered
@@ -80,13 +81,41 @@ class Change:
         Source: envoy/service/discovery/v3/discovery.proto: DeltaDiscoveryResponse: resources=2,
         type_url=4, nonce=5, removed_resources=6; fields may come in any order.
         """
-        if self._data is None:
+        data = self._data or _recent.get(self)
+        if data is None:
             parts = [resource.framed for resource in self.updates]
             parts.extend(field(6, name.encode()) for name in self.removed)
             parts.append(field(4, self.type_url.encode()))
             parts.append(field(5, self.nonce.encode()))
-            self._data = b"".join(parts)
-        return self._data
+            data = b"".join(parts)
+            if len(data) <= _SMALL:
+                self._data = data
+            else:
+                _recent.keep(self, data)
+        return data
+
+
+class _Recent:
+    """Long responses that were sent last: for the others of a class that are about to get them.
+    They are joined again for who comes later, for all of them together are many times the model."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[Change, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, change: Change) -> bytes | None:
+        return self._held.get(change)
+
+    def keep(self, change: Change, data: bytes) -> None:
+        self._held[change] = data
+        self._bytes += len(data)
+        while self._bytes > _RECENT_BYTES and len(self._held) > 1:
+            self._bytes -= len(self._held.popitem(last=False)[1])
+
+
+_SMALL = 16 * 1024
+_RECENT_BYTES = 32 * 1024 * 1024
+_recent = _Recent()
 
 
 class Content:
