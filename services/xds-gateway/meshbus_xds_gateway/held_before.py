@@ -18,12 +18,11 @@ def held_by(type_url: str, wanted: Content, known: Mapping[str, str]) -> Content
     """The content of a client that takes all of a type; `wanted` itself when it has that."""
 
     def compare() -> Content | None:
-        found = {name: wanted.get(name) for name in known}
         if len(known) == len(wanted) and all(
-            resource is not None and resource.version == known[name]
-            for name, resource in found.items()
+            _versions(layer).items() <= known.items() for layer in wanted.layers
         ):
             return None
+        found = {name: wanted.get(name) for name in known}
         return content_of(
             (
                 Layer(
@@ -42,10 +41,22 @@ def held_by(type_url: str, wanted: Content, known: Mapping[str, str]) -> Content
     return remembered(wanted.derived, "held", (upload,), compare) or wanted
 
 
+def _versions(layer: Layer) -> dict[str, str]:
+    return remembered(
+        layer.derived, "versions", (), lambda: {n: r.version for n, r in layer.items()}
+    )
+
+
 def covered_by(wanted: Content, known: Mapping[str, str], names: NameSet) -> NameSet:
     """Those of the names of which a client has what it should have."""
 
     def compare() -> NameSet:
+        if (
+            len(wanted.layers) == 1
+            and known.keys() == names
+            and known.items() <= _versions(wanted.layers[0]).items()
+        ):
+            return names
         kept = []
         for name in names:
             resource = wanted.get(name)

@@ -124,8 +124,14 @@ class Session:
             if new is old:
                 continue
             self._wanted[type_url] = new
-            names = changed_names(old, new)
             state = self._types.get(type_url)
+            if old is NOTHING and state is None:
+                # A stream begins: everything differs, and nothing is kept of it name by name.
+                moved = moved or len(new) > 0
+                if type_url in _AWAITED and len(new):
+                    self._await(type_url, sequence)
+                continue
+            names = changed_names(old, new)
             if names:
                 moved = True
                 self._note(type_url, state, old, new, names, sequence)
@@ -461,7 +467,7 @@ class Session:
         held = sum(len(s.names) for s in self._types.values())
         if held + len(names) > MAX_NAMES or len(known) > MAX_NAMES:
             raise ProtocolError(f"more than {MAX_NAMES} resources subscribed to on one stream")
-        if names is not state.names and any(len(name) > MAX_NAME_BYTES for name in names):
+        if names and len(max(names, key=len)) > MAX_NAME_BYTES:
             raise ProtocolError("a resource name is too long")
 
     def _awaited(self, type_url: str) -> frozenset[str]:
