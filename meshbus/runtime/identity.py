@@ -35,7 +35,6 @@ class ServingIdentity:
         self._spiffe_id = spiffe_id
         self._dns_names = dns_names or []
         self._ip_addresses = ip_addresses or []
-        self._configuration: grpc.ServerCertificateConfiguration | None = None
         self._ready = asyncio.Event()
         self._roots_pem = ""
         self._pair: tuple[bytes, bytes] | None = None
@@ -98,9 +97,6 @@ class ServingIdentity:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        self._configuration = grpc.ssl_server_certificate_configuration(
-            [(pem, reply.chain_pem.encode())], root_certificates=reply.roots_pem.encode()
-        )
         self._roots_pem = reply.roots_pem
         self._pair = (pem, reply.chain_pem.encode())
         self._ready.set()
@@ -110,9 +106,24 @@ class ServingIdentity:
 
     def grpc_credentials(self, *, require_client: bool = False) -> grpc.ServerCredentials:
         """Credentials of a gRPC server, which follow the renewals. Call after `ready`."""
-        assert self._configuration is not None, "no certificate yet: await ready()"
+        assert self._pair is not None, "no certificate yet: await ready()"
+        given = self._pair
+
+        def newer() -> grpc.ServerCertificateConfiguration | None:
+            """gRPC asks at each handshake and frees what it is given: the same one again would end
+            the process."""
+            nonlocal given
+            newest = self._pair
+            if newest is None or newest is given:
+                return None
+            given = newest
+            return self._configuration(given)
+
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration,
-            lambda: self._configuration,
-            require_client_authentication=require_client,
+            self._configuration(given), newer, require_client_authentication=require_client
+        )
+
+    def _configuration(self, pair: tuple[bytes, bytes]) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [pair], root_certificates=self._roots_pem.encode()
         )

@@ -61,7 +61,7 @@ class GrpcCarrier(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Set whenever a stream is no more."""
         self._last = 0
         self._events: list[tuple[int, Event]] = []
-        self._configuration: grpc.ServerCertificateConfiguration | None = None
+        self._renewed: list[grpc.ServerCertificateConfiguration] = []
         self._client_roots: bytes | None = None
 
     async def start(self, listen: str, handler: Handler, tls: Tls | None, limits: Limits) -> int:
@@ -77,9 +77,7 @@ class GrpcCarrier(grpc.GenericRpcHandler):  # type: ignore[misc]
                 self._client_roots = tls.client_roots_pem or None
                 self.renew(tls.certificate)
                 credentials = grpc.dynamic_ssl_server_credentials(
-                    self._configuration,
-                    lambda: self._configuration,
-                    require_client_authentication=tls.require_client,
+                    self._newer(), self._newer, require_client_authentication=tls.require_client
                 )
                 port = self._server.add_secure_port(listen, credentials)
         except RuntimeError as error:
@@ -121,10 +119,19 @@ class GrpcCarrier(grpc.GenericRpcHandler):  # type: ignore[misc]
     def renew(self, certificate: Certificate) -> None:
         """See `Carrier`."""
         _check(certificate)
-        self._configuration = grpc.ssl_server_certificate_configuration(
+        configuration = grpc.ssl_server_certificate_configuration(
             [(certificate.key_pem, certificate.chain_pem)],
             root_certificates=self._client_roots,
         )
+        self._renewed = [configuration]
+
+    def _newer(self) -> grpc.ServerCertificateConfiguration | None:
+        """A configuration that gRPC has not been given. It asks at each handshake, on threads of
+        its own, and frees what it is given: the same one again would end the process."""
+        try:
+            return self._renewed.pop()
+        except IndexError:
+            return None
 
     def counters(self) -> Mapping[str, int]:
         """See `Carrier`."""
@@ -158,7 +165,9 @@ class GrpcCarrier(grpc.GenericRpcHandler):  # type: ignore[misc]
         metadata = tuple(
             (str(name).lower(), value) for name, value in call.invocation_metadata() or ()
         )
-        self._tell(stream.number, Opened(path, metadata, _peer(call.peer()), _certificate_of(call)))
+        self._tell(
+            stream.number, Opened(path, metadata, _peer(call.peer()), self._certificate_of(call))
+        )
         reason = "the peer or the connection is gone"
         reader = asyncio.create_task(self._read(stream))
         try:
@@ -178,6 +187,12 @@ class GrpcCarrier(grpc.GenericRpcHandler):  # type: ignore[misc]
             del self._streams[stream.number]
             self._tell(stream.number, Closed(reason))
             self._left.set()
+
+    def _certificate_of(self, call: Any) -> bytes | None:
+        if self._client_roots is None:
+            return None
+        pem = call.auth_context().get("x509_pem_cert", ())
+        return ssl.PEM_cert_to_DER_cert(pem[0].decode()) if pem else None
 
     async def _read(self, stream: _Stream) -> None:
         try:
@@ -246,10 +261,3 @@ def _check(certificate: Certificate) -> None:
         raise CarrierError(f"the certificate cannot be used: {error}") from error
     if key.public_key() != chain[0].public_key():
         raise CarrierError("the certificate cannot be used: it is of another key")
-
-
-def _certificate_of(call: Any) -> bytes | None:
-    pem = call.auth_context().get("x509_pem_cert", ())
-    if not pem:
-        return None
-    return ssl.PEM_cert_to_DER_cert(pem[0].decode())
