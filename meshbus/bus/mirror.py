@@ -95,7 +95,7 @@ class WorldMirror:
         ]
         self._aside = None
         if sequence < self.world.sequence:
-            self.world = World(self.world._buckets, 0)  # the stream began again
+            self.world = self.world.begun_again()
         self._step(puts, sequence)
 
     def _step(self, puts: list[Put], sequence: int) -> None:

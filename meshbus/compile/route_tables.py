@@ -19,6 +19,7 @@ from meshbus.compile.scope import (
     exported_virtual_services,
     object_namespaces,
     rules_are_common,
+    some_rules_are_for_others,
 )
 from meshbus.compile.virtual_hosts import (
     HttpPort,
@@ -62,7 +63,9 @@ def route_view(reader: Reader, view: View) -> View:
         return view
     if reader.node(common_viewer, view.viewer).namespace != NOBODY:
         return view
-    if reader.node(some_name_callers) or not reader.node(rules_are_common, view.namespace):
+    if reader.node(some_name_callers) or reader.node(some_rules_are_for_others):
+        return view
+    if not reader.node(rules_are_common, view.namespace):
         return view
     return EVERYBODY
 

@@ -559,6 +559,23 @@ def rules_are_public(reader: Reader, namespace: str) -> bool:
     )
 
 
+def some_rules_are_for_others(reader: Reader) -> bool:
+    """Node: a destination rule is exported to certain namespaces, besides its own."""
+    owners = reader.node(object_namespaces, "destinationrules")
+    return any(reader.node(rules_are_for_others, owner) for owner in owners)
+
+
+def rules_are_for_others(reader: Reader, namespace: str) -> bool:
+    """Node: a destination rule of a namespace is."""
+    settings = reader.node(mesh)
+    for refs in reader.node(destination_rules, namespace).values():
+        for ref in refs:
+            targets = export_to(ref.row, settings.destination_rule_export_to)
+            if "*" not in targets and not {".", "~", namespace}.issuperset(targets):
+                return True
+    return False
+
+
 def rules_are_common(reader: Reader, namespace: str) -> bool:
     """Node: destination rules of a namespace are about its own services alone, for everybody:
     its proxies follow the same rules as those of any other namespace."""

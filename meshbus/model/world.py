@@ -5,6 +5,7 @@ value. `World.apply` gives the next world and the queries whose answers changed,
 an incremental reader needs to know.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -116,30 +117,71 @@ class Put(NamedTuple):
     row: Row | None
 
 
-_Buckets = dict[Query, dict[Key, Entry]]
+class _Bucket:
+    """The rows that answer one query, and their order once somebody has asked for it."""
+
+    __slots__ = ("answer", "order", "rows")
+
+    def __init__(self, rows: dict[Key, Entry], order: list[Key] | None) -> None:
+        self.rows = rows
+        self.order = order
+        self.answer: tuple[Entry, ...] | None = None
+
+    def copy(self) -> "_Bucket":
+        return _Bucket(dict(self.rows), None if self.order is None else list(self.order))
+
+    def put(self, entry: Entry) -> None:
+        if self.order is not None and entry.key not in self.rows:
+            insort(self.order, entry.key)
+        self.rows[entry.key] = entry
+
+    def drop(self, key: Key) -> None:
+        if self.rows.pop(key, None) is not None and self.order is not None:
+            del self.order[bisect_left(self.order, key)]
+
+    def entries(self) -> tuple[Entry, ...]:
+        if self.answer is None:
+            if self.order is None:
+                self.order = sorted(self.rows)
+            self.answer = tuple([self.rows[key] for key in self.order])
+        return self.answer
+
+
+_Index = dict[Hashable, _Bucket]
+_Indexes = dict[tuple[str, str], _Index]
+"""By table and name of the index: what a step of the world touches is copied, the rest shared."""
 
 
 class World:
     """Rows and indexes at one version. Never mutated after it is handed out."""
 
-    __slots__ = ("_buckets", "sequence")
+    __slots__ = ("_indexes", "_rows", "sequence")
 
-    def __init__(self, buckets: _Buckets | None = None, sequence: int = 0) -> None:
-        self._buckets: _Buckets = {} if buckets is None else buckets
+    def __init__(
+        self,
+        rows: dict[str, dict[Key, Entry]] | None = None,
+        indexes: _Indexes | None = None,
+        sequence: int = 0,
+    ) -> None:
+        self._rows: dict[str, dict[Key, Entry]] = {} if rows is None else rows
+        self._indexes: _Indexes = {} if indexes is None else indexes
         self.sequence = sequence
         """MODEL sequence of the last change applied."""
 
     def entries(self, query: Query) -> tuple[Entry, ...]:
         """The answer to a query, ordered by key (so that order of arrival never shows)."""
-        bucket = self._buckets.get(query)
-        if not bucket:
-            return ()
-        return tuple(bucket[key] for key in sorted(bucket))
+        table, by, value = query
+        if by == "key":
+            assert isinstance(value, Key)
+            found = self.entry(value)
+            return () if found is None else (found,)
+        bucket = self._indexes.get((table, by), _EMPTY).get(value)
+        return () if bucket is None else bucket.entries()
 
     def entry(self, key: Key) -> Entry | None:
         """One row by key."""
-        bucket = self._buckets.get(Query(key.table, "key", key))
-        return bucket[key] if bucket else None
+        rows = self._rows.get(key.table)
+        return None if rows is None else rows.get(key)
 
     def get(self, key: Key) -> Any:
         """The row itself, or None."""
@@ -152,9 +194,11 @@ class World:
 
     def tables(self) -> tuple[str, ...]:
         """Names of the tables that hold rows."""
-        return tuple(
-            sorted(q.table for q, bucket in self._buckets.items() if q.by == "all" and bucket)
-        )
+        return tuple(sorted(table for table, rows in self._rows.items() if rows))
+
+    def begun_again(self) -> "World":
+        """The same rows where the stream, and its sequence, has begun again."""
+        return World(self._rows, self._indexes, 0)
 
     def apply(self, puts: Iterable[Put]) -> tuple["World", frozenset[Query]]:
         """The next world, and the queries whose answers differ from this one's.
@@ -163,47 +207,77 @@ class World:
         """
         changes = list(puts)
         sequence = max([self.sequence, *(put.sequence for put in changes)])
-        buckets = dict(self._buckets)
-        fresh: set[Query] = set()
-
-        def bucket_of(query: Query) -> dict[Key, Entry]:
-            if query not in fresh:
-                buckets[query] = dict(buckets.get(query, ()))
-                fresh.add(query)
-            return buckets[query]
-
-        touched: set[Query] = set()
+        step = _Step(dict(self._rows), dict(self._indexes))
         for put in changes:
-            by_key = Query(put.key.table, "key", put.key)
-            held = buckets.get(by_key)
-            before = held.get(put.key) if held else None
-            if before is not None and put.row == before.row:
-                continue
-            if before is None and put.row is None:
-                continue
-            if before is not None:
-                for query in _queries(put.key, before.row):
-                    bucket = bucket_of(query)
-                    bucket.pop(put.key, None)
-                    touched.add(query)
-            if put.row is not None:
-                entry = Entry(put.key, put.sequence, put.ts, put.row)
-                for query in _queries(put.key, put.row):
-                    bucket_of(query)[put.key] = entry
-                    touched.add(query)
-        for query in fresh:
-            if not buckets[query]:
-                del buckets[query]
-        return World(buckets, sequence), frozenset(touched)
+            step.put(put)
+        return World(step.rows, step.indexes, sequence), frozenset(step.touched)
+
+
+_EMPTY: _Index = {}
+
+
+class _Step:
+    """A world in the making: copies what it is about to change, once."""
+
+    def __init__(self, rows: dict[str, dict[Key, Entry]], indexes: _Indexes) -> None:
+        self.rows = rows
+        self.indexes = indexes
+        self.touched: set[Query] = set()
+        self._own_tables: set[str] = set()
+        self._own_indexes: set[tuple[str, str]] = set()
+        self._own_buckets: set[Query] = set()
+
+    def put(self, put: Put) -> None:
+        table = put.key.table
+        before = self.rows.get(table, {}).get(put.key)
+        if before is not None and put.row == before.row:
+            return
+        if before is None and put.row is None:
+            return
+        if table not in self._own_tables:
+            self._own_tables.add(table)
+            self.rows[table] = dict(self.rows.get(table, ()))
+        self.touched.add(Query(table, "key", put.key))
+        after = Entry(put.key, put.sequence, put.ts, put.row) if put.row is not None else None
+        old = () if before is None else _queries(put.key, before.row)
+        new = () if after is None else _queries(put.key, after.row)
+        for query in old:
+            if query not in new:
+                self._drop(query, put.key)
+        if after is None:
+            del self.rows[table][put.key]
+            return
+        self.rows[table][put.key] = after
+        for query in new:
+            self._bucket(query).put(after)
+
+    def _drop(self, query: Query, key: Key) -> None:
+        bucket = self._bucket(query)
+        bucket.drop(key)
+        if not bucket.rows:
+            del self.indexes[query.table, query.by][query.value]
+            self._own_buckets.discard(query)
+
+    def _bucket(self, query: Query) -> _Bucket:
+        self.touched.add(query)
+        place = (query.table, query.by)
+        if place not in self._own_indexes:
+            self._own_indexes.add(place)
+            self.indexes[place] = dict(self.indexes.get(place, ()))
+        index = self.indexes[place]
+        if query not in self._own_buckets:
+            self._own_buckets.add(query)
+            held = index.get(query.value)
+            index[query.value] = _Bucket({}, None) if held is None else held.copy()
+        bucket = index[query.value]
+        bucket.answer = None
+        return bucket
 
 
 def _queries(key: Key, row: Row) -> list[Query]:
+    """Questions besides that for its key that a row is part of the answer to."""
     table = key.table
-    queries = [
-        Query(table, "key", key),
-        Query(table, "all", None),
-        Query(table, "namespace", key.namespace),
-    ]
+    queries = [Query(table, "all", None), Query(table, "namespace", key.namespace)]
     for name, values in INDEXES.get(table, {}).items():
         queries.extend(Query(table, name, value) for value in values(key, row))
     return queries

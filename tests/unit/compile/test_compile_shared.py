@@ -3,7 +3,7 @@
 from typing import Any
 
 from envoy.config.route.v3 import route_pb2
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from meshes import Rows, config, endpoints, host, rows, service, sidecar
 
@@ -127,6 +127,8 @@ def alone(world: World, proxy: Any) -> dict[str, Any]:
 
 @settings(max_examples=120, deadline=None)
 @given(PARTS)
+@example([BASE, route("r", "default", host("b", "default"), None, "shop")])
+@example([BASE, subset_rule("p", "default", host("b", "default"), ["shop"])])
 def test_sharing_does_not_show(parts):
     world = world_of(rows(*parts))
     engine = Engine(world)
