@@ -234,6 +234,10 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", limits.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+        # Of calls that Python has not taken yet gRPC refuses at random from a thousand on: when a
+        # fleet connects at once, some proxies would be turned away without a word in any log.
+        ("grpc.server.max_pending_requests", max(limits.max_streams, 1000)),
+        ("grpc.server.max_pending_requests_hard_limit", max(limits.max_streams, 1000)),
         ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
         ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
         ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),

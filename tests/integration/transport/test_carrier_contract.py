@@ -20,6 +20,7 @@ from meshbus_xds_gateway.carrier import (
     Tls,
 )
 from meshbus_xds_gateway.carrier_choice import make_carrier
+from raw_http2 import END_HEADERS, HEADERS, Peer, frame, request_headers
 from transport_certificates import Authority
 
 pytestmark = pytest.mark.real
@@ -321,6 +322,27 @@ async def test_tls_and_a_newer_certificate(recorder: Recorder, authority: Author
         with pytest.raises(aio.AioRpcError) as caught:
             await read(plain.stream_stream(PATH)())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_crowd_that_comes_at_once_is_served_whole(recorder: Recorder) -> None:
+    await recorder.start(limits=Limits(max_streams_per_connection=5000))
+    peer = await Peer.connect(recorder.port)
+    opening = b"".join(
+        frame(HEADERS, END_HEADERS, 2 * number + 1, request_headers()) for number in range(4000)
+    )
+    await peer.send(opening)
+    await recorder.opened(4000)
+    await peer.close()
+
+
+async def test_hundreds_of_handshakes(recorder: Recorder, authority: Authority) -> None:
+    await recorder.start(Tls(authority.issue()))
+    seen = set()
+    for number in range(20):
+        if number == 10:
+            recorder.carrier.renew(authority.issue())
+        seen |= set(await asyncio.gather(*(served(recorder) for _ in range(20))))
+    assert len(seen) == 2
 
 
 async def served(recorder: Recorder) -> bytes:
