@@ -102,16 +102,43 @@ def endpoints(mesh: Mesh, proxy: str, cluster: str) -> int:
 
 
 def endpoint_death(mesh: Mesh, rounds: int) -> list[float]:
-    """Milliseconds from SIGKILL of an application to every proxy being without it."""
+    """Milliseconds from SIGKILL of an application to every proxy being without it. One that cannot
+    come back while a file is there: else it may be back before all proxies have been asked."""
     cluster = "outbound|9080||ratings.default.svc.cluster.local"
-    proxies = [p["id"] for p in mesh.ask("/v1/proxies")["proxies"]]
+    barred = mesh.home / "barred"
+    program = f'test ! -e "{barred}" && exec "{sys.executable}" -m bookinfo.ratings'
+    workload = {
+        "apiVersion": "standalone.meshbus.io/v1alpha1",
+        "kind": "Workload",
+        "metadata": {
+            "name": "ratings-victim",
+            "namespace": "default",
+            "labels": {"app": "ratings", "version": "v1"},
+        },
+        "spec": {
+            "serviceAccount": "bookinfo-ratings",
+            "command": ["sh", "-c", program],
+            "ports": [{"name": "http", "port": 9080}],
+        },
+    }
+    mesh.ask("/v1/apply", [workload])
+    record = mesh.home / "run" / "records"
     taken = []
     for _ in range(rounds):
-        while any(endpoints(mesh, p, cluster) != 1 for p in proxies):
-            time.sleep(0.01)
+        barred.unlink(missing_ok=True)
+        proxies = [p["id"] for p in mesh.ask("/v1/proxies")["proxies"]]
+        while any(endpoints(mesh, p, cluster) != 2 for p in proxies):
+            time.sleep(0.05)
+            proxies = [p["id"] for p in mesh.ask("/v1/proxies")["proxies"]]
+        barred.touch()
+        pid = next(
+            json.loads(file.read_text())["pid"]
+            for file in record.iterdir()
+            if "app" in file.name and "ratings-victim" in file.name
+        )
         begin = time.perf_counter()
-        subprocess.run(["pkill", "-KILL", "-f", "bookinfo.ratings"], check=True)
-        while any(endpoints(mesh, p, cluster) for p in proxies):
+        os.kill(pid, signal.SIGKILL)
+        while any(endpoints(mesh, p, cluster) != 1 for p in proxies):
             pass
         taken.append((time.perf_counter() - begin) * 1000)
     return taken
