@@ -30,6 +30,10 @@ class Opened(NamedTuple):
     certificate: bytes | None
     """The peer's verified certificate (DER), if it was asked for and came."""
 
+    def __repr__(self) -> str:
+        # Metadata holds tokens, and traces of errors show values.
+        return f"Opened({self.path!r}, {self.peer!r})"
+
 
 class Closed(NamedTuple):
     """The stream is no more; nothing follows."""
