@@ -21,7 +21,7 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "services/xds-gateway"))
 
-from meshbus_xds_gateway.classes import Classes
+from meshbus_xds_gateway.classes import Classes, collect_rarely
 
 from meshbus.compile.proxy_keys import proxy_of_instance
 from meshbus.model.keys import Key
@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--scoped", action="store_true")
     parser.add_argument("--profile", default="", help="print the profile of one scenario")
     given = parser.parse_args()
+    collect_rarely()
     report = Bench(given.services, given.scoped, given.profile).run()
     print(json.dumps(report, indent=1))
 

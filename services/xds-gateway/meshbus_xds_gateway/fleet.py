@@ -18,7 +18,7 @@ from meshbus.model.keys import Key
 from meshbus.model.rows import Trust, WorkloadInstance
 from meshbus.model.world import Query, World
 from meshbus.runtime.service import Context
-from meshbus_xds_gateway.classes import Classes, ProxyClass
+from meshbus_xds_gateway.classes import Classes, ProxyClass, collect_rarely
 from meshbus_xds_gateway.content import Content
 from meshbus_xds_gateway.convergence import Convergence, time_of_change
 from meshbus_xds_gateway.credentials import Credentials
@@ -147,6 +147,7 @@ class Fleet:
     async def run(self) -> None:
         """Bring snapshots up to date whenever rows have changed, until cancelled."""
         clock = self._context.clock
+        collect_rarely()
         while True:
             await self._stale.wait()
             self._stale.clear()
