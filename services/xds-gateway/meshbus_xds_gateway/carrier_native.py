@@ -29,7 +29,9 @@ from meshbus_xds_gateway.carrier import (
 _WORDS = (Opened, Closed, Signal.HALF_CLOSED, Signal.BLOCKED, Signal.WRITABLE)
 _SHARE_FROM = 4096
 """Messages of this size on are copied once though they are sent in several batches."""
-_SHARED_BYTES = 32 << 20
+_SHARED_BYTES = 16 << 20
+_SHARED_S = 1.0
+"""How long a copy is kept for batches that follow: those of a change or a crowd are close."""
 
 
 class NativeCarrier:
@@ -100,12 +102,18 @@ class NativeCarrier:
             return held[1]
         buffer = meshbus_native.Buffer(data)
         # The bytes are kept with it: their id is theirs as long as they live.
+        if not self._shared:
+            asyncio.get_running_loop().call_later(_SHARED_S, self._forget)
         self._shared[id(data)] = (data, buffer)
         self._shared_bytes += len(data)
         while self._shared_bytes > _SHARED_BYTES:
             _, (old, _) = self._shared.popitem(last=False)
             self._shared_bytes -= len(old)
         return buffer
+
+    def _forget(self) -> None:
+        self._shared.clear()
+        self._shared_bytes = 0
 
     def close(self, stream: int, status: Status, message: str = "", *, leave: bool = False) -> None:
         """See `Carrier`."""
