@@ -15,7 +15,7 @@ from meshbus.compile.locality import Ranking
 from meshbus.compile.names import HTTP2, is_http
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.tls_contexts import plaintext
-from meshbus.compile.values import any_of, duration, duration_of_nanos, seconds, uint32
+from meshbus.compile.values import any_of, boolean, duration, duration_of_nanos, seconds, uint32
 from meshbus.model.keys import Key
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -300,6 +300,10 @@ def apply_outlier_detection(cluster: cluster_pb2.Cluster, policy: dict[str, Any]
         )
     if spec.get("maxEjectionPercent"):
         out.max_ejection_percent.CopyFrom(uint32(spec["maxEjectionPercent"]))
+    else:
+        # The default of a tenth means "one at least" to people, as it did to Envoy once: with
+        # fewer than ten endpoints nothing would ever be ejected, and no locality failed over.
+        out.always_eject_one_host.CopyFrom(boolean(True))
     if spec.get("splitExternalLocalOriginErrors"):
         out.split_external_local_origin_errors = True
         if spec.get("consecutiveLocalOriginFailures"):

@@ -143,7 +143,7 @@ async def remove_namespace(home_id: str, index: int) -> None:
             await _ip(f"link del {outer}")
 
 
-def socket_in(name: str) -> socket.socket:
+def socket_in(name: str, family: int = socket.AF_INET) -> socket.socket:
     """A TCP socket that lives in a namespace.
 
     Raises:
@@ -155,7 +155,7 @@ def socket_in(name: str) -> socket.socket:
         if libc.setns(other.fileno(), _CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), f"network namespace {name}")
         try:
-            return socket.socket()
+            return socket.socket(family)
         finally:
             if libc.setns(own.fileno(), _CLONE_NEWNET) != 0:
                 raise SystemExit("cannot return to the network namespace of the machine")

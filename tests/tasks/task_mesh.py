@@ -1,0 +1,374 @@
+"""The mesh of the task tests, and clients that call from inside it.
+
+A request is made by the test itself, on a socket that lives in the network namespace of a client's
+workload: captured and carried as that workload's own.
+"""
+
+import functools
+import http.client
+import json
+import socket
+import ssl
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+from standalone import meshbus, status_of
+from task_certificates import write_certificates
+
+from meshbus.local.addresses import AddressBook
+from meshbus.local.api import MeshApi
+from meshbus.local.end import end_mesh
+from meshbus.local.home import Home
+from meshbus.local.netns import namespace_name, socket_in
+
+APP = Path(__file__).with_name("echo_app.py")
+INGRESS = "istio-system/istio-ingressgateway-0"
+EGRESS = "istio-system/istio-egressgateway-0"
+ALL_PORTS = (
+    {"name": "http", "port": 8080},
+    {"name": "tcp", "port": 9000},
+    {"name": "tcp-other", "port": 9001},
+    {"name": "grpc", "port": 7070},
+)
+
+
+class Answer(NamedTuple):
+    """What one request got."""
+
+    status: int
+    """0: the connection ended without an answer."""
+    headers: Mapping[str, str]
+    text: str
+    seconds: float
+
+    @property
+    def json(self) -> Any:
+        """The body, from JSON."""
+        return json.loads(self.text)
+
+    @property
+    def version(self) -> str:
+        """Which version answered; empty when none did."""
+        return self.headers.get("x-version", "")
+
+    @property
+    def seen(self) -> dict[str, str]:
+        """Headers that the application saw."""
+        found: dict[str, str] = self.json["headers"]
+        return found
+
+
+def workload(
+    name: str, *arguments: str, namespace: str = "default", ports: Iterable[Any] = (), **spec: Any
+) -> dict[str, Any]:
+    """A Workload that runs the application."""
+    labels = spec.pop("labels", {"app": name})
+    env = spec.pop("env", {})
+    return {
+        "apiVersion": "standalone.meshbus.io/v1alpha1",
+        "kind": "Workload",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {
+            "serviceAccount": name,
+            "command": [sys.executable, str(APP), *arguments],
+            "env": env,
+            "ports": list(ports),
+            **spec,
+        },
+    }
+
+
+def echo(app: str, version: str, **spec: Any) -> dict[str, Any]:
+    """One version of a service with all kinds of ports."""
+    arguments = ("http:8080", "tcp:9000", "tcp:9001", "grpc:7070")
+    return workload(
+        f"{app}-{version}",
+        *arguments,
+        ports=ALL_PORTS,
+        labels={"app": app, "version": version},
+        env={"VERSION": version},
+        serviceAccount=app,
+        **spec,
+    )
+
+
+def service(
+    name: str, *ports: tuple[str, int, int], namespace: str = "default", **spec: Any
+) -> dict[str, Any]:
+    """A Service; ports as (name, port, targetPort)."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "selector": {"app": name},
+            "ports": [{"name": n, "port": p, "targetPort": t} for n, p, t in ports],
+            **spec,
+        },
+    }
+
+
+def gateway(name: str, ports: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+    """An Envoy at the edge, and its Service."""
+    labels = {"app": name, "istio": name.removeprefix("istio-")}
+    run = workload(name, namespace="istio-system", labels=labels, gateway=True)
+    del run["spec"]["command"]
+    run["spec"]["ports"] = [{"name": n, "port": p} for n, p in ports]
+    return [run, service(name, *((n, p, p) for n, p in ports), namespace="istio-system")]
+
+
+def manifests(certificates: Path) -> list[dict[str, Any]]:
+    """Everything that runs all the time."""
+    tls = {"CERT": str(certificates / "outside.pem"), "KEY": str(certificates / "outside.key")}
+    mutual = tls | {"CLIENT_CA": str(certificates / "root.pem")}
+    http = ("http", 8000, 8080)
+    echo_ports = (http, ("tcp", 9000, 9000), ("tcp-other", 9001, 9001), ("grpc", 7070, 7070))
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "elsewhere"}},
+        *gateway("istio-ingressgateway", [("http", 80), ("https", 443), ("tcp", 31400)]),
+        *gateway("istio-egressgateway", [("http", 80), ("https", 443), ("tls", 15443)]),
+        workload("curl", labels={"app": "curl", "env": "prod"}, locality="region1/zone1/a"),
+        workload("sleep", labels={"app": "sleep", "env": "test"}),
+        echo("echo", "v1", locality="region1/zone1/a"),
+        echo("echo", "v2", locality="region1/zone2/b"),
+        echo("echo", "v3", locality="region2/zone3/c"),
+        service("echo", *echo_ports, ipFamilyPolicy="PreferDualStack"),
+        echo("tcp-echo", "v1"),
+        echo("tcp-echo", "v2"),
+        service("tcp-echo", ("tcp", 9000, 9000), ("tcp-other", 9001, 9001)),
+        echo("httpbin", "v1"),
+        echo("httpbin", "v2"),
+        service("httpbin", http),
+        echo("pool", "v1", replicas=3),
+        service("pool", http, ("tcp", 9000, 9000)),
+        service("pool-pods", http, clusterIP="None", selector={"app": "pool"}),
+        workload(
+            "outside",
+            *("http:80", "https:443", "tcp:9000"),
+            ports=[{"name": "http", "port": 80}],
+            sidecar=False,
+            env={"VERSION": "outside", **tls},
+            namespace="elsewhere",
+        ),
+        workload(
+            "outside-mutual",
+            "https:443",
+            ports=[{"name": "https", "port": 443}],
+            sidecar=False,
+            env={"VERSION": "outside-mutual", **mutual},
+            namespace="elsewhere",
+        ),
+    ]
+
+
+class TaskMesh:
+    """The running mesh. Use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = Home(folder / "h")
+        self.certificates = folder / "certificates"
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "TaskMesh":
+        write_certificates(self.certificates)
+        self.home.create()
+        settings = self.settings()
+        self.home.settings_file.write_text(yaml.safe_dump(settings))
+        file = self.folder / "mesh.yaml"
+        file.write_text(yaml.safe_dump_all(manifests(self.certificates)))
+        self._stack.callback(end_mesh, self.home)
+        arguments = ("up", "--home", str(self.home.path), "-d", "-f", str(file))
+        result = meshbus(*arguments, "--capture", "netns")
+        if result.returncode != 0:
+            self._stack.close()
+            raise AssertionError(result.stderr)
+        self.api = self._stack.enter_context(MeshApi(self.home))
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the home."""
+        return {"services": {"processes": "one"}, "ports": {"api": 0}}
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # ------------------------------------------------------------------ configuration
+
+    def apply(self, documents: list[dict[str, Any]]) -> None:
+        """Apply, and wait until every proxy has it."""
+        change, _ = self.api.apply(documents)
+        self.settled(change)
+
+    def delete(self, documents: list[dict[str, Any]]) -> None:
+        """Delete, and wait until every proxy has let go."""
+        change = self.api.delete(documents)
+        if change:
+            self.settled(change)
+
+    def settled(self, change: int) -> None:
+        """Every proxy is where a change is."""
+        receipt = self.api.receipt(change)
+        assert receipt.state == "converged", receipt
+
+    # ------------------------------------------------------------------ addresses
+
+    def address(self, instance: str, family: int = 4) -> str:
+        """Where an instance (`NAMESPACE/NAME`) is."""
+        found = status_of(self.home).instances[instance].addresses
+        return next(a for a in found if (":" in a) == (family == 6))
+
+    @functools.cache  # noqa: B019 - one mesh per session
+    def namespace(self, instance: str) -> str:
+        """The network namespace of an instance."""
+        book = msgspec.json.decode(
+            (self.home.path / "addresses.json").read_bytes(), type=AddressBook
+        )
+        state = self.home.state()
+        assert state is not None
+        return namespace_name(state.id, book.taken[instance])
+
+    def resolve(self, client: str, host: str, family: int = 4) -> str:
+        """What a client's resolver says of a name."""
+        literal = host.strip("[]")
+        if literal.replace(".", "").isdigit() or ":" in literal:
+            return literal
+        folder = self.home.instances / client.replace("/", ".")
+        for line in (folder / "hosts").read_text().splitlines():
+            address, *names = line.split()
+            if host in names and (":" in address) == (family == 6):
+                return address
+        raise LookupError(f"{client} does not know {host} (IPv{family})")
+
+    # ------------------------------------------------------------------ requests
+
+    def connect(self, client: str, host: str, port: int, family: int = 4) -> socket.socket:
+        """A connection of a client's to a name; no client: from the machine itself."""
+        kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+        if not client:
+            return socket.create_connection((host, port), timeout=20)
+        made = socket_in(self.namespace(client), kind)
+        made.settimeout(20)
+        made.connect((self.resolve(client, host, family), port))
+        return made
+
+    def get(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        client: str = "default/curl-0",
+        method: str = "GET",
+        body: bytes | None = None,
+        family: int = 4,
+        via: tuple[str, int] | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> Answer:
+        """One request on a connection of its own.
+
+        Args:
+            via: Connect there instead of where the URL says.
+            trust: How to speak TLS, for an `https` URL.
+        """
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        begun = time.monotonic()
+        try:
+            connection = http.client.HTTPConnection(host, port, timeout=20)
+            where = via or (host, port)
+            connection.sock = self.connect(client, *where, family)
+            if parts.scheme == "https":
+                context = trust or ssl._create_unverified_context()
+                connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            name = host if port in (80, 443) else f"{host}:{port}"
+            sent = {"host": name, **(headers or {})}
+            connection.request(method, target, body=body, headers=sent)
+            answer = connection.getresponse()
+            text = answer.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            return Answer(0, {}, f"{type(error).__name__}: {error}", time.monotonic() - begun)
+        finally:
+            connection.close()
+        found = {name.lower(): value for name, value in answer.getheaders()}
+        return Answer(answer.status, found, text, time.monotonic() - begun)
+
+    def many(self, count: int, url: str, *args: Any, **kwargs: Any) -> Counter[str]:
+        """Versions (or statuses, of refusals) that requests got."""
+        answers = (self.get(url, *args, **kwargs) for _ in range(count))
+        return Counter(a.version if a.status == 200 else str(a.status) for a in answers)
+
+    def say(
+        self,
+        host: str,
+        port: int,
+        text: str = "hi",
+        *,
+        client: str = "default/curl-0",
+        **kwargs: Any,
+    ) -> str:
+        """What a TCP server answers to a line; empty: nothing."""
+        try:
+            with self.connect(client, host, port, **kwargs) as connection:
+                connection.sendall(text.encode() + b"\n")
+                answer = connection.makefile("rb").readline()
+        except OSError:
+            return ""
+        return answer.decode().rstrip("\n")
+
+    def ingress(self, url: str, *args: Any, **kwargs: Any) -> Answer:
+        """A request from outside to the ingress gateway, at the port that the URL says."""
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        via = (self.address(INGRESS, kwargs.get("family", 4)), port)
+        return self.get(url, *args, client="", via=via, **kwargs)
+
+
+class Config:
+    """Objects of one test."""
+
+    def __init__(self, mesh: TaskMesh) -> None:
+        self._mesh = mesh
+        self._held: dict[tuple[str, str, str], dict[str, Any]] = {}
+
+    def apply(self, source: str | Path | Iterable[dict[str, Any]]) -> None:
+        """Documents, their YAML, or the file that holds it; those of Deployments are left out."""
+        if isinstance(source, Path):
+            source = source.read_text()
+        found = yaml.safe_load_all(source) if isinstance(source, str) else source
+        left = {"Deployment", "ServiceAccount", "Service"} if isinstance(source, str) else set()
+        documents = [d for d in found if d and d["kind"] not in left]
+        for document in documents:
+            meta = document["metadata"]
+            name = (document["kind"], meta.get("namespace", "default"), meta["name"])
+            self._held[name] = document
+        self._mesh.apply(documents)
+
+    def delete(self, kind: str, name: str, namespace: str = "default") -> None:
+        """Delete one that was applied."""
+        self._mesh.delete([self._held.pop((kind, namespace, name))])
+
+    def clear(self) -> None:
+        """Delete everything."""
+        documents, self._held = list(self._held.values()), {}
+        self._mesh.delete(documents)
+
+
+@contextmanager
+def applied(mesh: TaskMesh, source: str) -> Any:
+    """Objects while a block runs."""
+    held = Config(mesh)
+    held.apply(source)
+    try:
+        yield held
+    finally:
+        held.clear()
