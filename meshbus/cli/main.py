@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from meshbus.cli.authz import authz
 from meshbus.cli.certs import certs
 from meshbus.cli.compile import compile_command
 from meshbus.cli.demo import demo
@@ -43,6 +44,7 @@ app.command("proxy-status", rich_help_panel=_LOOK)(proxy_status)
 app.command("proxy-config", rich_help_panel=_LOOK)(proxy_config)
 app.command("events", rich_help_panel=_LOOK)(events)
 app.add_typer(certs, name="certs", rich_help_panel=_LOOK)
+app.add_typer(authz, name="authz", rich_help_panel=_LOOK)
 app.command("version", rich_help_panel=_LOOK)(version)
 app.command("validate", rich_help_panel=_OFFLINE)(validate)
 app.command("compile", rich_help_panel=_OFFLINE)(compile_command)

@@ -74,6 +74,7 @@ MESH_PATHS: dict[str, dict[str, Any]] = {
             path="proxy",
         )
     },
+    "/v1/authz/check": {"post": _operation("Would a request be let in, and by which rule")},
     "/v1/graph": {"get": _operation("Who calls whom")},
     "/v1/traces": {"get": _operation("The latest traces")},
     "/v1/events": {

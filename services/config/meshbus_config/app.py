@@ -19,6 +19,7 @@ from meshbus_config import api_discovery, api_documents
 from meshbus_config.access_reviews import AccessReviews
 from meshbus_config.announcements import Announcer
 from meshbus_config.answers import refuse, respond
+from meshbus_config.authorization_api import AuthorizationApi
 from meshbus_config.bulk import Bulk
 from meshbus_config.errors import (
     ApiError,
@@ -93,6 +94,7 @@ def make_app(
     resources: Resources,
     bulk: Bulk,
     mesh: MeshApi,
+    authorization: AuthorizationApi,
     announcer: Announcer,
     metrics: Metrics,
     version: str,
@@ -142,6 +144,7 @@ def make_app(
         get("/v1/proxies/{proxy}/config", mesh.proxy_config),
         get("/v1/certificates", mesh.certificates),
         Route("/v1/certificates/rotation", guarded(mesh.rotation), methods=["GET", "POST"]),
+        post("/v1/authz/check", authorization.check),
         get("/v1/graph", mesh.graph),
         get("/v1/traces", mesh.traces),
         get("/v1/events", mesh.events),

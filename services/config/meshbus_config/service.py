@@ -20,6 +20,7 @@ from meshbus_config import operations
 from meshbus_config.admission import PERMANENT_NAMESPACES, namespace_kind
 from meshbus_config.announcements import Announcer
 from meshbus_config.app import Metrics, make_app
+from meshbus_config.authorization_api import AuthorizationApi
 from meshbus_config.bulk import Bulk
 from meshbus_config.credentials import Credentials
 from meshbus_config.documents import Space
@@ -169,6 +170,7 @@ class ConfigService:
             resources=resources,
             bulk=Bulk(store, context.clock.now),
             mesh=MeshApi(context.bus, self._board, self._receipts, self._feed, context.clock.now),
+            authorization=AuthorizationApi(lambda: self._mirror.world, context.cluster),
             announcer=self._announcer,
             metrics=Metrics(context.metrics, resources),
             version=version("meshbus"),

@@ -1,0 +1,141 @@
+"""`authz check`: who may do what, by which rule; that it equals Envoy is an integration test."""
+
+from typing import Any
+
+import pytest
+
+from meshbus.compile.authorization_check import Answer, Question, check
+from meshbus.compile.authorization_questions import CheckRequest, answer_of, proposed
+from meshbus.compile.engine import Engine
+from meshbus.compile.offline import CLUSTER, find_instance, world_of_documents
+from meshbus.compile.request_paths import normalized
+
+WORKLOAD = {
+    "apiVersion": "standalone.meshbus.io/v1alpha1",
+    "kind": "Workload",
+    "metadata": {"name": "server", "namespace": "default", "labels": {"app": "server"}},
+    "spec": {
+        "address": "127.0.0.9",
+        "ports": [
+            {"name": "http", "port": 80},
+            {"name": "tcp-raw", "port": 90, "protocol": "TCP"},
+        ],
+    },
+}
+CLIENT = ("default", "client")
+
+
+def policy(name: str, spec: dict[str, Any], kind: str = "AuthorizationPolicy") -> dict[str, Any]:
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": spec,
+    }
+
+
+def asked(*documents: dict[str, Any], **question: Any) -> Answer:
+    world = world_of_documents([WORKLOAD, *documents])
+    target = find_instance(world, "default/server")
+    return check(Engine(world), target, Question(**{"caller": CLIENT, **question}))
+
+
+def test_what_decided_is_named() -> None:
+    deny = policy(
+        "no", {"action": "DENY", "rules": [{}, {"to": [{"operation": {"ports": ["1"]}}]}]}
+    )
+    answer = asked(deny)
+    assert (answer.outcome, answer.status) == ("denied", 403)
+    assert answer.rule is not None
+    assert (answer.rule.namespace, answer.rule.policy, answer.rule.rule) == ("default", "no", 0)
+    assert asked().outcome == "allowed"
+    assert asked().rule is None
+
+
+def test_plain_text_is_nobody() -> None:
+    anybody = policy("a", {"rules": [{"from": [{"source": {"principals": ["*"]}}]}]})
+    assert asked(anybody).outcome == "allowed"
+    assert asked(anybody, caller=None).outcome == "denied"
+    strict = policy("default", {"mtls": {"mode": "STRICT"}}, "PeerAuthentication")
+    assert "STRICT" in asked(strict, caller=None).because
+    assert asked(strict).outcome == "allowed"
+    off = policy("default", {"mtls": {"mode": "DISABLE"}}, "PeerAuthentication")
+    assert asked(anybody, off).outcome == "denied", "without mutual TLS nobody is known"
+
+
+def test_tcp_fails_safe() -> None:
+    get = {"rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]}
+    assert asked(policy("a", get)).outcome == "allowed"
+    answer = asked(policy("a", get), port=90)
+    assert (answer.outcome, answer.status) == ("denied", 0)
+    assert asked(policy("d", {**get, "action": "DENY"}), port=90).outcome == "denied"
+
+
+def test_dry_run_audit_and_provider_are_told() -> None:
+    dry = policy("dry", {"action": "DENY", "rules": [{}]})
+    dry["metadata"]["annotations"] = {"istio.io/dry-run": "true"}
+    answer = asked(dry, policy("log", {"action": "AUDIT", "rules": [{}]}))
+    assert answer.outcome == "allowed"
+    assert answer.audited is not None
+    assert answer.audited.policy == "log"
+    ((action, outcome, rule),) = answer.dry_run
+    assert (action, outcome) == ("DENY", "denied")
+    assert rule is not None
+    assert rule.policy == "dry"
+    ask = policy("ask", {"action": "CUSTOM", "provider": {"name": "opa"}, "rules": [{}]})
+    refused = asked(ask)
+    assert refused.outcome == "denied"
+    assert refused.rule is not None
+    assert refused.rule.action == "CUSTOM"
+    provider = {"name": "opa", "envoyExtAuthzHttp": {"service": "opa.default", "port": 9000}}
+    mesh = {
+        "apiVersion": "mesh.istio.io/v1alpha1",
+        "kind": "MeshConfig",
+        "metadata": {"name": "mesh"},
+        "spec": {"extensionProviders": [provider]},
+    }
+    assert (asked(ask, mesh).outcome, asked(ask, mesh).provider) == ("asked", "opa")
+
+
+def test_tokens() -> None:
+    rule = {"issuer": "me", "audiences": ["books"], "jwks": '{"keys":[{"kty":"oct","k":"AAAA"}]}'}
+    authn = policy("jwt", {"jwtRules": [rule]}, "RequestAuthentication")
+    source = {"requestPrincipals": ["me/ann"]}
+    people = policy("people", {"rules": [{"from": [{"source": source}]}]})
+    good = {"iss": "me", "sub": "ann", "aud": ["books", "films"]}
+    assert asked(authn, people, claims=good).outcome == "allowed"
+    assert asked(authn, people).status == 403
+    assert asked(authn, people, claims={**good, "aud": "films"}).status == 403
+    assert asked(authn, people, claims={**good, "iss": "you"}).status == 401
+    assert asked(people, claims=good).status == 403, "no RequestAuthentication: tokens are not read"
+
+
+def test_proposed_objects_hold_and_others_are_refused() -> None:
+    world = world_of_documents([WORKLOAD])
+    deny = policy("no", {"action": "DENY", "rules": [{}]})
+    request = CheckRequest(to="default/server", from_="default/client")
+    assert answer_of(world, request)["outcome"] == "allowed"
+    proposal = proposed(world, CLUSTER, [deny, WORKLOAD])
+    assert answer_of(proposal.world, request)["rule"]["name"] == "no"
+    assert "Workload" in proposal.refused[0]
+    with pytest.raises(LookupError):
+        answer_of(world, CheckRequest(to="default/nobody"))
+    for field, value in (("from_", "client"), ("port", 70000), ("path", "x"), ("source_ip", "x")):
+        with pytest.raises(ValueError, match=field.rstrip("_").partition("_")[0]):
+            answer_of(world, CheckRequest(to="default/server", **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("path", "how", "wanted"),
+    [
+        ("/a/../b", "NONE", "/a/../b"),
+        ("/a/../b?x=/../y", "BASE", "/b?x=/../y"),
+        ("/a//b", "BASE", "/a//b"),
+        ("/a//b", "MERGE_SLASHES", "/a/b"),
+        ("/a%2Fb", "MERGE_SLASHES", "/a%2Fb"),
+        ("/a%2f%5Cb", "DECODE_AND_MERGE_SLASHES", "/a/b"),
+        ("/%61%2e", "BASE", "/a."),
+    ],
+)
+def test_paths_are_seen_as_envoy_sees_them(path: str, how: str, wanted: str) -> None:
+    assert normalized(path, how) == wanted
