@@ -158,11 +158,22 @@ def _cluster(
     if not cluster.HasField("connect_timeout"):
         cluster.connect_timeout.CopyFrom(seconds(10))
     with report.guard(blame, place):
+        if not (style.router or rule.selects):
+            policy = _without_secrets(policy)
         _transport(reader, cluster, options, row, port, name, policy, settings, http2)
         apply_proxy_protocol(cluster, policy)
     if is_http(port.protocol) or port.protocol == "" or _has_common(options):
         apply_options(cluster, options)
     return cluster
+
+
+def _without_secrets(policy: dict[str, Any]) -> dict[str, Any]:
+    """As sidecars follow a rule that is for all: a Secret is for gateways, and TLS with it begins
+    there. Source: networking ClientTLSSettings.credentialName."""
+    tls = policy.get("tls") or {}
+    if tls.get("credentialName") and tls.get("mode") in ("SIMPLE", "MUTUAL"):
+        return {**policy, "tls": {"mode": "DISABLE"}}
+    return policy
 
 
 def _has_common(options: http_protocol_options_pb2.HttpProtocolOptions) -> bool:
@@ -285,6 +296,7 @@ def _transport(
             {**tls, "subjectAltNames": tls.get("subjectAltNames") or row.subject_alt_names},
             port.protocol,
             http2,
+            settings.tls_defaults,
         )
         if not context.sni:
             upstream = options.upstream_http_protocol_options
@@ -319,7 +331,13 @@ def _identities(reader: Reader, row: Service) -> tuple[str, ...]:
             for e in row.dns_endpoints
             if e.service_account
         )
-    return tuple(sorted({*found, *row.subject_alt_names}))
+    names = {*found, *row.subject_alt_names}
+    settings = reader.node(mesh)
+    own = f"spiffe://{settings.trust_domain}/"
+    for alias in settings.trust_domain_aliases:
+        # While a trust domain is renamed, servers have certificates of either.
+        names |= {f"spiffe://{alias}/" + n.removeprefix(own) for n in names if n.startswith(own)}
+    return tuple(sorted(names))
 
 
 def named_clusters(reader: Reader, service: Key, rules: tuple[Key, ...]) -> Part:

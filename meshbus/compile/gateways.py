@@ -16,9 +16,18 @@ from meshbus.compile.connections import (
     tcp_proxy,
     tls_inspector_filter,
 )
+from meshbus.compile.credentials import (
+    GATEWAY,
+    SecretNeed,
+    Wanting,
+    certificate_need,
+    named_roots_need,
+    roots_need,
+    united,
+)
 from meshbus.compile.endpoints import canonical_service
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import Finding, NotCompiledError, Report
+from meshbus.compile.findings import Finding, Report
 from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Server, router_servers
 from meshbus.compile.http_routes import (
     Made,
@@ -36,7 +45,7 @@ from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
 from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND
-from meshbus.compile.tls_contexts import ALPN_MESH, gateway_server, socket
+from meshbus.compile.tls_contexts import ALPN_MESH, credential_names, gateway_server, socket
 from meshbus.compile.values import address, any_of, boolean
 from meshbus.compile.virtual_hosts import (
     View,
@@ -47,19 +56,6 @@ from meshbus.compile.virtual_hosts import (
     service_of,
 )
 from meshbus.model.keys import Key
-
-
-class SecretNeed(NamedTuple):
-    """A secret that a proxy will ask for."""
-
-    name: str
-    """`default`, `ROOTCA`, `kubernetes://NAME` or `kubernetes://NAME-cacert`."""
-    key: Key | None
-    """The Secret object that it comes from; None: made by the gateway."""
-    part: str
-    """`certificate` (chain and key) or `ca` (what clients are checked with)."""
-    origins: tuple[Key, ...] = ()
-    """Gateways that name it: their authors hear when a proxy refuses it."""
 
 
 class RouterPart(NamedTuple):
@@ -79,7 +75,7 @@ def router_resources(
     servers = router_servers(reader, proxy, report)
     name, _ = canonical_service(proxy.label_map, proxy.workload)
     reporting = reporting_of(reader, LOG_OUTBOUND, name, proxy.namespace)
-    secrets: dict[SecretNeed, set[Key]] = {}
+    secrets: list[SecretNeed] = []
     resources: list[Resource] = []
     ports: dict[tuple[str, int], list[Server]] = {}
     for server in servers:
@@ -94,8 +90,7 @@ def router_resources(
                 if server.is_http or server.ends_https:
                     routed.setdefault(server.route_name(), []).append(server)
                 _add_chains(listener, chains, server, report)
-                for need in needs:
-                    secrets.setdefault(need, set()).add(server.gateway)
+                secrets += needs
         if not listener.filter_chains:
             continue
         if any(s.mode for s in members):
@@ -104,7 +99,7 @@ def router_resources(
         resources.append(encode(reader, LDS, listener.name, listener, origins))
     for route_name, members in sorted(routed.items()):
         resources.append(_routes(reader, view, route_name, members, report))
-    return RouterPart(tuple(resources), report.findings(), _with_origins(secrets))
+    return RouterPart(tuple(resources), report.findings(), united(secrets))
 
 
 def _listener(
@@ -158,12 +153,6 @@ def _names(chain: lc_pb2.FilterChain) -> list[tuple[str, bytes]]:
     return [(name, rest) for name in names]
 
 
-def _with_origins(secrets: dict[SecretNeed, set[Key]]) -> tuple[SecretNeed, ...]:
-    return tuple(
-        need._replace(origins=tuple(sorted(origins))) for need, origins in sorted(secrets.items())
-    )
-
-
 def _secrets(reader: Reader, proxy: ProxyKeys, server: Server) -> list[SecretNeed]:
     """Secrets of a server.
 
@@ -173,25 +162,15 @@ def _secrets(reader: Reader, proxy: ProxyKeys, server: Server) -> list[SecretNee
     tls = server.tls or {}
     if server.mode not in {"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL"}:
         return []
-    names = [str(n) for n in tls.get("credentialNames") or ()] or (
-        [str(tls["credentialName"])] if tls.get("credentialName") else []
-    )
-    out = []
-    for name in names:
-        key = Key(server.gateway.cluster, "cfg", "secrets", proxy.namespace, name)
-        if reader.get(key) is None:
-            raise NotCompiledError(
-                f"{server.path}.tls.credentialName",
-                f"Secret {proxy.namespace}/{name} does not exist",
-            )
-        out.append(SecretNeed(f"kubernetes://{name}", key, "certificate"))
+    who = Wanting(GATEWAY, server.gateway, proxy.namespace)
+    names, path = credential_names(tls), f"{server.path}.tls"
+    out = [certificate_need(reader, who, n, f"{path}.credentialName") for n in names]
     if names and server.mode != "SIMPLE":
-        roots = str(tls.get("caCertCredentialName") or "")
-        base = Key(server.gateway.cluster, "cfg", "secrets", proxy.namespace, names[0])
-        separate = base._replace(name=roots or f"{names[0]}-cacert")
-        # The CA stands in a Secret of its own (`-cacert`), or with the certificate (`ca.crt`).
-        held = separate if roots or reader.get(separate) is not None else base
-        out.append(SecretNeed(f"kubernetes://{separate.name}", held, "ca"))
+        own = str(tls.get("caCertCredentialName") or "")
+        if own:
+            out.append(named_roots_need(reader, who, own, f"{path}.caCertCredentialName"))
+        else:
+            out.append(roots_need(reader, who, names[0], f"{path}.credentialName"))
     return out
 
 
@@ -212,7 +191,7 @@ def _server_chains(
         assert server.tls is not None
         chain = _http_chain(reader, server, reporting)
         chain.filter_chain_match.server_names.extend(server.server_names())
-        context = gateway_server(server.tls, True, f"{server.path}.tls")
+        context = gateway_server(server.tls, True, f"{server.path}.tls", reader.node(mesh))
         chain.transport_socket.CopyFrom(socket(context))
         return [chain]
     if server.mode == AUTO_PASSTHROUGH:
@@ -307,7 +286,8 @@ def _tcp_chains(
             if server.mode:
                 assert server.tls is not None
                 chain.filter_chain_match.server_names.extend(server.server_names())
-                context = gateway_server(server.tls, False, f"{server.path}.tls")
+                settings = reader.node(mesh)
+                context = gateway_server(server.tls, False, f"{server.path}.tls", settings)
                 chain.transport_socket.CopyFrom(socket(context))
             return [chain]
     return []

@@ -22,7 +22,7 @@ from meshbus.compile.connections import (
 )
 from meshbus.compile.endpoints import canonical_service, service_addresses, target_ports
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import Finding, Part
+from meshbus.compile.findings import Finding, NotCompiledError, Part, Report
 from meshbus.compile.names import (
     BLACK_HOLE,
     INBOUND_PASSTHROUGH,
@@ -46,6 +46,7 @@ from meshbus.compile.sidecar_ingress import (
     ingress_side,
     pool_policy,
     send_to_endpoint,
+    tls_settings,
 )
 from meshbus.compile.sidecars import sidecar_of
 from meshbus.compile.telemetry import LOG_INBOUND
@@ -53,6 +54,7 @@ from meshbus.compile.tls_contexts import (
     ALPN_MESH,
     ALPN_MESH_HTTP,
     ALPN_TCP,
+    gateway_server,
     mesh_server,
     socket,
 )
@@ -77,6 +79,10 @@ class ServedPort(NamedTuple):
     """Traffic is not redirected to it: it has a listener that binds its port."""
     pool: str = ""
     """Limits towards the application: see `sidecar_ingress.Ingress.pool`."""
+    tls: str = ""
+    """TLS of clients outside the mesh that ends here: see `sidecar_ingress.Ingress.tls`."""
+    path: str = ""
+    """Where in the Sidecar it is said."""
 
 
 class InboundView(NamedTuple):
@@ -172,6 +178,8 @@ def _with_ingress(served: tuple[ServedPort, ...], side: IngressSide) -> tuple[Se
                 bind=ingress.bind,
                 bound=not ingress.captured,
                 pool=ingress.pool,
+                tls=ingress.tls,
+                path=ingress.path,
             )
         )
     return tuple(port for port in out if port.protocol != UDP)
@@ -225,6 +233,11 @@ def _chains(
     if is_http(served.protocol) or is_sniffed(served.protocol):
         quota = reader.node(inbound_quota, proxy, served.services)
         http = [_manager(reader, served, settings, reporting, quota)]
+    secured = socket(mesh_server(settings))
+    if served.tls and mode == DISABLE:
+        # TLS of its own in place of the mesh's. Source: networking Sidecar, IstioIngressListener.
+        ends = gateway_server(tls_settings(served.tls), http is not None, served.path, settings)
+        secured = socket(ends)
     out: list[lc_pb2.FilterChain] = []
 
     def chain(
@@ -237,10 +250,13 @@ def _chains(
         match.transport_protocol = transport
         match.application_protocols.extend(alpn)
         if secure:
-            made.transport_socket.CopyFrom(socket(mesh_server()))
+            made.transport_socket.CopyFrom(secured)
         made.filters.extend(filters)
         out.append(made)
 
+    if served.tls and mode == DISABLE:
+        chain(http or tcp, "tls", (), True)
+        return out
     if http is not None and not is_sniffed(served.protocol):
         if mode == STRICT:
             chain(http, "tls", (), True)
@@ -268,6 +284,28 @@ def _chains(
     return out
 
 
+def _guarded_chains(
+    reader: Reader, view: InboundView, served: ServedPort, bound: bool, report: Report
+) -> list[lc_pb2.FilterChain]:
+    """The chains of one port; what is wrong with its TLS is told, and nothing gets in without."""
+    if served.tls and view.mutual.at(served.port) != DISABLE:
+        message = (
+            "the mutual TLS of the mesh holds at this port: PeerAuthentication must DISABLE it"
+        )
+        report.add(view.sidecar[0], f"{served.path}.tls", message)
+    try:
+        return _chains(reader, view, served, bound)
+    except NotCompiledError as fault:
+        report.add(view.sidecar[0], fault.path, fault.message)
+        closed = lc_pb2.FilterChain(name=f"{served.port}-closed")
+        if not bound:
+            closed.filter_chain_match.destination_port.CopyFrom(uint32(served.port))
+        name, _ = canonical_service(view.proxy.label_map, view.proxy.workload)
+        reporting = reporting_of(reader, LOG_INBOUND, name, view.proxy.namespace)
+        closed.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
+        return [closed]
+
+
 def _inspectors(listener: listener_pb2.Listener, sniff: bool) -> None:
     listener.listener_filters.append(tls_inspector_filter())
     if sniff:
@@ -293,23 +331,29 @@ def virtual_inbound(reader: Reader, view: InboundView) -> Part:
         loop = out.filter_chains.add(name=f"virtualInbound-blackhole-{port}")
         loop.filter_chain_match.destination_port.CopyFrom(uint32(port))
         loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
+    report = Report()
     for served in view.ports:
         if not served.bound:
-            out.filter_chains.extend(_chains(reader, view, served, False))
+            out.filter_chains.extend(_guarded_chains(reader, view, served, False, report))
     passthrough = tcp_proxy(INBOUND_PASSTHROUGH, [(INBOUND_PASSTHROUGH, 1)], reporting)
-    _passthrough_chains(out, view.mutual, [*network_security(reader), passthrough])
+    secured = socket(mesh_server(reader.node(mesh)))
+    _passthrough_chains(out, view.mutual, secured, [*network_security(reader), passthrough])
     own = [
-        _bound_listener(reader, view, served, (served.bind,) if served.bind else addresses)
+        _bound_listener(reader, view, served, (served.bind,) if served.bind else addresses, report)
         for served in view.ports
         if served.bound
     ]
-    return Part((encode(reader, LDS, out.name, out, view.origins), *own))
+    return Part((encode(reader, LDS, out.name, out, view.origins), *own), report.findings())
 
 
 def _passthrough_chains(
-    listener: listener_pb2.Listener, mutual: MutualTls, filters: list[lc_pb2.Filter]
+    listener: listener_pb2.Listener,
+    mutual: MutualTls,
+    secured: base_pb2.TransportSocket,
+    filters: list[lc_pb2.Filter],
 ) -> None:
-    """Ports that no service names; their own modes where portLevelMtls has one."""
+    """Ports that no service names; their own modes where portLevelMtls has one. `secured`: the
+    server's side of mutual TLS."""
     served = {
         c.filter_chain_match.destination_port.value
         for c in listener.filter_chains
@@ -331,7 +375,7 @@ def _passthrough_chains(
             chain.filter_chain_match.transport_protocol = transport
             chain.filter_chain_match.application_protocols.extend(alpn)
             if secure:
-                chain.transport_socket.CopyFrom(socket(mesh_server()))
+                chain.transport_socket.CopyFrom(secured)
             chain.filters.extend(filters)
 
 
@@ -340,14 +384,19 @@ def bound_listeners(reader: Reader, view: InboundView, ips: tuple[str, ...]) -> 
     out: list[Resource] = []
     if not ips:
         return Part()
+    report = Report()
     for served in view.ports:
         addresses = (served.bind,) if served.bind else ips
-        out.append(_bound_listener(reader, view, served, addresses))
-    return Part(tuple(out))
+        out.append(_bound_listener(reader, view, served, addresses, report))
+    return Part(tuple(out), report.findings())
 
 
 def _bound_listener(
-    reader: Reader, view: InboundView, served: ServedPort, addresses: tuple[str, ...]
+    reader: Reader,
+    view: InboundView,
+    served: ServedPort,
+    addresses: tuple[str, ...],
+    report: Report,
 ) -> Resource:
     listener = listener_pb2.Listener(
         name=listener_name(addresses[0], served.port),
@@ -358,7 +407,7 @@ def _bound_listener(
         listener.additional_addresses.add().address.CopyFrom(address(other, served.port))
     sniff = is_sniffed(served.protocol) and view.mutual.at(served.port) != STRICT
     _inspectors(listener, sniff)
-    listener.filter_chains.extend(_chains(reader, view, served, True))
+    listener.filter_chains.extend(_guarded_chains(reader, view, served, True, report))
     return encode(reader, LDS, listener.name, listener, view.origins)
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from meshbus.compile.clusters import ClusterStyle
+from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.endpoints import canonical_service
 from meshbus.compile.engine import Reader
 from meshbus.compile.envoy_filter import chosen_patches, patched_part, patched_types
 from meshbus.compile.findings import Finding
-from meshbus.compile.gateways import SecretNeed
 from meshbus.compile.inbound import (
     InboundView,
     bound_listeners,
@@ -52,6 +52,8 @@ from meshbus.compile.shared_parts import (
     router_clusters,
     router_layer,
     router_secrets,
+    selected_findings,
+    selected_secrets,
     workload_extensions,
 )
 from meshbus.compile.sidecars import sidecar_of, unknown_traffic, viewer_of
@@ -87,7 +89,7 @@ class Plan(NamedTuple):
     """For each of `TYPES` the parts of that type: nodes whose value is a `SharedPart`. Names of
     parts of one type are disjoint."""
     secrets: Ask | None = None
-    """Gives the secrets of a router."""
+    """Gives the secrets that its objects name."""
 
     def asks(self) -> tuple[Ask, ...]:
         """Every node that the snapshot depends on."""
@@ -225,14 +227,20 @@ def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
         http_proxy = (proxy.http_proxy_address or "127.0.0.1", proxy.http_proxy_port)
         listeners = (Ask(proxy_listeners, (inbound, proxy.ips, view, http_proxy, name)),)
         routes = (Ask(proxied_routes, (view, proxy.http_proxy_port > 0)), *routes)
+    own: tuple[Ask, ...] = (clusters, Ask(own_clusters, (inbound, app_address)))
+    secrets = None
+    if view.rules:
+        own += (Ask(selected_findings, (view,)),)
+        secrets = Ask(selected_secrets, (view,))
     return Plan(
         (
-            (CDS, (clusters, Ask(own_clusters, (inbound, app_address)))),
+            (CDS, own),
             (EDS, (endpoints,)),
             (LDS, listeners),
             (RDS, routes),
             (ECDS, (filters,)),
-        )
+        ),
+        secrets,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import NotCompiledError
+from meshbus.compile.tls_limits import NO_LIMITS, TlsLimits, limits_of
 from meshbus.compile.values import nanos_of
 from meshbus.model.world import Query
 
@@ -34,6 +35,19 @@ class MeshSettings:
     protocol_detection_timeout_ns: int = 0
     locality_lb: dict[str, Any] = field(default_factory=dict)
     """`localityLbSetting`: failover by region is on unless `enabled` is false."""
+    mesh_tls: TlsLimits = NO_LIMITS
+    """`meshMTLS`: servers of mutual TLS between proxies."""
+    tls_defaults: TlsLimits = NO_LIMITS
+    """`tlsDefaults`: all other TLS."""
+    federated: tuple[str, ...] = ()
+    """Trust domains of other meshes whose roots `caCertificates` gives."""
+
+    @property
+    def accepted_trust_domains(self) -> tuple[str, ...]:
+        """Trust domains whose workloads may call those of this mesh: its own, its aliases, and
+        those that it has the roots of."""
+        every = (self.trust_domain, *self.trust_domain_aliases, *self.federated)
+        return tuple(dict.fromkeys(every))
 
 
 def mesh(reader: Reader) -> MeshSettings:
@@ -68,7 +82,22 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
         destination_rule_export_to=_names(spec, "defaultDestinationRuleExportTo"),
         protocol_detection_timeout_ns=_nanos(spec.get("protocolDetectionTimeout"), 0),
         locality_lb=_record(spec, "localityLbSetting"),
+        mesh_tls=limits_of(_record(spec, "meshMTLS")),
+        tls_defaults=limits_of(_record(spec, "tlsDefaults")),
+        federated=_federated(spec),
     )
+
+
+def _federated(spec: dict[str, Any]) -> tuple[str, ...]:
+    """Source: MeshConfig.caCertificates[].trustDomains."""
+    entries = spec.get("caCertificates")
+    named = [
+        str(domain)
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict)
+        for domain in entry.get("trustDomains") or ()
+    ]
+    return tuple(sorted(set(named)))
 
 
 def _record(spec: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,16 +6,18 @@ that, which other views that reach the same share.
 
 from collections.abc import Iterable
 
+from meshbus.compile.cluster_secrets import cluster_secrets
 from meshbus.compile.clusters import (
     ClusterStyle,
     fixed_clusters,
     named_clusters,
     service_clusters,
 )
+from meshbus.compile.credentials import SecretNeed, united
 from meshbus.compile.endpoints import ranks_by_place, service_assignments
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part
-from meshbus.compile.gateways import SecretNeed, passes_by_name, router_resources
+from meshbus.compile.gateways import passes_by_name, router_resources
 from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
 from meshbus.compile.locality import Place
 from meshbus.compile.outbound import capture_plan
@@ -172,21 +174,35 @@ def router_layer(
 
 
 def router_clusters(reader: Reader, proxy: ProxyKeys, view: View) -> SharedPart:
-    """Node: clusters of a router for connections that name a service by SNI."""
+    """Node: clusters of a router for connections that name a service by SNI; and what is wrong with
+    the secrets of its clusters."""
+    findings = Part((), reader.node(cluster_secrets, view, True).findings)
     if not reader.node(passes_by_name, proxy):
-        return NO_PART
-    return merged(
+        return merged([findings]) if findings.findings else NO_PART
+    named = [
         reader.node(named_clusters, m.service, m.rules)
         for reach in reader.node(reaches, view)
         for m in reach.members
-    )
+    ]
+    return merged([findings, *named])
 
 
 def router_secrets(
     reader: Reader, proxy: ProxyKeys, view: View, binds: tuple[str, ...]
 ) -> tuple[SecretNeed, ...]:
-    """Node: secrets that the Gateways of a router name."""
-    return tuple(sorted(reader.node(router_resources, proxy, view, binds).secrets))
+    """Node: secrets that the Gateways of a router name, and the rules of what it calls."""
+    gateways = reader.node(router_resources, proxy, view, binds).secrets
+    return united([*gateways, *reader.node(cluster_secrets, view, True).needs])
+
+
+def selected_secrets(reader: Reader, view: View) -> tuple[SecretNeed, ...]:
+    """Node: secrets that the rules for a sidecar of its own name."""
+    return reader.node(cluster_secrets, view, False).needs
+
+
+def selected_findings(reader: Reader, view: View) -> SharedPart:
+    """Node: what is wrong with those."""
+    return merged([Part((), reader.node(cluster_secrets, view, False).findings)])
 
 
 ROUTER_TYPES = (LDS, RDS)

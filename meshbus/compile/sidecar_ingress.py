@@ -31,6 +31,10 @@ class Ingress(NamedTuple):
     """Where the application listens, as written; empty: at the same port."""
     pool: str
     """Its `connectionPool`, else that of the whole Sidecar, as JSON; empty: none."""
+    tls: str = ""
+    """Its `tls`, as JSON; empty: none."""
+    path: str = ""
+    """Where in the Sidecar it is."""
 
 
 class IngressSide(NamedTuple):
@@ -52,7 +56,7 @@ def ingress_side(sidecar: Ref | None) -> IngressSide:
     spec: Mapping[str, Any] = sidecar.row.spec
     pool = _text(spec.get("inboundConnectionPool"))
     found: dict[int, Ingress] = {}
-    for listener in entries(spec.get("ingress")):
+    for index, listener in enumerate(entries(spec.get("ingress"))):
         port = fields(listener.get("port"))
         made = Ingress(
             number(port.get("number")),
@@ -61,6 +65,8 @@ def ingress_side(sidecar: Ref | None) -> IngressSide:
             listener.get("captureMode") != "NONE",
             str(listener.get("defaultEndpoint") or ""),
             _text(listener.get("connectionPool")) or pool,
+            _text(listener.get("tls")),
+            f"spec.ingress[{index}]",
         )
         if made.port:
             found.setdefault(made.port, made)
@@ -77,6 +83,12 @@ def _text(settings: Any) -> str:
 def pool_policy(text: str) -> dict[str, Any]:
     """A traffic policy with the connection pool of `Ingress.pool`."""
     return {"connectionPool": msgspec.json.decode(text)} if text else {}
+
+
+def tls_settings(text: str) -> dict[str, Any]:
+    """The server's TLS settings of `Ingress.tls`."""
+    settings: dict[str, Any] = msgspec.json.decode(text) if text else {}
+    return settings
 
 
 def send_to_endpoint(cluster: cluster_pb2.Cluster, endpoint: str, app_address: str) -> None:

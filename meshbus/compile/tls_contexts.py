@@ -4,7 +4,8 @@ Certificates come by SDS over ADS: `default` (the workload's own), `ROOTCA` (wha
 `kubernetes://NAME` (a Secret; `-cacert` at the end: its CA).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
@@ -12,9 +13,19 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
 from envoy.type.matcher.v3 import string_pb2
 
+from meshbus.compile.credential_names import certificate_name, roots_name
 from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.names import HTTP2, is_http
-from meshbus.compile.values import ads, any_of, boolean, data_source
+from meshbus.compile.settings import MeshSettings
+from meshbus.compile.tls_limits import (
+    NO_LIMITS,
+    TLS_1_3,
+    TlsLimits,
+    limit_client,
+    limit_mesh_server,
+    limit_server,
+)
+from meshbus.compile.values import ads, any_of, boolean, data_source, seconds
 
 TLS_SOCKET = "envoy.transport_sockets.tls"
 RAW_SOCKET = "envoy.transport_sockets.raw_buffer"
@@ -22,6 +33,8 @@ OWN_CERTIFICATE = "default"
 TRUSTED_ROOTS = "ROOTCA"
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
 """Roots of the proxy's machine, for TLS origination that names no CA."""
+SECRET_WAIT_S = 5
+"""How long a cluster waits for a Secret that a destination rule names."""
 
 ALPN_HTTP1 = ("istio-http/1.1", "istio", "http/1.1")
 ALPN_HTTP2 = ("istio-h2", "istio", "h2")
@@ -31,19 +44,18 @@ ALPN_MESH = ("istio-peer-exchange", "istio", *ALPN_MESH_HTTP)
 """Every name by which a mesh proxy says that it is one."""
 _SERVER_ALPN = ("istio-peer-exchange", "h2", "http/1.1")
 
-_VERSIONS = {
-    "": common_pb2.TlsParameters.TLS_AUTO,
-    "TLS_AUTO": common_pb2.TlsParameters.TLS_AUTO,
-    "TLSV1_0": common_pb2.TlsParameters.TLSv1_0,
-    "TLSV1_1": common_pb2.TlsParameters.TLSv1_1,
-    "TLSV1_2": common_pb2.TlsParameters.TLSv1_2,
-    "TLSV1_3": common_pb2.TlsParameters.TLSv1_3,
-}
-
 
 def sds(name: str) -> secret_pb2.SdsSecretConfig:
     """A secret by name over ADS."""
     return secret_pb2.SdsSecretConfig(name=name, sds_config=ads())
+
+
+def secret_source(name: str) -> secret_pb2.SdsSecretConfig:
+    """A secret that somebody else keeps: it may be missing, and what else there is must not wait
+    for it for ever. Connections that need it fail until it comes."""
+    source = sds(name)
+    source.sds_config.initial_fetch_timeout.CopyFrom(seconds(SECRET_WAIT_S))
+    return source
 
 
 def _names(names: Iterable[str]) -> list[string_pb2.StringMatcher]:
@@ -71,7 +83,7 @@ def _combined(
 def mesh_client(sni: str, identities: Iterable[str], alpn: Iterable[str]) -> Any:
     """Client side of mutual TLS between proxies. `identities`: SPIFFE ids the server may have;
     empty: any that the roots vouch for."""
-    return tls_pb2.UpstreamTlsContext(
+    context = tls_pb2.UpstreamTlsContext(
         common_tls_context=tls_pb2.CommonTlsContext(
             alpn_protocols=list(alpn),
             tls_certificate_sds_secret_configs=[sds(OWN_CERTIFICATE)],
@@ -79,21 +91,17 @@ def mesh_client(sni: str, identities: Iterable[str], alpn: Iterable[str]) -> Any
                 TRUSTED_ROOTS,
                 _uri_sans(sorted(set(identities)), common_pb2.SubjectAltNameMatcher.URI),
             ),
-            tls_params=common_pb2.TlsParameters(
-                tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_2,
-                tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
-            ),
         ),
         sni=sni,
     )
+    limit_client(context.common_tls_context.tls_params, NO_LIMITS)
+    return context
 
 
 def control_plane_client(identity: str) -> base_pb2.TransportSocket:
     """Mutual TLS 1.3 to a service of the control plane, pinned to its SPIFFE id."""
     context = mesh_client("", [identity], ["h2"])
-    context.common_tls_context.tls_params.tls_minimum_protocol_version = (
-        common_pb2.TlsParameters.TLSv1_3
-    )
+    context.common_tls_context.tls_params.tls_minimum_protocol_version = TLS_1_3
     return base_pb2.TransportSocket(name=TLS_SOCKET, typed_config=any_of(context))
 
 
@@ -123,24 +131,39 @@ def mesh_alpn(protocol: str, http2: bool) -> tuple[str, ...]:
     return ALPN_TCP
 
 
-def mesh_server() -> Any:
-    """Server side of mutual TLS between proxies: a client certificate is required."""
-    return tls_pb2.DownstreamTlsContext(
+def mesh_server(settings: MeshSettings) -> Any:
+    """Server side of mutual TLS between proxies: a client certificate of a trust domain that this
+    mesh accepts is required."""
+    context = _mutual_server(settings)
+    sans = context.common_tls_context.combined_validation_context.default_validation_context
+    sans.match_typed_subject_alt_names.extend(
+        common_pb2.SubjectAltNameMatcher(
+            san_type=common_pb2.SubjectAltNameMatcher.URI,
+            matcher=string_pb2.StringMatcher(prefix=f"spiffe://{domain}/"),
+        )
+        for domain in settings.accepted_trust_domains
+    )
+    return context
+
+
+def _mutual_server(settings: MeshSettings) -> Any:
+    context = tls_pb2.DownstreamTlsContext(
         common_tls_context=tls_pb2.CommonTlsContext(
             alpn_protocols=list(_SERVER_ALPN),
             tls_certificate_sds_secret_configs=[sds(OWN_CERTIFICATE)],
             combined_validation_context=_combined(TRUSTED_ROOTS, []),
-            tls_params=common_pb2.TlsParameters(
-                tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_2,
-                tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
-            ),
         ),
         require_client_certificate=boolean(True),
     )
+    limit_mesh_server(context.common_tls_context.tls_params, settings.mesh_tls)
+    return context
 
 
-def originated(tls: dict[str, Any], protocol: str, http2: bool) -> tls_pb2.UpstreamTlsContext:
+def originated(
+    tls: dict[str, Any], protocol: str, http2: bool, limits: TlsLimits = NO_LIMITS
+) -> tls_pb2.UpstreamTlsContext:
     """TLS that a destination rule asks for: SIMPLE or MUTUAL, from files or `credentialName`.
+    `limits`: `tlsDefaults`.
 
     Raises:
         NotCompiledError: MUTUAL without a certificate.
@@ -148,10 +171,12 @@ def originated(tls: dict[str, Any], protocol: str, http2: bool) -> tls_pb2.Upstr
     mode = tls.get("mode")
     context = tls_pb2.UpstreamTlsContext(sni=str(tls.get("sni") or ""))
     common = context.common_tls_context
+    limit_client(common.tls_params, limits)
     credential = str(tls.get("credentialName") or "")
     if mode == "MUTUAL":
         if credential:
-            common.tls_certificate_sds_secret_configs.append(sds(f"kubernetes://{credential}"))
+            named = secret_source(certificate_name(credential))
+            common.tls_certificate_sds_secret_configs.append(named)
         elif tls.get("clientCertificate") and tls.get("privateKey"):
             common.tls_certificates.append(
                 common_pb2.TlsCertificate(
@@ -163,10 +188,11 @@ def originated(tls: dict[str, Any], protocol: str, http2: bool) -> tls_pb2.Upstr
             raise NotCompiledError(
                 "trafficPolicy.tls", "MUTUAL needs a client certificate and a key"
             )
-    sans = [matcher for name in tls.get("subjectAltNames") or () for matcher in _any_san(str(name))]
+    sans = [matcher for name in tls.get("subjectAltNames") or () for matcher in any_san(str(name))]
     if credential and not tls.get("insecureSkipVerify"):
-        common.combined_validation_context.CopyFrom(
-            _combined(f"kubernetes://{credential}-cacert", sans)
+        common.combined_validation_context.CopyFrom(_combined(roots_name(credential), sans))
+        common.combined_validation_context.validation_context_sds_secret_config.CopyFrom(
+            secret_source(roots_name(credential))
         )
     elif not tls.get("insecureSkipVerify"):
         common.validation_context.CopyFrom(
@@ -184,16 +210,31 @@ def originated(tls: dict[str, Any], protocol: str, http2: bool) -> tls_pb2.Upstr
     return context
 
 
-def _any_san(name: str) -> list[common_pb2.SubjectAltNameMatcher]:
-    kinds = (
-        [common_pb2.SubjectAltNameMatcher.URI]
-        if "://" in name
-        else [common_pb2.SubjectAltNameMatcher.DNS]
-    )
-    return [matcher for kind in kinds for matcher in _uri_sans([name], kind)]
+def any_san(name: str) -> list[common_pb2.SubjectAltNameMatcher]:
+    """A name of a certificate, whatever kind it is of."""
+    kinds = common_pb2.SubjectAltNameMatcher
+    if "://" in name:
+        kind = kinds.URI
+    elif _is_address(name):
+        kind = kinds.IP_ADDRESS
+    elif "@" in name:
+        kind = kinds.EMAIL
+    else:
+        kind = kinds.DNS
+    return _uri_sans([name], kind)
 
 
-def gateway_server(tls: dict[str, Any], http: bool, path: str) -> tls_pb2.DownstreamTlsContext:
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def gateway_server(
+    tls: dict[str, Any], http: bool, path: str, settings: MeshSettings
+) -> tls_pb2.DownstreamTlsContext:
     """Server side of a gateway: SIMPLE, MUTUAL, OPTIONAL_MUTUAL or ISTIO_MUTUAL.
 
     Raises:
@@ -201,10 +242,7 @@ def gateway_server(tls: dict[str, Any], http: bool, path: str) -> tls_pb2.Downst
     """
     mode = str(tls.get("mode") or "PASSTHROUGH")
     if mode == "ISTIO_MUTUAL":
-        context = mesh_server()
-        _limits(context.common_tls_context, tls, path)
-        result: tls_pb2.DownstreamTlsContext = context
-        return result
+        return _mutual_gateway(tls, path, settings)
     if mode not in {"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL"}:
         raise NotCompiledError(f"{path}.mode", f"mode {mode} does not end TLS here")
     context = tls_pb2.DownstreamTlsContext(
@@ -212,11 +250,9 @@ def gateway_server(tls: dict[str, Any], http: bool, path: str) -> tls_pb2.Downst
     )
     common = context.common_tls_context
     common.alpn_protocols.extend(["h2", "http/1.1"] if http else [])
-    names = [str(n) for n in tls.get("credentialNames") or ()] or (
-        [str(tls["credentialName"])] if tls.get("credentialName") else []
-    )
+    names = credential_names(tls)
     if names:
-        common.tls_certificate_sds_secret_configs.extend(sds(f"kubernetes://{n}") for n in names)
+        common.tls_certificate_sds_secret_configs.extend(sds(certificate_name(n)) for n in names)
     else:
         files = [tls, *(tls.get("tlsCertificates") or ())]
         pairs = [f for f in files if f.get("serverCertificate") and f.get("privateKey")]
@@ -233,17 +269,42 @@ def gateway_server(tls: dict[str, Any], http: bool, path: str) -> tls_pb2.Downst
         )
     if mode in {"MUTUAL", "OPTIONAL_MUTUAL"}:
         _client_validation(common, tls, names)
-    _limits(common, tls, path)
+    limit_server(common.tls_params, tls, settings.tls_defaults, path)
     return context
+
+
+def _mutual_gateway(
+    tls: dict[str, Any], path: str, settings: MeshSettings
+) -> tls_pb2.DownstreamTlsContext:
+    """Mutual TLS of the mesh, at a gateway: whoever the mesh trusts may come, unless the server
+    names who may."""
+    context: tls_pb2.DownstreamTlsContext = _mutual_server(settings)
+    common = context.common_tls_context
+    validation = common.combined_validation_context.default_validation_context
+    for name in tls.get("subjectAltNames") or ():
+        validation.match_typed_subject_alt_names.extend(any_san(str(name)))
+    if tls.get("caCrl"):
+        validation.crl.CopyFrom(data_source(str(tls["caCrl"])))
+    if tls.keys() & {"minProtocolVersion", "maxProtocolVersion", "cipherSuites"}:
+        common.ClearField("tls_params")
+        limit_server(common.tls_params, tls, settings.mesh_tls, path)
+    return context
+
+
+def credential_names(tls: Mapping[str, Any]) -> list[str]:
+    """Secrets that a server takes its certificates from, as written."""
+    several = [str(name) for name in tls.get("credentialNames") or ()]
+    return several or ([str(tls["credentialName"])] if tls.get("credentialName") else [])
 
 
 def _client_validation(
     common: tls_pb2.CommonTlsContext, tls: dict[str, Any], names: list[str]
 ) -> None:
-    sans = [m for name in tls.get("subjectAltNames") or () for m in _any_san(str(name))]
+    sans = [m for name in tls.get("subjectAltNames") or () for m in any_san(str(name))]
     if names:
-        roots = str(tls.get("caCertCredentialName") or f"{names[0]}-cacert")
-        common.combined_validation_context.CopyFrom(_combined(f"kubernetes://{roots}", sans))
+        own = str(tls.get("caCertCredentialName") or "")
+        roots = certificate_name(own) if own else roots_name(names[0])
+        common.combined_validation_context.CopyFrom(_combined(roots, sans))
         context = common.combined_validation_context.default_validation_context
     else:
         common.validation_context.CopyFrom(
@@ -257,16 +318,3 @@ def _client_validation(
         context.crl.CopyFrom(data_source(str(tls["caCrl"])))
     context.verify_certificate_spki.extend(tls.get("verifyCertificateSpki") or ())
     context.verify_certificate_hash.extend(tls.get("verifyCertificateHash") or ())
-
-
-def _limits(common: tls_pb2.CommonTlsContext, tls: dict[str, Any], path: str) -> None:
-    least = str(tls.get("minProtocolVersion") or "")
-    most = str(tls.get("maxProtocolVersion") or "")
-    if least not in _VERSIONS or most not in _VERSIONS:
-        raise NotCompiledError(path, f"unknown TLS version {least or most}")
-    common.tls_params.tls_minimum_protocol_version = (
-        _VERSIONS[least] or common_pb2.TlsParameters.TLSv1_2
-    )
-    if most:
-        common.tls_params.tls_maximum_protocol_version = _VERSIONS[most]
-    common.tls_params.cipher_suites.extend(str(c) for c in tls.get("cipherSuites") or ())

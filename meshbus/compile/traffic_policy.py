@@ -60,6 +60,8 @@ class Rule(NamedTuple):
     origins: tuple[Key, ...]
     losses: tuple[Finding, ...] = ()
     """What of a rule has no effect, because another one of the host says it."""
+    selects: bool = False
+    """It is for workloads that it selects."""
 
     def subset(self, name: str) -> Subset | None:
         """A subset by name."""
@@ -80,11 +82,13 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
     subsets: dict[str, Subset] = {}
     origins = []
     report = Report()
+    selects = False
     for key in keys:
         row = reader.get(key)
         if row is None:
             continue
         origins.append(key)
+        selects |= bool(row.spec.get("workloadSelector"))
         own = row.spec.get("trafficPolicy") or {}
         if own and policy_origin is None:
             policy, policy_origin = own, key
@@ -104,7 +108,7 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
                     f"spec.subsets[{index}]",
                 )
     held = tuple(subsets.values())
-    return Rule(policy, policy_origin, held, tuple(origins), report.findings())
+    return Rule(policy, policy_origin, held, tuple(origins), report.findings(), selects)
 
 
 def _taken(winner: Key, what: str) -> str:

@@ -9,6 +9,7 @@ from meshbus.api.mesh.mesh_config import MeshConfig
 from meshbus.api.mesh.providers import ExtensionProvider
 from meshbus.api.mesh.proxy_config import MeshProxyConfig, PrivateKeyProvider, Tracing
 from meshbus.api.networking.destination_rule import TrafficPolicy
+from meshbus.api.tls import CURVES
 from meshbus.validate.client_tls import check_client_tls
 from meshbus.validate.durations import MILLISECOND_NS, SECOND_NS, duration_problem, nanoseconds
 from meshbus.validate.http_route import check_retry
@@ -19,7 +20,6 @@ from meshbus.validate.report import Findings
 from meshbus.validate.traffic_policy import check_connection_pool, check_outliers
 
 _HOUR_NS = 3600 * SECOND_NS
-_CURVES = frozenset({"P-224", "P-256", "P-521", "P-384", "X25519", "X25519MLKEM768", "CECPQ2"})
 
 
 def check(spec: MeshConfig, name: ObjectName, out: Findings) -> None:
@@ -49,7 +49,7 @@ def check(spec: MeshConfig, name: ObjectName, out: Findings) -> None:
     if not isinstance(spec.tls_defaults, UnsetType):
         seen: set[str] = set()
         for curve in spec.tls_defaults.ecdh_curves:
-            if curve not in _CURVES:
+            if curve not in CURVES:
                 out.warn("spec.tlsDefaults.ecdhCurves", f"detected unrecognized ECDH curve {curve}")
             elif curve in seen:
                 out.warn("spec.tlsDefaults.ecdhCurves", f"detected duplicate ECDH curve {curve}")

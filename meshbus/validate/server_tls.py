@@ -4,34 +4,11 @@ Source: https://istio.io/latest/docs/reference/config/networking/gateway/#Server
 """
 
 from meshbus.api.networking.gateway import ServerTLSSettings
+from meshbus.api.tls import CIPHER_SUITES
 from meshbus.validate.report import Findings
 
 _MOST_CERTIFICATES = 2
 """One with an RSA key, one with an ECDSA key."""
-_CIPHERS = frozenset(
-    {
-        "ECDHE-ECDSA-AES128-GCM-SHA256",
-        "ECDHE-RSA-AES128-GCM-SHA256",
-        "ECDHE-ECDSA-AES256-GCM-SHA384",
-        "ECDHE-RSA-AES256-GCM-SHA384",
-        "ECDHE-ECDSA-CHACHA20-POLY1305",
-        "ECDHE-RSA-CHACHA20-POLY1305",
-        "ECDHE-PSK-CHACHA20-POLY1305",
-        "ECDHE-ECDSA-AES128-SHA",
-        "ECDHE-RSA-AES128-SHA",
-        "ECDHE-PSK-AES128-CBC-SHA",
-        "ECDHE-ECDSA-AES256-SHA",
-        "ECDHE-RSA-AES256-SHA",
-        "ECDHE-PSK-AES256-CBC-SHA",
-        "AES128-GCM-SHA256",
-        "AES256-GCM-SHA384",
-        "AES128-SHA",
-        "AES256-SHA",
-        "PSK-AES128-CBC-SHA",
-        "PSK-AES256-CBC-SHA",
-        "DES-CBC3-SHA",
-    }
-)
 
 
 def check_server_tls(tls: ServerTLSSettings, path: str, out: Findings) -> None:
@@ -80,7 +57,7 @@ def _check_versions(tls: ServerTLSSettings, path: str, out: Findings) -> None:
     seen: set[str] = set()
     for index, suite in enumerate(tls.cipher_suites):
         at = f"{path}.cipherSuites[{index}]"
-        if suite not in _CIPHERS:
+        if suite not in CIPHER_SUITES:
             out.warn(at, f"ignoring invalid cipher suite {suite}")
         elif suite in seen:
             out.warn(at, f"ignoring duplicate cipher suite {suite}")

@@ -13,6 +13,7 @@ import msgspec
 from meshbus.api.kinds import KindInfo, kind_of
 from meshbus.api.mesh.mesh_config import MeshConfig
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
+from meshbus.api.tls import FORGOTTEN_CURVES
 from meshbus.validate.report import Violation
 
 CODE = "Unsupported"
@@ -63,10 +64,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         *(f"{policy}.retryBudget.budgetInterval" for policy in _POLICIES),
     ),
     "Gateway": ("spec.servers[].defaultEndpoint",),
-    "Sidecar": (
-        "spec.ingress[].tls",
-        "spec.outboundTrafficPolicy.tls",
-    ),
+    "Sidecar": ("spec.outboundTrafficPolicy.tls",),
     "RequestAuthentication": ("spec.jwtRules[].jwksUri",),
     "handler": ("spec.adapter", "spec.connection", "spec.params.providerUrl"),
     "instance": ("spec.template", "spec.attributeBindings"),
@@ -117,6 +115,8 @@ _MESH = frozenset(
         "defaultConfig",
         "extensionProviders",
         "localityLbSetting",
+        "meshMTLS",
+        "tlsDefaults",
     }
 )
 _REASONS = {
@@ -215,6 +215,9 @@ def _mesh(document: Mapping[str, Any]) -> Iterator[Violation]:
     for field, value in spec.items() if isinstance(spec, Mapping) else ():
         if field in names - _MESH and value not in (None, "", [], {}, False, 0):
             yield Violation(f"spec.{field}", CODE, _NOT_YET)
+    for path, curve in _at(document, "spec.tlsDefaults.ecdhCurves[]"):
+        if curve in FORGOTTEN_CURVES:
+            yield Violation(path, CODE, f"proxies do not know the curve {curve} any more")
     for path, provider in _at(document, "spec.extensionProviders[]"):
         named = set(provider) if isinstance(provider, Mapping) else set()
         for kind in sorted(named - _AUTHORITIES - {"name"}):

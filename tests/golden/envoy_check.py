@@ -91,6 +91,10 @@ def bootstrap_of(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_FILES = {"certificateChain": 0, "trustedCa": 0, "privateKey": 1}
+"""Files on the proxy's disk: which part of `certificate` stands for them."""
+
+
 def _in_place(value: Any, routes: dict[str, Any], extensions: dict[str, Any]) -> Any:
     if isinstance(value, list):
         return [_in_place(item, routes, extensions) for item in value]
@@ -104,6 +108,8 @@ def _in_place(value: Any, routes: dict[str, Any], extensions: dict[str, Any]) ->
             out["routeConfig"] = _in_place(routes[item["routeConfigName"]], routes, extensions)
         elif name == "sdsConfig":
             continue
+        elif name in _FILES and "filename" in item:
+            out[name] = {"inlineString": certificate()[_FILES[name]]}
         else:
             out[name] = _in_place(item, routes, extensions)
     return out

@@ -7,8 +7,8 @@ import gc
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.engine import Engine
-from meshbus.compile.gateways import SecretNeed
 from meshbus.compile.proxy import MESH_SECRETS, Ask, Plan, Snapshot, plan_proxy, snapshot_of
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.model.world import Query, World

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from meshbus.compile.gateways import SecretNeed
+from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.resources import Resource
 from meshbus.model.keys import Key
 from meshbus.model.requests import CREDENTIAL, CredentialReply, CredentialRequest

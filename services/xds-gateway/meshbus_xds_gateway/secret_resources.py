@@ -1,7 +1,7 @@
 """SDS resources of PEM, and what Kubernetes Secrets hold. Pure.
 
 Source: envoy/extensions/transport_sockets/tls/v3/secret.proto; keys of Secrets as Istio reads them:
-`tls.crt`, `tls.key`, `ca.crt`, or `cert`, `key`, `cacert`.
+`tls.crt`, `tls.key`, `tls.ocsp-staple`, `ca.crt`, `ca.crl`, or `cert`, `key`, `cacert`, `crl`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,31 +18,32 @@ class UnusableSecretError(Exception):
 
 
 def certificate_secret(
-    name: str, chain_pem: bytes, key_pem: bytes, origins: Iterable[Key] = ()
+    name: str,
+    chain_pem: bytes,
+    key_pem: bytes,
+    origins: Iterable[Key] = (),
+    ocsp: bytes = b"",
 ) -> Resource:
-    """A certificate with its private key."""
-    return _resource(
-        secret_pb2.Secret(
-            name=name,
-            tls_certificate=common_pb2.TlsCertificate(
-                certificate_chain=_inline(chain_pem), private_key=_inline(key_pem)
-            ),
-        ),
-        origins,
+    """A certificate with its private key. `ocsp`: a response of its issuer (DER) to staple."""
+    certificate = common_pb2.TlsCertificate(
+        certificate_chain=_inline(chain_pem), private_key=_inline(key_pem)
+    )
+    if ocsp:
+        certificate.ocsp_staple.CopyFrom(_inline(ocsp))
+    return _resource(secret_pb2.Secret(name=name, tls_certificate=certificate), origins)
+
+
+def roots_message(name: str, roots_pem: bytes) -> secret_pb2.Secret:
+    """What peers are checked with."""
+    return secret_pb2.Secret(
+        name=name,
+        validation_context=common_pb2.CertificateValidationContext(trusted_ca=_inline(roots_pem)),
     )
 
 
 def roots_secret(name: str, roots_pem: bytes, origins: Iterable[Key] = ()) -> Resource:
-    """What peers are checked with."""
-    return _resource(
-        secret_pb2.Secret(
-            name=name,
-            validation_context=common_pb2.CertificateValidationContext(
-                trusted_ca=_inline(roots_pem)
-            ),
-        ),
-        origins,
-    )
+    """The resource of that."""
+    return _resource(roots_message(name, roots_pem), origins)
 
 
 def credential_secret(
@@ -57,15 +58,25 @@ def credential_secret(
         UnusableSecretError: It is not in there.
     """
     if part == "ca":
-        roots = data.get("ca.crt") or data.get("cacert")
-        if not roots:
-            raise UnusableSecretError("it has neither ca.crt nor cacert")
-        return roots_secret(name, roots, origins)
+        return _roots(name, data, origins)
     chain = data.get("tls.crt") or data.get("cert")
     key = data.get("tls.key") or data.get("key")
     if not chain or not key:
         raise UnusableSecretError("it has neither tls.crt and tls.key nor cert and key")
-    return certificate_secret(name, chain, key, origins)
+    # Whether they belong together the proxy says: its refusal is told to who names the Secret.
+    return certificate_secret(name, chain, key, origins, data.get("tls.ocsp-staple", b""))
+
+
+def _roots(name: str, data: Mapping[str, bytes], origins: Iterable[Key]) -> Resource:
+    roots, crl = data.get("ca.crt"), data.get("ca.crl")
+    if not roots:
+        roots, crl = data.get("cacert"), data.get("crl")
+    if not roots:
+        raise UnusableSecretError("it has neither ca.crt nor cacert")
+    secret = roots_message(name, roots)
+    if crl:
+        secret.validation_context.crl.CopyFrom(_inline(crl))
+    return _resource(secret, origins)
 
 
 def _inline(data: bytes) -> base_pb2.DataSource:

@@ -71,3 +71,10 @@ def test_parts_of_a_secret():
     assert secret.validation_context.trusted_ca.inline_bytes == b"roots"
     with pytest.raises(UnusableSecretError, match="cert and key"):
         credential_secret("x", "certificate", {"tls.crt": b"chain"})
+    for names in (("ca.crt", "ca.crl"), ("cacert", "crl")):
+        parts = dict(zip(names, (b"roots", b"list"), strict=True))
+        secret = secret_pb2.Secret.FromString(credential_secret("x", "ca", parts).body)
+        assert secret.validation_context.crl.inline_bytes == b"list"
+    stapled = {**data, "tls.ocsp-staple": b"answer"}
+    secret = secret_pb2.Secret.FromString(credential_secret("x", "certificate", stapled).body)
+    assert secret.tls_certificate.ocsp_staple.inline_bytes == b"answer"
