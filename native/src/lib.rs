@@ -191,6 +191,13 @@ impl Listener {
         Ok(())
     }
 
+    fn rotate_tickets(&self, keys: Vec<Vec<u8>>) -> PyResult<()> {
+        match &self.tls {
+            Some(tls) => tls.rotate(&keys).map_err(unusable),
+            None => Ok(()),
+        }
+    }
+
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counters = &self.server.counters;
         let dict = PyDict::new(py);

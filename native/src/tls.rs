@@ -5,7 +5,7 @@ use rustls::crypto::aws_lc_rs as provider;
 use rustls::server::{ProducesTickets, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -20,7 +20,7 @@ struct TicketKey {
 
 /// The first key encrypts, all decrypt.
 struct SharedTickets {
-    keys: Vec<TicketKey>,
+    keys: RwLock<Vec<TicketKey>>,
     /// What a ticket is worth depends on the roots that its client was checked with: a listener with
     /// others takes none of it.
     roots: [u8; 32],
@@ -34,24 +34,26 @@ impl std::fmt::Debug for SharedTickets {
 
 impl SharedTickets {
     fn new(keys: &[Vec<u8>], client_roots: &[u8]) -> Result<SharedTickets, Error> {
-        let keys = keys
-            .iter()
-            .map(|bytes| {
-                let (name, key) = bytes
-                    .split_at_checked(NAME_LEN)
-                    .filter(|_| bytes.len() == TICKET_KEY_LEN)
-                    .ok_or(format!("a ticket key has {TICKET_KEY_LEN} bytes"))?;
-                let key = UnboundKey::new(&AES_256_GCM, key).map_err(|_| "bad ticket key")?;
-                Ok(TicketKey { name: name.try_into()?, key: LessSafeKey::new(key) })
-            })
-            .collect::<Result<_, Error>>()?;
         let roots = digest::digest(&digest::SHA256, client_roots).as_ref().try_into()?;
-        Ok(SharedTickets { keys, roots })
+        Ok(SharedTickets { keys: RwLock::new(ticket_keys(keys)?), roots })
     }
 
     fn bound(&self, name: &[u8]) -> Aad<Vec<u8>> {
         Aad::from([name, &self.roots].concat())
     }
+}
+
+fn ticket_keys(keys: &[Vec<u8>]) -> Result<Vec<TicketKey>, Error> {
+    keys.iter()
+        .map(|bytes| {
+            let (name, key) = bytes
+                .split_at_checked(NAME_LEN)
+                .filter(|_| bytes.len() == TICKET_KEY_LEN)
+                .ok_or(format!("a ticket key has {TICKET_KEY_LEN} bytes"))?;
+            let key = UnboundKey::new(&AES_256_GCM, key).map_err(|_| "bad ticket key")?;
+            Ok(TicketKey { name: name.try_into()?, key: LessSafeKey::new(key) })
+        })
+        .collect()
 }
 
 impl ProducesTickets for SharedTickets {
@@ -64,7 +66,8 @@ impl ProducesTickets for SharedTickets {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        let TicketKey { name, key } = self.keys.first()?;
+        let keys = self.keys.read().unwrap();
+        let TicketKey { name, key } = keys.first()?;
         let mut nonce = [0; NONCE_LEN];
         aws_lc_rs::rand::fill(&mut nonce).ok()?;
         let mut body = plain.to_vec();
@@ -80,7 +83,8 @@ impl ProducesTickets for SharedTickets {
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         let (name, rest) = ticket.split_at_checked(NAME_LEN)?;
         let (nonce, body) = rest.split_at_checked(NONCE_LEN)?;
-        let TicketKey { key, .. } = self.keys.iter().find(|key| key.name == name)?;
+        let keys = self.keys.read().unwrap();
+        let TicketKey { key, .. } = keys.iter().find(|key| key.name == name)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut body = body.to_vec();
         let len = key.open_in_place(nonce, self.bound(name), &mut body).ok()?.len();
@@ -94,6 +98,7 @@ pub struct Listener {
     client_roots: Vec<u8>,
     require_client: bool,
     tickets: Arc<dyn ProducesTickets>,
+    shared: Option<Arc<SharedTickets>>,
 }
 
 impl Listener {
@@ -103,12 +108,24 @@ impl Listener {
         require_client: bool,
         ticket_keys: &[Vec<u8>],
     ) -> Result<Listener, Error> {
-        let tickets = if ticket_keys.is_empty() {
-            provider::Ticketer::new()?
-        } else {
-            Arc::new(SharedTickets::new(ticket_keys, &client_roots)?)
-        };
-        Ok(Listener { client_roots, require_client, tickets })
+        if ticket_keys.is_empty() {
+            let tickets = provider::Ticketer::new()?;
+            return Ok(Listener { client_roots, require_client, tickets, shared: None });
+        }
+        let shared = Arc::new(SharedTickets::new(ticket_keys, &client_roots)?);
+        let tickets = shared.clone();
+        Ok(Listener { client_roots, require_client, tickets, shared: Some(shared) })
+    }
+
+    /// Other keys from the next handshake on. One that began with its own goes on with them.
+    pub fn rotate(&self, keys: &[Vec<u8>]) -> Result<(), Error> {
+        let Some(shared) = &self.shared else { return Err("its ticket keys are its own".into()) };
+        let keys = ticket_keys(keys)?;
+        if keys.is_empty() {
+            return Err("a ticket key is needed".into());
+        }
+        *shared.keys.write().unwrap() = keys;
+        Ok(())
     }
 
     pub fn config(&self, chain_pem: &[u8], key_pem: &[u8]) -> Result<Arc<ServerConfig>, Error> {

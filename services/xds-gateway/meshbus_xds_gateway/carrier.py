@@ -163,6 +163,13 @@ class Carrier(Protocol):
             CarrierError: It is not usable; the one before stays.
         """
 
+    def rotate_tickets(self, keys: Sequence[bytes]) -> None:
+        """Other `Tls.ticket_keys` from the next handshake on; where there were some at the start.
+
+        Raises:
+            CarrierError: They are not usable, or the carrier has keys of its own.
+        """
+
     def counters(self) -> Mapping[str, int]:
         """What it has counted since it started, by name."""
 

@@ -125,6 +125,9 @@ class GrpcCarrier(grpc.GenericRpcHandler):  # type: ignore[misc]
         )
         self._renewed = [configuration]
 
+    def rotate_tickets(self, keys: Sequence[bytes]) -> None:
+        """Nothing: gRPC resumes no sessions."""
+
     def _newer(self) -> grpc.ServerCertificateConfiguration | None:
         """A configuration that gRPC has not been given. It asks at each handshake, on threads of
         its own, and frees what it is given: the same one again would end the process."""

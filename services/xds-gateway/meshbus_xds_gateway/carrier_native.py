@@ -139,6 +139,15 @@ class NativeCarrier:
         except ValueError as error:
             raise CarrierError(f"the certificate cannot be used: {error}") from error
 
+    def rotate_tickets(self, keys: Sequence[bytes]) -> None:
+        """See `Carrier`."""
+        if self._listener is None:
+            return
+        try:
+            self._listener.rotate_tickets(list(keys))
+        except ValueError as error:
+            raise CarrierError(f"the ticket keys cannot be used: {error}") from error
+
     def counters(self) -> Mapping[str, int]:
         """See `Carrier`."""
         return {} if self._listener is None else self._listener.counters()

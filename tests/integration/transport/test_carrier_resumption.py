@@ -80,6 +80,31 @@ async def test_a_listener_resumes_after_its_certificate_is_renewed(authority: Au
         await listener.stop()
 
 
+async def test_keys_are_rotated_while_it_listens(authority: Authority) -> None:
+    first, second, third = (os.urandom(TICKET_KEY_BYTES) for _ in range(3))
+    one, other = Recorder(make_carrier("native")), Recorder(make_carrier("native"))
+    context = ssl.create_default_context(cadata=authority.root_pem.decode())
+    context.set_alpn_protocols(["h2"])
+    try:
+        for listener in (one, other):
+            await listener.start(Tls(authority.issue(), ticket_keys=(first, second)))
+        _, before = await asyncio.to_thread(shake_hands, one.port, context, None)
+        assert not before
+        one.carrier.rotate_tickets((second, third, first))
+        # What it encrypts with now the other has known as the next key.
+        session, _ = await asyncio.to_thread(shake_hands, one.port, context, None)
+        _, reused = await asyncio.to_thread(shake_hands, other.port, context, session)
+        assert reused
+        other.carrier.rotate_tickets((third,))
+        _, reused = await asyncio.to_thread(shake_hands, other.port, context, session)
+        assert not reused, "a key that was dropped decrypts nothing"
+        with pytest.raises(CarrierError, match="48 bytes"):
+            one.carrier.rotate_tickets((b"x",))
+    finally:
+        await one.stop()
+        await other.stop()
+
+
 async def test_a_key_of_another_size_is_refused(authority: Authority) -> None:
     carrier = make_carrier("native")
     with pytest.raises(CarrierError, match="48 bytes"):
