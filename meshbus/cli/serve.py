@@ -29,6 +29,15 @@ def settings_help(names: Sequence[str]) -> str:
 def serve(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Services to run.")],
     settings: Annotated[str, typer.Option("--settings", help="YAML file of settings.")] = "",
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            min=0,
+            max=256,
+            help="Processes that share the ports of the xds-gateway; 0: as its settings say.",
+        ),
+    ] = 0,
     explain: Annotated[
         bool, typer.Option("--explain", help="List the settings of these services, and stop.")
     ] = False,
@@ -37,10 +46,10 @@ def serve(
 
     Their settings come from the environment (MESHBUS_...) or from a file; `--explain` lists them.
     """
-    _run(names, settings, explain)
+    _run(names, settings, explain, workers)
 
 
-def _run(names: Sequence[str], settings: str, explain: bool) -> None:
+def _run(names: Sequence[str], settings: str, explain: bool, workers: int = 0) -> None:
     from meshbus.runtime.process import main
     from meshbus.runtime.service import UnknownServiceError
 
@@ -51,7 +60,7 @@ def _run(names: Sequence[str], settings: str, explain: bool) -> None:
             print(f"meshbus serve: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         return
-    raise SystemExit(main(names, os.environ, settings))
+    raise SystemExit(main(names, os.environ, settings, workers=workers))
 
 
 def _one(name: str) -> None:

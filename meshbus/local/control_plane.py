@@ -71,12 +71,18 @@ def service_env(
     }
     if settings.xds.plaintext:
         env["MESHBUS_XDS_GATEWAY_PLAINTEXT"] = settings.xds.plaintext
+    if settings.xds.workers > 1:
+        env["MESHBUS_XDS_GATEWAY_WORKERS"] = str(settings.xds.workers)
     return env | settings.services.environment
 
 
 def service_commands(home: Home, settings: HomeSettings, env: dict[str, str]) -> dict[str, Command]:
-    """Command by process name: one of each service, or one of all."""
-    groups = [SERVICES] if settings.services.processes == "one" else [(n,) for n in SERVICES]
+    """Command by process name: one of each service, or one of all (several workers of the gateway
+    have a process that keeps them)."""
+    groups: list[tuple[str, ...]] = [(name,) for name in SERVICES]
+    if settings.services.processes == "one":
+        alone = ["xds-gateway"] if settings.xds.workers > 1 else []
+        groups = [tuple(n for n in SERVICES if n not in alone), *((n,) for n in alone)]
     commands = {}
     for names in groups:
         name = f"service/{names[0]}" if len(names) == 1 else "services"

@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
@@ -42,6 +42,8 @@ class XdsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     plaintext: str = ""
     """`127.0.0.1:PORT` of an unauthenticated ADS, for load tests; empty: none."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    """Processes that share the gateway's ports."""
 
 
 class ServiceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -44,13 +44,18 @@ class Admin:
 
 
 def admin_app(
-    services: dict[str, Admin], registries: dict[str, CollectorRegistry], *, version: str
+    services: dict[str, Admin],
+    registries: dict[str, CollectorRegistry],
+    *,
+    version: str,
+    more_metrics: Callable[[], Awaitable[bytes]] | None = None,
 ) -> Starlette:
     """The application of the admin port.
 
     Args:
         services: By service name.
         registries: Metrics by service name; `process` holds those of the process.
+        more_metrics: Prometheus text of other processes.
     """
 
     async def livez(_: Request) -> Response:
@@ -68,6 +73,8 @@ def admin_app(
 
     async def metrics(_: Request) -> Response:
         body = b"".join(generate_latest(registry) for registry in registries.values())
+        if more_metrics is not None:
+            body += await more_metrics()
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 
     async def debug_index(_: Request) -> Response:

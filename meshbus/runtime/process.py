@@ -24,7 +24,14 @@ from meshbus.runtime.clock import SystemClock
 from meshbus.runtime.http import AddressInUseError, bind, bound_address, serve_http
 from meshbus.runtime.logs import configure_logs
 from meshbus.runtime.service import Context, Service, load_service
-from meshbus.runtime.settings import ProcessSettings, SettingsError, load_file, load_settings
+from meshbus.runtime.settings import (
+    ProcessSettings,
+    SettingsError,
+    env_name,
+    load_file,
+    load_settings,
+)
+from meshbus.runtime.ticket_keys import SupervisorGoneError, WorkerChannel, channel_of
 
 STOP_S = 5.0
 """How long a process may take to stop. Then it goes as it is: nothing needs a clean end."""
@@ -46,6 +53,8 @@ class Plan:
 
     process: ProcessSettings
     services: list[tuple[type[Service], Any]]
+    workers: int = 1
+    """Processes that the one service of this plan is to have."""
 
 
 def plan_process(names: Sequence[str], env: Mapping[str, str], settings_file: str = "") -> Plan:
@@ -62,7 +71,25 @@ def plan_process(names: Sequence[str], env: Mapping[str, str], settings_file: st
         cls = load_service(name)
         prefix = "MESHBUS_" + name.upper().replace("-", "_")
         services.append((cls, load_settings(cls.settings_type, prefix, env, sections.get(name))))
-    return Plan(process, services)
+    several = [cls.name for cls, settings in services if getattr(settings, "workers", 1) > 1]
+    if several and len(services) > 1:
+        raise SettingsError(
+            f"workers: {several[0]} can have several only in a process of its own: serve it alone"
+        )
+    return Plan(process, services, getattr(services[0][1], "workers", 1))
+
+
+def with_workers(names: Sequence[str], env: Mapping[str, str], workers: int) -> dict[str, str]:
+    """The environment in which a service has so many workers.
+
+    Raises:
+        SettingsError: Not one service, or one that cannot have several.
+        UnknownServiceError: There is no such service.
+    """
+    if len(names) != 1 or not hasattr(load_service(names[0]), "shared_ports"):
+        raise SettingsError("--workers is for one service that can have several: xds-gateway")
+    prefix = "MESHBUS_" + names[0].upper().replace("-", "_")
+    return {**env, env_name(prefix, "workers"): str(workers)}
 
 
 def read_seed(process: ProcessSettings, identity: str) -> UserKey | None:
@@ -83,7 +110,13 @@ def read_seed(process: ProcessSettings, identity: str) -> UserKey | None:
 
 
 def make_context(
-    cls: type[Service], settings: Any, process: ProcessSettings, bus: Bus, *, several: bool = False
+    cls: type[Service],
+    settings: Any,
+    process: ProcessSettings,
+    bus: Bus,
+    *,
+    several: bool = False,
+    worker: WorkerChannel | None = None,
 ) -> Context[Any]:
     """The context of one service of a process."""
     pod = process.pod or f"{cls.name}-0"
@@ -110,6 +143,7 @@ def make_context(
         log=structlog.get_logger(cls.name).bind(service=cls.name, pod=pod),
         metrics=registry,
         admin=admin,
+        worker=worker,
     )
 
 
@@ -129,8 +163,11 @@ def write_json(path: Path, value: object, mode: int = 0o600) -> None:
     aside.replace(path)
 
 
-async def run_process(plan: Plan) -> None:
+async def run_process(plan: Plan, worker: WorkerChannel | None = None) -> None:
     """Run until cancelled or until one of the services fails.
+
+    Args:
+        worker: What the supervisor tells, if this process is one of several workers.
 
     The address of the admin port is written to `<state>/admin-<service>.json`.
     """
@@ -144,7 +181,7 @@ async def run_process(plan: Plan) -> None:
     for cls, settings in plan.services:
         bus = NatsBus(process.bus_url, cls.name, read_seed(process, cls.name))
         buses.append(bus)
-        context = make_context(cls, settings, process, bus, several=several)
+        context = make_context(cls, settings, process, bus, several=several, worker=worker)
         contexts.append(context)
         services.append(cls(context))
     process_registry = CollectorRegistry()
@@ -155,6 +192,9 @@ async def run_process(plan: Plan) -> None:
         bus.start()
     try:
         async with asyncio.TaskGroup() as group:
+            if worker is not None:
+                group.create_task(worker.run())
+                await worker.ready()
             group.create_task(_serve_admin(app, admin_socket, contexts, address, process))
             for service in services:
                 group.create_task(run_service(service), name=service.name)
@@ -184,13 +224,35 @@ def _leave_now() -> None:
     os._exit(1)
 
 
-def main(names: Sequence[str], env: Mapping[str, str], settings_file: str = "") -> int:
+async def _run_plan(
+    plan: Plan, env: Mapping[str, str], settings_file: str, worker: WorkerChannel | None
+) -> None:
+    if plan.workers == 1:
+        await run_process(plan, worker)
+        return
+    # Imported here: what supervises workers is not needed by most processes.
+    from meshbus.runtime.workers import Pool, Workers
+
+    [(cls, settings)] = plan.services
+    shared = getattr(cls, "shared_ports", ())
+    ports = {name: getattr(settings, name) for name in shared if getattr(settings, name)}
+    pool = Pool(cls.name, plan.workers, plan.process, env, settings_file, ports, meshbus_version())
+    await Workers(pool).run()
+
+
+def main(
+    names: Sequence[str], env: Mapping[str, str], settings_file: str = "", *, workers: int = 0
+) -> int:
     """Run services as a process of their own: the body of `meshbus serve`.
 
+    Args:
+        workers: Processes of the one service that is named; 0: as its settings say.
     Returns:
         0 after SIGTERM or SIGINT, 1 after a fault, 2 for wrong use.
     """
     try:
+        if workers:
+            env = with_workers(names, env, workers)
         plan = plan_process(names, env, settings_file)
     except Exception as error:  # noqa: BLE001 - whatever hinders the start is told, not thrown
         print(f"meshbus serve: {error}", file=sys.stderr)
@@ -199,7 +261,7 @@ def main(names: Sequence[str], env: Mapping[str, str], settings_file: str = "") 
     os.umask(0o077)
 
     async def body() -> int:
-        task = asyncio.create_task(run_process(plan))
+        task = asyncio.create_task(_run_plan(plan, env, settings_file, channel_of(env)))
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -215,7 +277,7 @@ def main(names: Sequence[str], env: Mapping[str, str], settings_file: str = "") 
             return 0
         except BaseExceptionGroup as group:
             for cause in group.exceptions:
-                known = isinstance(cause, AddressInUseError | SettingsError)
+                known = isinstance(cause, AddressInUseError | SettingsError | SupervisorGoneError)
                 log.error("failed", error=str(cause), exc_info=None if known else cause)
             return 1
         except (AddressInUseError, SettingsError, ValueError) as error:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from meshbus.bus.interface import Bus
 from meshbus.runtime.admin import Admin
 from meshbus.runtime.clock import Clock
+from meshbus.runtime.ticket_keys import WorkerChannel
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -38,10 +39,16 @@ class Context(Generic[S]):
     """A structlog logger, bound to the service."""
     metrics: CollectorRegistry
     admin: Admin
+    worker: WorkerChannel | None = None
+    """What the supervisor tells, where this is one of several workers."""
 
 
 class Service(Protocol):
-    """One of the services. It is made without IO and runs until it is cancelled."""
+    """One of the services. It is made without IO and runs until it is cancelled.
+
+    One that can have several workers behind one port says `shared_ports`, the settings that are
+    addresses which they share, and has the settings `workers` and `reuse_port`.
+    """
 
     name: ClassVar[str]
     settings_type: ClassVar[type[msgspec.Struct]]

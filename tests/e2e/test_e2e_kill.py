@@ -1,11 +1,13 @@
 """kill -9 of any one process while traffic flows: nothing fails, it comes back, nothing is lost."""
 
+import json
 import os
 import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from standalone import all_ready, gateway_port, mesh, pid_of, remaining, rows, status_of, until
 
@@ -22,7 +24,10 @@ SERVICES = ("config", "discovery", "ca", "xds-gateway", "policy", "telemetry")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    with mesh(tmp_path_factory.mktemp("kill")) as running:
+    folder = tmp_path_factory.mktemp("kill")
+    (folder / "h").mkdir(mode=0o700)
+    (folder / "h" / "settings.yaml").write_text("xds: {workers: 2}\n")
+    with mesh(folder) as running:
         yield running
 
 
@@ -69,6 +74,31 @@ def test_traffic_survives_the_death_of(home: Home, victim: str) -> None:
     for name, held in others.items():
         if name != victim:
             assert pid_of(home, name) == held, f"{name} was restarted for nothing"
+
+
+def workers(home: Home) -> list[int]:
+    """Pids of the gateway's workers that are ready."""
+    about = json.loads((home.services / "admin-xds-gateway.json").read_text())
+    page = httpx.get(f"http://{about['address']}/debug/xds-gateway/workers").json()
+    return [worker["pid"] for worker in page["workers"] if worker["ready"]]
+
+
+def test_traffic_survives_the_death_of_a_worker(home: Home) -> None:
+    change_route(home, "reviews-v1")
+    with Traffic("127.0.0.1", gateway_port(home), per_second=25) as traffic:
+        until(lambda: sum(traffic.versions.values()) > 10, "traffic flows")
+        gateway = pid_of(home, "service/xds-gateway")
+        until(lambda: len(workers(home)) == 2, "both workers are ready")
+        for victim in workers(home):
+            os.kill(victim, signal.SIGKILL)
+            until(
+                lambda victim=victim: len(workers(home)) == 2 and victim not in workers(home),
+                "the worker is back",
+            )
+            change_route(home, "reviews-v3")
+            change_route(home, "reviews-v1")
+        assert traffic.problems == []
+        assert pid_of(home, "service/xds-gateway") == gateway
 
 
 def test_a_dead_application_leaves_the_endpoints_and_comes_back(home: Home) -> None:

@@ -1,9 +1,9 @@
 """What the gateway counts."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from meshbus.compile.engine import Engine
@@ -59,6 +59,28 @@ class GatewayMetrics:
     def compiled_by(self, engine: Engine) -> None:
         """Expose what an engine counts."""
         self._registry.register(_EngineCounters(engine))
+
+    def carried_by(self, listener: str, counters: Callable[[], Mapping[str, int]]) -> None:
+        """Expose what the carrier of a listener counts."""
+        self._registry.register(_CarrierCounters(listener, counters))
+
+
+class _CarrierCounters(Collector):
+    """Read from a carrier when they are scraped."""
+
+    def __init__(self, listener: str, counters: Callable[[], Mapping[str, int]]) -> None:
+        self._listener = listener
+        self._counters = counters
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            f"meshbus_xds_carrier_{self._listener}",
+            f"What the carrier of the {self._listener} listener counts.",
+            labels=["counter"],
+        )
+        for name, count in sorted(self._counters().items()):
+            family.add_metric([name], count)
+        yield family
 
 
 class _EngineCounters(Collector):

@@ -55,6 +55,9 @@ class XdsGatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         str,
         _about("file of keys of TLS tickets that replicas share; see docs/adr/0011-transport.md"),
     ] = ""
+    workers: Annotated[
+        int, _about("processes that share the ports, one core's work each", ge=1, le=256)
+    ] = 1
     reuse_port: Annotated[bool, _about("other processes listen on the same port too")] = False
 
 
@@ -63,6 +66,7 @@ class XdsGatewayService:
 
     name: ClassVar[str] = "xds-gateway"
     settings_type: ClassVar[type[msgspec.Struct]] = XdsGatewaySettings
+    shared_ports: ClassVar[tuple[str, ...]] = ("listen", "plaintext")
 
     def __init__(self, context: Context[XdsGatewaySettings]) -> None:
         self._context = context
@@ -134,9 +138,11 @@ class XdsGatewayService:
                 servers.append(server)
                 tls = Tls(
                     Certificate(*identity.key_and_chain_pem),
-                    ticket_keys=read_ticket_keys(settings.ticket_keys),
+                    ticket_keys=self._ticket_keys(),
                 )
                 self.port = await self._start(server, settings.listen, tls, "LISTEN")
+                if context.worker is not None and not settings.ticket_keys:
+                    context.worker.on_ticket_keys(server.rotate_tickets)
                 identity.on_renewal(lambda *pair: server.renew(Certificate(*pair)))
                 context.log.info("listening", host=host, port=self.port)
                 await self._advertise(tasks, host, self.port)
@@ -164,6 +170,12 @@ class XdsGatewayService:
                 f"MESHBUS_XDS_GATEWAY_{setting}: {listen} cannot be listened on; is the port in "
                 f"use? ({error})"
             ) from error
+
+    def _ticket_keys(self) -> tuple[bytes, ...]:
+        """Those of the file; else those that the workers of this machine share."""
+        keys = read_ticket_keys(self._context.settings.ticket_keys)
+        worker = self._context.worker
+        return keys if keys or worker is None else worker.ticket_keys
 
     def _identity(self, host: str) -> ServingIdentity:
         context = self._context

@@ -160,7 +160,9 @@ class XdsServer:
             max_message_bytes=MAX_REQUEST_BYTES,
             reuse_port=reuse_port,
         )
-        return await self._carrier.start(listen, self._handle, tls, limits)
+        port = await self._carrier.start(listen, self._handle, tls, limits)
+        self._metrics.carried_by("tls" if tls else "plaintext", self._carrier.counters)
+        return port
 
     def renew(self, certificate: Certificate) -> None:
         """Use a newer certificate from now on.
@@ -169,6 +171,14 @@ class XdsServer:
             CarrierError: It cannot be used.
         """
         self._carrier.renew(certificate)
+
+    def rotate_tickets(self, keys: tuple[bytes, ...]) -> None:
+        """Use other keys of TLS tickets from now on.
+
+        Raises:
+            CarrierError: They cannot be used.
+        """
+        self._carrier.rotate_tickets(keys)
 
     async def stop(self) -> None:
         """End every stream; proxies keep what they have and look for another replica."""
