@@ -1,14 +1,17 @@
-"""What an object names and is not there: hosts, subsets, gateways, secrets, handlers, quotas.
+"""What an object names and is not there: hosts, subsets, gateways, secrets, handlers, quotas,
+keys.
 
 Such an object is valid, and carried out as far as it goes; what names something missing has no
 effect until that comes. Code and level are those of Istio's analysis message IST0101.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
+from meshbus.model.key_sources import key_set_key, source_of, token_rules
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject
+from meshbus.model.rows import ConfigObject, KeySet
 from meshbus.model.world import Entry, Query
 
 CODE = "IST0101"
@@ -176,6 +179,29 @@ def _mixer_object(names: _Names, path: str, name: object, plural: str) -> Iterat
             yield Missing(path, f"there is no {plural.removesuffix('s')} {name!r}")
 
 
+def _key_sets(names: _Names, spec: Mapping[str, Any]) -> Iterator[Missing]:
+    """Keys that have not come, and those that are old because fetching fails."""
+    for path, rule in token_rules(spec):
+        source = source_of(rule)
+        if not source:
+            continue
+        row = names.rows.get(key_set_key(names.cluster, source))
+        field = f"spec.{path}.{'jwksUri' if rule.get('jwksUri') else 'issuer'}"
+        if not isinstance(row, KeySet) or not row.jwks:
+            why = f": {row.error}" if isinstance(row, KeySet) and row.error else ""
+            yield Missing(field, f"no keys have come from {source}{why}")
+        elif row.error:
+            yield Missing(
+                field,
+                f"keys are those of {_moment(row.fetched)}; since {_moment(row.failing_since)} "
+                f"fetching them fails: {row.error}",
+            )
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _indexed(path: str, value: Any) -> Iterable[tuple[str, dict[str, Any]]]:
     if isinstance(value, list):
         for index, item in enumerate(value):
@@ -197,4 +223,7 @@ _FINDERS = {
     "gateways": _gateway,
     "quotaspecbindings": _quota_spec_binding,
     "rules": _rule,
+    "requestauthentications": _key_sets,
+    "policies": _key_sets,
+    "meshpolicies": _key_sets,
 }

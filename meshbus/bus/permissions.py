@@ -17,7 +17,7 @@ _ROWS: dict[str, tuple[str, ...]] = {
     "discovery": ("m.*.reg.>",),
     "ca": ("m.*.sec.>",),
     "xds-gateway": ("m.*.mesh.addresses.-.xds-gateway",),
-    "policy": ("m.*.mesh.addresses.-.policy",),
+    "policy": ("m.*.mesh.addresses.-.policy", "m.*.jwks.keys.>"),
     "telemetry": ("m.*.mesh.addresses.-.telemetry",),
 }
 _READS: dict[str, tuple[str, ...]] = {

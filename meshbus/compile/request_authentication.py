@@ -8,13 +8,13 @@ Source: https://istio.io/latest/docs/reference/config/security/request_authentic
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import msgspec
 from envoy.config.core.v3 import extension_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 
 from meshbus.compile.authorization_matchers import JWT_METADATA, JWT_PAYLOAD
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part
+from meshbus.compile.key_sets import keys_of
 from meshbus.compile.resources import ECDS, TYPE_PREFIX, encode
 from meshbus.compile.settings import mesh
 from meshbus.compile.targets import Labels, Target, target_of
@@ -33,7 +33,6 @@ _NOBODY = (
 )
 """A key that nobody has: Envoy refuses an empty set, and tokens whose keys are not known must not
 pass. Its x is SHA-256 of `meshbus: a key that nobody has/0`, its y the smaller root."""
-_KEY_FIELDS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x"), "oct": ("k",)}
 _SPACE_DELIMITED = ("scope", "permission")
 """Claims that are lists in practice although they are written as one text."""
 
@@ -79,16 +78,11 @@ def token_filter(reader: Reader, keys: tuple[Key, ...]) -> Part:
         row = reader.get(key)
         for index, rule in enumerate(entries(row.spec.get("jwtRules")) if row is not None else ()):
             name = f"{row.namespace}/{row.name}/{index}"
-            keys_text = key_set(str(rule.get("jwks") or ""))
+            keys_text, fault = keys_of(reader, rule)
             out.providers[name].CopyFrom(_provider(rule, keys_text or _NOBODY))
-            if not keys_text:
-                field, why = (
-                    ("jwks", "has no key that can be used")
-                    if rule.get("jwks")
-                    else ("jwksUri", "keys are not fetched by this release; give them in `jwks`")
-                )
-                message = f"{why}: every token of the issuer is refused"
-                findings.append(Finding(key, f"spec.jwtRules[{index}].{field}", message))
+            if fault is not None:
+                message = f"{fault.message}: every token of the issuer is refused"
+                findings.append(Finding(key, f"spec.jwtRules[{index}].{fault.path}", message))
             requirement = jwt_pb2.JwtRequirement()
             either = requirement.requires_any.requirements
             either.add(provider_name=name)
@@ -103,25 +97,6 @@ def token_filter(reader: Reader, keys: tuple[Key, ...]) -> Part:
             everywhere.requires.requires_all.requirements.extend(requirements)
     extension = extension_pb2.TypedExtensionConfig(name=TOKENS, typed_config=any_of(out))
     return Part((encode(reader, ECDS, TOKENS, extension, keys),), tuple(findings))
-
-
-def key_set(text: str) -> str:
-    """The usable keys of a JSON Web Key Set, or of a single key, as a set; empty: there is none.
-
-    Source: RFC 7517; Envoy refuses a set without a usable key.
-    """
-    try:
-        parsed = msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        return ""
-    keys = parsed.get("keys", [parsed]) if isinstance(parsed, dict) else None
-    usable = [k for k in keys if _usable(k)] if isinstance(keys, list) else []
-    return msgspec.json.encode({"keys": usable}).decode() if usable else ""
-
-
-def _usable(key: Any) -> bool:
-    fields = _KEY_FIELDS.get(str(key.get("kty"))) if isinstance(key, dict) else None
-    return fields is not None and all(isinstance(key.get(f), str) and key[f] for f in fields)
 
 
 def _provider(rule: Mapping[str, Any], keys: str) -> jwt_pb2.JwtProvider:

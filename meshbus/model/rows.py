@@ -14,6 +14,7 @@ Every row is a frozen struct encoded as a msgpack array: append fields with defa
 | `sec.trust` | ca | roots and token keys of one trust domain |
 | `mesh.config` | config | the mesh config in force |
 | `mesh.addresses` | each service, its own | where proxies reach a service of the control plane |
+| `jwks.keys` | policy | keys of an issuer of tokens, as last fetched |
 """
 
 from typing import Any
@@ -246,6 +247,21 @@ class ServiceAddress(msgspec.Struct, array_like=True, frozen=True):
     port: int
 
 
+class KeySet(msgspec.Struct, array_like=True, frozen=True):
+    """Public keys that tokens are checked with, as fetched. Key: ("", hash of the source); see
+    `meshbus.model.key_sources`."""
+
+    source: str
+    """The URL of the keys, or of the OpenID configuration that names it."""
+    jwks: str = ""
+    """The last good JSON Web Key Set, its public parts alone; empty: there never was one."""
+    fetched: float = 0.0
+    """When that was, epoch seconds."""
+    error: str = ""
+    """Why the last attempt failed; empty: it did not."""
+    failing_since: float = 0.0
+
+
 Row = (
     ConfigObject
     | ObjectStatus
@@ -256,6 +272,7 @@ Row = (
     | Trust
     | MeshConfigRow
     | ServiceAddress
+    | KeySet
 )
 
 TABLES: dict[str, type[Row]] = {
@@ -266,6 +283,7 @@ TABLES: dict[str, type[Row]] = {
     "sec.trust": Trust,
     "mesh.config": MeshConfigRow,
     "mesh.addresses": ServiceAddress,
+    "jwks.keys": KeySet,
 }
 """Tables whose struct their plane does not give: `cfg.*` hold ConfigObject, `st.*` ObjectStatus."""
 

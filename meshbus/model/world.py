@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject, EndpointShard, Row, Service, WorkloadInstance
+from meshbus.model.rows import ConfigObject, EndpointShard, KeySet, Row, Service, WorkloadInstance
 
 
 class Query(NamedTuple):
@@ -74,6 +74,11 @@ def _hosts_of(key: Key, row: Row) -> Iterable[Hashable]:
     return (host,) if isinstance(host, str) else ()
 
 
+def _by_source(key: Key, row: Row) -> Iterable[Hashable]:
+    assert isinstance(row, KeySet)
+    return (row.source,)
+
+
 def _by_ranking(key: Key, row: Row) -> Iterable[Hashable]:
     """True for rules and services that rank endpoints by where the caller is."""
     if isinstance(row, Service):
@@ -100,6 +105,7 @@ INDEXES: dict[str, dict[str, Callable[[Key, Row], Iterable[Hashable]]]] = {
     "reg.endpoints": {"host": _by_host, "service": _by_service},
     "reg.workloads": {"account": _by_account, "address": _by_address},
     "src.instances": {"label": _by_label, "address": _by_address},
+    "jwks.keys": {"source": _by_source},
     "cfg.endpointslices": {"service": _by_service_name},
     "cfg.virtualservices": {"host": _hosts_of},
     "cfg.destinationrules": {"host": _hosts_of, "ranking": _by_ranking},

@@ -94,6 +94,16 @@ class ProxyServer:
         self._moved = asyncio.Event()
         self.port = 0
         """What was bound; 0 before."""
+        self.writer = ModelWriter(
+            context.bus,
+            cluster=context.cluster,
+            service=context.name,
+            pod=context.pod,
+            now=context.clock.now,
+            monotonic=context.clock.monotonic,
+        )
+        """Of the service's rows; runs while this does."""
+        self._synced = asyncio.Event()
         mirror.subscribe(lambda _world, _touched: self._moved.set())
 
     def not_ready(self) -> str | None:
@@ -104,6 +114,10 @@ class ProxyServer:
             return "its address is not in the model yet"
         return None
 
+    async def wait_synced(self) -> None:
+        """Until the mirror has a whole world."""
+        await self._synced.wait()
+
     async def run(self) -> None:
         """Until cancelled."""
         context = self._context
@@ -112,26 +126,19 @@ class ProxyServer:
             f"spiffe://{context.trust_domain}/ns/{context.root_namespace}/sa/meshbus-{context.name}",
             [f"{context.name}.{context.root_namespace}.svc"],
         )
-        writer = ModelWriter(
-            context.bus,
-            cluster=context.cluster,
-            service=context.name,
-            pod=context.pod,
-            now=context.clock.now,
-            monotonic=context.clock.monotonic,
-        )
         follower = self._mirror.follow(context.bus, self._subjects, name=context.pod)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.run())
             tasks.create_task(identity.run())
-            tasks.create_task(writer.run())
+            tasks.create_task(self.writer.run())
             await follower.wait_synced()
+            self._synced.set()
             await identity.ready()
             server = self._made(identity)
             await server.start()
             context.log.info("listening", address=f"{self._listen[0]}:{self.port}")
             try:
-                await self._keep_address(writer)
+                await self._keep_address(self.writer)
             finally:
                 await server.stop(STOP_S)
 

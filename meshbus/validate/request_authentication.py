@@ -12,6 +12,8 @@ from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_targets
 
+_URL = ("https://", "http://")
+
 
 def check(spec: RequestAuthentication, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
@@ -20,6 +22,11 @@ def check(spec: RequestAuthentication, name: ObjectName, out: Findings) -> None:
         path = f"spec.jwtRules[{index}]"
         if isinstance(rule.jwks, str) and rule.jwks and not is_key_set(rule.jwks):
             out.error(f"{path}.jwks", "is not a JSON Web Key Set")
+        if not rule.jwks and not rule.jwks_uri and not rule.issuer.startswith(_URL):
+            message = "no URL that keys can be asked for at: give `jwks` or `jwksUri`"
+            out.warn(f"{path}.issuer", message)
+        if isinstance(rule.jwks_uri, str) and rule.jwks_uri.startswith("http://"):
+            out.warn(f"{path}.jwksUri", "keys that come in plain text can be changed on the way")
         if not isinstance(rule.timeout, UnsetType) and (problem := duration_problem(rule.timeout)):
             out.error(f"{path}.timeout", problem)
 

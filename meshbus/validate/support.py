@@ -65,7 +65,6 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "Gateway": ("spec.servers[].defaultEndpoint",),
     "Sidecar": ("spec.outboundTrafficPolicy.tls",),
-    "RequestAuthentication": ("spec.jwtRules[].jwksUri",),
     "handler": ("spec.adapter", "spec.connection", "spec.params.providerUrl"),
     "instance": ("spec.template", "spec.attributeBindings"),
     "rule": (
@@ -121,7 +120,6 @@ _MESH = frozenset(
 )
 _REASONS = {
     "spec.servers[].defaultEndpoint": "is not carried out by Istio either",
-    "spec.jwtRules[].jwksUri": "needs a service that fetches keys: give them in `jwks`",
 }
 _NO_INTERVAL = "is not known to Envoy, whose budget counts the requests of the moment"
 _NEEDS_LOCAL_CLUSTER = "needs a cluster of the proxy's own service in its bootstrap"
@@ -191,10 +189,6 @@ def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]
         for path, bind in _at(document, "spec.egress[].bind"):
             if isinstance(bind, str) and bind.startswith("unix:"):
                 yield Violation(path, CODE, f"a Unix socket {_NOT_YET}")
-    elif info.kind == "RequestAuthentication":
-        for path, rule in _at(document, "spec.jwtRules[]"):
-            if isinstance(rule, Mapping) and not rule.get("jwks") and not rule.get("jwksUri"):
-                yield Violation(f"{path}.jwks", CODE, f"finding keys by the issuer {_NOT_YET}")
     elif info.kind == "handler":
         yield from _named(document, "spec.compiledAdapter", _ADAPTERS)
     elif info.kind == "instance":

@@ -1,7 +1,9 @@
-"""The policy service: answers Envoy's rate limit and authorization questions from rows."""
+"""The policy service: answers Envoy's rate limit and authorization questions from rows, and
+fetches the keys that tokens are checked with."""
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -11,10 +13,14 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from meshbus.bus.mirror import WorldMirror
 from meshbus.mixer.quota_objects import TABLES
+from meshbus.model.key_sources import TOUCHING
 from meshbus.model.world import Query, World
 from meshbus.runtime.proxy_server import ProxyServer
 from meshbus.runtime.service import Context
+from meshbus.runtime.settings import SettingsError
 from meshbus_policy.authorization import AuthorizationServer
+from meshbus_policy.fetch import Fetcher, networks
+from meshbus_policy.key_sets import KeySets
 from meshbus_policy.rate_limits import RateLimitServer
 from meshbus_policy.rules import Rules, concerned, load_rules
 
@@ -33,6 +39,30 @@ class PolicySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cells: Annotated[
         int, msgspec.Meta(description="cells that quotas are counted in, at most", ge=1)
     ] = 100_000
+    jwks_refresh_s: Annotated[
+        float, msgspec.Meta(description="time between fetches of the same keys", ge=1)
+    ] = 1200.0
+    jwks_allow: Annotated[
+        str,
+        msgspec.Meta(
+            description="networks whose loopback or link-local addresses may be asked for keys, "
+            "comma between"
+        ),
+    ] = ""
+    jwks_roots: Annotated[
+        str, msgspec.Meta(description="PEM file of further authorities for fetching keys")
+    ] = ""
+
+
+def _fetcher(settings: PolicySettings) -> Fetcher:
+    try:
+        allowed = networks(settings.jwks_allow)
+    except ValueError as error:
+        raise SettingsError(f"MESHBUS_POLICY_JWKS_ALLOW: {error}") from error
+    try:
+        return Fetcher(allowed, Path(settings.jwks_roots) if settings.jwks_roots else None)
+    except OSError as error:  # ssl.SSLError too
+        raise SettingsError(f"MESHBUS_POLICY_JWKS_ROOTS: {error}") from error
 
 
 class PolicyService:
@@ -72,12 +102,19 @@ class PolicyService:
         self._server = ProxyServer(
             context,
             self._mirror,
-            reads=(*(f"cfg.{plural}" for plural in TABLES), "reg.workloads"),
+            reads=(*(f"cfg.{plural}" for plural in TABLES), *sorted(TOUCHING), "reg.workloads"),
             listen=context.settings.listen,
             advertise=context.settings.advertise,
             register=self._register,
         )
         self._mirror.subscribe(self._moved)
+        self._keys = KeySets(
+            context,
+            self._mirror,
+            self._server.writer,
+            _fetcher(context.settings),
+            context.settings.jwks_refresh_s,
+        )
 
     # -------------------------------------------------------------- what the servers need
 
@@ -120,8 +157,11 @@ class PolicyService:
         admin = self._context.admin
         admin.add_ready("proxies", self._server.not_ready)
         admin.add_debug("rules", self._describe)
+        admin.add_debug("keys", self._keys.describe)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._server.run())
+            await self._server.wait_synced()
+            tasks.create_task(self._keys.run())
 
     def _register(self, server: Any) -> None:
         rls_pb2_grpc.add_RateLimitServiceServicer_to_server(self._limits, server)

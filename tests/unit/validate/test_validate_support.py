@@ -87,7 +87,7 @@ def istio(
                 {"jwtRules": [{"issuer": "a", "jwksUri": "https://a/jwks"}, {"issuer": "b"}]},
                 "security.istio.io/v1",
             ),
-            ["spec.jwtRules[0].jwksUri", "spec.jwtRules[1].jwks"],
+            [],
         ),
         (istio("EnvoyFilter", {"configPatches": []}, "networking.istio.io/v1alpha3"), []),
         (istio("WorkloadGroup", {"template": {"serviceAccount": "a"}}), ["kind"]),

@@ -1,0 +1,62 @@
+"""Where keys of tokens are, as rules of RequestAuthentication and of Istio 1.4's policies say it.
+
+Source: OpenID Connect Discovery 1.0 §4.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from meshbus.model.keys import Key
+from meshbus.model.world import World
+
+DISCOVERY = "/.well-known/openid-configuration"
+TOUCHING = frozenset(
+    {"cfg.requestauthentications", "cfg.policies", "cfg.meshpolicies", "jwks.keys"}
+)
+"""Tables that say which keys are needed, and that of the keys."""
+
+
+def key_set_key(cluster: str, source: str) -> Key:
+    """The row with the keys of a source, a `KeySet`."""
+    name = hashlib.blake2b(source.encode(), digest_size=16).hexdigest()
+    return Key(cluster, "jwks", "keys", "", name)
+
+
+def source_of(rule: Mapping[str, Any]) -> str:
+    """The URL that the keys of a rule are fetched from; empty: they are written in it, or nobody
+    can know where they are. A rule without either asks the issuer."""
+    if rule.get("jwks"):
+        return ""
+    if rule.get("jwksUri"):
+        return str(rule["jwksUri"])
+    issuer = str(rule.get("issuer") or "")
+    if not issuer.startswith(("https://", "http://")):
+        return ""
+    return issuer.rstrip("/") + DISCOVERY
+
+
+def token_rules(spec: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Rules about tokens of any kind of policy, each with its path below `spec`."""
+    yield from _records("jwtRules", spec.get("jwtRules"))
+    for field in ("peers", "origins"):
+        for path, method in _records(field, spec.get(field)):
+            if isinstance(method.get("jwt"), Mapping):
+                yield f"{path}.jwt", method["jwt"]
+
+
+def _records(path: str, value: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(item, Mapping):
+            yield f"{path}[{index}]", item
+
+
+def needed_sources(world: World) -> dict[str, frozenset[str]]:
+    """Every URL that rules of this world name, with the issuers whose tokens it is for."""
+    found: dict[str, set[str]] = {}
+    for table in sorted(TOUCHING - {"jwks.keys"}):
+        for entry in world.all(table):
+            for _, rule in token_rules(entry.row.spec):
+                if source := source_of(rule):
+                    found.setdefault(source, set()).add(str(rule.get("issuer") or ""))
+    return {source: frozenset(issuers) for source, issuers in found.items()}
