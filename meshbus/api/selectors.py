@@ -1,6 +1,7 @@
 """What policies use to say whom they concern (`istio.type.v1beta1`)."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -42,3 +43,28 @@ class PolicyTargetReference(Shape, frozen=True, kw_only=True):
 
 
 TargetRefs = Annotated[list[PolicyTargetReference], Meta(max_length=16)]
+
+
+def matches_selector(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Whether a LabelSelector of Kubernetes chooses these labels; an empty one chooses all.
+
+    Source: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/label-selector/
+    """
+    wanted = selector.get("matchLabels") or {}
+    if any(labels.get(name) != value for name, value in wanted.items()):
+        return False
+    return all(_meets(rule, labels) for rule in selector.get("matchExpressions") or ())
+
+
+def _meets(rule: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    key, values = str(rule.get("key")), rule.get("values") or ()
+    match rule.get("operator"):
+        case "In":
+            return key in labels and labels[key] in values
+        case "NotIn":
+            return key not in labels or labels[key] not in values
+        case "Exists":
+            return key in labels
+        case "DoesNotExist":
+            return key not in labels
+    return False

@@ -76,23 +76,6 @@ PERMISSIONS = (
         ("list", "watch"),
         "labels of namespaces: network, discoverySelectors",
     ),
-    Rule(
-        "discovery",
-        ROOT,
-        ("coordination.k8s.io",),
-        ("leases",),
-        ("get", "update"),
-        "which replica writes",
-        ("meshbus-discovery{revision}",),
-    ),
-    Rule(
-        "discovery",
-        ROOT,
-        ("coordination.k8s.io",),
-        ("leases",),
-        ("create",),
-        "which replica writes: RBAC cannot limit the creation of an object by name",
-    ),
     # ---------------------------------------------------------------- config
     Rule(
         "config",

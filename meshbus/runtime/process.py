@@ -22,6 +22,7 @@ from meshbus.bus.nkeys import UserKey
 from meshbus.runtime.admin import Admin, admin_app
 from meshbus.runtime.clock import SystemClock
 from meshbus.runtime.http import AddressInUseError, bind, bound_address, serve_http
+from meshbus.runtime.kubernetes import Kubernetes, connect_kubernetes
 from meshbus.runtime.logs import configure_logs
 from meshbus.runtime.service import Context, Service, load_service
 from meshbus.runtime.settings import (
@@ -117,6 +118,7 @@ def make_context(
     *,
     several: bool = False,
     worker: WorkerChannel | None = None,
+    kubernetes: Kubernetes | None = None,
 ) -> Context[Any]:
     """The context of one service of a process."""
     pod = process.pod or f"{cls.name}-0"
@@ -144,6 +146,7 @@ def make_context(
         metrics=registry,
         admin=admin,
         worker=worker,
+        kubernetes=kubernetes,
     )
 
 
@@ -172,6 +175,7 @@ async def run_process(plan: Plan, worker: WorkerChannel | None = None) -> None:
     The address of the admin port is written to `<state>/admin-<service>.json`.
     """
     process = plan.process
+    kubernetes = await connect_kubernetes(process)
     admin_socket = bind(process.admin, "MESHBUS_ADMIN")
     address = bound_address(admin_socket)
     buses: list[NatsBus] = []
@@ -181,7 +185,9 @@ async def run_process(plan: Plan, worker: WorkerChannel | None = None) -> None:
     for cls, settings in plan.services:
         bus = NatsBus(process.bus_url, cls.name, read_seed(process, cls.name))
         buses.append(bus)
-        context = make_context(cls, settings, process, bus, several=several, worker=worker)
+        context = make_context(
+            cls, settings, process, bus, several=several, worker=worker, kubernetes=kubernetes
+        )
         contexts.append(context)
         services.append(cls(context))
     process_registry = CollectorRegistry()
@@ -201,6 +207,8 @@ async def run_process(plan: Plan, worker: WorkerChannel | None = None) -> None:
     finally:
         for bus in buses:
             await bus.close()
+        if kubernetes is not None:
+            await kubernetes.client.close()
 
 
 async def _serve_admin(

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from meshbus.bus.interface import Bus
 from meshbus.runtime.admin import Admin
 from meshbus.runtime.clock import Clock
+from meshbus.runtime.kubernetes import Kubernetes
 from meshbus.runtime.ticket_keys import WorkerChannel
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -41,6 +42,8 @@ class Context(Generic[S]):
     admin: Admin
     worker: WorkerChannel | None = None
     """What the supervisor tells, where this is one of several workers."""
+    kubernetes: Kubernetes | None = None
+    """The cluster that it runs for; None without Kubernetes."""
 
 
 class Service(Protocol):

@@ -37,6 +37,18 @@ class ProcessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     root_namespace: Annotated[str, _about("namespace of mesh-wide objects")] = "istio-system"
     trust_domain: Annotated[str, _about("trust domain of all identities")] = "cluster.local"
+    kubernetes: Annotated[
+        str, _about("`in-cluster`, or the path of a kubeconfig; empty: without Kubernetes")
+    ] = ""
+    kubernetes_account: Annotated[
+        str, _about("folder of the pod's token and CA, if not where the kubelet puts it")
+    ] = ""
+    revision: Annotated[
+        str, _about("revision of the control plane: objects labelled for another are not ours")
+    ] = "default"
+    namespaces: Annotated[
+        str, _about("namespaces of Kubernetes that it is limited to, comma between; empty: all")
+    ] = ""
     log_level: Annotated[str, _about("debug, info, warning or error")] = "info"
     log_format: Annotated[str, _about("json or text")] = "text"
 

@@ -67,8 +67,8 @@ class Registry:
         """Source rows that were written; None: deleted. Other tables are ignored."""
         puts: list[Put] = []
         touched: list[Key] = []
-        for key, row in writes:
-            if key.table not in SOURCES:
+        for key, row in dict(writes).items():
+            if key.table not in SOURCES or self._world.get(key) == row:
                 continue
             self._sequence += 1
             puts.append(Put(key, self._sequence, 0.0, row))
@@ -77,8 +77,7 @@ class Registry:
         again: dict[Key, None] = {}
         for key in touched:
             again.update(dict.fromkeys(self._concerned(key)))
-        for key in again:
-            self._take(key)
+        self._take_all(again)
 
     def report(
         self, instances: Iterable[WorkloadInstance], gone: Iterable[tuple[str, str, str]] = ()
@@ -94,8 +93,10 @@ class Registry:
             held = self._reported.get((namespace, workload), {})
             if held.pop(name, None) is not None:
                 touched.add((namespace, workload))
-        for namespace, workload in touched:
-            self._take(Key(self._cluster, "cfg", "workloads", namespace, workload))
+        self._take_all(
+            Key(self._cluster, "cfg", "workloads", namespace, workload)
+            for namespace, workload in touched
+        )
 
     def workload_spec(self, namespace: str, name: str) -> Mapping[str, Any]:
         """The spec of a Workload object; empty when there is none."""
@@ -150,8 +151,18 @@ class Registry:
             return concerned
         return [key]
 
-    def _take(self, key: Key) -> None:
-        """Bring what is derived one to one from an object up to date."""
+    def _take_all(self, keys: Iterable[Key]) -> None:
+        """One step of the world for all instances: each step copies what it touches."""
+        puts: dict[Key, Put] = {}
+        for key in keys:
+            for put in self._take(key):
+                puts[put.key] = put
+        if puts:
+            self._step(list(puts.values()))
+
+    def _take(self, key: Key) -> list[Put]:
+        """Bring what is derived one to one from an object up to date; what that does to the
+        instances."""
         table = key.table
         row: Any = self._world.get(key)
         if table == "cfg.services":
@@ -170,14 +181,15 @@ class Registry:
             labels = None if row is None else (dict(row.labels), dict(row.annotations))
             self._set(derived, None if labels is None else Namespace(key.name, *labels))
         elif table in {"cfg.pods", "cfg.workloadentries", "cfg.workloads"}:
-            self._take_instances(key, row)
+            return self._take_instances(key, row)
+        return []
 
-    def _take_instances(self, source: Key, row: Any) -> None:
+    def _take_instances(self, source: Key, row: Any) -> list[Put]:
         try:
             instances = self._instances_of(source, row)
         except Exception as error:  # noqa: BLE001 - one bad object must not take the others along
             self.problems[str(source)] = f"{type(error).__name__}: {error}"
-            return
+            return []
         self.problems.pop(str(source), None)
         fresh = {
             Key(self._cluster, "src", "instances", i.namespace, f"{i.origin}.{i.name}"): i
@@ -197,8 +209,7 @@ class Registry:
                 self._cluster, "reg", "workloads", key.namespace, key.name.split(".", 1)[1]
             )
             self._set(derived, instance)
-        if puts:
-            self._step(puts)
+        return puts
 
     def _instances_of(self, key: Key, row: Any) -> list[WorkloadInstance]:
         if key.table == "cfg.workloads":

@@ -128,8 +128,10 @@ def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Row
     if external_name:
         return tuple(rows)
     slices = reader.entries(Query("cfg.endpointslices", "service", (namespace, name)))
+    families = spec.get("ipFamilies") or []
+    first = str(families[0]) if len(families) > 1 else ""
     for entry in slices:
-        shard = _shard_of_slice(reader, cluster, row, entry)
+        shard = _shard_of_slice(reader, cluster, row, entry, first)
         rows.append((Key(cluster, "reg", "endpoints", namespace, host, entry.key.name), shard))
     if selector:
         targets = {
@@ -234,8 +236,14 @@ def _endpoint(
     )
 
 
-def _shard_of_slice(reader: Reader, cluster: str, service: Service, entry: Entry) -> EndpointShard:
-    """The endpoints of one EndpointSlice, with what the pods behind them say."""
+def _shard_of_slice(
+    reader: Reader, cluster: str, service: Service, entry: Entry, first_family: str
+) -> EndpointShard:
+    """The endpoints of one EndpointSlice, with what the pods behind them say.
+
+    A dual-stack service has slices of each family: a pod that is in one of `first_family` stands
+    there, with all its addresses, and not in the others.
+    """
     spec = entry.row.spec
     ports = {
         str(p.get("name") or ""): integer(p.get("port"))
@@ -248,6 +256,11 @@ def _shard_of_slice(reader: Reader, cluster: str, service: Service, entry: Entry
         if not addresses:
             continue
         instance = _instance_at(reader, addresses[0], item.get("targetRef"))
+        if first_family and instance is not None:
+            own = [a for a in instance.addresses if (":" in a) == (first_family == "IPv6")]
+            if own and addresses[0] not in own:
+                continue
+            addresses += [a for a in instance.addresses if a not in addresses]
         conditions = item.get("conditions") or {}
         serving = conditions.get("serving")
         terminating = bool(conditions.get("terminating", False))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -22,6 +23,7 @@ from meshbus.model.world import Query, World
 from meshbus.runtime.events import publish_event
 from meshbus.runtime.service import Context
 from meshbus_discovery.files import FilesAdapter
+from meshbus_discovery.kubernetes import PLATFORM_TABLES, KubernetesAdapter
 from meshbus_discovery.reports import ReportBoard
 
 TABLES = ("reg.services", "reg.endpoints", "reg.workloads", "reg.namespaces")
@@ -35,6 +37,28 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     files: Annotated[
         str, msgspec.Meta(description="directory of manifests that is watched; empty: none")
     ] = ""
+
+
+def kubernetes_adapter(
+    context: Context[DiscoverySettings], changed: Callable[[], None]
+) -> KubernetesAdapter | None:
+    """The adapter of the cluster that this process runs for."""
+    if context.kubernetes is None:
+        return None
+    return KubernetesAdapter(
+        context.kubernetes.client,
+        context.cluster,
+        changed,
+        context.metrics,
+        context.kubernetes.namespaces,
+    )
+
+
+def _discovery_selectors(world: World) -> list[dict[str, Any]]:
+    """`discoverySelectors` of the mesh config in force."""
+    rows = [entry.row for entry in world.all("mesh.config")]
+    found = rows[0].spec.get("discoverySelectors") if rows else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 class DiscoveryService:
@@ -65,6 +89,7 @@ class DiscoveryService:
             else None
         )
         self._from_files: dict[Key, ConfigObject] = {}
+        self._kubernetes = kubernetes_adapter(context, self._wake.set)
         self._touched: set[Key] = set()
         self._events: asyncio.Queue[tuple[str, WorkloadInstance]] = asyncio.Queue(_EVENTS_WAITING)
         self._reconciled = False
@@ -90,6 +115,10 @@ class DiscoveryService:
         )
         context.admin.add_ready("model", self._why_not_ready)
         context.admin.add_debug("registry", self._debug)
+        if self._kubernetes is not None:
+            kubernetes = self._kubernetes
+            context.admin.add_ready("kubernetes", lambda: kubernetes.why_not_ready)
+            context.admin.add_debug("kubernetes", kubernetes.state)
 
     def _why_not_ready(self) -> str | None:
         if not self._mirror_follower_synced:
@@ -127,6 +156,8 @@ class DiscoveryService:
             if self._files is not None:
                 await asyncio.to_thread(self._files.scan)
                 group.create_task(self._files.run())
+            if self._kubernetes is not None:
+                group.create_task(self._kubernetes.run())
             await model.wait_synced()
             await reports.wait_synced()
             self._mirror_follower_synced = True
@@ -149,6 +180,10 @@ class DiscoveryService:
             try:
                 await self._writer.wait_leading()
                 self._wake.clear()
+                if self._kubernetes is not None and not self._kubernetes.synced:
+                    # Without the cluster's word nothing is known, and nothing is withdrawn.
+                    await self._wake.wait()
+                    continue
                 started = self._context.clock.monotonic()
                 read = self._mirror.world.sequence
                 self._take_sources()
@@ -174,6 +209,10 @@ class DiscoveryService:
     def _take_sources(self) -> None:
         world = self._mirror.world
         touched, self._touched = self._touched, set()
+        if self._kubernetes is not None:
+            self._kubernetes.select(_discovery_selectors(world))
+            self._registry.put(sorted(self._kubernetes.take().items()))
+            touched = {key for key in touched if key.kind not in PLATFORM_TABLES}
         if self._files is not None and self._files.objects is not self._from_files:
             before, self._from_files = self._from_files, self._files.objects
             touched |= before.keys() | self._from_files.keys()
