@@ -130,7 +130,8 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     http.update(number for number, e in own.items() if is_http(e.protocol))
     for host, ref in reader.node(visible_services, view.viewer).items():
         row: Service = ref.row
-        single = tuple(a for a in row.addresses if "/" not in a and (view.ipv6 or ":" not in a))
+        known = row.addresses or (row.auto_addresses if view.dns else [])
+        single = tuple(a for a in known if "/" not in a and (view.ipv6 or ":" not in a))
         networks = tuple(a for a in row.addresses if "/" in a and (view.ipv6 or ":" not in a))
         if not row.addresses and row.headless and row.resolution == "STATIC":
             found = reader.node(service_addresses, row.namespace, row.host)

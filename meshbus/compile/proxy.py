@@ -120,7 +120,7 @@ def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
     )
     rules = reader.node(selecting_rules, proxy.namespace, proxy.labels)
     unknown = unknown_traffic(sidecar, reader.node(mesh))
-    return View(viewer, sources, rules, proxy.captured, proxy.dual_stack, unknown)
+    return View(viewer, sources, rules, proxy.captured, proxy.dual_stack, unknown, proxy.dns)
 
 
 # --------------------------------------------------------------------------- parts of one proxy

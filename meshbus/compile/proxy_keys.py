@@ -35,6 +35,8 @@ class ProxyKeys:
     ports: tuple[tuple[str, int, str], ...] = ()
     """(name, port, protocol) that the workload declares itself."""
     metadata: tuple[tuple[str, str], ...] = ()
+    dns: bool = False
+    """Its application asks mesh DNS: allocated addresses are called."""
 
     @property
     def label_map(self) -> dict[str, str]:
@@ -79,6 +81,7 @@ def proxy_of_instance(row: WorkloadInstance) -> ProxyKeys:
         app_address=row.app_address,
         dual_stack=row.dual_stack,
         ports=tuple(_port(p) for p in row.ports),
+        dns=row.dns,
     )
 
 
@@ -118,5 +121,6 @@ def proxy_of_json(document: dict[str, Any]) -> ProxyKeys:
         cluster=str(document.get("cluster") or ""),
         locality=str(locality),
         dual_stack=any(":" in ip for ip in ips),
+        dns=str(metadata.get("DNS_CAPTURE") or "").lower() == "true",
         metadata=tuple(sorted((str(k), str(v)) for k, v in metadata.items())),
     )

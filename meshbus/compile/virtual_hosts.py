@@ -74,6 +74,8 @@ class View(NamedTuple):
     ipv6: bool
     unknown: str
     """The cluster that takes what no host claims; `BlackHoleCluster`: it is refused."""
+    dns: bool = False
+    """Applications ask mesh DNS: allocated addresses are called."""
 
     @property
     def namespace(self) -> str:

@@ -85,6 +85,11 @@ def bridge_address(block: IPv4Network) -> str:
     return str(block.network_address + 1)
 
 
+def proxy_resolver_address(block: IPv4Network) -> str:
+    """Where Envoys find names: the machine's second address on the bridge."""
+    return str(block.network_address + 2)
+
+
 def bridge6_address(block6: IPv6Network) -> str:
     """The same in IPv6."""
     return str(block6.network_address + 1)

@@ -32,7 +32,7 @@ from meshbus.local.processes import Records, last_line, runs
 from meshbus.local.status import SupervisorStatus, read_status
 
 POLL_S = 0.05
-PORT_NAMES = ("api", "bus", "xds", "policy", "telemetry")
+PORT_NAMES = ("api", "bus", "xds", "policy", "telemetry", "dns")
 
 
 def prepare(home: Home, capture: str) -> HomeState:

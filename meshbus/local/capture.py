@@ -17,11 +17,12 @@ PASSTHROUGH_SOURCE6 = "::6"
 """Source of what Envoy passes to the application; it is not captured again."""
 
 
-def capture_rules(family: int, *, direct_ports: Sequence[int] = DIRECT_PORTS) -> str:
+def capture_rules(family: int, resolver: str, *, direct_ports: Sequence[int] = DIRECT_PORTS) -> str:
     """Input of `iptables-restore` or `ip6tables-restore` for a fresh namespace.
 
     Args:
         family: 4 or 6.
+        resolver: Address of mesh DNS: long answers come by TCP, past Envoy.
     """
     loopback = "127.0.0.1/32" if family == 4 else "::1/128"
     passthrough = f"{PASSTHROUGH_SOURCE}/32" if family == 4 else f"{PASSTHROUGH_SOURCE6}/128"
@@ -51,6 +52,7 @@ def capture_rules(family: int, *, direct_ports: Sequence[int] = DIRECT_PORTS) ->
         ]
     lines += [
         f"-A MESH_OUTPUT -d {loopback} -j RETURN",
+        f"-A MESH_OUTPUT -p tcp -d {resolver} --dport 53 -j RETURN",
         "-A MESH_OUTPUT -p tcp -j MESH_REDIRECT",
         "-A PREROUTING -p tcp -j MESH_INBOUND",
         "-A OUTPUT -p tcp -j MESH_OUTPUT",
@@ -70,11 +72,18 @@ def hosts_file(names: Sequence[tuple[str, Sequence[str]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-RESOLVER = """# Names of the mesh are in the hosts file; there is no name server in a namespace.
-nameserver 127.0.0.1
-options timeout:1 attempts:1
-"""
-"""An /etc/resolv.conf whose lookups fail at once instead of waiting for a server out of reach."""
+def resolver_file(server: str, namespace: str) -> str:
+    """An /etc/resolv.conf: short names are looked for where a pod of the namespace would.
+
+    Args:
+        server: Address of mesh DNS.
+        namespace: Of the workload; empty: names are taken as they are.
+    """
+    lines = [f"nameserver {server}"]
+    if namespace:
+        lines.append(f"search {namespace}.svc.cluster.local svc.cluster.local cluster.local")
+        lines.append("options ndots:5 timeout:1 attempts:3")
+    return "\n".join(lines) + "\n"
 
 
 def service_names(name: str, namespace: str, host: str, client_namespace: str) -> list[str]:

@@ -5,11 +5,13 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import structlog
 
 from meshbus.bus.server import render_server_config
+from meshbus.local.addresses import bridge_address, proxy_resolver_address
 from meshbus.local.home import (
     SERVICES,
     Home,
@@ -69,6 +71,13 @@ def service_env(
         "MESHBUS_POLICY_LISTEN": f"{proxies_reach}:{ports['policy']}",
         "MESHBUS_TELEMETRY_LISTEN": f"{proxies_reach}:{ports['telemetry']}",
     }
+    own = f"127.0.0.1:{ports['dns']}"
+    env["MESHBUS_DISCOVERY_DNS"] = own
+    if state.capture == "netns":
+        block = IPv4Network(state.block)
+        env["MESHBUS_DISCOVERY_DNS"] = f"{own},{bridge_address(block)}:53"
+        env["MESHBUS_DISCOVERY_DNS_PROXIES"] = f"{proxy_resolver_address(block)}:53"
+    env["MESHBUS_DISCOVERY_DNS_UPSTREAM"] = ",".join(settings.dns.upstream)
     if settings.xds.plaintext:
         env["MESHBUS_XDS_GATEWAY_PLAINTEXT"] = settings.xds.plaintext
     if settings.xds.workers > 1:

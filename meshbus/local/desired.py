@@ -131,6 +131,7 @@ def report_of(
         ready=ready,
         gone=gone,
         network=spec.network,
+        dns=not by_proxy and instance.has_envoy and not spec.gateway,
     )
 
 

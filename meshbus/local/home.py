@@ -33,6 +33,7 @@ class PortSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     xds: int = 0
     policy: int = 0
     telemetry: int = 0
+    dns: int = 0
     forwards: dict[str, int] = {}
     """Local port by `NAMESPACE/WORKLOAD:PORT` of a gateway."""
 
@@ -44,6 +45,13 @@ class XdsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`127.0.0.1:PORT` of an unauthenticated ADS, for load tests; empty: none."""
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     """Processes that share the gateway's ports."""
+
+
+class DnsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of mesh DNS."""
+
+    upstream: list[str] = []
+    """`HOST:PORT` of resolvers for names outside the mesh; empty: those of this machine."""
 
 
 class ServiceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +69,7 @@ class HomeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ports: PortSettings = PortSettings()
     xds: XdsSettings = XdsSettings()
+    dns: DnsSettings = DnsSettings()
     services: ServiceSettings = ServiceSettings()
     mesh: dict[str, Any] = {}
     """MeshConfig, applied when the mesh starts."""
@@ -83,7 +92,7 @@ class HomeState(msgspec.Struct, frozen=True):
     """8 hex digits: part of the names of bridges and network namespaces."""
     capture: str
     ports: dict[str, int]
-    """Port by what listens there: `api`, `bus`, `xds`, `policy`, `telemetry`, forwards."""
+    """Port by what listens there: `api`, `bus`, `xds`, `policy`, `telemetry`, `dns`."""
     block: str
     """Addresses of the instances: an IPv4 network."""
     block6: str = ""

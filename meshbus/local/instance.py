@@ -16,10 +16,12 @@ import structlog
 from meshbus.local import bootstrap, netns
 from meshbus.local.addresses import (
     InstanceAddresses,
+    bridge_address,
     netns_addresses,
     proxy_addresses,
+    proxy_resolver_address,
 )
-from meshbus.local.capture import PROXY_UID, RESOLVER
+from meshbus.local.capture import PROXY_UID, hosts_file, resolver_file
 from meshbus.local.desired import InstanceSpec, application_env, report_of
 from meshbus.local.home import write_in_place, write_private
 from meshbus.local.join import fetch_token, renew_in_s
@@ -198,8 +200,16 @@ class Instance:
         """Bring the hosts file up to date. It is mounted by inode: written in place."""
         if not self._machine.in_namespaces or not self.folder.is_dir():
             return
-        content = self._machine.hosts(self.spec.namespace)
-        for name, text in (("hosts", content), ("resolv.conf", RESOLVER)):
+        block = IPv4Network(self._machine.state.block)
+        namespace = self.spec.namespace
+        # Names that an Envoy looks up lead to what it connects to itself: no virtual address.
+        files = {
+            "app.hosts": self._machine.hosts(namespace),
+            "app.resolv.conf": resolver_file(bridge_address(block), namespace),
+            "envoy.hosts": hosts_file([]),
+            "envoy.resolv.conf": resolver_file(proxy_resolver_address(block), ""),
+        }
+        for name, text in files.items():
             write_in_place(self.folder / name, text.encode())
 
     async def _prepare_envoy(self) -> None:
@@ -265,7 +275,7 @@ class Instance:
                 {
                     "namespace": netns.namespace_name(self._machine.state.id, self.index),
                     "binds": [
-                        *self._name_binds(),
+                        *self._name_binds("envoy"),
                         (str(self._proxy_folder), self._seen_folder),
                     ],
                     "folder": self._seen_folder,
@@ -284,7 +294,7 @@ class Instance:
             argv = netns.enter_argv(
                 {
                     "namespace": netns.namespace_name(state.id, self.index),
-                    "binds": self._name_binds(),
+                    "binds": self._name_binds("app"),
                     "folder": str(folder),
                     "user": 0,
                     "argv": argv,
@@ -292,8 +302,8 @@ class Instance:
             )
         return Command(f"app/{self.spec.id}", argv, env, folder, self._log("app"))
 
-    def _name_binds(self) -> list[tuple[str, str]]:
-        files = (("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"))
+    def _name_binds(self, whose: str) -> list[tuple[str, str]]:
+        files = ((f"{whose}.hosts", "/etc/hosts"), (f"{whose}.resolv.conf", "/etc/resolv.conf"))
         return [(str(self.folder / name), to) for name, to in files if Path(to).exists()]
 
     def _log(self, kind: str) -> Path:

@@ -17,7 +17,11 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from meshbus.local.addresses import bridge6_address, bridge_address
+from meshbus.local.addresses import (
+    bridge6_address,
+    bridge_address,
+    proxy_resolver_address,
+)
 from meshbus.local.capture import PASSTHROUGH_SOURCE6, capture_rules
 from meshbus.local.enter import EnterPlan
 from meshbus.local.home import HomeError, HomeState
@@ -82,6 +86,7 @@ async def make_bridge(state: HomeState) -> None:
         await _ip(f"link add {name} type bridge")
     lines = [
         f"addr replace {bridge_address(block)}/{block.prefixlen} dev {name}",
+        f"addr replace {proxy_resolver_address(block)}/32 dev {name}",
         f"link set {name} up",
     ]
     if ipv6_available():
@@ -126,9 +131,11 @@ async def make_namespace(
     )  # fmt: skip
     if captured:
         restore = ["ip", "netns", "exec", name]
-        await _run([*restore, "iptables-restore", "--noflush", "--wait"], capture_rules(4))
+        rules = capture_rules(4, bridge_address(block))
+        await _run([*restore, "iptables-restore", "--noflush", "--wait"], rules)
         if len(addresses) > 1:
-            await _run([*restore, "ip6tables-restore", "--noflush", "--wait"], capture_rules(6))
+            rules = capture_rules(6, bridge6_address(block6))
+            await _run([*restore, "ip6tables-restore", "--noflush", "--wait"], rules)
 
 
 async def remove_namespace(home_id: str, index: int) -> None:
@@ -143,8 +150,10 @@ async def remove_namespace(home_id: str, index: int) -> None:
             await _ip(f"link del {outer}")
 
 
-def socket_in(name: str, family: int = socket.AF_INET) -> socket.socket:
-    """A TCP socket that lives in a namespace.
+def socket_in(
+    name: str, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
+) -> socket.socket:
+    """A socket that lives in a namespace.
 
     Raises:
         OSError: There is no such namespace.
@@ -155,7 +164,7 @@ def socket_in(name: str, family: int = socket.AF_INET) -> socket.socket:
         if libc.setns(other.fileno(), _CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), f"network namespace {name}")
         try:
-            return socket.socket(family)
+            return socket.socket(family, kind)
         finally:
             if libc.setns(own.fileno(), _CLONE_NEWNET) != 0:
                 raise SystemExit("cannot return to the network namespace of the machine")

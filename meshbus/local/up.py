@@ -133,6 +133,9 @@ def addresses_of(home: Home, status: SupervisorStatus, url: str) -> list[str]:
         for name, port in sorted(status.forwards.items())
     ]
     lines += [f"kubectl     KUBECONFIG={home.kubeconfig_file} kubectl get virtualservices"]
+    state = home.state()
+    if state is not None and "dns" in state.ports:
+        lines += [f"names       127.0.0.1 port {state.ports['dns']}   (DNS of the mesh)"]
     lines += [f"logs        {home.logs}"]
     return lines
 

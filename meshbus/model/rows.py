@@ -200,6 +200,8 @@ class WorkloadInstance(msgspec.Struct, array_like=True, frozen=True):
     tls_mode: str = "disabled"
     """As `Endpoint.tls_mode`."""
     draining: bool = False
+    dns: bool = False
+    """Its application asks mesh DNS: allocated addresses are called."""
 
 
 class Namespace(msgspec.Struct, array_like=True, frozen=True):

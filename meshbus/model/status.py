@@ -38,6 +38,8 @@ class InstanceReport(msgspec.Struct, frozen=True):
     gone: bool = False
     """It was stopped on purpose: its rows are removed (a dead one stays, not ready)."""
     network: str = ""
+    dns: bool = False
+    """Its application asks mesh DNS."""
 
 
 class ProxyProblem(msgspec.Struct, frozen=True):

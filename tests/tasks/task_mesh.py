@@ -4,12 +4,14 @@ A request is made by the test itself, on a socket that lives in the network name
 workload: captured and carried as that workload's own.
 """
 
+import asyncio
 import functools
 import http.client
 import json
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import yaml
+from dns_client import AAAA, A, Zone, ask
 from standalone import meshbus, status_of
 from task_certificates import write_certificates
 
@@ -32,6 +35,14 @@ from meshbus.local.netns import namespace_name, socket_in
 APP = Path(__file__).with_name("echo_app.py")
 INGRESS = "istio-system/istio-ingressgateway-0"
 EGRESS = "istio-system/istio-egressgateway-0"
+OUTSIDE = {
+    "outside.example.com": "outside",
+    "a.wild.example.com": "outside",
+    "b.wild.example.com": "outside",
+    "mutual.example.com": "outside-mutual",
+    "unlisted.example.org": "outside",
+}
+"""Workloads by names that the world outside knows them by."""
 ALL_PORTS = (
     {"name": "http", "port": 8080},
     {"name": "tcp", "port": 9000},
@@ -169,6 +180,23 @@ def manifests(certificates: Path) -> list[dict[str, Any]]:
     ]
 
 
+class ZoneThread:
+    """The name server of the world outside."""
+
+    def __init__(self) -> None:
+        self.zone = Zone({})
+        self._loop = asyncio.new_event_loop()
+        self._loop.run_until_complete(self.zone.start())
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it."""
+        self._loop.call_soon_threadsafe(self.zone.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+
 class TaskMesh:
     """The running mesh. Use as a context manager."""
 
@@ -181,6 +209,8 @@ class TaskMesh:
     def __enter__(self) -> "TaskMesh":
         write_certificates(self.certificates)
         self.home.create()
+        self.zone = ZoneThread()
+        self._stack.callback(self.zone.close)
         settings = self.settings()
         self.home.settings_file.write_text(yaml.safe_dump(settings))
         file = self.folder / "mesh.yaml"
@@ -192,11 +222,17 @@ class TaskMesh:
             self._stack.close()
             raise AssertionError(result.stderr)
         self.api = self._stack.enter_context(MeshApi(self.home))
+        addresses = status_of(self.home).instances
+        for host, instance in OUTSIDE.items():
+            self.zone.zone.names[host] = addresses[f"elsewhere/{instance}-0"].addresses
         return self
 
     def settings(self) -> dict[str, Any]:
         """Settings of the home."""
-        return {"services": {"processes": "one"}, "ports": {"api": 0}}
+        return {
+            "services": {"processes": "one"},
+            "dns": {"upstream": ["{}:{}".format(*self.zone.zone.address)]},
+        }
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -242,10 +278,14 @@ class TaskMesh:
         if literal.replace(".", "").isdigit() or ":" in literal:
             return literal
         folder = self.home.instances / client.replace("/", ".")
-        for line in (folder / "hosts").read_text().splitlines():
-            address, *names = line.split()
-            if host in names and (":" in address) == (family == 6):
-                return address
+        lines = [line.split() for line in (folder / "app.resolv.conf").read_text().splitlines()]
+        server = next(words[1] for words in lines if words[0] == "nameserver")
+        domains = next(words[1:] for words in lines if words[0] == "search")
+        for name in [f"{host}.{domain}" for domain in domains] + [host]:
+            sock = socket_in(self.namespace(client), socket.AF_INET, socket.SOCK_DGRAM)
+            reply = ask((server, 53), name, AAAA if family == 6 else A, sock=sock)
+            if reply.addresses:
+                return reply.addresses[0]
         raise LookupError(f"{client} does not know {host} (IPv{family})")
 
     # ------------------------------------------------------------------ requests

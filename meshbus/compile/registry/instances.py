@@ -45,6 +45,7 @@ def instance_of_report(report: InstanceReport, cluster: str, spec: Mapping[str, 
         origin="workload",
         target_ports=targets,
         tls_mode=MUTUAL if report.sidecar and not report.gateway else DISABLED,
+        dns=report.dns,
     )
 
 

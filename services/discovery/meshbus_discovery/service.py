@@ -22,6 +22,8 @@ from meshbus.model.status import InstanceReport, Progress, status_subject
 from meshbus.model.world import Query, World
 from meshbus.runtime.events import publish_event
 from meshbus.runtime.service import Context
+from meshbus_discovery.dns_server import MeshDns, addresses
+from meshbus_discovery.dns_upstream import RESOLVER_FILE, Upstream, resolvers_of
 from meshbus_discovery.files import FilesAdapter
 from meshbus_discovery.kubernetes import PLATFORM_TABLES, KubernetesAdapter
 from meshbus_discovery.reports import ReportBoard
@@ -36,6 +38,20 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     files: Annotated[
         str, msgspec.Meta(description="directory of manifests that is watched; empty: none")
+    ] = ""
+    dns: Annotated[
+        str,
+        msgspec.Meta(description="HOST:PORT, ... that mesh DNS listens on; empty: none"),
+    ] = ""
+    dns_proxies: Annotated[
+        str,
+        msgspec.Meta(description="the same for Envoys and others that reach no virtual addresses"),
+    ] = ""
+    dns_upstream: Annotated[
+        str,
+        msgspec.Meta(
+            description="HOST:PORT, ... of resolvers for other names; empty: those of the machine"
+        ),
     ] = ""
 
 
@@ -92,6 +108,11 @@ class DiscoveryService:
         self._kubernetes = kubernetes_adapter(context, self._wake.set)
         self._touched: set[Key] = set()
         self._events: asyncio.Queue[tuple[str, WorkloadInstance]] = asyncio.Queue(_EVENTS_WAITING)
+        self._dns_addresses = (
+            addresses(context.settings.dns, "dns"),
+            addresses(context.settings.dns_proxies, "dns_proxies"),
+        )
+        self._dns_upstream = addresses(context.settings.dns_upstream, "dns_upstream")
         self._reconciled = False
         self._progress = Progress(self.name, 0, 0)
         metrics = context.metrics
@@ -153,6 +174,8 @@ class DiscoveryService:
             group.create_task(self._writer.run())
             group.create_task(self._publish_events())
             group.create_task(self._repeat_progress())
+            if any(self._dns_addresses):
+                group.create_task(self._serve_names())
             if self._files is not None:
                 await asyncio.to_thread(self._files.scan)
                 group.create_task(self._files.run())
@@ -163,6 +186,21 @@ class DiscoveryService:
             self._mirror_follower_synced = True
             self._log.info("model read", sequence=self._mirror.world.sequence)
             await self._follow_sources()
+
+    async def _serve_names(self) -> None:
+        """Mesh DNS: it listens before the model is read, and says so until then."""
+        own = [host for group in self._dns_addresses for host, _ in group]
+        upstream = self._dns_upstream
+        if not upstream:
+            with contextlib.suppress(OSError):
+                upstream = resolvers_of(await asyncio.to_thread(RESOLVER_FILE.read_text), own)
+        dns = MeshDns(
+            *self._dns_addresses,
+            Upstream(upstream, self._context.clock.monotonic),
+            lambda: self._mirror.world if self._mirror_follower_synced else None,
+            self._context.metrics,
+        )
+        await dns.run()
 
     def _model_changed(self, world: World, touched: frozenset[Query]) -> None:
         for query in touched:

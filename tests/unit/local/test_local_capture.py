@@ -9,13 +9,13 @@ from meshbus.local.capture import capture_rules, hosts_file, service_names
 
 
 def test_the_proxy_is_never_captured_and_everybody_else_is() -> None:
-    rules = capture_rules(4).splitlines()
+    rules = capture_rules(4, "10.192.0.1").splitlines()
     last = rules.index("-A MESH_OUTPUT -p tcp -j MESH_REDIRECT")
     own = rules.index("-A MESH_OUTPUT -m owner --uid-owner 1337 -j RETURN")
     assert own < last
     assert "-A MESH_REDIRECT -p tcp -j REDIRECT --to-ports 15001" in rules
     assert "-A MESH_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006" in rules
-    assert "127.0.0" not in capture_rules(6)
+    assert "127.0.0" not in capture_rules(6, "fd6d::1")
 
 
 @pytest.mark.real
@@ -26,7 +26,7 @@ def test_the_kernel_takes_the_rules(family: int, tool: str) -> None:
         pytest.skip(f"{tool}-restore is not installed")
     result = subprocess.run(
         ["unshare", "--net", f"{tool}-restore", "--noflush"],
-        input=capture_rules(family),
+        input=capture_rules(family, "10.192.0.1" if family == 4 else "fd6d::1"),
         capture_output=True,
         text=True,
         check=False,
