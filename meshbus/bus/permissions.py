@@ -24,7 +24,7 @@ _READS: dict[str, tuple[str, ...]] = {
     "config": (MODEL, MODEL_H, STATUS, EVENTS),
     "discovery": (MODEL, STATUS),
     "ca": (MODEL, STATUS, CERTS),
-    "xds-gateway": (MODEL,),
+    "xds-gateway": (MODEL, STATUS),
     "policy": (MODEL,),
     "telemetry": (MODEL,),
     "local": (MODEL,),

@@ -69,6 +69,12 @@ class GatewayReport(msgspec.Struct, frozen=True):
     converged: int
     """Smallest version that every connected proxy has converged at (`sequence` when idle)."""
     problems: list[ProxyProblem] = []
+    cpu: float = 0.0
+    """Share of the time that its thread of Python is at work, to a tenth."""
+    memory: float = 0.0
+    """Share of the memory that it may use, to a tenth."""
+    waiting: int = 0
+    """Streams that wait to be admitted."""
 
 
 class Progress(msgspec.Struct, frozen=True):

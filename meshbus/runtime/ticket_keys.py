@@ -29,6 +29,8 @@ class Told(msgspec.Struct, frozen=True):
     """What a supervisor tells its workers. Never printed: it has keys."""
 
     ticket_keys: list[bytes]
+    workers: int = 1
+    """How many there are."""
 
     def __repr__(self) -> str:
         """Without the keys."""
@@ -65,6 +67,7 @@ class WorkerChannel:
         self._first = asyncio.Event()
         self._callbacks: list[Callable[[tuple[bytes, ...]], None]] = []
         self.ticket_keys: tuple[bytes, ...] = ()
+        self.workers = 1
 
     async def ready(self) -> None:
         """Until the supervisor has told the keys."""
@@ -87,7 +90,7 @@ class WorkerChannel:
                 if length > _LONGEST:
                     raise SupervisorGoneError("the supervisor says what is not understood")
                 told = msgspec.msgpack.decode(await reader.readexactly(length), type=Told)
-                self.ticket_keys = tuple(told.ticket_keys)
+                self.ticket_keys, self.workers = tuple(told.ticket_keys), told.workers
                 self._first.set()
                 for callback in self._callbacks:
                     callback(self.ticket_keys)

@@ -205,7 +205,7 @@ class Workers:
         if worker.channel is not None:
             # A few hundred bytes: a worker that does not take them is about to be found dead.
             with contextlib.suppress(OSError):
-                worker.channel.send(message(Told(list(self._ring.keys))))
+                worker.channel.send(message(Told(list(self._ring.keys), self._pool.count)))
 
     async def _turn_keys(self) -> None:
         while True:

@@ -7,7 +7,7 @@ from typing import Any
 from meshbus.compile.proxy_keys import proxy_of_instance
 from meshbus.model.keys import Key
 from meshbus.runtime.service import Context
-from meshbus_xds_gateway.fleet import Client, Fleet, Wake
+from meshbus_xds_gateway.fleet import CannotServeError, Client, Fleet, Wake
 from meshbus_xds_gateway.node import (
     Identity,
     Node,
@@ -44,23 +44,45 @@ class Admission:
         authorization = str(dict(metadata).get("authorization", ""))
         return identity_of_token(authorization, self._fleet.trust, self._context.clock.now())
 
-    async def client(self, node: Node, identity: Identity | None, wake: Wake) -> Client:
-        """What a proxy is served as. `enter` with it follows, in the same step.
+    def missing_row(self, node: Node, identity: Identity | None) -> Key | None:
+        """Key of the row that a proxy cannot be served without yet; None: nothing is missing.
+
+        Raises:
+            RefusedError: Node and token do not agree.
+        """
+        if identity is None:
+            return None
+        check_node(node, identity)
+        key = self._workload_key(identity)
+        return key if self._fleet.workload_now(key) is None else None
+
+    async def registered(self, key: Key) -> None:
+        """Until the row of a proxy that is quicker than discovery is there.
+
+        Raises:
+            CannotServeError: It does not come.
+        """
+        await self._fleet.workload(key, WORKLOAD_S)
+
+    def _workload_key(self, identity: Identity) -> Key:
+        return Key(self._context.cluster, "reg", "workloads", identity.namespace, identity.instance)
+
+    def client(self, node: Node, identity: Identity | None, wake: Wake) -> Client:
+        """What a proxy is served as; nothing is missing. `enter` with it follows.
 
         Raises:
             RefusedError: Node, token and row do not agree.
-            CannotServeError: Its row does not come.
+            CannotServeError: Its row has gone.
         """
         context = self._context
         if identity is None:
             keys = keys_of_node(node)
             account = workload = None
         else:
-            check_node(node, identity)
-            workload = Key(
-                context.cluster, "reg", "workloads", identity.namespace, identity.instance
-            )
-            row = await self._fleet.workload(workload, WORKLOAD_S)
+            workload = self._workload_key(identity)
+            row = self._fleet.workload_now(workload)
+            if row is None:
+                raise CannotServeError(f"instance {workload.name} is not registered any more")
             if (row.service_account or "default") != identity.service_account:
                 raise RefusedError(
                     "PERMISSION_DENIED",

@@ -30,6 +30,8 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _IDENTITY_ONLY = 1
 """Bit set of compression algorithms: a small compressed message may be a large one."""
 
+_CONNECTION_AGE_MS = 5000
+
 
 class _Stream:
     """One call, from the side of its handler."""
@@ -49,7 +51,9 @@ class _Stream:
 
 
 class GrpcCarrier(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """One listener. `leave` and shared ticket keys are beyond what gRPC lets a server do."""
+    """One listener. Shared ticket keys are beyond what gRPC lets a server do. It cannot end one
+    connection either, so that `leave` is the rule: each connection is told soon that it is not to
+    be used again (GOAWAY), its streams go on, and the next one is on another connection."""
 
     name: ClassVar[str] = "grpc"
 
@@ -250,6 +254,7 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         # Envoys ping each 30 s; a little sooner is no flood.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_age_ms", _CONNECTION_AGE_MS),
         ("grpc.so_reuseport", int(limits.reuse_port)),
     ]
 

@@ -207,6 +207,11 @@ class Fleet:
 
     # ------------------------------------------------------------------ proxies
 
+    def workload_now(self, key: Key) -> WorkloadInstance | None:
+        """The row of a workload instance, if it is there."""
+        row = self.world.get(key) if self.synced else None
+        return row if isinstance(row, WorkloadInstance) else None
+
     async def workload(self, key: Key, timeout_s: float) -> WorkloadInstance:
         """The row of a workload instance; waits for a proxy that is quicker than discovery.
 
@@ -215,8 +220,8 @@ class Fleet:
         """
         deadline = self._context.clock.monotonic() + timeout_s
         while True:
-            row = self.world.get(key) if self.synced else None
-            if isinstance(row, WorkloadInstance):
+            row = self.workload_now(key)
+            if row is not None:
                 return row
             pulse, left = self._pulse, deadline - self._context.clock.monotonic()
             try:
@@ -288,6 +293,10 @@ class Fleet:
         if client not in self._unsettled:
             return self.sequence
         return client.session.converged(self.sequence, self._context.clock.monotonic())
+
+    def settled(self, client: Client) -> bool:
+        """Whether a client has everything."""
+        return client not in self._unsettled
 
     def converged(self) -> int:
         """The smallest of all clients."""

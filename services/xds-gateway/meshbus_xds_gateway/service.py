@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from meshbus.bus.interface import BusError
+from meshbus.bus.interface import STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
 from meshbus.model.keys import Key
@@ -18,6 +18,7 @@ from meshbus.runtime.settings import SettingsError
 from meshbus_xds_gateway.carrier import CarrierError, Certificate, Tls
 from meshbus_xds_gateway.carrier_choice import make_carrier, read_ticket_keys
 from meshbus_xds_gateway.fleet import Fleet
+from meshbus_xds_gateway.load import Load, LoadLimits, memory_limit
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.nacks import announce
 from meshbus_xds_gateway.questions import Questions
@@ -47,6 +48,13 @@ class XdsGatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         float, _about("about when a stream ends and is opened anew, in seconds", ge=10)
     ] = 2700.0
     max_streams: Annotated[int, _about("streams at one time", ge=1)] = 10_000
+    shed_above: Annotated[
+        float,
+        _about("share of a core above which streams that others have room for go there", ge=0),
+    ] = 0.8
+    memory_limit_mb: Annotated[
+        int, _about("memory of the process, no new streams above 90 %; 0: what it may have", ge=0)
+    ] = 0
     transport: Annotated[
         Literal["auto", "grpc", "native"],
         _about("what moves bytes: native (the extension), grpc, or native where it is installed"),
@@ -117,15 +125,18 @@ class XdsGatewayService:
             follower = self._mirror.follow(context.bus, name=context.pod)
             tasks.create_task(follower.run())
             tasks.create_task(fleet.run())
-            tasks.create_task(report(context, fleet))
+            load = self._load()
+            load_follower = context.bus.follower(STATUS, load.subjects, load, name=context.pod)
+            tasks.create_task(load_follower.run())
+            servers: list[XdsServer] = []
+            tasks.create_task(report(context, fleet, load, servers))
             tasks.create_task(self._announce(fleet))
             await questions.serve()
             await follower.wait_synced()
             limits = StreamLimits(settings.stream_age_s, settings.max_streams)
-            servers = []
             try:
                 if settings.plaintext:
-                    server = self._server(fleet, limits, authenticated=False)
+                    server = self._server(fleet, limits, load, authenticated=False)
                     servers.append(server)
                     self.plaintext_port = await self._start(
                         server, settings.plaintext, None, "PLAINTEXT"
@@ -134,7 +145,7 @@ class XdsGatewayService:
                 identity = self._identity(host)
                 tasks.create_task(identity.run())
                 await identity.ready()
-                server = self._server(fleet, limits, authenticated=True)
+                server = self._server(fleet, limits, load, authenticated=True)
                 servers.append(server)
                 tls = Tls(
                     Certificate(*identity.key_and_chain_pem),
@@ -151,13 +162,23 @@ class XdsGatewayService:
                 for server in servers:
                     await server.stop()
 
-    def _server(self, fleet: Fleet, limits: StreamLimits, *, authenticated: bool) -> XdsServer:
+    def _load(self) -> Load:
+        context = self._context
+        settings, worker = context.settings, context.worker
+        memory = memory_limit(settings.memory_limit_mb, worker.workers if worker else 1)
+        limits = LoadLimits(settings.shed_above, memory)
+        return Load(context.cluster, context.pod, limits, context.clock.monotonic)
+
+    def _server(
+        self, fleet: Fleet, limits: StreamLimits, load: Load, *, authenticated: bool
+    ) -> XdsServer:
         return XdsServer(
             self._context,
             fleet,
             self._metrics,
             limits,
             make_carrier(self._context.settings.transport),
+            load,
             authenticated=authenticated,
             refused=self._note_refusal,
         )

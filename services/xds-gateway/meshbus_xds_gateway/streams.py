@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from meshbus.compile.resources import SHORT_NAMES
+from meshbus.model.keys import Key
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.admission import Admission
 from meshbus_xds_gateway.carrier import (
@@ -30,6 +31,8 @@ from meshbus_xds_gateway.carrier import (
 )
 from meshbus_xds_gateway.delta import DeltaProtocol
 from meshbus_xds_gateway.fleet import CannotServeError, Client, Fleet
+from meshbus_xds_gateway.gate import Gate, GateLimits
+from meshbus_xds_gateway.load import Load
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.node import Identity, RefusedError, node_of
 from meshbus_xds_gateway.outbox import Outbox
@@ -48,11 +51,15 @@ FIRST_REQUEST_S = 15.0
 REQUESTS_PER_S = 500
 REQUESTS_BURST = 5000
 _PAUSE_S = 0.1
-_WAITING = 64
+_WAITING = 16
 """Requests that wait while a proxy is being admitted; more are not read."""
 _AGE_JITTER = 0.2
 _SLICE_S = 0.02
 """How long responses are made before other work of the process gets its turn."""
+_OPENING_SHARE = 0.25
+_ADMIT_SLICE_S = 0.01
+_LONG_WAIT_S = 15.0
+"""Longer than this nobody waits who could go elsewhere: Envoys give up their first fetch then."""
 _STOP_S = 0.1
 
 
@@ -133,6 +140,7 @@ class XdsServer:
         metrics: GatewayMetrics,
         limits: StreamLimits,
         carrier: Carrier,
+        load: Load,
         *,
         authenticated: bool,
         refused: Callable[[Refusal], None],
@@ -144,8 +152,13 @@ class XdsServer:
         self._carrier = carrier
         self._admission = Admission(context, fleet, authenticated=authenticated)
         self._refused = refused
+        self._load = load
         self._streams: dict[int, _Stream] = {}
+        self._gate: Gate[_Stream] = Gate(GateLimits(waiting=limits.max_streams))
+        self._admitting: asyncio.TimerHandle | asyncio.Handle | None = None
         self._due: dict[_Stream, None] = {}
+        self._due_opening: dict[_Stream, None] = {}
+        """Those that are opening: what the others are due comes first."""
         self._draining = False
 
     async def start(self, listen: str, tls: Tls | None, *, reuse_port: bool = False) -> int:
@@ -186,11 +199,24 @@ class XdsServer:
             self._end(stream, "ended", Status.UNAVAILABLE, "the gateway stops", leave=True)
         await self._carrier.stop(_STOP_S)
 
+    @property
+    def waiting(self) -> int:
+        """Streams that wait to be admitted."""
+        return self._gate.waiting
+
+    def shed(self, count: int) -> int:
+        """End so many streams, any of them, so that they open elsewhere; how many there were."""
+        served = [stream for stream in self._streams.values() if stream.client is not None]
+        for stream in random.sample(served, min(count, len(served))):
+            self._end(stream, "shed", Status.UNAVAILABLE, "another replica has room", leave=True)
+        return min(count, len(served))
+
     def due(self, stream: _Stream) -> None:
         """Ask a stream's session soon."""
         if stream.ended:
             return
-        self._due[stream] = None
+        due = self._due_opening if self._gate.is_opening(stream) else self._due
+        due[stream] = None
         if not self._draining:
             self._draining = True
             asyncio.get_running_loop().call_soon(self._drain)
@@ -245,20 +271,68 @@ class XdsServer:
 
     def _knock(self, stream: _Stream, data: bytes) -> None:
         """A request of a proxy that is not served yet."""
-        if stream.admitting is None:
-            stream.stop_timer("first")
-            stream.admitting = asyncio.create_task(self._admit(stream, data))
-            return
         stream.waiting.append(data)
         if len(stream.waiting) == _WAITING:
             self._carrier.pause(stream.number)
+        if len(stream.waiting) > 1:
+            return
+        stream.stop_timer("first")
+        elsewhere = self._load.prefers_others(len(self._fleet.clients)) or (
+            self._gate.wait_s > _LONG_WAIT_S and self._load.with_room()
+        )
+        full = self._load.memory_is_full() or not self._gate.offer(stream, len(data))
+        if elsewhere or full:
+            self._gate.drop(stream)
+            text = "this replica is busy: try another one" if elsewhere else "this replica is full"
+            self._end(stream, "turned away", Status.UNAVAILABLE, text, leave=True)
+            return
+        self._admit_soon()
 
-    async def _admit(self, stream: _Stream, data: bytes) -> None:
+    def _admit_soon(self, delay_s: float = 0.0) -> None:
+        if self._admitting is None or delay_s == 0:
+            if self._admitting is not None:
+                self._admitting.cancel()
+            loop = asyncio.get_running_loop()
+            self._admitting = (
+                loop.call_later(delay_s, self._admit) if delay_s else loop.call_soon(self._admit)
+            )
+
+    def _admit(self) -> None:
+        """Let those in whose turn it is, for a slice of the time."""
+        self._admitting = None
+        clock = self._context.clock
+        ends = clock.monotonic() + _ADMIT_SLICE_S
+        while (now := clock.monotonic()) < ends:
+            stream = self._gate.take(now)
+            if stream is None:
+                room_at = self._gate.room_at()
+                if room_at is not None:
+                    self._admit_soon(max(room_at - now, 0.001))
+                return
+            try:
+                self._let_in(stream)
+            except Exception as error:  # noqa: BLE001  (one stream's fault ends no other)
+                self._fail(stream, error)
+        self._admit_soon()
+
+    def _let_in(self, stream: _Stream) -> None:
+        request = stream.make_protocol.decode(stream.waiting[0])
+        node = node_of(request.node)
+        missing = self._admission.missing_row(node, stream.identity)
+        if missing is not None:
+            self._gate.drop(stream)
+            stream.admitting = asyncio.create_task(self._await_row(stream, missing))
+            return
+        stream.waiting.popleft()
+        self._serve(stream, self._admission.client(node, stream.identity, stream), request)
+
+    async def _await_row(self, stream: _Stream, key: Key) -> None:
+        """It stands in line again once its row is there."""
         try:
-            request = stream.make_protocol.decode(data)
-            node = node_of(request.node)
-            client = await self._admission.client(node, stream.identity, stream)
-            self._serve(stream, client, request)
+            await self._admission.registered(key)
+            if not self._gate.offer(stream, len(stream.waiting[0])):
+                raise CannotServeError("this replica is full")
+            self._admit_soon()
         except Exception as error:  # noqa: BLE001  (one stream's fault ends no other)
             self._fail(stream, error)
 
@@ -273,7 +347,7 @@ class XdsServer:
             age_s = min(age_s, max(left_s, 1.0))
         stream.timer("age", age_s, self._too_old, stream)
         self._receive(stream, request)
-        if len(stream.waiting) >= _WAITING:
+        if len(stream.waiting) >= _WAITING - 1:
             self._carrier.resume(stream.number)
         while stream.waiting:
             self._receive(stream, stream.protocol.decode(stream.waiting.popleft()))
@@ -315,27 +389,40 @@ class XdsServer:
         if refusal is not None:
             self._refused(refusal)
         self._fleet.progressed(stream.client)
+        if self._gate.is_opening(stream) and self._fleet.settled(stream.client):
+            self._gate.settled(stream)
+            if self._due_opening.pop(stream, stream) is None:
+                self.due(stream)
+            if self._gate.waiting:
+                self._admit_soon()
 
     # ------------------------------------------------------------------ what goes
 
     def _drain(self) -> None:
         clock = self._context.clock
-        ends = clock.monotonic() + _SLICE_S
+        began = clock.monotonic()
         outbox = Outbox()
-        while self._due and clock.monotonic() < ends:
-            stream = next(iter(self._due))
-            del self._due[stream]
+        # While both have something due, those that are opening get the smaller part of the time.
+        first = _SLICE_S if not self._due_opening else _SLICE_S * (1 - _OPENING_SHARE)
+        self._ask_due(self._due, began + first, outbox)
+        self._ask_due(self._due_opening, began + _SLICE_S, outbox)
+        if outbox.messages:
+            self._carrier.send(outbox.messages)
+            outbox.count(self._metrics)
+        self._draining = bool(self._due or self._due_opening)
+        if self._draining:
+            asyncio.get_running_loop().call_soon(self._drain)
+
+    def _ask_due(self, due: dict[_Stream, None], ends: float, outbox: Outbox) -> None:
+        clock = self._context.clock
+        while due and clock.monotonic() < ends:
+            stream = next(iter(due))
+            del due[stream]
             if stream.client is not None and not stream.blocked:
                 try:
                     self._ask(stream, stream.client, outbox)
                 except Exception as error:  # noqa: BLE001  (one stream's fault ends no other)
                     self._fail(stream, error)
-        if outbox.messages:
-            self._carrier.send(outbox.messages)
-            outbox.count(self._metrics)
-        self._draining = bool(self._due)
-        if self._draining:
-            asyncio.get_running_loop().call_soon(self._drain)
 
     def _ask(self, stream: _Stream, client: Client, outbox: Outbox) -> None:
         """Everything that a stream's session has to say now."""
@@ -347,6 +434,7 @@ class XdsServer:
             if data is not None:
                 stream.sent[push.type_url] = now
                 outbox.add(data, push)
+                self._gate.sent(stream, len(data))
         self._fleet.progressed(client)
         wake_at = client.session.wake_at(now)
         if wake_at is None:
@@ -398,6 +486,10 @@ class XdsServer:
         stream.ended = True
         self._metrics.streams.labels(outcome).inc()
         self._due.pop(stream, None)
+        self._due_opening.pop(stream, None)
+        self._gate.drop(stream)
+        if self._gate.waiting:
+            self._admit_soon()
         for name in list(stream.timers):
             stream.stop_timer(name)
         if stream.admitting is not None and stream.client is None:

@@ -1,0 +1,115 @@
+"""Load is shared: replicas that learn of each other on STATUS, streams that wait their turn."""
+
+import contextlib
+
+import pytest
+import pytest_asyncio
+from gateway_mesh import Mesh, endpoints, free_port, service
+from gateway_processes import gateway_process, sidecars
+from meshbus_xds_gateway.carrier_choice import native_is_installed
+from nats_process import NatsServer
+
+from meshbus.compile.resources import CDS
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+NATIVE = pytest.mark.skipif(not native_is_installed(), reason="meshbus_native is not installed")
+
+
+@pytest_asyncio.fixture(params=["grpc", pytest.param("native", marks=NATIVE)])
+async def mesh(request, bus_for, tmp_path):
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    running = Mesh(tmp_path, {name: await bus_for(name) for name in identities}, bus_for)
+    running.transport = request.param
+    await running.start()
+    await running.write(service("web", 80), endpoints("web", {"web-0": "10.1.0.1"}, 80))
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+async def test_an_overloaded_replica_sheds_to_its_fair_share(
+    mesh: Mesh, nats_server: NatsServer, tmp_path
+) -> None:
+    ports = [free_port("127.0.0.1") for _ in range(2)]
+    async with contextlib.AsyncExitStack() as stack:
+        replicas = [
+            await stack.enter_async_context(
+                gateway_process(
+                    mesh,
+                    tmp_path / f"g{index}",
+                    nats_server.url,
+                    nats_server.seeds,
+                    pod=f"gw-{index}",
+                    plaintext=f"127.0.0.1:{port}",
+                    # Whatever it does is too much for the first, nothing is for the second.
+                    shed_above=index * 100,
+                )
+            )
+            for index, port in enumerate(ports)
+        ]
+        await mesh.until(replicas[0].ready, "the first is ready", 60)
+        async with sidecars(40, *ports) as proxies:
+            await mesh.until(lambda: all(p.held[CDS] for p in proxies), "all are served", 60)
+            assert all(p.streams == 1 for p in proxies), "there is nobody who has room"
+            await mesh.until(replicas[1].ready, "the second is ready", 60)
+
+            async def connected(replica) -> int:
+                for line in (await replica.get("/metrics")).text.splitlines():
+                    if line.startswith("meshbus_xds_connected "):
+                        return int(float(line.split()[1]))
+                return 0
+
+            async def shared() -> bool:
+                counts = [await connected(replica) for replica in replicas]
+                return sum(counts) == 40 and 19 <= counts[0] <= 22
+
+            await mesh.until(shared, "the first has its fair share", 60)
+            moved = [p for p in proxies if p.streams > 1]
+            assert all("another replica has room" in p.ends[0] for p in moved)
+            assert all(p.received[CDS] == len(p.held[CDS]) for p in moved), "nothing came twice"
+
+
+async def test_a_replica_whose_memory_is_full_takes_no_more(
+    mesh: Mesh, nats_server: NatsServer, tmp_path
+) -> None:
+    port = free_port("127.0.0.1")
+    settings = {"plaintext": f"127.0.0.1:{port}", "memory_limit_mb": 1}
+    async with gateway_process(
+        mesh, tmp_path / "g", nats_server.url, nats_server.seeds, **settings
+    ) as gateway:
+        await mesh.until(gateway.ready, "it is ready", 60)
+        async with sidecars(1, port) as [proxy]:
+            await mesh.until(lambda: proxy.ends, "it is turned away", 20)
+            assert proxy.ends[0] == "UNAVAILABLE: this replica is full"
+            assert not proxy.held[CDS]
+
+
+async def test_a_crowd_waits_its_turn_and_those_connected_do_not(
+    mesh: Mesh, nats_server: NatsServer, tmp_path
+) -> None:
+    """Changes reach proxies that are connected while a crowd is let in."""
+    port = free_port("127.0.0.1")
+    plaintext = f"127.0.0.1:{port}"
+    for index in range(4):
+        await mesh.write(*(service(f"s{index}-{i}", 80) for i in range(100)))
+    async with gateway_process(
+        mesh, tmp_path / "g", nats_server.url, nats_server.seeds, plaintext=plaintext
+    ) as gateway:
+        await mesh.until(gateway.ready, "it is ready", 60)
+        async with sidecars(1, port) as [first]:
+            await mesh.until(lambda: first.held[CDS], "it is served", 60)
+            async with sidecars(150, port) as crowd:
+                changes = 0
+                while not all(p.held[CDS] for p in crowd):
+                    changes += 1
+                    await mesh.write(service(f"new{changes}", 81))
+                    name = f"outbound|81||new{changes}.default.svc.cluster.local"
+                    await mesh.until(lambda name=name: name in first.held[CDS], name, 20)
+                assert changes > 0
+                last = len(first.held[CDS])
+                await mesh.until(
+                    lambda: all(len(p.held[CDS]) == last for p in crowd), "all have everything", 60
+                )
+                assert all(p.streams == 1 for p in crowd), "nobody was turned away"
+                assert first.streams == 1
