@@ -242,9 +242,9 @@ class Mesh:
 
     @contextlib.asynccontextmanager
     async def envoy(
-        self, name: str, address: str, api: str = "DELTA_GRPC"
+        self, name: str, address: str, api: str = "DELTA_GRPC", kind: str = "sidecar"
     ) -> AsyncIterator["Envoy"]:
-        """A sidecar of `NAME-0`, connected over TLS with its join token."""
+        """A sidecar (or `router`) of `NAME-0`, connected over TLS with its join token."""
         assert self.gateway is not None
         folder = self.folder / f"envoy-{name}"
         folder.mkdir(exist_ok=True)
@@ -252,6 +252,7 @@ class Mesh:
         (folder / "root.pem").write_text(self.trust.roots_pem)
         bootstrap = bootstrap_of(name, address, folder, self.gateway.port or 0)
         bootstrap["dynamic_resources"]["ads_config"]["api_type"] = api
+        bootstrap["node"]["id"] = bootstrap["node"]["id"].replace("sidecar~", f"{kind}~")
         (folder / "bootstrap.json").write_text(json.dumps(bootstrap))
         with (folder / "envoy.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
