@@ -37,6 +37,7 @@ _ASKS: dict[str, tuple[str, ...]] = {
         "x.ca.sign.config",
         "x.ca.certificates",
         "x.ca.rotation",
+        "x.ca.revoke",
     ),
     "xds-gateway": ("x.ca.sign.xds-gateway", "x.config.credential"),
     "policy": ("x.ca.sign.policy",),

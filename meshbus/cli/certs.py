@@ -1,4 +1,4 @@
-"""`meshbus certs`: which certificates were issued, and the change of roots."""
+"""`meshbus certs`: which certificates were issued and revoked, and the change of roots."""
 
 import datetime
 from enum import StrEnum
@@ -6,14 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from meshbus.cli.api_client import NO, ApiClient, ApiError, HomeOption, end, print_json
+from meshbus.cli.api_client import NO, WRONG_USE, ApiClient, ApiError, HomeOption, end, print_json
 from meshbus.cli.objects import print_columns
 
 certs = typer.Typer(
-    no_args_is_help=True, help="List the certificates that were issued; change the root."
+    no_args_is_help=True,
+    help="List the certificates that were issued; revoke them; change the root.",
 )
 _PATH = "/v1/certificates"
-_TIME_FIELDS = ("issued", "not_before", "not_after")
+_REVOCATIONS = f"{_PATH}/revocations"
+_TIME_FIELDS = ("issued", "not_before", "not_after", "at", "ends")
 OutputOption = Annotated[str, typer.Option("--output", "-o", help="table or json.")]
 
 
@@ -44,7 +46,8 @@ def list_certificates(
     if output == "json":
         print_json(document)
         return
-    lines = [["IDENTITY", "WORKLOAD", "SERIAL", "ISSUED", "ENDS", "ASKED BY", "PROOF"]]
+    lines = [["IDENTITY", "WORKLOAD", "SERIAL", "ISSUED", "ENDS", "STATUS", "ASKED BY", "PROOF"]]
+    now = datetime.datetime.now(datetime.UTC).timestamp()
     lines += [
         [
             record["identity"],
@@ -52,6 +55,7 @@ def list_certificates(
             record["serial"],
             _time(record["issued"]),
             _time(record["not_after"]),
+            _status(record, now),
             record.get("pod") or record["asker"],
             record["proof"],
         ]
@@ -79,9 +83,66 @@ def show(
     print_columns(
         [
             [name, _time(value) if name in _TIME_FIELDS else _text(value)]
-            for name, value in record.items()
+            for name, value in {**record, "revoked": _since(record)}.items()
         ]
     )
+
+
+@certs.command("revoke")
+def revoke(
+    serial: Annotated[str, typer.Argument(help="One certificate.")] = "",
+    identity: Annotated[
+        str, typer.Option(help="All of a SPIFFE id, which gets none until it is allowed again.")
+    ] = "",
+    reason: Annotated[str, typer.Option(help="Why; goes into the record.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if others would be refused with it.")
+    ] = False,
+    output: OutputOption = "table",
+    home: HomeOption = None,
+) -> None:
+    """Revoke a certificate, or an identity: proxies refuse it on new connections."""
+    if bool(serial) == bool(identity):
+        end("certs revoke", "SERIAL or --identity is needed, one of them", WRONG_USE)
+    body = {"serial": serial, "identity": identity, "reason": reason, "force": force}
+    document = _ask("certs revoke", "POST", _REVOCATIONS, {}, home, body)
+    if output == "json":
+        print_json(document)
+        return
+    typer.echo(f"{document['added']} certificates revoked")
+    if identity:
+        typer.echo(f"{identity} is blocked; `meshbus certs allow {identity}` lets it in again")
+
+
+@certs.command("allow")
+def allow(
+    identity: Annotated[str, typer.Argument(help="SPIFFE id.")],
+    output: OutputOption = "table",
+    home: HomeOption = None,
+) -> None:
+    """Let a blocked identity have certificates again; those that were revoked stay so."""
+    document = _ask("certs allow", "DELETE", _REVOCATIONS, {"identity": identity}, home)
+    if output == "json":
+        print_json(document)
+        return
+    typer.echo(f"{identity} may have certificates")
+
+
+@certs.command("revoked")
+def revoked(output: OutputOption = "table", home: HomeOption = None) -> None:
+    """List what is revoked and has not ended, and who is blocked."""
+    document = _ask("certs revoked", "GET", _REVOCATIONS, {}, home)
+    if output == "json":
+        print_json(document)
+        return
+    lines = [["IDENTITY", "SERIAL", "REVOKED", "ENDS"]]
+    lines += [
+        [one["identity"], one["serial"], _time(one["at"]), _time(one["ends"])]
+        for one in document["certificates"]
+    ]
+    print_columns(lines)
+    for identity in document["blocked"]:
+        typer.echo(f"blocked: {identity}")
 
 
 @certs.command("rotation")
@@ -111,10 +172,22 @@ def rotation(
         typer.echo(f"warning: {warning}", err=True)
 
 
-def _ask(name: str, method: str, path: str, query: dict[str, str], home: Any) -> Any:
+def _status(record: Any, now: float) -> str:
+    if record.get("revoked"):
+        return "revoked"
+    return "ended" if record["not_after"] <= now else "valid"
+
+
+def _since(record: Any) -> str:
+    return _time(record["revoked"]) if record.get("revoked") else "-"
+
+
+def _ask(
+    name: str, method: str, path: str, query: dict[str, str], home: Any, body: Any = None
+) -> Any:
     try:
         with ApiClient(home) as api:
-            return api.ask(method, path, query=query)
+            return api.ask(method, path, query=query, body=body)
     except ApiError as error:
         end(name, error.message, NO)
 

@@ -15,6 +15,7 @@ SIGN = "x.ca.sign"
 JOIN_TOKEN = "x.ca.join-token"  # noqa: S105 - a subject
 CERTIFICATES = "x.ca.certificates"
 ROTATION = "x.ca.rotation"
+REVOKE = "x.ca.revoke"
 CREDENTIAL = "x.config.credential"
 CONVERGED = "x.xds-gateway.converged"
 """Asked of one replica: `x.xds-gateway.<pod>.converged`; see `replica_subject`."""
@@ -120,6 +121,8 @@ class Issued(msgspec.Struct, frozen=True):
     """DNS names and addresses beside the identity."""
     subject: str = ""
     """Workload, the certificate's CN."""
+    revoked: float = 0.0
+    """When it was revoked, seconds since the epoch; 0: it was not. No part of the record."""
 
 
 class CertificatesRequest(msgspec.Struct, frozen=True):
@@ -137,6 +140,31 @@ class CertificatesReply(msgspec.Struct, frozen=True):
     certificates: list[Issued] = []
     complete: bool = True
     """False: there may be older ones that were not looked at."""
+
+
+class RevokeRequest(msgspec.Struct, frozen=True):
+    """Take back one certificate (`serial`), or all of an identity, which gets none any more until
+    it is allowed again (`allow`). Neither: only say what is revoked."""
+
+    serial: str = ""
+    identity: str = ""
+    allow: bool = False
+    reason: str = ""
+    by: str = ""
+    """Who wants it."""
+    force: bool = False
+    """Also when proxies would refuse certificates that are in use and not meant."""
+
+
+class RevokeReply(msgspec.Struct, frozen=True):
+    """What is revoked now."""
+
+    certificates: list[dict[str, Any]] = []
+    """{"serial", "identity", "at", "ends"}."""
+    blocked: list[str] = []
+    """Identities that get no certificate."""
+    added: int = 0
+    """Certificates that this question has revoked."""
 
 
 class RotationRequest(msgspec.Struct, frozen=True):

@@ -215,6 +215,21 @@ class Namespace(msgspec.Struct, array_like=True, frozen=True):
 # --------------------------------------------------------------------------- sec, mesh
 
 
+class RevokedCertificate(msgspec.Struct, array_like=True, frozen=True):
+    """A certificate that is not to be accepted any more, until it ends by itself."""
+
+    serial: str
+    """Hex."""
+    identity: str
+    """SPIFFE id."""
+    signer: str
+    """SHA-256 of the signing certificate, hex."""
+    at: float
+    """When it was revoked, seconds since the epoch."""
+    ends: float
+    """When the certificate ends."""
+
+
 class Trust(msgspec.Struct, array_like=True, frozen=True):
     """What a trust domain's identities are checked with. Public material only.
 
@@ -229,6 +244,17 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
     issuer: str = ""
     proof_key: str = ""
     """Base64 of the X25519 key of the ca that proofs are sealed to."""
+    revoked: tuple[RevokedCertificate, ...] = ()
+    blocked: tuple[str, ...] = ()
+    """Identities that get no certificate and no configuration any more."""
+    crl_pem: str = ""
+    """Revocation lists of those that sign leaves; empty: nothing is revoked."""
+    crl_whole: bool = False
+    """Roots have one as well."""
+    sequence: int = 0
+    """Of a bundle of another trust domain: its `spiffe_sequence`."""
+    fetched: float = 0.0
+    """Of a bundle of another trust domain: when it was last got, seconds since the epoch."""
 
 
 class MeshConfigRow(msgspec.Struct, array_like=True, frozen=True):

@@ -86,6 +86,13 @@ class Authorities:
                 chain = (*chain, certificate)
         return Authority(SELF_SIGNED, signer, chain, (root.certificate,))
 
+    def root_signer(self, name: str) -> Signer | None:
+        """The root of an authority with its key; None: that is elsewhere (plugged in)."""
+        path = self._path(name)
+        if not (path / "root.pem").exists():
+            return None
+        return Keystore(path, self._trust_domain).signer("root")
+
     def add_self_signed(self, old: str, now: float) -> str:
         """A new root, vouched for by the old one where its key is here. Gives its name."""
         name = uuid.uuid4().hex

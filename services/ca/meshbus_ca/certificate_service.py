@@ -29,7 +29,7 @@ from meshbus_ca.certificate_messages import (
 from meshbus_ca.grants import SERVICES, own_dns_names
 from meshbus_ca.issue import InvalidCsrError, Names
 from meshbus_ca.proofs import ProofError, check_token
-from meshbus_ca.signing import Signing, UntrustedError
+from meshbus_ca.signing import BlockedError, Signing, UntrustedError
 
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_CALLS = 64
@@ -182,6 +182,8 @@ class CertificateServer:
             )
         except InvalidCsrError as error:
             await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except BlockedError as error:
+            await call.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         except UntrustedError as error:
             await call.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         chain = _each(reply.chain_pem)
@@ -212,7 +214,11 @@ class CertificateServer:
             text = name.decode(errors="replace")
             if _WORKLOAD.fullmatch(text) and certificates:
                 certificate = x509.load_pem_x509_certificate(bytes(certificates[0]))
-                return self._allowed(text), f"certificate {certificate.serial_number:x}"
+                serial = f"{certificate.serial_number:x}"
+                trust = self._trust()
+                if trust is not None and serial in {c.serial for c in trust.revoked}:
+                    raise ProofError("the certificate is revoked")
+                return self._allowed(text), f"certificate {serial}"
         raise ProofError("a token (authorization: Bearer) or a certificate of the mesh is needed")
 
     def _allows(self, spiffe_id: str) -> bool:

@@ -9,6 +9,7 @@ from meshbus.model.requests import Issued
 @dataclass(frozen=True, slots=True)
 class _Leaf:
     root: str
+    signer: str
     issued: float
     not_after: float
 
@@ -38,13 +39,20 @@ class InUse:
         holder: tuple[str, ...] = (record.asker, record.pod, record.identity, record.subject)
         if not record.pod or record.asker == "csr":
             holder = (*holder, record.serial)
-        self._leaves[holder] = _Leaf(record.root, record.issued, record.not_after)
+        self._leaves[holder] = _Leaf(record.root, record.signer, record.issued, record.not_after)
 
     def below(self, root: str, now: float) -> int:
         """Those below a root; one for all that is not known."""
         self.forget(now)
         known = sum(leaf.root == root for leaf in self._leaves.values())
         return known + (now < self._unknown_until)
+
+    def signers(self, now: float) -> frozenset[str] | None:
+        """Fingerprints of what has signed certificates in use; None: not all are known yet."""
+        self.forget(now)
+        if now < self._unknown_until:
+            return None
+        return frozenset(leaf.signer for leaf in self._leaves.values())
 
     def gateway_until(self, pod: str, now: float) -> float:
         """When the last certificate that a gateway was given for a workload ends."""

@@ -76,6 +76,15 @@ class Keystore:
             signer = make()
             write_private(path, _pem(signer))
             return signer
+        return self.signer(name)
+
+    def signer(self, name: str) -> Signer:
+        """One that is there.
+
+        Raises:
+            KeystoreError: It cannot be used.
+        """
+        path = self._folder / f"{name}.pem"
         key = _load_key(path)
         try:
             certificate = x509.load_pem_x509_certificate(path.read_bytes())

@@ -10,18 +10,21 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from prometheus_client import Counter, Gauge
 
-from meshbus.bus.interface import STATUS, BusError
+from meshbus.bus.interface import CERTS, STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
 from meshbus.model.keys import Key, escape_token
 from meshbus.model.requests import (
     CERTIFICATES,
     JOIN_TOKEN,
+    REVOKE,
     ROTATION,
     CertificatesReply,
     CertificatesRequest,
     JoinTokenReply,
     JoinTokenRequest,
+    RevokeReply,
+    RevokeRequest,
     RotationReply,
     RotationRequest,
     SignReply,
@@ -41,7 +44,8 @@ from meshbus_ca.issue import InvalidCsrError
 from meshbus_ca.keystore import Keystore
 from meshbus_ca.ledger import Ledger, LedgerError
 from meshbus_ca.proofs import ProofError, check_token
-from meshbus_ca.signing import Signing, UntrustedError
+from meshbus_ca.revoker import Revoker
+from meshbus_ca.signing import BlockedError, Signing, UntrustedError
 from meshbus_ca.succeed import RefusedError, Successor
 from meshbus_ca.tokens import InvalidTokenRequestError, issuer_of, join_token
 from meshbus_ca.trust import trust_row
@@ -107,6 +111,9 @@ class CaService:
         self._signing = Signing(
             context, self._successor, self._ledger, self._in_use, self._trust_now
         )
+        self._revoker = Revoker(
+            context, self._successor, self._ledger, self._in_use, self._moved.set
+        )
         self._warned = float("-inf")
         self.csr_port: int | None = None
         """Of IstioCertificateService, once it listens."""
@@ -145,6 +152,7 @@ class CaService:
         """
         context = self._context
         self._successor.open(context.clock.now())
+        self._revoker.open()
         self._token_key = self._keystore.token_key()
         self._recipient = Recipient(self._keystore.proof_key())
         context.admin.add_ready("trust", self._not_ready)
@@ -162,6 +170,9 @@ class CaService:
             bus, (f"m.{escape_token(context.cluster)}.sec.>",), name=context.pod
         )
         reports = bus.follower(STATUS, self._fleet.subjects, self._fleet, name=context.pod)
+        revocations = bus.follower(
+            CERTS, [self._revoker.subject], self._revoker, name=f"{context.pod}-revocations"
+        )
         queue = self.name
         for service in sorted(SERVICES):
             await answer(
@@ -170,13 +181,16 @@ class CaService:
         await answer(bus, JOIN_TOKEN, JoinTokenRequest, self._join_token, queue=queue)
         await answer(bus, CERTIFICATES, CertificatesRequest, self._certificates, queue=queue)
         await answer(bus, ROTATION, RotationRequest, self._rotation, queue=queue)
+        await answer(bus, REVOKE, RevokeRequest, self._revoke, queue=queue)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.run())
             tasks.create_task(reports.run())
+            tasks.create_task(revocations.run())
             tasks.create_task(writer.run())
             tasks.create_task(self._ledger.run())
             tasks.create_task(self._remember())
             await follower.wait_synced()
+            await revocations.wait_synced()
             if context.settings.csr_listen or context.settings.csr_mutual_listen:
                 tasks.create_task(self._serve_csr())
             await self._keep_trust(writer)
@@ -220,6 +234,7 @@ class CaService:
             now = context.clock.now()
             entry = self._mirror.world.entry(self._trust_key)
             held = self._trust_now()
+            self._revoker.look(now)
             row = self._wanted_row(held, now)
             written = entry.sequence if entry is not None and row == held else 0
             if self._successor.look(now, written):
@@ -249,7 +264,7 @@ class CaService:
                     task.cancel()
 
     def _wanted_row(self, held: Trust | None, now: float) -> Trust:
-        return trust_row(
+        row = trust_row(
             self._context.trust_domain,
             self._issuer,
             self._successor.roots,
@@ -259,6 +274,7 @@ class CaService:
             retired=self._successor.retired,
             proof_key=self._recipient.public_key,
         )
+        return self._revoker.on(row, held, now)
 
     def _warn(self, now: float) -> None:
         status = self._successor.status(now)
@@ -304,7 +320,7 @@ class CaService:
                 pod=request.pod,
                 proof=proof,
             )
-        except (ForbiddenError, ProofError) as error:
+        except (ForbiddenError, ProofError, BlockedError) as error:
             raise CallError("forbidden", str(error)) from error
         except UntrustedError as error:
             raise CallError("unavailable", str(error)) from error
@@ -338,9 +354,23 @@ class CaService:
 
     async def _certificates(self, question: CertificatesRequest) -> CertificatesReply:
         try:
-            return await self._ledger.find(question, self._context.clock.now())
+            reply = await self._ledger.find(question, self._context.clock.now())
         except LedgerError as error:
             raise CallError("unavailable", str(error)) from error
+        trust = self._trust_now()
+        revoked = {c.serial: c.at for c in (trust.revoked if trust else ())}
+        return CertificatesReply(
+            [
+                msgspec.structs.replace(record, revoked=revoked[record.serial])
+                if record.serial in revoked
+                else record
+                for record in reply.certificates
+            ],
+            reply.complete,
+        )
+
+    async def _revoke(self, request: RevokeRequest) -> RevokeReply:
+        return await self._revoker.answer(request, self._trust_now)
 
     async def _rotation(self, request: RotationRequest) -> RotationReply:
         now = self._context.clock.now()

@@ -19,6 +19,10 @@ class UntrustedError(Exception):
     """The mesh does not trust this replica's root (yet)."""
 
 
+class BlockedError(Exception):
+    """The identity gets no certificate any more."""
+
+
 class Signing:
     """Who asks has been checked before."""
 
@@ -49,11 +53,14 @@ class Signing:
 
         Raises:
             UntrustedError: Nobody would accept it now.
+            BlockedError: The identity is blocked.
             InvalidCsrError: The CSR cannot be used.
         """
         trust = self._trust()
         if trust is None or not self.vouched:
             raise UntrustedError("the ca is not trusted by the mesh yet: try again")
+        if names.spiffe_id in trust.blocked:
+            raise BlockedError(f"{names.spiffe_id} is blocked: its certificates were revoked")
         settings, now = self._context.settings, self._context.clock.now()
         key = public_key_of(csr_pem)
         authority = self._successor.signing

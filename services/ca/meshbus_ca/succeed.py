@@ -10,6 +10,7 @@ from meshbus_ca.authorities import MAX_RETIRED, Authorities, Succession
 from meshbus_ca.authority import PLUGGED, SELF_SIGNED, Authority, fingerprint
 from meshbus_ca.fleet_view import FleetView
 from meshbus_ca.in_use import InUse
+from meshbus_ca.issue import Signer
 from meshbus_ca.keystore import KeystoreError
 from meshbus_ca.plugged import PluggedError, check_plugged, read_files
 from meshbus_ca.rotation import (
@@ -75,6 +76,25 @@ class Successor:
         if rotation is not None and rotation.phase in (SIGN, DROP) and self._next is not None:
             return self._next
         return self._current
+
+    @property
+    def signers(self) -> tuple[Signer, ...]:
+        """What signs leaves now, or will next."""
+        following = (self._next.signer,) if self._next is not None else ()
+        return (self._current.signer, *following)
+
+    @property
+    def root_signers(self) -> tuple[Signer, ...]:
+        """Trusted roots whose key is here."""
+        names = dict.fromkeys((self._state.current, self._state.next))
+        held = (self._store.root_signer(name) for name in names if name is not None)
+        return tuple(signer for signer in held if signer is not None)
+
+    @property
+    def root_ids(self) -> frozenset[str]:
+        """Fingerprints of the roots that must be trusted now."""
+        coming = self._next.roots if self._next is not None else ()
+        return frozenset(fingerprint(root) for root in (*self._current.roots, *coming))
 
     @property
     def roots(self) -> list[str]:

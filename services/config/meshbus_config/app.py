@@ -144,6 +144,11 @@ def make_app(
         get("/v1/proxies/{proxy}/config", mesh.proxy_config),
         get("/v1/certificates", mesh.certificates),
         Route("/v1/certificates/rotation", guarded(mesh.rotation), methods=["GET", "POST"]),
+        Route(
+            "/v1/certificates/revocations",
+            guarded(mesh.revocations),
+            methods=["GET", "POST", "DELETE"],
+        ),
         post("/v1/authz/check", authorization.check),
         get("/v1/graph", mesh.graph),
         get("/v1/traces", mesh.traces),

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -11,6 +12,7 @@ from meshbus.model.requests import (
     CERTIFICATES,
     PROXIES,
     PROXY_CONFIG,
+    REVOKE,
     ROTATION,
     CertificatesReply,
     CertificatesRequest,
@@ -19,6 +21,8 @@ from meshbus.model.requests import (
     ProxyConfigReply,
     ProxyConfigRequest,
     ProxyInfo,
+    RevokeReply,
+    RevokeRequest,
     RotationReply,
     RotationRequest,
     replica_subject,
@@ -42,6 +46,13 @@ _CODES = {
     "not-found": (404, "NotFound"),
     "unavailable": (503, "ServiceUnavailable"),
 }
+
+
+class _Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    serial: str = ""
+    identity: str = ""
+    reason: str = ""
+    force: bool = False
 
 
 def as_api_error(error: CallError) -> ApiError:
@@ -146,6 +157,31 @@ class MeshApi:
         """`/v1/certificates/rotation`: how far the change of roots is; POST begins one."""
         question = RotationRequest(start=request.method == "POST")
         return await self._ca(request, ROTATION, question, RotationReply)
+
+    async def revocations(self, request: Request) -> Response:
+        """`/v1/certificates/revocations`: what is revoked. POST `{"serial"}` or `{"identity"}`
+        (with `reason`, `force`) revokes, DELETE `?identity=` allows an identity again."""
+        question = RevokeRequest(by=request.state.user.name)
+        if request.method == "DELETE":
+            identity = request.query_params.get("identity", "")
+            if not identity:
+                raise bad_request("identity: which one is allowed again?")
+            question = msgspec.structs.replace(question, identity=identity, allow=True)
+        elif request.method == "POST":
+            try:
+                body = msgspec.json.decode(await request.body(), type=_Revocation)
+            except msgspec.MsgspecError as error:
+                raise bad_request(str(error)) from error
+            if bool(body.serial) == bool(body.identity):
+                raise bad_request("one of serial and identity is needed")
+            question = msgspec.structs.replace(
+                question,
+                serial=body.serial,
+                identity=body.identity,
+                reason=body.reason,
+                force=body.force,
+            )
+        return await self._ca(request, REVOKE, question, RevokeReply)
 
     async def _ca(self, request: Request, subject: str, question: Any, reply: type) -> Response:
         try:

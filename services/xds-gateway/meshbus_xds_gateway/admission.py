@@ -4,6 +4,7 @@ from collections import Counter as Count
 from collections.abc import Iterable
 from typing import Any
 
+from meshbus.compile.names import spiffe
 from meshbus.compile.proxy_keys import proxy_of_instance
 from meshbus.model.keys import Key
 from meshbus.runtime.service import Context
@@ -42,7 +43,12 @@ class Admission:
         if not self._authenticated:
             return None
         authorization = str(dict(metadata).get("authorization", ""))
-        return identity_of_token(authorization, self._fleet.trust, self._context.clock.now())
+        trust = self._fleet.trust
+        identity = identity_of_token(authorization, trust, self._context.clock.now())
+        name = spiffe(self._context.trust_domain, identity.namespace, identity.service_account)
+        if trust is not None and name in trust.blocked:
+            raise RefusedError("PERMISSION_DENIED", f"{name} is blocked")
+        return identity
 
     def missing_row(self, node: Node, identity: Identity | None) -> Key | None:
         """Key of the row that a proxy cannot be served without yet; None: nothing is missing.

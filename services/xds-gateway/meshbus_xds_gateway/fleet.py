@@ -25,7 +25,7 @@ from meshbus_xds_gateway.credentials import Credentials
 from meshbus_xds_gateway.leaves import Account, Holder, Leaves
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.node import Token
-from meshbus_xds_gateway.secret_resources import roots_secret
+from meshbus_xds_gateway.secret_resources import trust_secret
 from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.verdicts import Verdicts
 
@@ -99,7 +99,7 @@ class Fleet:
         self._leaves = Leaves(context, tasks, ttl_s, self._leaf_changed, self._proof_key)
         self._credentials = Credentials(context, tasks, self._credential_changed)
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
-        self._roots: tuple[str, Resource] | None = None
+        self._roots: Resource | None = None
         self._unsettled: set[Client] = set()
         self._departed: deque[tuple[float, Client]] = deque()
         self._by_workload: dict[Key, set[Client]] = {}
@@ -138,9 +138,11 @@ class Fleet:
                 self._moved_rows.add(key)
             elif key.table == "cfg.secrets":
                 self._credentials.row_changed(key)
-            elif key == self._trust_key:
+            elif key.table == "sec.trust" and key.cluster == self._trust_key.cluster:
                 self._roots = None
                 self._trust_changed = True
+                if self.trust is not None and self.trust.revoked:
+                    self._leaves.revoked(frozenset(c.serial for c in self.trust.revoked))
         self._stale.set()
         self._beat()
 
@@ -385,10 +387,17 @@ class Fleet:
         trust = self.trust
         if trust is None or not trust.roots_pem:
             return None
-        if self._roots is None or self._roots[0] != trust.roots_pem:
-            secret = roots_secret(TRUSTED_ROOTS, trust.roots_pem.encode())
-            self._roots = (trust.roots_pem, secret)
-        return self._roots[1]
+        if self._roots is None:
+            others = [
+                entry.row
+                for entry in self.world.all("sec.trust")
+                if entry.key.cluster == self._trust_key.cluster
+                and entry.key != self._trust_key
+                and entry.row.roots_pem
+            ]
+            others.sort(key=lambda row: row.trust_domain)
+            self._roots = trust_secret(TRUSTED_ROOTS, [trust, *others])
+        return self._roots
 
     def _proof_key(self) -> str:
         return self.trust.proof_key if self.trust else ""

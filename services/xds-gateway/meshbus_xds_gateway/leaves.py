@@ -8,7 +8,7 @@ Keys are never written, logged or sent anywhere but to the proxies of the identi
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography import x509
@@ -44,6 +44,9 @@ class _Leaf:
     task: asyncio.Task[None] | None = None
     token: Token | None = None
     """The newest one that a proxy of it came with."""
+    serial: str = ""
+    """Hex."""
+    taken_back: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Leaves:
@@ -91,6 +94,12 @@ class Leaves:
             return None
         return leaf.resource
 
+    def revoked(self, serials: frozenset[str]) -> None:
+        """These are not accepted any more: who has one gets another, with another key."""
+        for leaf in self._leaves.values():
+            if leaf.serial in serials:
+                leaf.taken_back.set()
+
     def __len__(self) -> int:
         return len(self._leaves)
 
@@ -115,9 +124,23 @@ class Leaves:
             chain = reply.chain_pem.encode()
             leaf.resource = certificate_secret(OWN_CERTIFICATE, chain, key_pem)
             leaf.not_after = reply.not_after
+            leaf.serial = _serial_of(chain)
+            leaf.taken_back.clear()
             self._changed(holder)
             life_s = max(reply.not_after - clock.now(), 1.0)
-            await clock.sleep(life_s * random.uniform(RENEW_FROM, RENEW_TO))  # noqa: S311
+            await self._rest(leaf, life_s * random.uniform(RENEW_FROM, RENEW_TO))  # noqa: S311
+
+    async def _rest(self, leaf: _Leaf, seconds: float) -> None:
+        """Until a certificate is to be renewed: in so many seconds, or when it is revoked."""
+        waits = [
+            asyncio.ensure_future(leaf.taken_back.wait()),
+            asyncio.ensure_future(self._context.clock.sleep(seconds)),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _sign(self, holder: Holder, token: Token | None) -> tuple[SignReply, bytes]:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -142,3 +165,7 @@ class Leaves:
             serialization.NoEncryption(),
         )
         return reply, pem
+
+
+def _serial_of(chain_pem: bytes) -> str:
+    return f"{x509.load_pem_x509_certificate(chain_pem).serial_number:x}"

@@ -4,13 +4,21 @@ Source: envoy/extensions/transport_sockets/tls/v3/secret.proto; keys of Secrets 
 `tls.crt`, `tls.key`, `tls.ocsp-staple`, `ca.crt`, `ca.crl`, or `cert`, `key`, `cacert`, `crl`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from envoy.config.core.v3 import base_pb2
-from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2
+from envoy.extensions.transport_sockets.tls.v3 import (
+    common_pb2,
+    secret_pb2,
+    tls_spiffe_validator_config_pb2,
+)
 
 from meshbus.compile.resources import SDS, Resource
+from meshbus.compile.values import any_of
 from meshbus.model.keys import Key
+from meshbus.model.rows import Trust
+
+SPIFFE_VALIDATOR = "envoy.tls.cert_validator.spiffe"
 
 
 class UnusableSecretError(Exception):
@@ -41,9 +49,30 @@ def roots_message(name: str, roots_pem: bytes) -> secret_pb2.Secret:
     )
 
 
-def roots_secret(name: str, roots_pem: bytes, origins: Iterable[Key] = ()) -> Resource:
-    """The resource of that."""
-    return _resource(roots_message(name, roots_pem), origins)
+def trust_secret(name: str, trusts: Sequence[Trust]) -> Resource:
+    """What peers of the mesh are checked with: the roots of its trust domain (the first), without
+    what is revoked; where there are others, each vouches for its own identities alone.
+
+    Source: envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig. It takes no list
+    but those among the roots, and then asks for one of every CA on the way.
+    """
+    own = trusts[0]
+    if len(trusts) == 1:
+        secret = roots_message(name, own.roots_pem.encode())
+        if own.crl_pem:
+            secret.validation_context.crl.CopyFrom(_inline(own.crl_pem.encode()))
+            secret.validation_context.only_verify_leaf_cert_crl = True
+        return _resource(secret, ())
+    config = tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig()
+    for trust in trusts:
+        lists = own.crl_pem if trust.roots_pem == own.roots_pem and own.crl_whole else ""
+        config.trust_domains.add(
+            name=trust.trust_domain, trust_bundle=_inline((trust.roots_pem + lists).encode())
+        )
+    context = common_pb2.CertificateValidationContext()
+    context.custom_validator_config.name = SPIFFE_VALIDATOR
+    context.custom_validator_config.typed_config.CopyFrom(any_of(config))
+    return _resource(secret_pb2.Secret(name=name, validation_context=context), ())
 
 
 def credential_secret(

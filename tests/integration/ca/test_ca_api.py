@@ -53,6 +53,30 @@ def test_list_and_show_what_was_issued(home):
     assert "at: a duration" in wrong.stderr
 
 
+def test_revoke_and_allow(home):
+    serial = json.loads(
+        meshbus("certs", "list", "--identity", WEB, "-o", "json", "--home", home).stdout
+    )["certificates"][0]["serial"]
+    done = meshbus("certs", "revoke", serial, "--reason", "a test", "--home", home)
+    assert (done.returncode, done.stdout) == (0, "1 certificates revoked\n"), done.stderr
+    again = meshbus("certs", "revoke", serial, "--home", home)
+    assert again.returncode == 1
+    assert "revoked already" in again.stderr
+    blocked = meshbus("certs", "revoke", "--identity", WEB, "-o", "json", "--home", home)
+    assert json.loads(blocked.stdout)["blocked"] == [WEB]
+    listed = meshbus("certs", "revoked", "--home", home).stdout
+    assert serial in listed
+    assert f"blocked: {WEB}" in listed
+    shown = meshbus("certs", "list", "--identity", WEB, "--home", home).stdout
+    assert " revoked " in shown
+    assert meshbus("certs", "allow", WEB, "--home", home).returncode == 0
+    assert "blocked" not in meshbus("certs", "revoked", "--home", home).stdout
+    assert meshbus("certs", "revoke", "--home", home).returncode == 2
+    assert meshbus("certs", "revoke", serial, "--identity", WEB, "--home", home).returncode == 2
+    events = meshbus("events", "--no-follow", "--filter", "verb=revoked", "--home", home)
+    assert serial in events.stdout
+
+
 def test_a_rotation_is_started_once_and_says_what_it_waits_for(home):
     steady = meshbus("certs", "rotation", "-o", "json", "--home", home)
     assert json.loads(steady.stdout)["phase"] == "steady"

@@ -1,0 +1,197 @@
+"""A revoked certificate is refused by real Envoys, and nobody else is."""
+
+import asyncio
+import contextlib
+import ssl
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+from ca_mesh import CaMesh
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from gateway_mesh import config, envoy_binary, host
+from test_gateway_envoys import Pair, serving
+
+from meshbus.bus.interface import CERTS, BusError
+from meshbus.model.requests import (
+    REVOKE,
+    RevokeReply,
+    RevokeRequest,
+    SignReply,
+    SignRequest,
+    sign_subject,
+)
+from meshbus.runtime.calls import CallError, call
+from meshbus.runtime.sealed import seal
+
+pytestmark = pytest.mark.real
+THIEF = "spiffe://cluster.local/ns/default/sa/thief"
+CLIENT = "spiffe://cluster.local/ns/default/sa/client"
+
+
+@pytest_asyncio.fixture
+async def mesh(bus_for, tmp_path):
+    envoy_binary()
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    buses = {identity: await bus_for(identity) for identity in identities}
+    running = CaMesh(tmp_path, buses, bus_for)
+    running.ca_settings = {"leaf_ttl_s": 3600, "require_proof": True}
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+async def revoke(mesh: CaMesh, **question: Any) -> RevokeReply:
+    request = RevokeRequest(by="ann", **question)
+    return await call(mesh.buses["config"], REVOKE, request, RevokeReply, timeout=6)
+
+
+class Stolen:
+    """A certificate of a workload in somebody's hands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key = ec.generate_private_key(ec.SECP256R1())
+
+    async def get(self, mesh: CaMesh, name: str) -> None:
+        csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        signed = csr.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        token = await mesh.token(name)
+        request = SignRequest(
+            signed.decode(),
+            "xds-gateway",
+            f"spiffe://cluster.local/ns/default/sa/{name}",
+            proof=seal(mesh.trust.proof_key, token.encode()),
+            pod="stolen",
+        )
+        reply = await call(
+            mesh.buses["xds-gateway"], sign_subject("xds-gateway"), request, SignReply, timeout=5
+        )
+        key = self.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        (self.folder / "stolen.pem").write_bytes(key + reply.chain_pem.encode())
+        (self.folder / "root.pem").write_text(reply.roots_pem)
+        self.serial = f"{x509.load_pem_x509_certificate(reply.chain_pem.encode()).serial_number:x}"
+
+    async def enters(self, address: str, port: int) -> bool:
+        """An Envoy of the mesh takes a new connection with it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.load_cert_chain(self.folder / "stolen.pem")
+        context.set_alpn_protocols(["istio-http/1.1"])
+        with contextlib.suppress(ssl.SSLError, ConnectionError):
+            reader, writer = await asyncio.open_connection(address, port, ssl=context)
+            try:
+                writer.write(b"GET / HTTP/1.1\r\nhost: server\r\nconnection: close\r\n\r\n")
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+        return False
+
+
+@pytest.mark.slow
+async def test_a_revoked_certificate_is_refused_on_new_connections(mesh, tmp_path):
+    await mesh.start_gateway()
+    pair = Pair()
+    # Each request on a connection of its own: those that are open stay so.
+    once = {"connectionPool": {"http": {"maxRequestsPerConnection": 1}}}
+    rule = {"host": host("server"), "trafficPolicy": once}
+    await mesh.write(*pair.rows(), config("DestinationRule", "destinationrules", "once", rule))
+    stolen = Stolen(tmp_path)
+    async with serving(mesh, pair) as (server, client, _):
+        await stolen.get(mesh, "thief")
+        assert await stolen.enters(pair.server, pair.port)
+
+        reply = await revoke(mesh, serial=stolen.serial.upper(), reason="lost")
+        assert (reply.added, reply.blocked) == (1, [])
+
+        async def refused() -> bool:
+            return not await stolen.enters(pair.server, pair.port)
+
+        await mesh.until(refused, "the certificate is refused")
+        assert await server.stat(f"listener.{pair.server}_{pair.port}.ssl.fail_verify_error"), (
+            "because of what it shows"
+        )
+        assert (await pair.get()).status_code == 200
+        assert (await pair.get()).status_code == 200, "others get in, on new connections too"
+        (record,) = (await mesh.certificates(serial=stolen.serial)).certificates
+        assert record.revoked > 0
+
+        # The same again for what a proxy of the mesh has: it gets another at once.
+        before = await client.admin("/certs")
+        mine = (await mesh.certificates(identity=CLIENT)).certificates[0]
+        await revoke(mesh, serial=mine.serial)
+
+        async def another() -> bool:
+            now = await client.admin("/certs")
+            return mine.serial not in now and now != before
+
+        await mesh.until(another, "the client has another certificate")
+        assert (await pair.get()).status_code == 200
+
+        # Nobody may know what the mesh has forgotten after a restart of the ca.
+        await mesh.stop("ca")
+        mesh.start_ca()
+        assert not await stolen.enters(pair.server, pair.port)
+        listed = await mesh.until(lambda: revoke(mesh), "the ca answers")
+        assert {c["serial"] for c in listed.certificates} == {stolen.serial, mine.serial}
+
+        # A whole identity.
+        blocked = await revoke(mesh, identity=CLIENT, reason="taken over")
+        assert blocked.added == 1
+        assert blocked.blocked == [CLIENT]
+
+        async def shut_out() -> bool:
+            return (await pair.get()).status_code == 503
+
+        await mesh.until(shut_out, "its certificates are refused")
+        assert (await revoke(mesh, identity=CLIENT, allow=True)).blocked == []
+
+        async def back() -> bool:
+            return (await pair.get()).status_code == 200
+
+        await mesh.until(back, "it has a certificate again", timeout_s=30)
+
+
+async def test_who_is_blocked_gets_no_certificate(mesh):
+    stolen = Stolen(mesh.folder)
+    await stolen.get(mesh, "thief")
+    await revoke(mesh, identity=THIEF)
+    await mesh.until(lambda: THIEF in mesh.trust.blocked, "the row says so")
+    with pytest.raises(CallError, match="blocked"):
+        await stolen.get(mesh, "thief")
+    assert mesh.trust.crl_pem.count("BEGIN X509 CRL") == 2, "of the signer and of the root"
+
+
+async def test_what_cannot_be_revoked_is_said(mesh):
+    for question, message in (
+        ({"serial": "ffff"}, "no certificate ffff"),
+        ({"serial": "ffff", "identity": THIEF}, "a serial or an identity"),
+        ({"identity": "spiffe://other/ns/a/sa/b"}, "no identity of cluster.local"),
+        (
+            {"identity": "spiffe://cluster.local/ns/istio-system/sa/meshbus-config"},
+            "a service of the control plane",
+        ),
+    ):
+        with pytest.raises(CallError, match=message):
+            await revoke(mesh, **question)
+    stolen = Stolen(mesh.folder)
+    await stolen.get(mesh, "thief")
+    await revoke(mesh, serial=stolen.serial)
+    await mesh.until(lambda: mesh.trust.revoked, "the row says so")
+    with pytest.raises(CallError, match="revoked already"):
+        await revoke(mesh, serial=stolen.serial)
+    # Nobody but the ca can say so.
+    forged = msgspec.json.encode({"action": "block", "at": 1.0, "identity": CLIENT})
+    for name in ("xds-gateway", "config", "discovery"):
+        with pytest.raises(BusError):
+            await mesh.buses[name].publish(CERTS, "certs.c.revocations.x", forged)
