@@ -10,6 +10,7 @@ from meshbus.cli.compile import compile_command
 from meshbus.cli.demo import demo
 from meshbus.cli.down import down
 from meshbus.cli.events import events
+from meshbus.cli.kube_inject import kube_inject
 from meshbus.cli.objects import apply, delete, get
 from meshbus.cli.proxies import proxy_config, proxy_status
 from meshbus.cli.serve import serve
@@ -48,6 +49,7 @@ app.add_typer(authz, name="authz", rich_help_panel=_LOOK)
 app.command("version", rich_help_panel=_LOOK)(version)
 app.command("validate", rich_help_panel=_OFFLINE)(validate)
 app.command("compile", rich_help_panel=_OFFLINE)(compile_command)
+app.command("kube-inject", rich_help_panel=_OFFLINE)(kube_inject)
 app.command("serve", rich_help_panel=_SERVER)(serve)
 
 

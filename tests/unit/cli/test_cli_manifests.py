@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from meshbus.api import yaml_text
 from meshbus.cli import manifests
 from meshbus.cli.manifests import Document, ManifestError, load, read
 
@@ -118,7 +119,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_size_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "LARGEST_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(yaml_text, "LARGEST_DOCUMENT_BYTES", 1000)
     monkeypatch.setattr(manifests, "LARGEST_FILE_BYTES", 3000)
     large = "a: " + "x" * 1000
     found = one(tmp_path, f"b: 1\n---\n{large}\n")

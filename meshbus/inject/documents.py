@@ -1,0 +1,128 @@
+"""Injection of manifests: the pod templates in what people write; everything else stays."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from meshbus.inject.errors import InjectionError
+from meshbus.inject.pod import Injector
+from meshbus.inject.workloads import owner_of_document, template_path
+
+_LISTS_DEEP = 5
+
+
+@dataclass
+class Outcome:
+    """An object after injection."""
+
+    document: Any
+    changed: bool = False
+    notes: list[str] = field(default_factory=list)
+    """What its author should know: why it was left as it is, what has no effect."""
+
+
+def inject_document(injector: Injector, document: Any) -> Outcome:
+    """Inject the pods of an object, or of the objects of a List.
+
+    Raises:
+        InjectionError: A pod says something that cannot be done; the path begins with the object.
+    """
+    return _inject(injector, document, 0)
+
+
+def _inject(injector: Injector, document: Any, depth: int) -> Outcome:
+    if not isinstance(document, Mapping):
+        return Outcome(document)
+    items = document.get("items")
+    if str(document.get("kind", "")).endswith("List") and isinstance(items, list):
+        if depth > _LISTS_DEEP:
+            raise InjectionError("items", "lists within lists too deeply")
+        outcomes = [_inject(injector, item, depth + 1) for item in items]
+        notes = [note for outcome in outcomes for note in outcome.notes]
+        if not any(outcome.changed for outcome in outcomes):
+            return Outcome(document, notes=notes)
+        return Outcome({**document, "items": [o.document for o in outcomes]}, True, notes)
+    path = template_path(document)
+    if path is None:
+        return Outcome(document)
+    return _inject_workload(injector, document, path)
+
+
+def _inject_workload(
+    injector: Injector, document: Mapping[str, Any], path: tuple[str, ...]
+) -> Outcome:
+    name = _title(document)
+    template: Any = document
+    for step in path:
+        template = template.get(step) if isinstance(template, Mapping) else None
+    if not isinstance(template, Mapping) or not isinstance(template.get("spec"), Mapping):
+        where = ".".join((*path, "spec"))
+        raise InjectionError(f"{name}: {where}", "is needed: it holds the pod")
+    _check_shape(template, name, path)
+    namespace = _namespace(template) or _namespace(document)
+    decision = injector.decide(template, namespace)
+    if not decision.inject:
+        return Outcome(document, notes=[f"Skipping injection because {name} {decision.reason}"])
+    owner = owner_of_document(document, namespace)
+    try:
+        injected = injector.inject(template, owner)
+    except InjectionError as error:
+        where = ".".join((*path, error.path)) if error.path.startswith("metadata") else error.path
+        raise InjectionError(f"{name}: {where}", error.message) from error
+    result = copy.deepcopy(dict(document))
+    if path:
+        holder: Any = result
+        for step in path[:-1]:
+            holder = holder[step]
+        holder[path[-1]] = injected.pod
+    else:
+        result = injected.pod
+    return Outcome(result, True, [f"{name}: {warning}" for warning in injected.warnings])
+
+
+def _check_shape(template: Mapping[str, Any], name: str, path: tuple[str, ...]) -> None:
+    """What injection walks through is of the form it takes it to be."""
+    where = f"{name}: " + "".join(f"{step}." for step in path)
+    metadata = template.get("metadata")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InjectionError(f"{where}metadata", "must be an object")
+    for field_name in ("labels", "annotations"):
+        held = (metadata or {}).get(field_name)
+        if held is None:
+            continue
+        if not isinstance(held, Mapping):
+            raise InjectionError(f"{where}metadata.{field_name}", "must be an object")
+        for key, value in held.items():
+            if not isinstance(value, str):
+                raise InjectionError(f"{where}metadata.{field_name}[{key}]", "must be a string")
+    for field_name in ("containers", "initContainers", "volumes", "imagePullSecrets"):
+        held = template["spec"].get(field_name)
+        if held is None:
+            continue
+        if not isinstance(held, list) or not all(isinstance(item, Mapping) for item in held):
+            raise InjectionError(f"{where}spec.{field_name}", "must be a list of objects")
+    for field_name in ("containers", "initContainers"):
+        for index, container in enumerate(template["spec"].get(field_name) or ()):
+            at = f"{where}spec.{field_name}[{index}]"
+            if not isinstance(container.get("name"), str):
+                raise InjectionError(f"{at}.name", "is needed")
+            for part in ("ports", "env", "volumeMounts"):
+                held = container.get(part)
+                if held is not None and not (
+                    isinstance(held, list) and all(isinstance(item, Mapping) for item in held)
+                ):
+                    raise InjectionError(f"{at}.{part}", "must be a list of objects")
+
+
+def _namespace(document: Mapping[str, Any]) -> str:
+    metadata = document.get("metadata")
+    return str((metadata or {}).get("namespace") or "") if isinstance(metadata, Mapping) else ""
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    metadata = document.get("metadata")
+    held = metadata if isinstance(metadata, Mapping) else {}
+    name = str(held.get("name") or held.get("generateName") or "")
+    namespace = str(held.get("namespace") or "")
+    return f'{document.get("kind")} "{namespace + "/" if namespace else ""}{name}"'

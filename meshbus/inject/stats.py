@@ -1,0 +1,40 @@
+"""Which statistics Envoy keeps, from annotations and ProxyConfig.
+
+Source: https://istio.io/latest/docs/ops/configuration/telemetry/envoy-stats/
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import UNSET
+
+from meshbus.inject import annotations as a
+from meshbus.inject.context import PodContext
+
+_ALWAYS = ("cluster_manager", "listener_manager", "server", "cluster.xds-gateway", "istio", "wasm")
+"""Those that are kept in any case: the proxy's state, and the mesh's own metrics."""
+
+
+def stats_config(notes: Mapping[str, str], context: PodContext) -> dict[str, Any]:
+    """`stats_config` of the bootstrap; empty where all statistics are kept as Envoy keeps them."""
+    matcher = context.proxy.proxy_stats_matcher
+    given: Mapping[str, Any] = {} if matcher is UNSET else matcher
+    prefixes = [*(given.get("inclusionPrefixes") or ()), *_words(notes, a.STATS_PREFIXES)]
+    suffixes = [*(given.get("inclusionSuffixes") or ()), *_words(notes, a.STATS_SUFFIXES)]
+    regexps = [*(given.get("inclusionRegexps") or ()), *_words(notes, a.STATS_REGEXPS)]
+    config: dict[str, Any] = {}
+    if prefixes or suffixes or regexps:
+        patterns: list[dict[str, Any]] = [{"prefix": word} for word in (*_ALWAYS, *prefixes)]
+        patterns += [{"suffix": word} for word in suffixes]
+        patterns += [{"safe_regex": {"regex": word}} for word in regexps]
+        config["stats_matcher"] = {"inclusion_list": {"patterns": patterns}}
+    if buckets := json.loads(notes.get(a.STATS_BUCKETS, "{}")):
+        config["histogram_bucket_settings"] = [
+            {"match": {"prefix": prefix}, "buckets": numbers} for prefix, numbers in buckets.items()
+        ]
+    return config
+
+
+def _words(notes: Mapping[str, str], name: str) -> list[str]:
+    return [word.strip() for word in notes.get(name, "").split(",") if word.strip()]
