@@ -256,9 +256,12 @@ def _check_redirect(
     if isinstance(redirect.port, int) and redirect.port > 65535:
         out.error(f"{path}.port", f"{redirect.port}: port must be between 1-65535")
     if redirect.prefix_rewrite:
+        if redirect.uri:
+            out.error(path, "only one of uri or prefixRewrite can be set", "Conflict")
         for match in route.match:
-            if not isinstance(match.uri, UnsetType) and isinstance(match.uri.regex, str):
-                out.error(f"{path}.prefixRewrite", "cannot be used with a regex match of the URI")
+            if not isinstance(match.uri, UnsetType) and not isinstance(match.uri.prefix, str):
+                message = "can only be used where every match of the URI is one of a prefix"
+                out.error(f"{path}.prefixRewrite", message)
 
 
 def _check_direct_response(

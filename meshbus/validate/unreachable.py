@@ -63,7 +63,7 @@ def _find_covered(spec: VirtualService, out: Findings) -> None:
 def _rest_covers(earlier: HTTPMatchRequest, later: HTTPMatchRequest) -> bool:
     return (
         earlier.port == later.port
-        and _text(earlier.method) == _text(later.method)
+        and (isinstance(earlier.method, UnsetType) or _text(earlier.method) == _text(later.method))
         and _text(earlier.authority) == _text(later.authority)
         and earlier.headers == later.headers
         and earlier.query_params == later.query_params
