@@ -129,7 +129,10 @@ def _cluster(
     report: Report,
 ) -> cluster_pb2.Cluster | None:
     settings = reader.node(mesh)
-    policy = policy_in_force(rule, port.number, subset, affinity=row.session_affinity)
+    policy = {
+        **settings.default_traffic,
+        **policy_in_force(rule, port.number, subset, affinity=row.session_affinity),
+    }
     ranking = ranking_of(policy, settings, row)
     name = ClusterName(port.number, subset.name if subset else "", row.host)
     cluster = cluster_pb2.Cluster(name=str(name))
@@ -375,7 +378,7 @@ def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
     options.use_downstream_protocol_config.http_protocol_options.SetInParent()
     options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
     settings = reader.node(mesh)
-    apply_connection_pool(passthrough, options, {}, settings)
+    apply_connection_pool(passthrough, options, settings.default_pool, settings)
     if style.captured:
         passthrough.type = cluster_pb2.Cluster.ORIGINAL_DST
     else:
@@ -456,7 +459,7 @@ def _inbound_passthrough(settings: MeshSettings, style: ClusterStyle) -> cluster
     options = http_protocol_options_pb2.HttpProtocolOptions()
     options.use_downstream_protocol_config.http_protocol_options.SetInParent()
     options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
-    apply_connection_pool(cluster, options, {}, settings)
+    apply_connection_pool(cluster, options, settings.default_pool, settings)
     apply_options(cluster, options)
     _from_inpod_address(cluster, style.ipv6)
     return cluster

@@ -5,7 +5,6 @@ from typing import NamedTuple
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
-from envoy.extensions.filters.network.sni_cluster.v3 import sni_cluster_pb2
 
 from meshbus.compile.connections import (
     Reporting,
@@ -37,16 +36,23 @@ from meshbus.compile.http_routes import (
     joined_routes,
 )
 from meshbus.compile.l4_routes import L4Route, l4_routes, restrict, tcp_filter
-from meshbus.compile.names import BLACK_HOLE, listener_name, with_port
+from meshbus.compile.names import UDP, ClusterName, covers, listener_name, with_port
 from meshbus.compile.outbound import any_address, reporting_of
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
-from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
+from meshbus.compile.scope import (
+    Ref,
+    Viewer,
+    find_rules,
+    visible_services,
+    visible_virtual_services,
+)
 from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND
 from meshbus.compile.tls_contexts import ALPN_MESH, credential_names, gateway_server, socket
-from meshbus.compile.values import address, any_of, boolean
+from meshbus.compile.traffic_policy import merged_rule
+from meshbus.compile.values import address, boolean
 from meshbus.compile.virtual_hosts import (
     View,
     conduct_of,
@@ -195,7 +201,7 @@ def _server_chains(
         chain.transport_socket.CopyFrom(socket(context))
         return [chain]
     if server.mode == AUTO_PASSTHROUGH:
-        return [_named_chain(reader, server, reporting)]
+        return _named_chains(reader, view, server, reporting)
     if server.mode == "PASSTHROUGH":
         return _passthrough_chains(reader, view, server, reporting, report)
     return _tcp_chains(reader, view, server, reporting, report)
@@ -216,21 +222,35 @@ def _http_chain(reader: Reader, server: Server, reporting: Reporting) -> lc_pb2.
     return chain
 
 
-def _named_chain(reader: Reader, server: Server, reporting: Reporting) -> lc_pb2.FilterChain:
-    """Connections of mesh proxies, to the cluster that their SNI names (`sni_cluster`).
+def _named_chains(
+    reader: Reader, view: View, server: Server, reporting: Reporting
+) -> list[lc_pb2.FilterChain]:
+    """Connections of mesh proxies, to the cluster that their SNI names: a chain for each port and
+    subset of the services of this mesh that the server's hosts cover. Nothing else gets in.
 
     Source: Istio, Gateway reference, AUTO_PASSTHROUGH.
     """
-    chain = lc_pb2.FilterChain()
-    chain.filter_chain_match.server_names.extend(server.server_names())
-    chain.filter_chain_match.application_protocols.extend(ALPN_MESH)
-    chain.filters.extend(network_security(reader))
-    chain.filters.add(
-        name="envoy.filters.network.sni_cluster",
-        typed_config=any_of(sni_cluster_pb2.SniCluster()),
-    )
-    chain.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
-    return chain
+    out = []
+    for host, ref in reader.node(visible_services, view.viewer).items():
+        row = ref.row
+        if row.external or row.external_name or row.resolution != "STATIC":
+            continue
+        if not any(covers(name, host) for name in server.host_names()):
+            continue
+        keys = find_rules(reader, view.namespace, row.namespace, host, view.rules)
+        subsets = reader.node(merged_rule, keys).subsets if keys else ()
+        for port in row.ports:
+            if port.protocol == UDP:
+                continue
+            for subset in ("", *(s.name for s in subsets)):
+                name = ClusterName(port.number, subset, host).sni
+                chain = lc_pb2.FilterChain()
+                chain.filter_chain_match.server_names.append(name)
+                chain.filter_chain_match.application_protocols.extend(ALPN_MESH)
+                chain.filters.extend(network_security(reader))
+                chain.filters.append(tcp_proxy(name, [(name, 1)], reporting))
+                out.append(chain)
+    return out
 
 
 def passes_by_name(reader: Reader, proxy: ProxyKeys) -> bool:

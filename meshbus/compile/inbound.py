@@ -23,6 +23,7 @@ from meshbus.compile.connections import (
 from meshbus.compile.endpoints import canonical_service, service_addresses, target_ports
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, NotCompiledError, Part, Report
+from meshbus.compile.http_routes import retry_policy
 from meshbus.compile.names import (
     BLACK_HOLE,
     INBOUND_PASSTHROUGH,
@@ -32,7 +33,7 @@ from meshbus.compile.names import (
     is_sniffed,
     listener_name,
 )
-from meshbus.compile.outbound import INBOUND_PORT, OUTBOUND_PORT, any_address, reporting_of
+from meshbus.compile.outbound import ANY_V4, INBOUND_PORT, OUTBOUND_PORT, any_address, reporting_of
 from meshbus.compile.peer_authentication import DISABLE, PERMISSIVE, STRICT, MutualTls, mutual_tls
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.quota import QuotaFilters, inbound_quota
@@ -63,6 +64,8 @@ from meshbus.compile.virtual_hosts import HostRoutes, encode_host, encode_table
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service
 
+_RETRY_AMONG_HOSTS = frozenset({"retryIgnorePreviousHosts", "retryRemoteLocalities"})
+
 
 class ServedPort(NamedTuple):
     """A port of the application."""
@@ -83,6 +86,24 @@ class ServedPort(NamedTuple):
     """TLS of clients outside the mesh that ends here: see `sidecar_ingress.Ingress.tls`."""
     path: str = ""
     """Where in the Sidecar it is said."""
+    passes: bool = False
+    """No service names it; port 0: any such port. Its traffic goes where it was going."""
+
+    @property
+    def cluster(self) -> str:
+        """The cluster of what answers it, by which its routes are called as well."""
+        return INBOUND_PASSTHROUGH if self.passes else inbound_cluster(self.port)
+
+    @property
+    def shown(self) -> int:
+        """The port by which callers know it."""
+        return self.services[0][3] if self.services else self.port
+
+    def chain_name(self, http: bool) -> str:
+        """The name that Istio gives its filter chains: EnvoyFilters match by it."""
+        if self.passes:
+            return "virtualInbound-catchall-http" if http else "virtualInbound"
+        return listener_name(ANY_V4, self.port)
 
 
 class InboundView(NamedTuple):
@@ -188,10 +209,6 @@ def _with_ingress(served: tuple[ServedPort, ...], side: IngressSide) -> tuple[Se
 # --------------------------------------------------------------------------- chains
 
 
-def _stat(port: int) -> str:
-    return f"inbound_0.0.0.0_{port};"
-
-
 def _manager(
     reader: Reader,
     served: ServedPort,
@@ -200,8 +217,8 @@ def _manager(
     quota: QuotaFilters | None,
 ) -> lc_pb2.Filter:
     manager = connection_manager(
-        stat_prefix=_stat(served.port),
-        route_name=inbound_cluster(served.port),
+        stat_prefix=f"inbound_{served.chain_name(True)};",
+        route_name=served.cluster,
         filters=[
             *http_security(reader),
             *([quota.http_filter] if quota is not None and quota.http_filter else []),
@@ -227,11 +244,11 @@ def _chains(
     name, _ = canonical_service(proxy.label_map, proxy.workload)
     reporting = reporting_of(reader, LOG_INBOUND, name, proxy.namespace)
     mode = view.mutual.at(served.port)
-    cluster = inbound_cluster(served.port)
+    cluster = served.cluster
     tcp = [*network_security(reader), tcp_proxy(cluster, [(cluster, 1)], reporting)]
     http = None
     if is_http(served.protocol) or is_sniffed(served.protocol):
-        quota = reader.node(inbound_quota, proxy, served.services)
+        quota = None if served.passes else reader.node(inbound_quota, proxy, served.services)
         http = [_manager(reader, served, settings, reporting, quota)]
     secured = socket(mesh_server(settings))
     if served.tls and mode == DISABLE:
@@ -243,9 +260,9 @@ def _chains(
     def chain(
         filters: list[lc_pb2.Filter], transport: str, alpn: tuple[str, ...], secure: bool
     ) -> None:
-        made = lc_pb2.FilterChain(name=f"{served.port}-{len(out)}")
+        made = lc_pb2.FilterChain(name=served.chain_name(filters is http))
         match = made.filter_chain_match
-        if not bound:
+        if served.port and not bound:
             match.destination_port.CopyFrom(uint32(served.port))
         match.transport_protocol = transport
         match.application_protocols.extend(alpn)
@@ -297,7 +314,7 @@ def _guarded_chains(
         return _chains(reader, view, served, bound)
     except NotCompiledError as fault:
         report.add(view.sidecar[0], fault.path, fault.message)
-        closed = lc_pb2.FilterChain(name=f"{served.port}-closed")
+        closed = lc_pb2.FilterChain(name=served.chain_name(False))
         if not bound:
             closed.filter_chain_match.destination_port.CopyFrom(uint32(served.port))
         name, _ = canonical_service(view.proxy.label_map, view.proxy.workload)
@@ -328,16 +345,15 @@ def virtual_inbound(reader: Reader, view: InboundView) -> Part:
     name, _ = canonical_service(proxy.label_map, proxy.workload)
     reporting = reporting_of(reader, LOG_INBOUND, name, proxy.namespace)
     for port in (INBOUND_PORT, OUTBOUND_PORT):
-        loop = out.filter_chains.add(name=f"virtualInbound-blackhole-{port}")
+        loop = out.filter_chains.add(name="virtualInbound-blackhole")
         loop.filter_chain_match.destination_port.CopyFrom(uint32(port))
         loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
     report = Report()
     for served in view.ports:
         if not served.bound:
             out.filter_chains.extend(_guarded_chains(reader, view, served, False, report))
-    passthrough = tcp_proxy(INBOUND_PASSTHROUGH, [(INBOUND_PASSTHROUGH, 1)], reporting)
-    secured = socket(mesh_server(reader.node(mesh)))
-    _passthrough_chains(out, view.mutual, secured, [*network_security(reader), passthrough])
+    for served in unserved_ports(view):
+        out.filter_chains.extend(_chains(reader, view, served, False))
     own = [
         _bound_listener(reader, view, served, (served.bind,) if served.bind else addresses, report)
         for served in view.ports
@@ -346,37 +362,11 @@ def virtual_inbound(reader: Reader, view: InboundView) -> Part:
     return Part((encode(reader, LDS, out.name, out, view.origins), *own), report.findings())
 
 
-def _passthrough_chains(
-    listener: listener_pb2.Listener,
-    mutual: MutualTls,
-    secured: base_pb2.TransportSocket,
-    filters: list[lc_pb2.Filter],
-) -> None:
-    """Ports that no service names; their own modes where portLevelMtls has one. `secured`: the
-    server's side of mutual TLS."""
-    served = {
-        c.filter_chain_match.destination_port.value
-        for c in listener.filter_chains
-        if c.filter_chain_match.HasField("destination_port")
-    }
-    wanted = [(0, mutual.mode), *((p, m) for p, m in mutual.ports if p not in served)]
-    for port, mode in wanted:
-        kinds = []
-        if mode != DISABLE:
-            kinds.append(("tls", ALPN_MESH if mode == PERMISSIVE else (), True))
-        if mode != STRICT:
-            kinds += [("tls", (), False), ("raw_buffer", (), False)]
-        for transport, alpn, secure in kinds:
-            chain = listener.filter_chains.add(
-                name=f"virtualInbound-{port or 'catchall'}-{len(listener.filter_chains)}"
-            )
-            if port:
-                chain.filter_chain_match.destination_port.CopyFrom(uint32(port))
-            chain.filter_chain_match.transport_protocol = transport
-            chain.filter_chain_match.application_protocols.extend(alpn)
-            if secure:
-                chain.transport_socket.CopyFrom(secured)
-            chain.filters.extend(filters)
+def unserved_ports(view: InboundView) -> list[ServedPort]:
+    """Ports that no service names, all of them as one, and those with a mode of their own."""
+    served = {port.port for port in view.ports if not port.bound}
+    numbers = [0, *(port for port, _ in view.mutual.ports if port not in served)]
+    return [ServedPort(number, "", (), passes=True) for number in numbers]
 
 
 def bound_listeners(reader: Reader, view: InboundView, ips: tuple[str, ...]) -> Part:
@@ -419,31 +409,48 @@ def inbound_routes(reader: Reader, view: InboundView) -> Part:
     that count on the way. They come by RDS, so that a new quota reaches open connections."""
     out = []
     findings: set[Finding] = set()
-    for served in view.ports:
+    ports = [*view.ports, *(unserved_ports(view)[:1] if view.proxy.captured else ())]
+    for served in ports:
         if not (is_http(served.protocol) or is_sniffed(served.protocol)):
             continue
-        quota = reader.node(inbound_quota, view.proxy, served.services)
-        cluster = inbound_cluster(served.port)
-        route = rc_pb2.Route(name="default")
-        route.match.prefix = "/"
-        host, number = (
-            (served.services[0][0], served.services[0][3]) if served.services else ("", served.port)
-        )
-        route.decorator.operation = f"{host or view.proxy.workload}:{number}/*"
-        route.route.cluster = cluster
-        route.route.timeout.SetInParent()
-        route.route.max_stream_duration.max_stream_duration.SetInParent()
-        route.route.max_stream_duration.grpc_timeout_header_max.SetInParent()
-        route.route.retry_policy.retry_on = "reset-before-request"
-        route.route.retry_policy.num_retries.value = 2
-        vhost = rc_pb2.VirtualHost(routes=[route])
+        quota = None if served.passes else reader.node(inbound_quota, view.proxy, served.services)
+        vhost = rc_pb2.VirtualHost(routes=[_application_route(reader, view, served)])
         if quota is not None:
             vhost.rate_limits.extend(quota.rate_limits)
             findings.update(quota.findings)
         tail = HostRoutes(vhost.SerializeToString(deterministic=True), (), ()).tail
-        encoded = encode_host(f"inbound|http|{served.port}", ["*"], tail)
-        out.append(encode_table(reader, cluster, [encoded], set(), ignore_port=False))
+        encoded = encode_host(f"inbound|http|{served.shown}", ["*"], tail)
+        out.append(encode_table(reader, served.cluster, [encoded], set(), ignore_port=False))
     return Part(tuple(out), tuple(sorted(findings)))
+
+
+def _application_route(reader: Reader, view: InboundView, served: ServedPort) -> rc_pb2.Route:
+    """Everything to the application, tried again where it cannot have seen the request, unless
+    `defaultInboundHttpRetryPolicy` says otherwise."""
+    route = rc_pb2.Route(name="default")
+    route.match.prefix = "/"
+    host = served.services[0][0] if served.services else view.proxy.workload
+    # What passes is called the same everywhere, so that all workloads share the resource.
+    operation = INBOUND_PASSTHROUGH if served.passes else f"{host}:{served.shown}/*"
+    route.decorator.operation = operation
+    route.route.cluster = served.cluster
+    route.route.timeout.SetInParent()
+    route.route.max_stream_duration.max_stream_duration.SetInParent()
+    route.route.max_stream_duration.grpc_timeout_header_max.SetInParent()
+    wanted = reader.node(mesh).inbound_retry_policy
+    if wanted is None:
+        route.route.retry_policy.retry_on = "reset-before-request"
+        route.route.retry_policy.num_retries.value = 2
+        return route
+    # There is one host behind: what chooses among hosts has no effect here.
+    chosen = {k: v for k, v in wanted.items() if k not in _RETRY_AMONG_HOSTS}
+    retry = retry_policy(chosen, True)
+    if retry is not None:
+        retry.ClearField("host_selection_retry_max_attempts")
+        if not wanted.get("retryOn"):
+            retry.retry_on = "reset-before-request"
+        route.route.retry_policy.CopyFrom(retry)
+    return route
 
 
 def inbound_clusters(reader: Reader, view: InboundView, app_address: str) -> Part:
@@ -457,7 +464,7 @@ def inbound_clusters(reader: Reader, view: InboundView, app_address: str) -> Par
             served.protocol,
             app_address,
             view.proxy.dual_stack,
-            pool_policy(served.pool),
+            pool_policy(served.pool) or settings.default_pool,
         )
         if served.endpoint:
             send_to_endpoint(cluster, served.endpoint, app_address)

@@ -7,7 +7,7 @@ from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 from google.protobuf import duration_pb2
 
-from meshbus.compile.clusters import ClusterStyle, dns_cache
+from meshbus.compile.clusters import ClusterStyle, dns_cache, source_key
 from meshbus.compile.connections import (
     HTTP_ALPN,
     Reporting,
@@ -43,7 +43,7 @@ from meshbus.compile.names import (
     most_specific,
 )
 from meshbus.compile.resources import LDS, encode
-from meshbus.compile.scope import HTTP_PROXY, visible_services
+from meshbus.compile.scope import HTTP_PROXY, age, aliased_hosts, visible_services
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
 from meshbus.compile.values import address, boolean, uint32
@@ -54,6 +54,7 @@ from meshbus.compile.virtual_hosts import (
     service_of,
     sniffed_route_name,
 )
+from meshbus.model.keys import Key
 from meshbus.model.rows import Service, ServicePort
 
 OUTBOUND_PORT = 15001
@@ -91,11 +92,21 @@ class SharedPort(NamedTuple):
     """An HTTP proxy for the application, to hosts at any port."""
 
 
+class Lost(NamedTuple):
+    """A service that cannot be reached at a port, for another has it."""
+
+    service: Key
+    port: int
+    winner: str
+    """Host."""
+
+
 class Plan(NamedTuple):
     """Which listeners captured traffic needs."""
 
     bound: tuple[Bound, ...]
     shared: tuple[tuple[int, SharedPort], ...]
+    lost: tuple[Lost, ...] = ()
 
     def placed(self) -> tuple[tuple[int, SharedPort], ...]:
         """Those that bind their port."""
@@ -118,18 +129,30 @@ def capture_plan(reader: Reader, view: View) -> Plan:
 
     HTTP shares a listener per port; what is not declared HTTP needs an address to be told apart,
     its virtual ones or, without, those of its endpoints; external hosts without address share a
-    port, by SNI where they have TLS.
+    port, by SNI where they have TLS. Of two that cannot be told apart the older has the port.
     """
     bound: list[Bound] = []
     http: set[int] = set()
     by_name: dict[int, list[str]] = {}
     by_network: dict[int, list[tuple[str, tuple[str, ...]]]] = {}
     rest: dict[int, str] = {}
+    lost: list[Lost] = []
+    places: dict[tuple[str, int], str] = {}
     own = {e.port: e for e in view.viewer.egress if e.port and e.protocol != HTTP_PROXY}
     placed = {number: e for number, e in own.items() if e.bind or not e.captured}
     http.update(number for number, e in own.items() if is_http(e.protocol))
-    for host, ref in reader.node(visible_services, view.viewer).items():
+    stands_for = reader.node(aliased_hosts, view.viewer)
+    visible = reader.node(visible_services, view.viewer)
+    for host, ref in sorted(visible.items(), key=lambda item: age(item[1])):
+        if host in stands_for:
+            continue
         row: Service = ref.row
+
+        def take_rest(number: int, host: str = host, key: Key = ref.key) -> None:
+            winner = rest.setdefault(number, host)
+            if winner != host:
+                lost.append(Lost(key, number, winner))
+
         known = row.addresses or (row.auto_addresses if view.dns else [])
         single = tuple(a for a in known if "/" not in a and (view.ipv6 or ":" not in a))
         networks = tuple(a for a in row.addresses if "/" in a and (view.ipv6 or ":" not in a))
@@ -147,7 +170,12 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             elif row.headless and single:
                 bound += [Bound((a,), host, number, port.protocol) for a in single]
             elif single:
-                bound.append(Bound(_v4_first(single), host, number, port.protocol))
+                addresses = _v4_first(single)
+                winner = places.setdefault((addresses[0], number), host)
+                if winner == host:
+                    bound.append(Bound(addresses, host, number, port.protocol))
+                else:
+                    lost.append(Lost(ref.key, number, winner))
             elif networks:
                 by_network.setdefault(number, []).append((host, networks))
             elif port.protocol in TLS:
@@ -155,9 +183,9 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             elif is_sniffed(port.protocol):
                 http.add(number)
                 if not row.headless:
-                    rest.setdefault(number, host)
+                    take_rest(number)
             elif not row.headless:
-                rest.setdefault(number, host)
+                take_rest(number)
     numbers = sorted({*http, *by_name, *by_network, *rest})
     proxies = tuple(
         (e.port, SharedPort(True, (), (), "", e.bind or LOCAL, False, True))
@@ -165,7 +193,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         if e.protocol == HTTP_PROXY and e.port and e.port not in numbers
     )
     return Plan(
-        tuple(sorted(bound, key=lambda b: (b.addresses, b.port, b.host))),
+        tuple(sorted(bound, key=lambda b: (b.addresses, b.port))),
         proxies
         + tuple(
             (
@@ -181,6 +209,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             )
             for n in numbers
         ),
+        tuple(sorted(lost)),
     )
 
 
@@ -227,6 +256,10 @@ def captured_listeners(reader: Reader, view: View, service: str) -> Part:
             out.append(_bound_listener(reader, view, name, bound, reporting, report))
     for port, shared in plan.shared:
         out.append(_shared_listener(reader, view, port, shared, reporting, report))
+    for loser in plan.lost:
+        row: Service = reader.get(loser.service)
+        message = f"port {loser.port} is taken by {loser.winner}: nothing tells the two apart"
+        report.add(source_key(loser.service, row), "spec.ports", message)
     resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
     return Part(resources, report.findings())
 

@@ -15,11 +15,14 @@ from meshbus.compile.scope import (
     HTTP_PROXY,
     NOBODY,
     Viewer,
+    aliased_hosts,
+    aliases_of,
     common_viewer,
     exported_virtual_services,
     object_namespaces,
     rules_are_common,
     some_rules_are_for_others,
+    visible_services,
 )
 from meshbus.compile.virtual_hosts import (
     HttpPort,
@@ -67,7 +70,17 @@ def route_view(reader: Reader, view: View) -> View:
         return view
     if not reader.node(rules_are_common, view.namespace):
         return view
+    if reader.node(has_aliases, view.viewer):
+        return view
     return EVERYBODY
+
+
+def has_aliases(reader: Reader, viewer: Viewer) -> bool:
+    """Node: a service of the viewer's own namespace stands for another, so that its proxies have
+    short names for that one which nobody else has."""
+    visible = reader.node(visible_services, viewer)
+    aliases = reader.node(aliased_hosts, viewer)
+    return any(visible[host].row.namespace == viewer.namespace for host in aliases)
 
 
 def some_name_callers(reader: Reader) -> bool:
@@ -120,7 +133,8 @@ def host_chunk(reader: Reader, view: View, port: int, owner: str) -> Chunk:
         routes, keys = service_routes(reader, view, member, routed, port, report)
         speaks.update(keys)
         row: Service = reader.get(member.service)
-        names = domains_at(service_names(row, view.namespace), port, False)
+        aliases = reader.node(aliases_of, viewer, member.host)
+        names = domains_at(service_names(row, view.namespace, aliases), port, False)
         domains += (name.lower() for name in names)
         table.add(with_port(member.host, port), names, routes, member.host)
     return _chunk(table, domains, speaks, report)

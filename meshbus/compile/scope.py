@@ -244,6 +244,31 @@ def _with_ports(ref: Ref, ports: Mapping[int, ServicePort]) -> Ref:
     return Ref(ref.key, msgspec.structs.replace(ref.row, ports=kept))
 
 
+def aliased_hosts(reader: Reader, viewer: Viewer) -> dict[str, str]:
+    """Node: services of type ExternalName that stand for a service which the viewer sees, and its
+    host. They have no routes of their own: calls to them go where calls to that service go.
+
+    Source: Istio, "ExternalName services are aliases" (release notes of 1.21).
+    """
+    visible = reader.node(visible_services, viewer)
+    out = {}
+    for host, ref in visible.items():
+        target, seen = host, {host}
+        while (found := visible.get(target)) is not None and found.row.external_name:
+            target = found.row.external_name.rstrip(".").lower()
+            if target in seen:
+                break
+            seen.add(target)
+        if ref.row.external_name and target in visible and target != host:
+            out[host] = target
+    return out
+
+
+def aliases_of(reader: Reader, viewer: Viewer, host: str) -> tuple[str, ...]:
+    """Node: hosts that stand for a service."""
+    return tuple(a for a, target in reader.node(aliased_hosts, viewer).items() if target == host)
+
+
 def reachable_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     """Node: `visible_services`, and what a proxy must have clusters for besides: services behind
     an HTTP proxy port of the Sidecar, every port of what is imported without a port, and

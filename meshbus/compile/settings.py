@@ -26,6 +26,10 @@ class MeshSettings:
     tracing: bool = True
     sampling_percent: float = 1.0
     retry_policy: dict[str, Any] | None = field(default=None)
+    inbound_retry_policy: dict[str, Any] | None = field(default=None)
+    """`defaultInboundHttpRetryPolicy`, as written."""
+    default_traffic: dict[str, Any] = field(default_factory=dict)
+    """`defaultTrafficPolicy`: connectionPool and outlierDetection where no rule has them."""
     path_normalization: str = "BASE"
     h2_upgrade: bool = False
     tcp_keepalive: dict[str, Any] | None = field(default=None)
@@ -41,6 +45,12 @@ class MeshSettings:
     """`tlsDefaults`: all other TLS."""
     federated: tuple[str, ...] = ()
     """Trust domains of other meshes whose roots `caCertificates` gives."""
+
+    @property
+    def default_pool(self) -> dict[str, Any]:
+        """The part of `default_traffic` that also holds towards applications."""
+        pool = self.default_traffic.get("connectionPool")
+        return {"connectionPool": pool} if pool else {}
 
     @property
     def accepted_trust_domains(self) -> tuple[str, ...]:
@@ -72,6 +82,12 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
         tracing=bool(spec.get("enableTracing", True)),
         sampling_percent=float(sampling) if isinstance(sampling, int | float) else 1.0,
         retry_policy=_record(spec, "defaultHttpRetryPolicy") or None,
+        inbound_retry_policy=_written(spec, "defaultInboundHttpRetryPolicy"),
+        default_traffic={
+            name: value
+            for name, value in _record(spec, "defaultTrafficPolicy").items()
+            if name in ("connectionPool", "outlierDetection") and isinstance(value, dict)
+        },
         path_normalization=str(
             _record(spec, "pathNormalization").get("normalization") or default.path_normalization
         ).replace("DEFAULT", "BASE"),
@@ -103,6 +119,11 @@ def _federated(spec: dict[str, Any]) -> tuple[str, ...]:
 def _record(spec: dict[str, Any], name: str) -> dict[str, Any]:
     value = spec.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def _written(spec: dict[str, Any], name: str) -> dict[str, Any] | None:
+    value = spec.get(name)
+    return value if isinstance(value, dict) else None
 
 
 def _names(spec: dict[str, Any], name: str) -> tuple[str, ...]:

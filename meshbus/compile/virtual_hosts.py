@@ -41,6 +41,8 @@ from meshbus.compile.resources import RDS, Resource, field, resource_of
 from meshbus.compile.scope import (
     Ref,
     Viewer,
+    aliased_hosts,
+    aliases_of,
     find_rules,
     reachable_services,
     visible_services,
@@ -149,9 +151,10 @@ class HttpPort(NamedTuple):
 def http_ports(reader: Reader, viewer: Viewer) -> dict[int, tuple[HttpPort, ...]]:
     """Node: services of each port number that carry HTTP, or may."""
     found: dict[int, list[HttpPort]] = {}
+    aliases = reader.node(aliased_hosts, viewer)
     for host, ref in reader.node(visible_services, viewer).items():
         for port in ref.row.ports:
-            if is_http(port.protocol) or is_sniffed(port.protocol):
+            if host not in aliases and (is_http(port.protocol) or is_sniffed(port.protocol)):
                 found.setdefault(port.number, []).append(
                     HttpPort(host, ref.key, is_sniffed(port.protocol))
                 )
@@ -313,9 +316,10 @@ class Table:
         return [*(self.hosts[name] for name in sorted(self.hosts)), last]
 
 
-def service_names(row: Service, viewer: str) -> list[str]:
-    """Every name and address that a service may be called by, without port."""
-    names = list(service_domains(row.host, viewer))
+def service_names(row: Service, viewer: str, aliases: tuple[str, ...] = ()) -> list[str]:
+    """Every name and address that a service may be called by, without port. `aliases`: hosts that
+    stand for it."""
+    names = [n for host in (row.host, *aliases) for n in service_domains(host, viewer)]
     if row.headless and row.origin == "kubernetes":
         names += [f"*.{name}" for name in names]
     return [*names, *(bracketed(a) for a in row.addresses if "/" not in a)]
@@ -416,7 +420,8 @@ def fill(
             table.add(name, domains_at([host], port, all_ports), found, host)
     for member, routes in by_service:
         row = reader.get(member.service)
-        names = service_names(row, view.namespace)
+        aliases = reader.node(aliases_of, view.viewer, member.host)
+        names = service_names(row, view.namespace, aliases)
         domains = domains_at(names, port, all_ports)
         if all_ports:
             routes = routes._replace(tail=_tunnel_route(member.host, port) + routes.tail)

@@ -104,6 +104,8 @@ _MESH = frozenset(
         "connectTimeout",
         "enableTracing",
         "defaultHttpRetryPolicy",
+        "defaultInboundHttpRetryPolicy",
+        "defaultTrafficPolicy",
         "pathNormalization",
         "h2UpgradePolicy",
         "tcpKeepalive",
