@@ -56,6 +56,15 @@ _CARRIED_OUT_MIXER = frozenset(
 _ADAPTERS = frozenset({"memquota", "denier", "listchecker"})
 _TEMPLATES = frozenset({"quota", "listentry", "checknothing"})
 
+_NOT_FOR_ALL = (
+    "loadBalancer",
+    "portLevelSettings",
+    "proxyProtocol",
+    "retryBudget",
+    "tls",
+    "tunnel",
+)
+"""What MeshConfig.defaultTrafficPolicy must not have: validation refuses it."""
 _POLICIES = ("spec.trafficPolicy", "spec.subsets[].trafficPolicy")
 _FIELDS: dict[str, tuple[str, ...]] = {
     "DestinationRule": (
@@ -73,6 +82,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         "spec.sampling",
     ),
     "listchecker": ("spec.providerUrl",),
+    "MeshConfig": tuple(f"spec.defaultTrafficPolicy.{name}" for name in _NOT_FOR_ALL),
 }
 _ATTACHED_ELSEWHERE = ("GatewayClass", "Service", "ServiceEntry")
 _AUTHORITIES = frozenset({"envoyExtAuthzHttp", "envoyExtAuthzGrpc"})
@@ -156,6 +166,8 @@ def _reason(pattern: str) -> str:
         return _NEEDS_LOCAL_CLUSTER
     if pattern.endswith(".budgetInterval"):
         return _NO_INTERVAL
+    if pattern.startswith("spec.defaultTrafficPolicy."):
+        return "is refused, as by Istio"
     return _REASONS.get(pattern, _NOT_YET)
 
 
