@@ -179,6 +179,13 @@ def _mixer_object(names: _Names, path: str, name: object, plural: str) -> Iterat
             yield Missing(path, f"there is no {plural.removesuffix('s')} {name!r}")
 
 
+def _role_binding(names: _Names, spec: Mapping[str, Any]) -> Iterator[Missing]:
+    name = _record(spec.get("roleRef")).get("name")
+    own = isinstance(name, str) and name and not name.startswith("/")
+    if own and not names.has("serviceroles", str(name), names.namespace):
+        yield Missing("spec.roleRef.name", f"there is no ServiceRole {name!r}")
+
+
 def _key_sets(names: _Names, spec: Mapping[str, Any]) -> Iterator[Missing]:
     """Keys that have not come, and those that are old because fetching fails."""
     for path, rule in token_rules(spec):
@@ -223,6 +230,7 @@ _FINDERS = {
     "gateways": _gateway,
     "quotaspecbindings": _quota_spec_binding,
     "rules": _rule,
+    "servicerolebindings": _role_binding,
     "requestauthentications": _key_sets,
     "policies": _key_sets,
     "meshpolicies": _key_sets,

@@ -43,6 +43,7 @@ from meshbus.compile.authorization_rules import (
 )
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part
+from meshbus.compile.legacy_rbac import Access, grants
 from meshbus.compile.resources import ECDS, TYPE_PREFIX, Resource, encode
 from meshbus.compile.settings import mesh
 from meshbus.compile.targets import Labels, Target, target_of
@@ -264,8 +265,9 @@ def asked(reader: Reader, keys: tuple[Key, ...]) -> Asked:
 # --------------------------------------------------------------------------- filters
 
 
-def authorization_filters(reader: Reader, policies: Policies) -> Part:
-    """Node: configurations of every slot, for workloads that follow these policies."""
+def authorization_filters(reader: Reader, policies: Policies, access: Access | None) -> Part:
+    """Node: configurations of every slot, for workloads that follow these policies, or whose
+    callers need a role of Istio 1.4."""
     custom = reader.node(asked, policies.custom)
     parts = []
     for tcp in (False, True):
@@ -274,7 +276,9 @@ def authorization_filters(reader: Reader, policies: Policies) -> Part:
         parts += [
             reader.node(rbac_filter, AUDIT, policies.audit, (), tcp),
             reader.node(rbac_filter, DENY, policies.deny, custom.refused, tcp),
-            reader.node(rbac_filter, ALLOW, policies.allow, (), tcp),
+            reader.node(rbac_filter, ALLOW, policies.allow, (), tcp)
+            if access is None
+            else reader.node(role_filter, access, tcp),
         ]
     findings = {finding for part in parts for finding in part.findings}
     return Part(
@@ -291,6 +295,29 @@ def rbac_filter(
     name = f"{RBAC_NETWORK if tcp else RBAC_HTTP}.{action.lower()}"
     resource = _resource(reader, name, _rbac(made, tcp), (*keys, *refused))
     return Part((resource,), made.findings)
+
+
+def role_filter(reader: Reader, access: Access, tcp: bool) -> Part:
+    """Node: the RBAC filter that lets those in who have a role."""
+    granted = reader.node(grants, access)
+    around = Circumstances(access.namespace, ALLOW, tcp, reader.node(trust_domains))
+    parts: dict[bool, dict[str, rbac_pb2.Policy]] = {access.permissive: {}}
+    findings = list(granted.findings)
+    for one in granted.rules:
+        try:
+            policy = rule_policy(one.rule, around)
+        except Exception as fault:  # noqa: BLE001 - the wall between objects
+            findings.append(Finding(one.key, "spec.rules", str(fault)))
+            continue
+        if policy is not None:
+            parts.setdefault(one.permissive, {})[one.name] = policy
+    rbac = {
+        dry: rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW, policies=rules)
+        for dry, rules in parts.items()
+    }
+    made = RuleSet(rbac.get(False), rbac.get(True), "istio_dry_run_allow_")
+    name = f"{RBAC_NETWORK if tcp else RBAC_HTTP}.allow"
+    return Part((_resource(reader, name, _rbac(made, tcp), granted.origins),), tuple(findings))
 
 
 def _rbac(made: RuleSet, tcp: bool) -> Any:

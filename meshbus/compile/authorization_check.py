@@ -22,7 +22,7 @@ from meshbus.compile.inbound import ServedPort, served_ports
 from meshbus.compile.names import is_http, is_sniffed
 from meshbus.compile.peer_authentication import DISABLE, STRICT, mutual_tls
 from meshbus.compile.proxy_keys import ROUTER, ProxyKeys
-from meshbus.compile.rbac_decision import Asked, decide
+from meshbus.compile.rbac_decision import Asked, decide, header_matches
 from meshbus.compile.request_authentication import TOKENS
 from meshbus.compile.request_paths import normalized
 from meshbus.compile.resources import ECDS, Resource
@@ -184,25 +184,73 @@ def _with_token(
     tokens: jwt_pb2.JwtAuthentication, asked: Asked, claims: Mapping[str, Any] | None
 ) -> tuple[Answer | None, Asked]:
     """The request with what its token says, or the refusal of the token."""
-    if claims is None or not tokens.providers:
+    for rule in tokens.rules:
+        if all(header_matches(header, asked.headers) for header in rule.match.headers):
+            break
+    else:
         return None, asked
-    issuer = str(claims.get("iss") or "")
-    known = [p for p in tokens.providers.values() if p.issuer == issuer]
-    if not known:
-        why = f"RequestAuthentication: no rule has the issuer {issuer!r}"
-        return Answer(DENIED, 401, why, None, "", None, ()), asked
-    audiences = claims.get("aud")
-    given = set(audiences if isinstance(audiences, list) else [audiences])
-    fits = next((p for p in known if not p.audiences or given & set(p.audiences)), None)
-    if fits is None:
-        why = f"RequestAuthentication: the token is not for the audiences of issuer {issuer!r}"
-        return Answer(DENIED, 403, why, None, "", None, ()), asked
-    spaced = set(fits.normalize_payload_in_metadata.space_delimited_claims)
+    status = _needed(rule.requires, tokens, claims)
+    if status != _GOOD:
+        issuer = "" if claims is None else str(claims.get("iss") or "")
+        why = {
+            _MISSING: "there is no token, and one is needed",
+            _UNKNOWN: f"no rule has the issuer {issuer!r}",
+            _AUDIENCE: f"the token is not for the audiences that are asked for of {issuer!r}",
+        }[status]
+        code = 403 if status == _AUDIENCE else 401
+        return Answer(DENIED, code, why, None, "", None, ()), asked
+    good = next((p for p in tokens.providers.values() if _verified(p, claims) == _GOOD), None)
+    if good is None or claims is None:
+        return None, asked
+    spaced = set(good.normalize_payload_in_metadata.space_delimited_claims)
     payload = {
         name: value.split(" ") if name in spaced and isinstance(value, str) else value
         for name, value in claims.items()
     }
     return None, replace(asked, metadata={JWT_METADATA: {JWT_PAYLOAD: payload}})
+
+
+_GOOD, _MISSING, _UNKNOWN, _AUDIENCE = "good", "missing", "unknown", "audience"
+_WORST = (_MISSING, _UNKNOWN, _AUDIENCE)
+"""Of several failures Envoy tells the last of these."""
+
+
+def _verified(provider: jwt_pb2.JwtProvider, claims: Mapping[str, Any] | None) -> str:
+    if claims is None:
+        return _MISSING
+    if provider.issuer != str(claims.get("iss") or ""):
+        return _UNKNOWN
+    audiences = claims.get("aud")
+    given = set(audiences if isinstance(audiences, list) else [audiences])
+    return _GOOD if not provider.audiences or given & set(provider.audiences) else _AUDIENCE
+
+
+def _needed(
+    requirement: jwt_pb2.JwtRequirement,
+    tokens: jwt_pb2.JwtAuthentication,
+    claims: Mapping[str, Any] | None,
+) -> str:
+    """Whether a token is good for a requirement, or why not."""
+    match requirement.WhichOneof("requires_type"):
+        case "provider_name":
+            return _verified(tokens.providers[requirement.provider_name], claims)
+        case "requires_any":
+            parts = requirement.requires_any.requirements
+            kinds = {part.WhichOneof("requires_type") for part in parts}
+            found = [
+                _needed(p, tokens, claims)
+                for p in parts
+                if p.WhichOneof("requires_type") in ("provider_name", "requires_all")
+            ]
+            if _GOOD in found or "allow_missing_or_failed" in kinds:
+                return _GOOD
+            if "allow_missing" in kinds and claims is None:
+                return _GOOD
+            return max(found, key=_WORST.index)
+        case "requires_all":
+            each = [_needed(p, tokens, claims) for p in requirement.requires_all.requirements]
+            return next((status for status in each if status != _GOOD), _GOOD)
+    return _GOOD
 
 
 def _decided(filters: _Filters, asked: Asked, *, tcp: bool) -> Answer:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from meshbus.compile.engine import Reader
+from meshbus.compile.legacy_authentication import legacy_modes
 from meshbus.compile.settings import mesh
 from meshbus.model.keys import Key
 from meshbus.model.world import Query
@@ -72,7 +73,8 @@ def _mode(settings: object) -> str:
 
 def mutual_tls(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
     """Node: modes for workloads of these labels. The workload's policy wins over the namespace's,
-    that over the mesh's (root namespace); at each level the oldest counts. PERMISSIVE without any.
+    that over the mesh's (root namespace); at each level the oldest counts. Without any the policies
+    of Istio 1.4 count, and PERMISSIVE without those.
 
     Source: Istio, PeerAuthentication reference; ComposePeerAuthentication.
     """
@@ -84,6 +86,9 @@ def mutual_tls(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
     if namespace != root:
         levels.append(next((p for p in own if not p.selector), None))
     levels.append(next((p for p in own if p.selector and held.issuperset(p.selector)), None))
+    if not any(levels):
+        legacy = reader.node(legacy_modes, namespace, labels)
+        return MutualTls(legacy.mode or PERMISSIVE, legacy.ports, legacy.origins)
     for policy in levels:
         if policy is None:
             continue

@@ -16,7 +16,8 @@ from envoy.config.route.v3 import route_components_pb2 as rc_pb2
 from envoy.extensions.path.match.uri_template.v3 import uri_template_match_pb2
 from envoy.type.matcher.v3 import metadata_pb2, string_pb2, value_pb2
 
-_ONE_SEGMENT, _SEGMENTS = "[^/]+", ".*"
+_CHARACTERS = r"a-zA-Z0-9\-._~%!$&'()*+,;:@="
+_ONE_SEGMENT, _SEGMENTS = f"[{_CHARACTERS}]+", f"[{_CHARACTERS}/]*"
 """What `*` and `**` of a template match. Source: Envoy, uri_template path matcher."""
 
 

@@ -20,6 +20,7 @@ from meshbus.compile.authorization import (
 )
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part
+from meshbus.compile.legacy_rbac import Access, access_of
 from meshbus.compile.request_authentication import (
     TOKENS,
     TOKENS_TYPE,
@@ -35,19 +36,21 @@ class Security(NamedTuple):
 
     policies: Policies
     authentications: tuple[Key, ...]
+    access: Access | None = None
+    """What callers need by the roles of Istio 1.4; those count where no policy does."""
 
 
 def security_of(reader: Reader, namespace: str, labels: tuple[tuple[str, str], ...]) -> Security:
     """What a workload of these labels follows."""
-    return Security(
-        policies_of(reader, namespace, labels), authentications_of(reader, namespace, labels)
-    )
+    policies = policies_of(reader, namespace, labels)
+    access = None if any(policies) else access_of(reader, namespace, labels)
+    return Security(policies, authentications_of(reader, namespace, labels), access)
 
 
 def security_extensions(reader: Reader, security: Security) -> Part:
     """Node: a configuration for every filter that chains name, also where it does nothing."""
     tokens = reader.node(token_filter, security.authentications)
-    policies = reader.node(authorization_filters, security.policies)
+    policies = reader.node(authorization_filters, security.policies, security.access)
     return Part((*tokens.resources, *policies.resources), (*tokens.findings, *policies.findings))
 
 

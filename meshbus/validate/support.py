@@ -25,12 +25,6 @@ _WHOLE = {
     ("telemetry.istio.io", "Telemetry"),
     ("extensions.istio.io", "WasmPlugin"),
     ("extensions.istio.io", "TrafficExtension"),
-    ("authentication.istio.io", "Policy"),
-    ("authentication.istio.io", "MeshPolicy"),
-    ("rbac.istio.io", "ServiceRole"),
-    ("rbac.istio.io", "ServiceRoleBinding"),
-    ("rbac.istio.io", "RbacConfig"),
-    ("rbac.istio.io", "ClusterRbacConfig"),
     ("config.istio.io", "adapter"),
     ("config.istio.io", "template"),
     ("config.istio.io", "HTTPAPISpec"),
@@ -65,6 +59,7 @@ _NOT_FOR_ALL = (
     "tunnel",
 )
 """What MeshConfig.defaultTrafficPolicy must not have: validation refuses it."""
+_NEITHER = "is not carried out by Istio 1.4 either"
 _POLICIES = ("spec.trafficPolicy", "spec.subsets[].trafficPolicy")
 _FIELDS: dict[str, tuple[str, ...]] = {
     "DestinationRule": (
@@ -83,6 +78,10 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "listchecker": ("spec.providerUrl",),
     "MeshConfig": tuple(f"spec.defaultTrafficPolicy.{name}" for name in _NOT_FOR_ALL),
+    "Policy": ("spec.peers[].jwt", "spec.targets[].subset", "spec.credentialRules"),
+    "MeshPolicy": ("spec.peers[].jwt", "spec.credentialRules"),
+    "RbacConfig": ("spec.inclusion.workloadSelectors", "spec.exclusion.workloadSelectors"),
+    "ClusterRbacConfig": ("spec.inclusion.workloadSelectors", "spec.exclusion.workloadSelectors"),
 }
 _ATTACHED_ELSEWHERE = ("GatewayClass", "Service", "ServiceEntry")
 _AUTHORITIES = frozenset({"envoyExtAuthzHttp", "envoyExtAuthzGrpc"})
@@ -132,6 +131,11 @@ _MESH = frozenset(
 )
 _REASONS = {
     "spec.servers[].defaultEndpoint": "is not carried out by Istio either",
+    "spec.peers[].jwt": _NEITHER,
+    "spec.targets[].subset": _NEITHER,
+    "spec.credentialRules": _NEITHER,
+    "spec.inclusion.workloadSelectors": _NEITHER,
+    "spec.exclusion.workloadSelectors": _NEITHER,
 }
 _NO_INTERVAL = "is not known to Envoy, whose budget counts the requests of the moment"
 _NEEDS_LOCAL_CLUSTER = "needs a cluster of the proxy's own service in its bootstrap"
@@ -203,6 +207,16 @@ def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]
         for path, bind in _at(document, "spec.egress[].bind"):
             if isinstance(bind, str) and bind.startswith("unix:"):
                 yield Violation(path, CODE, f"a Unix socket {_NOT_YET}")
+    elif info.kind == "Policy":
+        if next(_at(document, "spec.origins[].jwt"), None) is not None:
+            for path, _ in _at(document, "spec.targets[].ports[]"):
+                message = "tokens are checked at all ports of a service: leave out the ports"
+                yield Violation(path, CODE, message)
+    elif info.kind in ("ServiceRole", "ServiceRoleBinding"):
+        place = "spec.rules" if info.kind == "ServiceRole" else "spec.actions"
+        for path, key in _at(document, f"{place}[].constraints[].key"):
+            if key == "destination.user":
+                yield Violation(path, CODE, f"destination.user {_NOT_YET}: use destination.labels")
     elif info.kind == "handler":
         yield from _named(document, "spec.compiledAdapter", _ADAPTERS)
     elif info.kind == "instance":

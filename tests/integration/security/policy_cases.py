@@ -4,12 +4,14 @@ import random
 from typing import Any
 
 ISSUER = "https://issuer.example"
+OTHER_ISSUER = "https://other.example/tokens"
+STRANGER = "https://nobody.example"
 ACCOUNTS = ("default/client", "default/web", "bank/teller", "bank-2/teller")
 PATHS = (
     "/", "/a", "/a/", "/a/b", "/a/b/c", "/A/b", "/secret", "/secret/x.txt", "/secretly", "//a//b",
     "/a/./b", "/a/../secret", "/a/..", "/%61/b", "/a%2Fb", "/secret?x=/a/b", "/a\\b", "/a/b;v=1",
     "/a/%7B*%7D/c", "/a/x=y/c", "/a/x%20y/c", "/a/b/c/d.txt", "/a//c", "/%2e%2e/secret", "/a/b:c/c",
-    "/a/[x]/c", "/a/x|y/c", "/a/x^y/c", "/a/'x'/c", "/a/x#y/c",
+    "/a/[x]/c", "/a/[x]", "/a/x|y/c", "/a/x^y/c", "/a/'x'/c", "/a/x#y/c",
     "/a/%zz/c", "/a/x\"y/c", "/a/%C3%A9/c",
     "/a//../secret", "/a/%2E./secret", "/a/b/.", "/a/%5c/c", "/a/b%3Fc/c",
 )  # fmt: skip
@@ -32,7 +34,7 @@ _SOURCE: dict[str, tuple[str, ...]] = {
         "old.local/ns/default/sa/web", "cluster.local/ns/none/sa/none",
     ),
     "namespaces": ("default", "bank", "bank*", "*2", "*", "none"),
-    "requestPrincipals": (f"{ISSUER}/ann", f"{ISSUER}/*", "*", "*/bob", "other/ann"),
+    "requestPrincipals": (f"{ISSUER}/ann", f"{ISSUER}/*", "*", "*/bob", f"{OTHER_ISSUER}/ann"),
     "ipBlocks": ("127.0.0.1", "127.0.0.0/8", "10.0.0.0/8", "::1"),
     "remoteIpBlocks": ("127.0.0.0/8", "10.1.0.0/16", "10.1.2.3"),
     "trustDomains": ("cluster.local", "cluster*", "*.local", "other"),
@@ -147,7 +149,7 @@ def request(rng: random.Random) -> dict[str, Any]:
     claims: dict[str, Any] | None = None
     if chance(rng, 0.5):
         claims = {
-            "iss": ISSUER,
+            "iss": rng.choice((ISSUER, ISSUER, ISSUER, OTHER_ISSUER, STRANGER)),
             "sub": rng.choice(("ann", "bob")),
             "aud": rng.choice(("books", ["films", "books"], ["films"])),
         }
