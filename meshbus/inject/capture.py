@@ -89,7 +89,7 @@ def capture_container(context: PodContext, resources: dict[str, Any]) -> dict[st
             "runAsUser": context.user,
         }
     else:
-        security["capabilities"]["add"] = ["NET_ADMIN", "NET_RAW"]
+        security["capabilities"]["add"] = ["NET_ADMIN"]
         security |= {"runAsGroup": 0, "runAsNonRoot": False, "runAsUser": 0}
     container: dict[str, Any] = {
         "name": VALIDATION if context.node_captures else INIT,

@@ -119,6 +119,10 @@ class Injector:
         notes: dict[str, str] = written["metadata"]["annotations"]
         warnings = list(a.check_annotations(notes))
         context = self._context(written, owner, proxy_config, cluster, network, identity)
+        if context.interception == "TPROXY":
+            warnings.append(
+                "interceptionMode TPROXY: traffic is redirected; the client's address is not kept"
+            )
         overlay = self._overlay(context, notes)
         if context.native and _has(overlay, "initContainers", PROXY):
             _join_native(overlay)
@@ -408,11 +412,7 @@ def _agree_on_user(
     init = _find(pod["spec"], INIT) or _find(pod["spec"], VALIDATION)
     if init is None or (user is None and group is None):
         return
-    if context.interception == "TPROXY" and user is not None:
-        proxy = _find(pod["spec"], PROXY)
-        if proxy is not None:
-            proxy["securityContext"]["runAsUser"] = 0
-    elif init["name"] == VALIDATION:
+    if init["name"] == VALIDATION:
         security = init.setdefault("securityContext", {})
         security.update({k: v for k, v in (("runAsUser", user), ("runAsGroup", group)) if v})
     arguments = init.get("args") or []

@@ -90,7 +90,7 @@ def _proxy_container(context: PodContext, kind: str) -> dict[str, Any]:
         "env": _environment(context, kind),
         "lifecycle": _lifecycle(context),
         "resources": resources_of(context),
-        "securityContext": _proxy_security(context, kind),
+        "securityContext": _proxy_security(context),
         "volumeMounts": _mounts(context),
         **_ready_probes(context),
     }
@@ -295,20 +295,18 @@ def resources_of(context: PodContext) -> dict[str, Any]:
     }
 
 
-def _proxy_security(context: PodContext, kind: str) -> dict[str, Any]:
+def _proxy_security(context: PodContext) -> dict[str, Any]:
     privileged = bool(context.value("proxy", "privileged"))
-    transparent = kind == "sidecar" and context.interception == "TPROXY"
     binds = context.setting(a.CAP_NET_BIND, "proxy", "capNetBindService") == "true"
-    added = [*(["NET_ADMIN"] if transparent else ()), *(["NET_BIND_SERVICE"] if binds else ())]
-    # A user other than root has an added capability only if the image's file grants it.
-    root = transparent or binds
+    added = ["NET_BIND_SERVICE"] if binds else []
     return {
         "allowPrivilegeEscalation": privileged,
         "capabilities": {**({"add": added} if added else {}), "drop": ["ALL"]},
         "privileged": privileged,
         "readOnlyRootFilesystem": True,
         "runAsGroup": context.group,
-        "runAsNonRoot": not root,
-        "runAsUser": 0 if root else context.user,
+        # A user other than root has an added capability only if the image's file grants it.
+        "runAsNonRoot": not binds,
+        "runAsUser": 0 if binds else context.user,
         **seccomp(context),
     }
