@@ -1,0 +1,7 @@
+"""Tests here share modules of this folder and the small mesh of the gateway's tests."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "gateway"))

@@ -1,0 +1,241 @@
+"""A pod as injection makes it, assembled from processes: capture in a network namespace, Envoy from
+its wheel with the exact bootstrap and arguments, a real gateway and ca. No kubelet is here: what
+it does to containers is in `pod_machine`."""
+
+import asyncio
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from gateway_mesh import CLUSTER, Mesh, config, endpoints, envoy_binary, free_port, service
+from pod_machine import INIT, PodMachine
+
+from meshbus.inject import Injector, Owner
+from meshbus.model.keys import Key
+from meshbus.model.rows import WorkloadInstance, WorkloadPort
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.root,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not all(map(shutil.which, ("iptables-restore", "nc", "setpriv"))),
+        reason="needs root, iptables, nc and setpriv",
+    ),
+]
+GATEWAY = "xds-gateway.istio-system.svc"
+HTTP = {"httpGet": {"path": "/live?full=1", "port": "http",
+                    "httpHeaders": [{"name": "x-probe", "value": "k"}]}}  # fmt: skip
+
+
+def written(port: int) -> dict[str, Any]:
+    """A pod as people write it."""
+    return {
+        "metadata": {
+            "name": "web-0",
+            "labels": {"app": "web"},
+            "annotations": {
+                "proxy.istio.io/config": f"discoveryAddress: {GATEWAY}:{port}\n"
+                "terminationDrainDuration: 1s\nconcurrency: 1\n",
+                "prometheus.io/port": "8080",
+                "prometheus.io/path": "/my-metrics",
+            },
+        },
+        "spec": {
+            "serviceAccountName": "web",
+            "containers": [
+                {
+                    "name": "app",
+                    "ports": [{"name": "http", "containerPort": 8080}],
+                    "livenessProbe": HTTP,
+                    "readinessProbe": {"tcpSocket": {"port": 9090}},
+                    "startupProbe": {"grpc": {"port": 9091}},
+                },
+                {
+                    "name": "other",
+                    "livenessProbe": {"httpGet": {"path": "/moved", "port": 8080}},
+                },
+            ],
+        },
+    }
+
+
+class Pod:
+    """The injected pod and where it runs."""
+
+    def __init__(self, machine: PodMachine, port: int, *flags: str) -> None:
+        values: dict[str, Any] = {"pilot": {"cni": {"enabled": "cni" in flags}}}
+        owner = Owner("apps/v1", "Deployment", "web", "default")
+        injected = Injector(values).inject(written(port), owner)
+        self.machine = machine
+        self.spec = injected.pod["spec"]
+        self.fields = {
+            "metadata.name": "web-0",
+            "metadata.namespace": "default",
+            "metadata.uid": "8d1e",
+            "status.podIP": machine.address,
+            "status.podIPs": f"{machine.address},{machine.address6}",
+            "status.hostIP": machine.host,
+            "spec.serviceAccountName": "web",
+            "spec.nodeName": "node-1",
+        }
+
+    def container(self, name: str) -> dict[str, Any]:
+        held = [*self.spec["initContainers"], *self.spec["containers"]]
+        return next(c for c in held if c["name"] == name)
+
+    def init(self) -> int:
+        name = self.spec["initContainers"][0]["name"]
+        process = self.machine.start(self.container(name), self.fields, program=[str(INIT)])
+        return process.wait(timeout=30)
+
+    def start(self, name: str, *program: str) -> Any:
+        return self.machine.start(self.container(name), self.fields, program=list(program))
+
+    def probe(self, container: str, kind: str) -> httpx.Response:
+        """As the kubelet does it: from outside, following redirects of the host."""
+        ask = self.container(container)[kind]["httpGet"]
+        headers = {h["name"]: h["value"] for h in ask.get("httpHeaders", ())}
+        url = f"http://{self.machine.address}:{ask['port']}{ask['path']}"
+        return httpx.get(url, headers=headers, timeout=3, follow_redirects=True)
+
+
+@pytest_asyncio.fixture
+async def mesh(bus_for: Any, tmp_path: Path) -> Any:
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    running = Mesh(tmp_path, {name: await bus_for(name) for name in identities}, bus_for)
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+def rows(pod: PodMachine) -> list[Any]:
+    row = WorkloadInstance(
+        name="web-0",
+        namespace="default",
+        workload="web",
+        service_account="web",
+        labels={"app": "web"},
+        addresses=[pod.address, pod.address6],
+        ports=[WorkloadPort("http", 8080, "HTTP")],
+        dual_stack=True,
+    )
+    return [
+        service("web", 8080),
+        endpoints("web", {"web-0": pod.address}, 8080),
+        {Key(CLUSTER, "reg", "workloads", "default", "web-0"): row},
+    ]
+
+
+async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
+    (tmp_path / "pod").mkdir()
+    with PodMachine(tmp_path / "pod", {GATEWAY: "HOST"}) as machine:
+        port = free_port(machine.host)
+        await mesh.write(*rows(machine))
+        pod = Pod(machine, port)
+        machine.give(mesh.trust.roots_pem, await mesh.token("web"))
+        assert pod.init() == 0, machine.log("istio-init")
+        proxy = pod.start("istio-proxy", envoy_binary())
+        app = pod.container("app")
+        pod.machine.start(
+            app, pod.fields, program=[machine.python, str(Path(__file__).parent / "pod_app.py")]
+        )
+
+        def answers(container: str, kind: str, status: int = 200) -> Any:
+            async def ask() -> bool:
+                reply = await asyncio.to_thread(pod.probe, container, kind)
+                return reply.status_code == status
+
+            return ask
+
+        with pytest.raises(httpx.TransportError):
+            pod.probe("istio-proxy", "startupProbe")
+        await mesh.start_gateway(listen=f"{machine.host}:{port}")
+        await mesh.until(answers("istio-proxy", "startupProbe"), "the sidecar is ready", 30)
+        strict = config(
+            "PeerAuthentication", "peerauthentications", "default", {"mtls": {"mode": "STRICT"}}
+        )
+        await mesh.converged(await mesh.write(strict))
+        for address in (machine.address, f"[{machine.address6}]"):
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"http://{address}:8080/", timeout=3)
+
+        # Probes pass where plain text does not, and tell what the application tells.
+        await mesh.until(answers("app", "livenessProbe"), "HTTP probe")
+        assert pod.probe("app", "livenessProbe").text == "k"
+        await mesh.until(answers("app", "readinessProbe"), "TCP probe")
+        await mesh.until(answers("app", "startupProbe"), "gRPC probe")
+        moved = pod.probe("other", "livenessProbe")
+        assert (moved.status_code, moved.text) == (200, "landed")
+        inside = ["bash", "-c", 'exec 3<>/dev/tcp/127.0.0.1/8080; printf "GET %s HTTP/1.0\\r\\n\\r\\n"'
+                  ' "$0" >&3; cat <&3']  # fmt: skip
+        machine.exec(app, pod.fields, [*inside, "/set/live/503"])
+        machine.exec(app, pod.fields, [*inside, "/set/grpc/0"])
+        machine.exec(app, pod.fields, [*inside, "/set/tcp/0"])
+        await mesh.until(answers("app", "livenessProbe", 503), "HTTP probe fails")
+        await mesh.until(answers("app", "startupProbe", 503), "gRPC probe fails")
+        await mesh.until(answers("app", "readinessProbe", 503), "TCP probe fails")
+
+        # Metrics of both at one place, those of Envoy alone at another.
+        metrics = httpx.get(f"http://{machine.address}:15020/stats/prometheus", timeout=5)
+        assert metrics.status_code == 200
+        assert "my_app_total 7" in metrics.text
+        assert "envoy_server_live" in metrics.text
+        own = httpx.get(f"http://{machine.address}:15090/stats/prometheus", timeout=5).text
+        assert "envoy_server_live" in own
+        assert "my_app_total" not in own
+        assert httpx.get(f"http://{machine.address}:15020/nothing", timeout=5).status_code == 404
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://{machine.address}:15000/", timeout=2)
+        assert httpx.post(f"http://{machine.address}:15020/quitquitquit").status_code == 403
+
+        # The application's own calls go through the sidecar: it is a client with an identity.
+        called = machine.exec(app, pod.fields, ["bash", "-c",
+            f'exec 3<>/dev/tcp/{machine.address}/8080; printf "GET /peer HTTP/1.0\\r\\n\\r\\n" >&3; cat <&3'])  # fmt: skip
+        assert "200" in called.stdout, called
+
+        # Drain: refused no connection, told to go elsewhere, unready.
+        container = pod.container("istio-proxy")
+        hook = container["lifecycle"]["preStop"]["exec"]["command"]
+        done = await asyncio.to_thread(machine.exec, container, pod.fields, hook)
+        assert done.returncode == 0, done.stderr
+        assert pod.probe("istio-proxy", "readinessProbe").status_code == 503
+        machine.exec(app, pod.fields, ["bash", "-c",
+            'exec 3<>/dev/tcp/127.0.0.1/15020; printf "GET /quitquitquit HTTP/1.1\\r\\nhost: a\\r\\n\\r\\n" >&3; cat <&3'])  # fmt: skip
+        assert await asyncio.to_thread(proxy.wait, 10) == 0
+
+
+async def test_where_the_node_captures_a_pod_without_capture_does_not_start(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "pod").mkdir()
+    with PodMachine(tmp_path / "pod", {}) as machine:
+        pod = Pod(machine, 15012, "cni")
+        validation = pod.container("istio-validation")
+        assert validation["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert await asyncio.to_thread(pod.init) == 126, machine.log("istio-validation")
+        classic = Pod(machine, 15012)
+        assert await asyncio.to_thread(classic.init) == 0
+        assert await asyncio.to_thread(pod.init) == 0, machine.log("istio-validation")
+
+
+def test_bootstrap_is_json_for_every_template(tmp_path: Path) -> None:
+    for template in ("sidecar", "gateway"):
+        pod = written(15012)
+        pod["metadata"]["annotations"]["inject.istio.io/templates"] = template
+        pod["spec"]["containers"].append({"name": "istio-proxy", "image": "auto"})
+        injected = Injector({}).inject(pod, Owner("apps/v1", "Deployment", "web", "default"))
+        held = [
+            *injected.pod["spec"].get("initContainers", ()),
+            *injected.pod["spec"]["containers"],
+        ]
+        arguments = next(c for c in held if c["name"] == "istio-proxy")["args"]
+        document = json.loads(arguments[arguments.index("--config-yaml") + 1])
+        assert document["node"]["id"].startswith("router~" if template == "gateway" else "sidecar~")
