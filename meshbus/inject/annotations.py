@@ -221,7 +221,8 @@ KNOWN: dict[str, Known] = {
         _check_bool,
     ),
     INTERCEPTION: Known(
-        "`REDIRECT`, or `NONE`: nothing is captured. `TPROXY` is carried out as `REDIRECT`, with a warning: the client's address is not kept.",
+        "`REDIRECT`, or `NONE`: nothing is captured. `TPROXY` is carried out as `REDIRECT`, with a "
+        "warning: the client's address is not kept.",
         _check_interception,
     ),
     PROXY_IMAGE: Known("Image of the sidecar and of the init container.", _check_image),

@@ -59,7 +59,7 @@ def _inject_workload(
     if not isinstance(template, Mapping) or not isinstance(template.get("spec"), Mapping):
         where = ".".join((*path, "spec"))
         raise InjectionError(f"{name}: {where}", "is needed: it holds the pod")
-    _check_shape(template, name, path)
+    check_pod(template, f"{name}: " + "".join(f"{step}." for step in path))
     namespace = _namespace(template) or _namespace(document)
     decision = injector.decide(template, namespace)
     if not decision.inject:
@@ -81,9 +81,17 @@ def _inject_workload(
     return Outcome(result, True, [f"{name}: {warning}" for warning in injected.warnings])
 
 
-def _check_shape(template: Mapping[str, Any], name: str, path: tuple[str, ...]) -> None:
-    """What injection walks through is of the form it takes it to be."""
-    where = f"{name}: " + "".join(f"{step}." for step in path)
+def check_pod(template: Mapping[str, Any], where: str) -> None:
+    """What injection walks through is of the form it takes it to be.
+
+    Args:
+        where: Stands before the paths in errors.
+
+    Raises:
+        InjectionError: It is not.
+    """
+    if not isinstance(template.get("spec"), Mapping):
+        raise InjectionError(f"{where}spec", "is needed: it holds the pod")
     metadata = template.get("metadata")
     if metadata is not None and not isinstance(metadata, Mapping):
         raise InjectionError(f"{where}metadata", "must be an object")

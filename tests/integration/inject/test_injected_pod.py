@@ -97,6 +97,14 @@ class Pod:
     def start(self, name: str, *program: str) -> Any:
         return self.machine.start(self.container(name), self.fields, program=list(program))
 
+    def asks(self, address: str, path: str) -> str:
+        """What the application's container gets when it asks."""
+        host, _, port = address.rpartition(":")
+        request = r"GET %s HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        script = f'exec 3<>"/dev/tcp/$0/$1"; printf "{request}" "$2" >&3; cat <&3'
+        command = ["bash", "-c", script, host, port, path]
+        return self.machine.exec(self.container("app"), self.fields, command).stdout
+
     def probe(self, container: str, kind: str) -> httpx.Response:
         """As the kubelet does it: from outside, following redirects of the host."""
         ask = self.container(container)[kind]["httpGet"]
@@ -159,9 +167,8 @@ async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
             pod.probe("istio-proxy", "startupProbe")
         await mesh.start_gateway(listen=f"{machine.host}:{port}")
         await mesh.until(answers("istio-proxy", "startupProbe"), "the sidecar is ready", 30)
-        strict = config(
-            "PeerAuthentication", "peerauthentications", "default", {"mtls": {"mode": "STRICT"}}
-        )
+        mode = {"mtls": {"mode": "STRICT"}}
+        strict = config("PeerAuthentication", "peerauthentications", "default", mode)
         await mesh.converged(await mesh.write(strict))
         for address in (machine.address, f"[{machine.address6}]"):
             with pytest.raises(httpx.TransportError):
@@ -174,11 +181,8 @@ async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
         await mesh.until(answers("app", "startupProbe"), "gRPC probe")
         moved = pod.probe("other", "livenessProbe")
         assert (moved.status_code, moved.text) == (200, "landed")
-        inside = ["bash", "-c", 'exec 3<>/dev/tcp/127.0.0.1/8080; printf "GET %s HTTP/1.0\\r\\n\\r\\n"'
-                  ' "$0" >&3; cat <&3']  # fmt: skip
-        machine.exec(app, pod.fields, [*inside, "/set/live/503"])
-        machine.exec(app, pod.fields, [*inside, "/set/grpc/0"])
-        machine.exec(app, pod.fields, [*inside, "/set/tcp/0"])
+        for path in ("/set/live/503", "/set/grpc/0", "/set/tcp/0"):
+            pod.asks("127.0.0.1:8080", path)
         await mesh.until(answers("app", "livenessProbe", 503), "HTTP probe fails")
         await mesh.until(answers("app", "startupProbe", 503), "gRPC probe fails")
         await mesh.until(answers("app", "readinessProbe", 503), "TCP probe fails")
@@ -197,9 +201,7 @@ async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
         assert httpx.post(f"http://{machine.address}:15020/quitquitquit").status_code == 403
 
         # The application's own calls go through the sidecar: it is a client with an identity.
-        called = machine.exec(app, pod.fields, ["bash", "-c",
-            f'exec 3<>/dev/tcp/{machine.address}/8080; printf "GET /peer HTTP/1.0\\r\\n\\r\\n" >&3; cat <&3'])  # fmt: skip
-        assert "200" in called.stdout, called
+        assert "HTTP/1.1 200" in pod.asks(f"{machine.address}:8080", "/peer")
 
         # Drain: refused no connection, told to go elsewhere, unready.
         container = pod.container("istio-proxy")
@@ -207,8 +209,7 @@ async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
         done = await asyncio.to_thread(machine.exec, container, pod.fields, hook)
         assert done.returncode == 0, done.stderr
         assert pod.probe("istio-proxy", "readinessProbe").status_code == 503
-        machine.exec(app, pod.fields, ["bash", "-c",
-            'exec 3<>/dev/tcp/127.0.0.1/15020; printf "GET /quitquitquit HTTP/1.1\\r\\nhost: a\\r\\n\\r\\n" >&3; cat <&3'])  # fmt: skip
+        pod.asks("127.0.0.1:15020", "/quitquitquit")
         assert await asyncio.to_thread(proxy.wait, 10) == 0
 
 

@@ -1,0 +1,118 @@
+"""Injection at admission: a pod that is about to be created, the patch that makes it one of the
+mesh. Pure.
+
+Source: https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from meshbus.inject.documents import check_pod
+from meshbus.inject.pod import Injector
+from meshbus.inject.workloads import owner_of_pod
+
+Operation = dict[str, Any]
+_SLASH = "--slash--"
+_PAIR = ":ENV:"
+_KNOWN = {"cluster": "ISTIO_META_CLUSTER_ID", "net": "ISTIO_META_NETWORK"}
+
+
+class PodAdmission(NamedTuple):
+    """What is said of a pod."""
+
+    patch: list[Operation]
+    """RFC 6902; empty: the pod stays as it is."""
+    warnings: list[str]
+    reason: str = ""
+    """Why it stays as it is."""
+
+
+def admit_pod(
+    injector: Injector,
+    pod: Mapping[str, Any],
+    namespace: str,
+    *,
+    path: str = "/inject",
+    proxy_config: Mapping[str, Any] | None = None,
+    identity: tuple[int, int] | None = None,
+) -> PodAdmission:
+    """The patch of a pod.
+
+    Args:
+        namespace: Of the request: a pod need not say its own.
+        path: Path the webhook was called at; it may name cluster and network.
+        proxy_config: Fields of the ProxyConfig objects that choose the pod.
+        identity: User and group of the proxy, where they must be others than 1337.
+
+    Raises:
+        InjectionError: The pod says something that cannot be done.
+    """
+    check_pod(pod, "")
+    decision = injector.decide(pod, namespace)
+    if not decision.inject:
+        return PodAdmission([], [], decision.reason)
+    variables = path_variables(path)
+    # Long, and no part of what is injected.
+    written = {name: value for name, value in pod.items() if name != "status"}
+    metadata = dict(written.get("metadata") or {})
+    metadata.pop("managedFields", None)
+    written["metadata"] = metadata
+    injected = injector.inject(
+        written,
+        owner_of_pod(written, namespace),
+        proxy_config=proxy_config,
+        cluster=variables.pop("ISTIO_META_CLUSTER_ID", ""),
+        network=variables.pop("ISTIO_META_NETWORK", ""),
+        variables=variables,
+        identity=identity,
+    )
+    return PodAdmission(json_patch(written, injected.pod), injected.warnings)
+
+
+def path_variables(path: str) -> dict[str, str]:
+    """Variables that the path of a webhook sets: `/inject/cluster/NAME/net/NAME/KEY/VALUE...`.
+
+    `--slash--` in a value is a slash. Source: Istio, `injectionURL`.
+    """
+    _, _, rest = path.removeprefix("/").rstrip("/").partition("/")
+    if rest.startswith(_PAIR):
+        pairs = [part.partition("=") for part in rest.split(_PAIR)[1:]]
+        found = [(name, value) for name, equals, value in pairs if name and equals]
+    else:
+        words = rest.split("/") if rest else []
+        found = [
+            (name, value.replace(_SLASH, "/"))
+            for name, value in zip(words[::2], words[1::2], strict=False)
+        ]
+    return {_KNOWN.get(name, name.upper()): value for name, value in found if name}
+
+
+def json_patch(before: Any, after: Any, path: str = "") -> list[Operation]:
+    """What turns one document into the other. Lists of the same length are compared item by item;
+    others are replaced as a whole."""
+    if before == after and type(before) is type(after):
+        return []
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        patch: list[Operation] = [
+            {"op": "remove", "path": f"{path}/{_pointer(name)}"}
+            for name in before
+            if name not in after
+        ]
+        for name, value in after.items():
+            place = f"{path}/{_pointer(name)}"
+            if name in before:
+                patch += json_patch(before[name], value, place)
+            else:
+                patch.append({"op": "add", "path": place, "value": value})
+        return patch
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [
+            operation
+            for index, (held, wanted) in enumerate(zip(before, after, strict=True))
+            for operation in json_patch(held, wanted, f"{path}/{index}")
+        ]
+    return [{"op": "replace", "path": path, "value": after}]
+
+
+def _pointer(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
