@@ -157,6 +157,9 @@ def delete(
     ignore_not_found: Annotated[
         bool, typer.Option("--ignore-not-found", help="What is not there counts as deleted.")
     ] = False,
+    keep_referenced: Annotated[
+        bool, typer.Option("--keep-referenced", help="Refuse what other objects still name.")
+    ] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="text or json.")] = "text",
     home: HomeOption = None,
 ) -> None:
@@ -180,9 +183,12 @@ def delete(
             documents.append(Document(f"{kind}/{name}", 0, 0, content))
     if not documents and not unreadable:
         end("delete", "name objects: KIND NAME, KIND/NAME or -f", WRONG_USE)
+    query = {"atomic": "false"}
+    if keep_referenced:
+        query["keepReferenced"] = "true"
     try:
         with ApiClient(home) as api:
-            change, results = _send(api, "/v1/delete", documents, {"atomic": "false"})
+            change, results = _send(api, "/v1/delete", documents, query)
     except ApiError as error:
         end("delete", error.message, NO)
     if ignore_not_found:

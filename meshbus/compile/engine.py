@@ -247,6 +247,14 @@ class Engine:
             self._unused[node] = None
         self._collect()
 
+    def askers(
+        self, queries: Iterable[Query]
+    ) -> list[tuple[Callable[..., Any], tuple[Hashable, ...]]]:
+        """Nodes (function, arguments) that have asked one of these, oldest first: those that would
+        run again if the answers changed."""
+        found = {node for query in queries for node in self._readers.get(query, ())}
+        return [(node.fn, node.args) for node in sorted(found)]
+
     @property
     def stale(self) -> bool:
         """Something that was read has changed since the last `get`: values may differ."""

@@ -28,9 +28,11 @@ from task_certificates import write_certificates
 
 from meshbus.local.addresses import AddressBook
 from meshbus.local.api import MeshApi
+from meshbus.local.bootstrap import ADMIN_SOCKET
 from meshbus.local.end import end_mesh
 from meshbus.local.home import Home
 from meshbus.local.netns import namespace_name, socket_in
+from meshbus.local.probe import ask_envoy
 
 APP = Path(__file__).with_name("echo_app.py")
 INGRESS = "istio-system/istio-ingressgateway-0"
@@ -272,6 +274,12 @@ class TaskMesh:
         assert state is not None
         return namespace_name(state.id, book.taken[instance])
 
+    def envoy(self, instance: str, path: str) -> str:
+        """An answer of the admin interface of an instance's Envoy."""
+        folder = self.home.instances / instance.replace("/", ".") / "proxy"
+        _, body = asyncio.run(ask_envoy(folder, ADMIN_SOCKET, path))
+        return body
+
     def resolve(self, client: str, host: str, family: int = 4) -> str:
         """What a client's resolver says of a name."""
         literal = host.strip("[]")
@@ -290,13 +298,15 @@ class TaskMesh:
 
     # ------------------------------------------------------------------ requests
 
-    def connect(self, client: str, host: str, port: int, family: int = 4) -> socket.socket:
+    def connect(
+        self, client: str, host: str, port: int, family: int = 4, timeout_s: float = 20
+    ) -> socket.socket:
         """A connection of a client's to a name; no client: from the machine itself."""
         kind = socket.AF_INET6 if family == 6 else socket.AF_INET
         if not client:
-            return socket.create_connection((host, port), timeout=20)
+            return socket.create_connection((host, port), timeout=timeout_s)
         made = socket_in(self.namespace(client), kind)
-        made.settimeout(20)
+        made.settimeout(timeout_s)
         made.connect((self.resolve(client, host, family), port))
         return made
 
@@ -311,6 +321,7 @@ class TaskMesh:
         family: int = 4,
         via: tuple[str, int] | None = None,
         trust: ssl.SSLContext | None = None,
+        timeout_s: float = 20,
     ) -> Answer:
         """One request on a connection of its own.
 
@@ -325,7 +336,7 @@ class TaskMesh:
         try:
             connection = http.client.HTTPConnection(host, port, timeout=20)
             where = via or (host, port)
-            connection.sock = self.connect(client, *where, family)
+            connection.sock = self.connect(client, *where, family, timeout_s)
             if parts.scheme == "https":
                 context = trust or ssl._create_unverified_context()
                 connection.sock = context.wrap_socket(connection.sock, server_hostname=host)

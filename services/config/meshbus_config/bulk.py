@@ -164,7 +164,8 @@ class Bulk:
         return await self._run(request, apply_step(self._now(), validation))
 
     async def delete(self, request: Request) -> Response:
-        """POST: a list of objects, of which kind, namespace and name count. Query as `apply`."""
+        """POST: a list of objects, of which kind, namespace and name count. Query as `apply`, and
+        `keepReferenced`: refuse to take away what other objects name."""
         return await self._run(request, delete_step(self._now()))
 
     async def _run(self, request: Request, step: Step) -> Response:
@@ -173,11 +174,12 @@ class Bulk:
         atomic = "atomic" not in query or flag(query, "atomic")
         user = request.state.user.name
         dry = dry_run(query)
+        keep = "keepReferenced" in query and flag(query, "keepReferenced")
         results: list[dict[str, Any]] = [{} for _ in items]
         if atomic:
-            change = await self._at_once(items, step, results, user=user, dry=dry)
+            change = await self._at_once(items, step, results, user=user, dry=dry, keep=keep)
         else:
-            change = await self._in_groups(items, step, results, user=user, dry=dry)
+            change = await self._in_groups(items, step, results, user=user, dry=dry, keep=keep)
         failed = any("error" in result for result in results)
         return respond(
             request,
@@ -187,7 +189,14 @@ class Bulk:
         )
 
     async def _at_once(
-        self, items: list[Item], step: Step, results: list[dict[str, Any]], *, user: str, dry: bool
+        self,
+        items: list[Item],
+        step: Step,
+        results: list[dict[str, Any]],
+        *,
+        user: str,
+        dry: bool,
+        keep: bool,
     ) -> int | None:
         """All of them as one change, or none. The id of the change; None when refused."""
 
@@ -201,7 +210,12 @@ class Bulk:
             return _merged(plans)
 
         written = await self._store.write(
-            plan, user=user, dry_run=dry, atomic=True, in_thread=len(items) >= _MANY
+            plan,
+            user=user,
+            dry_run=dry,
+            keep_referenced=keep,
+            atomic=True,
+            in_thread=len(items) >= _MANY,
         )
         if any("error" in result for result in results):
             return None
@@ -230,12 +244,21 @@ class Bulk:
         return plans
 
     async def _in_groups(
-        self, items: list[Item], step: Step, results: list[dict[str, Any]], *, user: str, dry: bool
+        self,
+        items: list[Item],
+        step: Step,
+        results: list[dict[str, Any]],
+        *,
+        user: str,
+        dry: bool,
+        keep: bool,
     ) -> int | None:
         """As many as can be. Many are written in changes of `_GROUP` objects, few one by one, as
         kubectl does; the id of the last change."""
         if len(items) < _MANY:
-            return _change_of(await self._one_by_one(items, step, results, user=user, dry=dry))
+            return _change_of(
+                await self._one_by_one(items, step, results, user=user, dry=dry, keep=keep)
+            )
         done = []
         for start in range(0, len(items), _GROUP):
             group = items[start : start + _GROUP]
@@ -250,10 +273,12 @@ class Bulk:
                 return _merged([one for _, one in planned])
 
             try:
-                written = await self._store.write(plan, user=user, dry_run=dry, in_thread=True)
+                written = await self._store.write(
+                    plan, user=user, dry_run=dry, keep_referenced=keep, in_thread=True
+                )
             except ApiError:
                 # One that is too large for the bus, say, must not take its group with it.
-                done += await self._one_by_one(group, step, results, user=user, dry=dry)
+                done += await self._one_by_one(group, step, results, user=user, dry=dry, keep=keep)
                 continue
             done.append(written)
             for (item, _), one in zip(planned, written.plans, strict=True):
@@ -261,7 +286,14 @@ class Bulk:
         return _change_of(done)
 
     async def _one_by_one(
-        self, items: list[Item], step: Step, results: list[dict[str, Any]], *, user: str, dry: bool
+        self,
+        items: list[Item],
+        step: Step,
+        results: list[dict[str, Any]],
+        *,
+        user: str,
+        dry: bool,
+        keep: bool,
     ) -> list[Written]:
         """Each as a change of its own."""
         done = []
@@ -271,6 +303,7 @@ class Bulk:
                     lambda space, item=item: [step(space, item)],  # type: ignore[misc]
                     user=user,
                     dry_run=dry,
+                    keep_referenced=keep,
                 )
             except ApiError as error:
                 results[item.position] = _refused(item, error)

@@ -1,4 +1,8 @@
-"""What objects name and is not there: a warning for who writes, a condition on the object."""
+"""What objects name and is not there: a warning for who writes, a condition on the object.
+
+Also the other way round: what a write takes away from objects that name it is a warning, and is
+refused where somebody has asked for that.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,9 +10,14 @@ from typing import Any
 from meshbus.analyze.references import Missing, has_references, missing_references
 from meshbus.compile.engine import Engine, Reader
 from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject
 from meshbus.model.world import Entry, Put, Query, World
 from meshbus_config.documents import Space
-from meshbus_config.outcomes import DELETED, UNCHANGED, Plan
+from meshbus_config.errors import ApiError, Cause
+from meshbus_config.outcomes import CREATED, DELETED, UNCHANGED, Plan
+
+PROTECTED = "meshbus.io/keep-while-referenced"
+"""Annotation of an object, or of its namespace: `true` refuses to take away what others name."""
 
 
 class _WorldRows:
@@ -66,6 +75,8 @@ class References:
     def __init__(self) -> None:
         self._engine = Engine(World())
         self._objects: set[Key] = set()
+        self._fresh: set[Key] = set()
+        """Objects that have not been looked at."""
 
     def changed(self, world: World, touched: Iterable[Query]) -> None:
         """The next world, as the mirror gives it."""
@@ -76,11 +87,99 @@ class References:
             if query.by == "key" and isinstance(key, Key) and has_references(key):
                 if world.get(key) is None:
                     self._objects.discard(key)
+                    self._fresh.discard(key)
                     self._engine.release(_missing, key)
-                else:
+                elif key not in self._objects:
                     self._objects.add(key)
+                    self._fresh.add(key)
 
     def missing(self) -> dict[Key, tuple[Missing, ...]]:
         """Objects that name something missing."""
         found = {key: self._engine.get(_missing, key) for key in sorted(self._objects)}
+        self._fresh.clear()
         return {key: missing for key, missing in found.items() if missing}
+
+    def taken_away(self, space: Space, plans: Sequence[Plan]) -> dict[Key, tuple[Missing, ...]]:
+        """What objects that are not written will name in vain once the plans are done."""
+        puts = [
+            Put(key, space.world.sequence, 0.0, row)
+            for plan in plans
+            if plan.action not in (CREATED, UNCHANGED)
+            for key, row in (*plan.writes, *_derived(space.world, plan))
+        ]
+        if not puts:
+            return {}
+        for fresh in self._fresh:
+            self._engine.get(_missing, fresh)
+        self._fresh.clear()
+        world, touched = space.world.apply(puts)
+        rows = _WorldRows(world)
+        written = {plan.stored.entry.key for plan in plans}
+        found = {}
+        for function, arguments in self._engine.askers(touched):
+            key = arguments[0]
+            if function is not _missing or not isinstance(key, Key) or key in written:
+                continue
+            before = set(self._engine.get(_missing, key))
+            lost = tuple(m for m in missing_references(rows, key) if m not in before)
+            if lost:
+                found[key] = lost
+        return dict(sorted(found.items()))
+
+    def checked(self, space: Space, plans: Sequence[Plan], *, refuse: bool) -> tuple[Plan, ...]:
+        """The plans, with a warning for each object from which they take away what it names.
+
+        Args:
+            refuse: Whoever asks does not want that.
+        Raises:
+            ApiError: 409, what is taken away may not be: `refuse`, or `PROTECTED`.
+        """
+        whole = self.taken_away(space, plans)
+        if not whole:
+            return tuple(plans)
+        out = []
+        for plan in plans:
+            # What another plan of the same change brings back is not lost.
+            lost = self.taken_away(space, [plan])
+            lost = {key: many for key, many in lost.items() if key in whole}
+            named = [
+                (_name(space.world, key), missing) for key, many in lost.items() for missing in many
+            ]
+            if named and (refuse or _protected(space, plan)):
+                raise _refusal(plan, named)
+            warnings = [f"{name} names it: {text_of(m)} any more" for name, m in named]
+            out.append(plan._replace(warnings=(*plan.warnings, *warnings)))
+        return tuple(out)
+
+
+def _derived(world: World, plan: Plan) -> list[tuple[Key, None]]:
+    """Rows of the registry that go with the object: discovery removes them a moment later."""
+    key = plan.stored.entry.key
+    if plan.action != DELETED or key.kind not in ("services", "serviceentries"):
+        return []
+    source = f"{key.table}/{key.namespace}/{key.name}"
+    held = world.entries(Query("reg.services", "namespace", key.namespace))
+    return [(entry.key, None) for entry in held if entry.row.source == source]
+
+
+def _name(world: World, key: Key) -> str:
+    row = world.get(key)
+    kind = row.kind if isinstance(row, ConfigObject) else key.kind
+    return f"{kind} {key.namespace}/{key.name}"
+
+
+def _protected(space: Space, plan: Plan) -> bool:
+    key = plan.stored.entry.key
+    namespace = space.world.get(Key(key.cluster, "cfg", "namespaces", "", key.namespace))
+    for row in (space.world.get(key), namespace):
+        if isinstance(row, ConfigObject) and row.annotations.get(PROTECTED, "").lower() == "true":
+            return True
+    return False
+
+
+def _refusal(plan: Plan, named: Sequence[tuple[str, Missing]]) -> ApiError:
+    row = plan.stored.row
+    causes = [Cause("Referenced", f"{name}: {m.message}", f"{m.path}") for name, m in named]
+    by = ", ".join(dict.fromkeys(name for name, _ in named))
+    message = f"{row.kind} {row.namespace}/{row.name} is still named by {by}"
+    return ApiError(409, "Conflict", message, name=row.name, causes=causes)

@@ -315,7 +315,7 @@ class Resources:
             answer = success(target.info, target.name, done.stored.row.uid)
         else:
             answer = presenter.one(presenter.document(done.stored, self._store.space))
-        return presenter.respond(answer, change=written.change)
+        return presenter.respond(answer, warnings=done.warnings, change=written.change)
 
     async def _delete_many(self, request: Request, target: Target) -> Response:
         expected, dry = await _delete_options(request)
@@ -335,7 +335,10 @@ class Resources:
         space = self._store.space
         documents = [presenter.document(done.stored, space) for done in written.plans]
         metadata = {"resourceVersion": str(space.world.sequence)}
-        return presenter.respond(presenter.many(documents, metadata), change=written.change)
+        warnings = [text for done in written.plans for text in done.warnings]
+        return presenter.respond(
+            presenter.many(documents, metadata), warnings=warnings, change=written.change
+        )
 
 
 def _match_of(request: Request) -> Match:

@@ -100,12 +100,15 @@ class ConfigService:
         """
         context = self._context
         self._tokens.load()
+        self._references = References()
+        self._mirror.subscribe(self._references.changed)
         store = Store(
             self._mirror,
             self._writer,
             load_box(context.state / "secrets.key"),
             cluster=context.cluster,
             root_namespace=context.root_namespace,
+            references=self._references,
         )
         store.on_commit(self._receipts.record)
         store.on_commit(self._announcer.committed)
@@ -127,9 +130,9 @@ class ConfigService:
         events = context.bus.follower(
             EVENTS, [f"events.v1.{context.cluster}.>"], self._feed, name="config-events"
         )
-        references = References()
-        self._mirror.subscribe(references.changed)
-        statuses = StatusWriter(store, self._board, references, context.cluster, context.clock.now)
+        statuses = StatusWriter(
+            store, self._board, self._references, context.cluster, context.clock.now
+        )
         self._mirror.subscribe(lambda _world, _touched: statuses.wake())
         self._board.on_report(statuses.wake)
         async with asyncio.TaskGroup() as group:

@@ -15,7 +15,7 @@ from meshbus.bus.writer import BATCH_ROWS, ModelWriter, NotLeading
 from meshbus_config.documents import Space
 from meshbus_config.errors import ApiError, timed_out, too_large, unavailable
 from meshbus_config.outcomes import Plan, Write
-from meshbus_config.references import with_missing
+from meshbus_config.references import References, with_missing
 from meshbus_config.secret_box import SecretBox
 
 CATCH_UP_S = 5.0
@@ -47,12 +47,14 @@ class Store:
         *,
         cluster: str,
         root_namespace: str,
+        references: References,
     ) -> None:
         self.mirror = mirror
         self._writer = writer
         self._box = box
         self._cluster = cluster
         self._root_namespace = root_namespace
+        self._references = references
         self._lock = asyncio.Lock()
         self._committed: list[Committed] = []
 
@@ -79,6 +81,7 @@ class Store:
         atomic: bool = False,
         announce: bool = True,
         in_thread: bool = False,
+        keep_referenced: bool = False,
     ) -> Written:
         """Plan on the current world and commit what comes of it, as one change.
 
@@ -88,6 +91,7 @@ class Store:
             dry_run: Plan only.
             announce: Tell those that `on_commit` named.
             in_thread: Plan in a thread, for plans that take long: the process has more to do.
+            keep_referenced: Refuse to take away what other objects name.
             atomic: Refuse what does not fit one change (1000 rows) instead of splitting it.
         Returns:
             The plans with the versions that their objects have now.
@@ -104,6 +108,7 @@ class Store:
                 plans = tuple(plan(self.space))
             writes = [write for one in plans for write in one.writes]
             plans = with_missing(self.space, plans)
+            plans = self._references.checked(self.space, plans, refuse=keep_referenced)
             if dry_run or not writes:
                 return Written(plans, 0)
             if atomic and len(writes) > BATCH_ROWS:

@@ -62,7 +62,9 @@ MAX_NAMES = 200_000
 """Names that one stream may subscribe to, over all types."""
 MAX_NAME_BYTES = 4096
 
-_ORDER = (CDS, EDS, SDS, ECDS, LDS, RDS)
+_ORDER = (CDS, EDS, SDS, ECDS, RDS, LDS)
+"""Routes that a client already watches come before listeners: one that comes back finds its old
+routes still there, held by the listener that is being drained, and would serve them."""
 _SHARED = frozenset({CDS, EDS, ECDS, LDS, RDS})
 """Types whose contents clients share. Secrets are each client's own."""
 _WILDCARD_TYPES = frozenset({CDS, LDS})

@@ -1,0 +1,302 @@
+"""Istio's egress tasks: direct, by ServiceEntry, TLS origination, gateways, wildcard hosts."""
+
+import base64
+import ssl
+
+import pytest
+from standalone import until
+from task_mesh import EGRESS, Config, TaskMesh
+
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.root]
+
+REGISTRY_ONLY = """
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default}
+spec:
+  outboundTrafficPolicy: {mode: REGISTRY_ONLY}
+"""
+ENTRY = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: outside}
+spec:
+  hosts: [outside.example.com]
+  ports:
+  - {number: 80, name: http, protocol: HTTP}
+  - {number: 443, name: https, protocol: HTTPS}
+  resolution: DNS
+  location: MESH_EXTERNAL
+"""
+PLAIN, SECURE = "http://outside.example.com/", "https://outside.example.com/"
+
+
+def roots(mesh: TaskMesh) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(mesh.certificates / "root.pem"))
+
+
+def egress_stat(mesh: TaskMesh, cluster: str) -> int:
+    """Connections and requests that the egress gateway sent there."""
+    found = 0
+    for kind in ("upstream_rq_total", "upstream_cx_total"):
+        lines = mesh.envoy(EGRESS, f"/stats?filter=^cluster.*{cluster}.*{kind}$").splitlines()
+        found += sum(int(line.rpartition(":")[2]) for line in lines if line.startswith("cluster."))
+    return found
+
+
+def test_direct_when_everything_is_allowed(task_mesh: TaskMesh) -> None:
+    answer = task_mesh.get(PLAIN)
+    assert (answer.status, answer.version) == (200, "outside")
+    assert task_mesh.get("http://unlisted.example.org/").version == "outside"
+    assert task_mesh.get(SECURE, trust=roots(task_mesh)).version == "outside"
+
+
+def test_only_what_is_registered(task_mesh: TaskMesh, config: Config) -> None:
+    config.apply(REGISTRY_ONLY)
+    until(lambda: task_mesh.get(PLAIN).status == 502, "it is refused")
+    assert task_mesh.get(SECURE).status == 0
+    assert task_mesh.get("http://echo:8000/").status == 200
+    config.apply(ENTRY)
+    until(lambda: task_mesh.get(PLAIN).version == "outside", "it is allowed")
+    assert task_mesh.get(SECURE, trust=roots(task_mesh)).version == "outside"
+    assert task_mesh.get("http://unlisted.example.org/").status == 502
+
+
+def test_rules_hold_for_what_is_outside(task_mesh: TaskMesh, config: Config) -> None:
+    config.apply(
+        ENTRY
+        + """
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: outside}
+spec:
+  hosts: [outside.example.com]
+  http:
+  - timeout: 0.5s
+    route: [{destination: {host: outside.example.com}}]
+"""
+    )
+    assert task_mesh.get(f"{PLAIN}delay/3").status == 504
+    assert task_mesh.get(PLAIN).version == "outside"
+
+
+ORIGINATION = """
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: outside}
+spec:
+  hosts: [outside.example.com]
+  ports:
+  - {number: 80, name: http, protocol: HTTP, targetPort: 443}
+  resolution: DNS
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: outside}
+spec:
+  host: outside.example.com
+  trafficPolicy:
+    portLevelSettings:
+    - port: {number: 80}
+      tls: {mode: SIMPLE, sni: outside.example.com, insecureSkipVerify: true}
+"""
+
+
+def test_tls_is_originated(task_mesh: TaskMesh, config: Config) -> None:
+    config.apply(ORIGINATION)
+    until(lambda: task_mesh.get(PLAIN).version == "outside", "the sidecar speaks TLS")
+
+
+def test_mutual_tls_is_originated_with_a_secret(task_mesh: TaskMesh, config: Config) -> None:
+    def encoded(name: str) -> str:
+        return base64.b64encode((task_mesh.certificates / name).read_bytes()).decode()
+
+    data = {
+        "tls.crt": encoded("client.pem"),
+        "tls.key": encoded("client.key"),
+        "ca.crt": encoded("root.pem"),
+    }
+    secret = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": data}
+    # A Secret of a DestinationRule is read in the namespace of the workload.
+    config.apply([{**secret, "metadata": {"name": "outside-client", "namespace": "istio-system"}}])
+    config.apply(gateway_to("mutual.example.com", 443))
+    config.apply("""
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: mutual}
+spec:
+  hosts: [mutual.example.com]
+  ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: https, protocol: HTTPS}]
+  resolution: DNS
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: mutual, namespace: istio-system}
+spec:
+  host: mutual.example.com
+  trafficPolicy:
+    portLevelSettings:
+    - port: {number: 443}
+      tls:
+        mode: MUTUAL
+        credentialName: outside-client
+        sni: mutual.example.com
+        subjectAltNames: [mutual.example.com]
+""")
+    url = "http://mutual.example.com/"
+    until(lambda: task_mesh.get(url).version == "outside-mutual", "the gateway has the Secret")
+
+
+def gateway_to(host: str, port: int = 80) -> str:
+    """Requests of sidecars to a host go by the egress gateway, which calls it at a port."""
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: way-out}}
+spec:
+  selector: {{istio: egressgateway}}
+  servers:
+  - port: {{number: 80, name: http, protocol: HTTP}}
+    hosts: [{host}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: by-gateway}}
+spec:
+  hosts: [{host}]
+  gateways: [way-out, mesh]
+  http:
+  - match: [{{gateways: [mesh], port: 80}}]
+    route:
+    - destination:
+        host: istio-egressgateway.istio-system.svc.cluster.local
+        port: {{number: 80}}
+  - match: [{{gateways: [way-out], port: 80}}]
+    route: [{{destination: {{host: {host}, port: {{number: {port}}}}}}}]
+"""
+
+
+def test_by_the_egress_gateway(task_mesh: TaskMesh, config: Config) -> None:
+    config.apply(ENTRY + "---" + gateway_to("outside.example.com"))
+    until(lambda: task_mesh.get(PLAIN).version == "outside", "there is a way")
+    before = egress_stat(task_mesh, "outside.example.com")
+    answers = [task_mesh.get(PLAIN) for _ in range(5)]
+    assert {a.version for a in answers} == {"outside"}
+    assert egress_stat(task_mesh, "outside.example.com") >= before + 5
+
+
+def test_tls_by_the_egress_gateway(task_mesh: TaskMesh, config: Config) -> None:
+    config.apply(
+        ENTRY
+        + """
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: way-out}
+spec:
+  selector: {istio: egressgateway}
+  servers:
+  - port: {number: 443, name: tls, protocol: TLS}
+    hosts: [outside.example.com]
+    tls: {mode: PASSTHROUGH}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: by-gateway}
+spec:
+  hosts: [outside.example.com]
+  gateways: [way-out, mesh]
+  tls:
+  - match: [{gateways: [mesh], port: 443, sniHosts: [outside.example.com]}]
+    route:
+    - destination:
+        host: istio-egressgateway.istio-system.svc.cluster.local
+        port: {number: 443}
+  - match: [{gateways: [way-out], port: 443, sniHosts: [outside.example.com]}]
+    route: [{destination: {host: outside.example.com, port: {number: 443}}}]
+"""
+    )
+    trust = roots(task_mesh)
+    before = egress_stat(task_mesh, "outside.example.com")
+
+    def by_gateway() -> bool:
+        answer = task_mesh.get(SECURE, trust=trust)
+        return (
+            answer.version == "outside" and egress_stat(task_mesh, "outside.example.com") > before
+        )
+
+    until(by_gateway, "it goes by the gateway")
+
+
+WILD = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wild}
+spec:
+  hosts: ["*.wild.example.com"]
+  ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}]
+"""
+
+
+def test_wildcard_hosts_directly(task_mesh: TaskMesh, config: Config) -> None:
+    config.apply(REGISTRY_ONLY + "---" + WILD)
+    trust = roots(task_mesh)
+    for name in ("a", "b"):
+        url = f"https://{name}.wild.example.com/"
+        until(lambda url=url: task_mesh.get(url, trust=trust).version == "outside", "it is allowed")
+        assert task_mesh.get(f"http://{name}.wild.example.com/").version == "outside"
+    assert task_mesh.get("https://outside.example.com/").status == 0
+
+
+def test_wildcard_hosts_by_the_egress_gateway(task_mesh: TaskMesh, config: Config) -> None:
+    """One server behind all of them, as for `*.wikipedia.org`."""
+    config.apply(
+        WILD
+        + """
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: server}
+spec:
+  hosts: [outside.example.com]
+  ports: [{number: 443, name: tls, protocol: TLS}]
+  resolution: DNS
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: way-out}
+spec:
+  selector: {istio: egressgateway}
+  servers:
+  - port: {number: 443, name: tls, protocol: TLS}
+    hosts: ["*.wild.example.com"]
+    tls: {mode: PASSTHROUGH}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: by-gateway}
+spec:
+  hosts: ["*.wild.example.com"]
+  gateways: [way-out, mesh]
+  tls:
+  - match: [{gateways: [mesh], port: 443, sniHosts: ["*.wild.example.com"]}]
+    route:
+    - destination:
+        host: istio-egressgateway.istio-system.svc.cluster.local
+        port: {number: 443}
+  - match: [{gateways: [way-out], port: 443, sniHosts: ["*.wild.example.com"]}]
+    route: [{destination: {host: outside.example.com, port: {number: 443}}}]
+"""
+    )
+    trust = roots(task_mesh)
+    before = egress_stat(task_mesh, "outside.example.com")
+
+    def by_gateway() -> bool:
+        answer = task_mesh.get("https://b.wild.example.com/", trust=trust)
+        return (
+            answer.version == "outside" and egress_stat(task_mesh, "outside.example.com") > before
+        )
+
+    until(by_gateway, "it goes by the gateway")
