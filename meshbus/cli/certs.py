@@ -145,6 +145,36 @@ def revoked(output: OutputOption = "table", home: HomeOption = None) -> None:
         typer.echo(f"blocked: {identity}")
 
 
+@certs.command("bundle")
+def bundle(
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="pem, spiffe (a SPIFFE bundle), table or json.")
+    ] = "pem",
+    home: HomeOption = None,
+) -> None:
+    """Print what this mesh is checked with, for other meshes; `table`: those that it trusts."""
+    document = _ask("certs bundle", "GET", f"{_PATH}/bundle", {}, home)
+    if output == "json":
+        print_json(document)
+    elif output == "spiffe":
+        print_json(document["spiffe"])
+    elif output == "pem":
+        typer.echo(document["roots_pem"], nl=False)
+    else:
+        lines = [["TRUST DOMAIN", "ROOTS", "SEQUENCE", "GOT", "PROBLEM"]]
+        lines += [
+            [
+                one["trustDomain"],
+                str(one["roots"]),
+                str(one["sequence"]),
+                _time(one["fetched"]) if one["fetched"] else "-",
+                one["problem"] or "-",
+            ]
+            for one in document.get("others", [])
+        ]
+        print_columns(lines)
+
+
 @certs.command("rotation")
 def rotation(
     action: Annotated[RotationAction, typer.Argument(help="What to do.")] = RotationAction.STATUS,

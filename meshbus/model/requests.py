@@ -16,6 +16,7 @@ JOIN_TOKEN = "x.ca.join-token"  # noqa: S105 - a subject
 CERTIFICATES = "x.ca.certificates"
 ROTATION = "x.ca.rotation"
 REVOKE = "x.ca.revoke"
+BUNDLE = "x.ca.bundle"
 CREDENTIAL = "x.config.credential"
 CONVERGED = "x.xds-gateway.converged"
 """Asked of one replica: `x.xds-gateway.<pod>.converged`; see `replica_subject`."""
@@ -165,6 +166,19 @@ class RevokeReply(msgspec.Struct, frozen=True):
     """Identities that get no certificate."""
     added: int = 0
     """Certificates that this question has revoked."""
+
+
+class BundleRequest(msgspec.Struct, frozen=True):
+    """What is this trust domain checked with, and which others are trusted?"""
+
+
+class BundleReply(msgspec.Struct, frozen=True):
+    trust_domain: str
+    roots_pem: str
+    spiffe: dict[str, Any]
+    """The same as a SPIFFE bundle."""
+    others: list[dict[str, Any]] = []
+    """{"trustDomain", "roots", "sequence", "fetched", "problem"}."""
 
 
 class RotationRequest(msgspec.Struct, frozen=True):

@@ -157,6 +157,14 @@ def _check_trust(spec: MeshConfig, out: Findings) -> None:
         labels = domain.removesuffix(".").split(".")
         if not all(is_label(label) for label in labels):
             out.error(path, f"trust domain name {domain!r} invalid")
+    for index, entry in enumerate(spec.ca_certificates):
+        path = f"spec.caCertificates[{index}]"
+        if entry.pem and entry.spiffe_bundle_url:
+            out.error(path, "only one of pem and spiffeBundleUrl can be set", "Conflict")
+        elif entry.pem and "-----BEGIN CERTIFICATE-----" not in entry.pem:
+            out.warn(f"{path}.pem", "no PEM certificate is in there: nothing will be trusted")
+        elif entry.spiffe_bundle_url and not entry.spiffe_bundle_url.startswith("https://"):
+            out.warn(f"{path}.spiffeBundleUrl", "only https:// is fetched")
 
 
 def _check_providers(providers: list[ExtensionProvider], out: Findings) -> None:

@@ -126,6 +126,7 @@ _MESH = frozenset(
         "extensionProviders",
         "localityLbSetting",
         "meshMTLS",
+        "caCertificates",
         "tlsDefaults",
     }
 )
@@ -237,6 +238,9 @@ def _mesh(document: Mapping[str, Any]) -> Iterator[Violation]:
     for field, value in spec.items() if isinstance(spec, Mapping) else ():
         if field in names - _MESH and value not in (None, "", [], {}, False, 0):
             yield Violation(f"spec.{field}", CODE, _NOT_YET)
+    for path, signers in _at(document, "spec.caCertificates[].certSigners"):
+        if signers:
+            yield Violation(path, CODE, f"roots for certain signers alone: {_NOT_YET}")
     for path, curve in _at(document, "spec.tlsDefaults.ecdhCurves[]"):
         if curve in FORGOTTEN_CURVES:
             yield Violation(path, CODE, f"proxies do not know the curve {curve} any more")

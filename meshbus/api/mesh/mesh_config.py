@@ -91,6 +91,19 @@ class Certificate(Shape, frozen=True, kw_only=True):
     """Names."""
 
 
+class CertificateData(Shape, frozen=True, kw_only=True):
+    """Authorities that vouch for identities."""
+
+    pem: str = ""
+    """Their certificates."""
+    spiffe_bundle_url: str = ""
+    """A SPIFFE bundle endpoint that gives them: `https://HOST/PATH`."""
+    cert_signers: list[str] = []
+    """Signers of Kubernetes that they belong to."""
+    trust_domains: list[str] = []
+    """Trust domains that they vouch for; that of the mesh if empty."""
+
+
 class MeshConfig(Shape, frozen=True, kw_only=True):
     """Settings of the whole mesh."""
 
@@ -144,7 +157,7 @@ class MeshConfig(Shape, frozen=True, kw_only=True):
     """Trust domain of identities."""
     trust_domain_aliases: list[str] = []
     """Trust domains that count as the same."""
-    ca_certificates: list[Free] = []
+    ca_certificates: list[CertificateData] = []
     """Further authorities."""
     default_service_export_to: list[str] = []
     """Namespaces that see services."""

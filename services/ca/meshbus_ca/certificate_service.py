@@ -13,8 +13,6 @@ from typing import Any
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshbus.model.rows import Trust
 from meshbus.runtime.proxy_server import host_and_port
@@ -29,7 +27,7 @@ from meshbus_ca.certificate_messages import (
 from meshbus_ca.grants import SERVICES, own_dns_names
 from meshbus_ca.issue import InvalidCsrError, Names
 from meshbus_ca.proofs import ProofError, check_token
-from meshbus_ca.signing import BlockedError, Signing, UntrustedError
+from meshbus_ca.signing import OWN_TTL_S, BlockedError, Signing, UntrustedError
 
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_CALLS = 64
@@ -38,8 +36,6 @@ PER_MINUTE, BURST = 6, 20
 DEFAULT_TTL_S = 86_400
 _IMPERSONATED = "ImpersonatedIdentity"
 _PEM_END = "-----END CERTIFICATE-----\n"
-_OWN_TTL_S = 3600.0
-_RETRY_S = 0.2
 _STOP_S = 0.5
 _WORKLOAD = re.compile(r"spiffe://([^/]+)/ns/([^/]+)/sa/([^/]+)")
 
@@ -108,7 +104,7 @@ class CertificateServer:
         """Renew its own certificate, until cancelled. Also when the roots change: clients are
         checked with those."""
         clock, known, since = self._context.clock, self._roots(), self._context.clock.now()
-        life_s = _OWN_TTL_S * random.uniform(0.35, 0.5)  # noqa: S311
+        life_s = OWN_TTL_S * random.uniform(0.35, 0.5)  # noqa: S311
         while True:
             await clock.sleep(1.0)
             if self._roots() == known and clock.now() - since < life_s:
@@ -126,31 +122,13 @@ class CertificateServer:
         return trust.roots_pem if trust else ""
 
     async def _renew(self) -> None:
-        context = self._context
-        key = ec.generate_private_key(ec.SECP256R1())
-        csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-        pem = csr.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
-        root = context.root_namespace
-        names = Names(
-            f"spiffe://{context.trust_domain}/ns/{root}/sa/meshbus-ca",
+        root = self._context.root_namespace
+        own = await self._signing.own_identity(
             (*sorted(own_dns_names("ca", root)), f"istiod.{root}.svc"),
             (self._host,) if _is_address(self._host) else (),
         )
-        while True:
-            try:
-                reply = await self._signing.issue(
-                    pem, names, _OWN_TTL_S, asker="ca", pod=context.pod, proof="bus"
-                )
-                break
-            except UntrustedError:
-                await context.clock.sleep(_RETRY_S)
-        key_pem = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
         self._configuration = grpc.ssl_server_certificate_configuration(
-            [(key_pem, reply.chain_pem.encode())], root_certificates=reply.roots_pem.encode()
+            [(own.key_pem, own.chain_pem.encode())], root_certificates=own.roots_pem.encode()
         )
 
     async def _create(self, request: Any, call: Any) -> Any:

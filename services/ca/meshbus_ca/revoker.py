@@ -47,15 +47,19 @@ class Revoker:
         ledger: Ledger,
         in_use: InUse,
         changed: Callable[[], None],
+        federated: Callable[[], bool],
     ) -> None:
-        """`changed`: the trust row may have to be another one."""
+        """`changed`: the trust row may have to be another one; `federated`: other trust domains are
+        trusted as well."""
         self._context = context
         self._successor = successor
         self._ledger = ledger
         self._in_use = in_use
         self._changed = changed
+        self._federated = federated
         self._past = PastSigners(context.state, context.settings.leaf_ttl_s)
         self._said: list[Said] = []
+        self._read = False
         self.subject = f"certs.{escape_token(context.cluster)}.revocations.>"
         self._prefix = self.subject.removesuffix(".>")
 
@@ -76,6 +80,7 @@ class Revoker:
 
     def end(self, sequence: int) -> None:
         """The record is whole."""
+        self._read = True
         self._changed()
 
     # ------------------------------------------------------------------ the row
@@ -101,10 +106,13 @@ class Revoker:
             held.crl_pem if held else "",
             now,
         )
-        whole = self._successor.root_ids <= roots.keys()
+        whole = self._whole()
         return msgspec.structs.replace(
             row, revoked=revoked, blocked=blocked, crl_pem=lists, crl_whole=whole
         )
+
+    def _whole(self) -> bool:
+        return self._successor.root_ids <= signers_of(self._successor.root_signers).keys()
 
     def _signers(self) -> dict[str, Signer]:
         return signers_of((*self._past.all, *self._successor.signers))
@@ -120,6 +128,8 @@ class Revoker:
             CallError: It cannot be, or would cut off others.
         """
         now = self._context.clock.now()
+        if not self._read or trust() is None:
+            raise CallError("unavailable", "the record is not read yet: try again")
         added: tuple[RevokedCertificate, ...] = ()
         if request.serial or request.identity:
             added = await self._revoke(request, trust(), now)
@@ -146,6 +156,13 @@ class Revoker:
             self._check_identity(request.identity)
         if found and not request.force:
             self._check_others(now)
+        if found and self._federated() and not self._whole():
+            raise CallError(
+                "invalid",
+                "with roots of other trust domains Envoy asks for a list of every CA up to the "
+                "root, whose key is not here: revoke at the CA that is plugged in, with a next "
+                "ca-cert.pem",
+            )
         said = Said(
             action,
             now,

@@ -44,6 +44,8 @@ class Facts:
     """Certificates of workloads are in use: somebody must be there to report."""
     old_leaves: int = 0
     """Certificates below the old root that may still be in use."""
+    peers_s: float = 0.0
+    """How long other meshes may take to learn of a new root."""
     stale_servers: tuple[str, ...] = ()
     """Services that may not know the new root yet, and would refuse who shows its leaves."""
 
@@ -59,6 +61,8 @@ def waits_for(rotation: Rotation, facts: Facts) -> str:
         if facts.old_leaves:
             return f"{facts.old_leaves} certificates below the old root are still in use"
         return _behind(facts)
+    if rotation.phase == ANNOUNCE and facts.now < rotation.since + facts.peers_s:
+        return "other meshes may not have got the new root yet"
     return _behind(facts) or (
         "services that have not got the new root yet: " + _few(facts.stale_servers)
         if rotation.phase == ANNOUNCE and facts.stale_servers

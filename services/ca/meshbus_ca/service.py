@@ -2,6 +2,8 @@
 with. It needs the bus to be asked; without it it keeps its keys and waits."""
 
 import asyncio
+import json
+import random
 import uuid
 from functools import partial
 from pathlib import Path
@@ -15,10 +17,13 @@ from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
 from meshbus.model.keys import Key, escape_token
 from meshbus.model.requests import (
+    BUNDLE,
     CERTIFICATES,
     JOIN_TOKEN,
     REVOKE,
     ROTATION,
+    BundleReply,
+    BundleRequest,
     CertificatesReply,
     CertificatesRequest,
     JoinTokenReply,
@@ -31,21 +36,24 @@ from meshbus.model.requests import (
     SignRequest,
     sign_subject,
 )
-from meshbus.model.rows import Trust
+from meshbus.model.rows import MeshConfigRow, Trust
 from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.sealed import Recipient, SealError, seal
 from meshbus.runtime.service import Context
 from meshbus_ca.authorities import Authorities
+from meshbus_ca.bundle_server import BundleServer
+from meshbus_ca.bundles import bundle_document
 from meshbus_ca.certificate_service import CertificateServer
+from meshbus_ca.federation import Federation
 from meshbus_ca.fleet_view import FleetView
-from meshbus_ca.grants import SERVICES, ForbiddenError, granted_names
+from meshbus_ca.grants import SERVICES, ForbiddenError, granted_names, own_dns_names
 from meshbus_ca.in_use import InUse
 from meshbus_ca.issue import InvalidCsrError
 from meshbus_ca.keystore import Keystore
 from meshbus_ca.ledger import Ledger, LedgerError
 from meshbus_ca.proofs import ProofError, check_token
 from meshbus_ca.revoker import Revoker
-from meshbus_ca.signing import BlockedError, Signing, UntrustedError
+from meshbus_ca.signing import OWN_TTL_S, BlockedError, Signing, UntrustedError
 from meshbus_ca.succeed import RefusedError, Successor
 from meshbus_ca.tokens import InvalidTokenRequestError, issuer_of, join_token
 from meshbus_ca.trust import trust_row
@@ -79,6 +87,19 @@ class CaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     csr_listen: Annotated[
         str, _about("HOST:PORT of IstioCertificateService over TLS, by token; empty: none")
     ] = ""
+    bundle_listen: Annotated[
+        str, _about("HOST:PORT of the SPIFFE bundle endpoint over TLS; empty: none")
+    ] = ""
+    bundle_certificate: Annotated[
+        str, _about("certificate of the web for that (PEM file); empty: an identity of the mesh")
+    ] = ""
+    bundle_key: Annotated[str, _about("its key (PEM file)")] = ""
+    bundle_refresh_s: Annotated[
+        int, _about("at most so long between two looks at the bundle of a peer", ge=1)
+    ] = 300
+    bundle_roots: Annotated[
+        str, _about("roots of the web for bundle endpoints (PEM file); empty: this machine's")
+    ] = ""
     csr_mutual_listen: Annotated[
         str, _about("the same for clients that show a certificate of the mesh; empty: none")
     ] = ""
@@ -107,14 +128,30 @@ class CaService:
             Path(settings.plugged) if settings.plugged else None,
             self._in_use,
             self._fleet,
+            2 * settings.bundle_refresh_s if settings.bundle_listen else 0,
         )
         self._signing = Signing(
             context, self._successor, self._ledger, self._in_use, self._trust_now
         )
         self._revoker = Revoker(
-            context, self._successor, self._ledger, self._in_use, self._moved.set
+            context,
+            self._successor,
+            self._ledger,
+            self._in_use,
+            self._moved.set,
+            lambda: bool(self._federation.rows()),
+        )
+        self._federation = Federation(
+            context.clock,
+            context.trust_domain,
+            context.metrics,
+            self._moved.set,
+            refresh_s=settings.bundle_refresh_s,
+            web_roots=settings.bundle_roots,
         )
         self._warned = float("-inf")
+        self.bundle_port: int | None = None
+        """Of the bundle endpoint, once it listens."""
         self.csr_port: int | None = None
         """Of IstioCertificateService, once it listens."""
         self.csr_mutual_port: int | None = None
@@ -167,7 +204,12 @@ class CaService:
         )
         bus = context.bus
         follower = self._mirror.follow(
-            bus, (f"m.{escape_token(context.cluster)}.sec.>",), name=context.pod
+            bus,
+            (
+                f"m.{escape_token(context.cluster)}.sec.>",
+                f"m.{escape_token(context.cluster)}.mesh.config.>",
+            ),
+            name=context.pod,
         )
         reports = bus.follower(STATUS, self._fleet.subjects, self._fleet, name=context.pod)
         revocations = bus.follower(
@@ -182,6 +224,7 @@ class CaService:
         await answer(bus, CERTIFICATES, CertificatesRequest, self._certificates, queue=queue)
         await answer(bus, ROTATION, RotationRequest, self._rotation, queue=queue)
         await answer(bus, REVOKE, RevokeRequest, self._revoke, queue=queue)
+        await answer(bus, BUNDLE, BundleRequest, self._trust_bundle, queue=queue)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.run())
             tasks.create_task(reports.run())
@@ -189,10 +232,13 @@ class CaService:
             tasks.create_task(writer.run())
             tasks.create_task(self._ledger.run())
             tasks.create_task(self._remember())
+            tasks.create_task(self._federation.run())
             await follower.wait_synced()
             await revocations.wait_synced()
             if context.settings.csr_listen or context.settings.csr_mutual_listen:
                 tasks.create_task(self._serve_csr())
+            if context.settings.bundle_listen:
+                tasks.create_task(self._serve_bundle())
             await self._keep_trust(writer)
 
     async def _serve_csr(self) -> None:
@@ -206,6 +252,37 @@ class CaService:
             await server.run()
         finally:
             await server.stop()
+
+    async def _serve_bundle(self) -> None:
+        context = self._context
+        server = BundleServer(self._bundle)
+        await self._show(server)
+        self.bundle_port = await server.start(context.settings.bundle_listen)
+        context.log.info("listening", bundle=self.bundle_port)
+        try:
+            while True:
+                await context.clock.sleep(OWN_TTL_S * random.uniform(0.35, 0.5))  # noqa: S311
+                await self._show(server)
+        finally:
+            await server.stop()
+
+    async def _show(self, server: BundleServer) -> None:
+        settings = self._context.settings
+        if settings.bundle_certificate:
+            server.show_files(Path(settings.bundle_certificate), Path(settings.bundle_key))
+            return
+        names = own_dns_names(self.name, self._context.root_namespace)
+        own = await self._signing.own_identity(tuple(sorted(names)))
+        server.show(own.chain_pem.encode(), own.key_pem)
+
+    def _bundle(self) -> bytes | None:
+        """This trust domain's roots, as others take them."""
+        entry = self._mirror.world.entry(self._trust_key)
+        trust = self._trust_now()
+        if entry is None or trust is None or not trust.roots_pem:
+            return None
+        hint_s = self._context.settings.bundle_refresh_s
+        return bundle_document(trust.roots_pem, entry.sequence, hint_s)
 
     async def _remember(self) -> None:
         """Learn from the ledger what was issued before this process began."""
@@ -240,12 +317,13 @@ class CaService:
             if self._successor.look(now, written):
                 continue
             self._warn(now)
-            if row != held:
+            writes = self._writes(row, held)
+            if writes:
                 await writer.wait_leading()
                 if self._moved.is_set():
                     continue  # what another replica wrote meanwhile is to be kept
                 try:
-                    sequence = await writer.commit([(self._trust_key, row)])
+                    sequence = await writer.commit(writes)
                     context.log.info("trust written", trust_domain=context.trust_domain)
                     await self._mirror.reached(sequence, CHECK_S)
                 except BusError as error:
@@ -262,6 +340,27 @@ class CaService:
             finally:
                 for task in waits:
                     task.cancel()
+
+    def _writes(self, row: Trust, held: Trust | None) -> list[tuple[Key, Trust | None]]:
+        """What is to be written: the own row, and those of other trust domains."""
+        world, own = self._mirror.world, self._trust_key
+        others = {
+            e.key: e.row
+            for e in world.all("sec.trust")
+            if e.key.cluster == own.cluster and e.key != own
+        }
+        config = world.get(Key(own.cluster, "mesh", "config", "", "mesh"))
+        self._federation.follow(
+            config if isinstance(config, MeshConfigRow) else None,
+            {key.name: other for key, other in others.items()},
+        )
+        wanted = {own._replace(name=name): r for name, r in self._federation.rows().items()}
+        writes: list[tuple[Key, Trust | None]] = [(own, row)] if row != held else []
+        return writes + [
+            (key, made)
+            for key in sorted({*wanted, *others})
+            if (made := wanted.get(key)) != others.get(key)
+        ]
 
     def _wanted_row(self, held: Trust | None, now: float) -> Trust:
         row = trust_row(
@@ -367,6 +466,17 @@ class CaService:
                 for record in reply.certificates
             ],
             reply.complete,
+        )
+
+    async def _trust_bundle(self, _: BundleRequest) -> BundleReply:
+        document, trust = self._bundle(), self._trust_now()
+        if document is None or trust is None:
+            raise CallError("unavailable", "there is no bundle yet: try again")
+        return BundleReply(
+            self._context.trust_domain,
+            trust.roots_pem,
+            json.loads(document),
+            self._federation.status(),
         )
 
     async def _revoke(self, request: RevokeRequest) -> RevokeReply:

@@ -1,9 +1,11 @@
 """One certificate: signed with what is in force, recorded, remembered."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 from meshbus.model.requests import Issued, SignReply
@@ -21,6 +23,19 @@ class UntrustedError(Exception):
 
 class BlockedError(Exception):
     """The identity gets no certificate any more."""
+
+
+OWN_TTL_S = 3600.0
+"""How long certificates of the ca's own servers live."""
+_RETRY_S = 0.2
+
+
+class OwnIdentity(NamedTuple):
+    """What a server of the ca shows."""
+
+    chain_pem: str
+    key_pem: bytes
+    roots_pem: str
 
 
 class Signing:
@@ -92,6 +107,34 @@ class Signing:
             not_before=record.not_before,
             not_after=record.not_after,
         )
+
+    async def own_identity(
+        self, dns_names: tuple[str, ...], ip_addresses: tuple[str, ...] = ()
+    ) -> OwnIdentity:
+        """A new key and its certificate for the ca itself; waits until the mesh trusts it."""
+        context = self._context
+        key = ec.generate_private_key(ec.SECP256R1())
+        csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+        pem = csr.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+        names = Names(
+            f"spiffe://{context.trust_domain}/ns/{context.root_namespace}/sa/meshbus-ca",
+            dns_names,
+            ip_addresses,
+        )
+        while True:
+            try:
+                reply = await self.issue(
+                    pem, names, OWN_TTL_S, asker="ca", pod=context.pod, proof="bus"
+                )
+                break
+            except UntrustedError:
+                await context.clock.sleep(_RETRY_S)
+        key_pem = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        return OwnIdentity(reply.chain_pem, key_pem, reply.roots_pem)
 
 
 def _key_hash(key: PublicKey) -> str:

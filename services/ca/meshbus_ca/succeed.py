@@ -37,12 +37,19 @@ class Successor:
     """The authorities of a ca through time. `open` it first; `look` moves it on."""
 
     def __init__(
-        self, authorities: Authorities, plugged: Path | None, in_use: InUse, fleet: FleetView
+        self,
+        authorities: Authorities,
+        plugged: Path | None,
+        in_use: InUse,
+        fleet: FleetView,
+        peers_s: float = 0.0,
     ) -> None:
+        """`peers_s`: how long other meshes may take to learn of a new root."""
         self._store = authorities
         self._plugged = plugged
         self._in_use = in_use
         self._fleet = fleet
+        self._peers_s = peers_s
         self._files: dict[str, bytes] = {}
         self._problem = ""
         self._state = Succession()
@@ -282,6 +289,7 @@ class Successor:
             old_leaves=self._leaves_below(_gone(self._current, self._next), now)
             if self._next is not None
             else 0,
+            peers_s=self._peers_s,
             # Who knows the old root alone accepts the new one's leaves when the old one vouches.
             stale_servers=() if vouched else in_use.services_before(rotation.since, now),
         )

@@ -144,6 +144,7 @@ def make_app(
         get("/v1/proxies/{proxy}/config", mesh.proxy_config),
         get("/v1/certificates", mesh.certificates),
         Route("/v1/certificates/rotation", guarded(mesh.rotation), methods=["GET", "POST"]),
+        get("/v1/certificates/bundle", mesh.bundle),
         Route(
             "/v1/certificates/revocations",
             guarded(mesh.revocations),

@@ -9,11 +9,14 @@ from starlette.responses import Response, StreamingResponse
 
 from meshbus.bus.interface import Bus
 from meshbus.model.requests import (
+    BUNDLE,
     CERTIFICATES,
     PROXIES,
     PROXY_CONFIG,
     REVOKE,
     ROTATION,
+    BundleReply,
+    BundleRequest,
     CertificatesReply,
     CertificatesRequest,
     ProxiesReply,
@@ -157,6 +160,11 @@ class MeshApi:
         """`/v1/certificates/rotation`: how far the change of roots is; POST begins one."""
         question = RotationRequest(start=request.method == "POST")
         return await self._ca(request, ROTATION, question, RotationReply)
+
+    async def bundle(self, request: Request) -> Response:
+        """`/v1/certificates/bundle`: the roots of this mesh, as PEM and as a SPIFFE bundle, and how
+        the bundles of other trust domains are."""
+        return await self._ca(request, BUNDLE, BundleRequest(), BundleReply)
 
     async def revocations(self, request: Request) -> Response:
         """`/v1/certificates/revocations`: what is revoked. POST `{"serial"}` or `{"identity"}`

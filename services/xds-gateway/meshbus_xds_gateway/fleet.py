@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from meshbus.compile.proxy import Snapshot
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance
 from meshbus.compile.resources import SDS, Resource
+from meshbus.compile.settings import settings_of
 from meshbus.compile.tls_contexts import TRUSTED_ROOTS
 from meshbus.model.keys import Key
 from meshbus.model.rows import Trust, WorkloadInstance
@@ -138,6 +139,9 @@ class Fleet:
                 self._moved_rows.add(key)
             elif key.table == "cfg.secrets":
                 self._credentials.row_changed(key)
+            elif key.table == "mesh.config":
+                self._roots = None
+                self._trust_changed = True
             elif key.table == "sec.trust" and key.cluster == self._trust_key.cluster:
                 self._roots = None
                 self._trust_changed = True
@@ -395,9 +399,13 @@ class Fleet:
                 and entry.key != self._trust_key
                 and entry.row.roots_pem
             ]
-            others.sort(key=lambda row: row.trust_domain)
-            self._roots = trust_secret(TRUSTED_ROOTS, [trust, *others])
+            self._roots = trust_secret(TRUSTED_ROOTS, trust, others, self._aliases())
         return self._roots
+
+    def _aliases(self) -> tuple[str, ...]:
+        for entry in self.world.all("mesh.config"):
+            return settings_of(entry.row.spec).trust_domain_aliases
+        return ()
 
     def _proof_key(self) -> str:
         return self.trust.proof_key if self.trust else ""

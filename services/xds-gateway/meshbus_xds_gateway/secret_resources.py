@@ -49,26 +49,36 @@ def roots_message(name: str, roots_pem: bytes) -> secret_pb2.Secret:
     )
 
 
-def trust_secret(name: str, trusts: Sequence[Trust]) -> Resource:
-    """What peers of the mesh are checked with: the roots of its trust domain (the first), without
-    what is revoked; where there are others, each vouches for its own identities alone.
+def trust_secret(
+    name: str, own: Trust, others: Sequence[Trust] = (), aliases: Sequence[str] = ()
+) -> Resource:
+    """What peers of the mesh are checked with: the roots of its trust domain, without what is
+    revoked; where there are others, each vouches for its own identities alone.
+
+    Args:
+        own: Of the mesh itself.
+        others: Of other trust domains, and further roots of its own.
+        aliases: Other names of its own trust domain.
 
     Source: envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig. It takes no list
     but those among the roots, and then asks for one of every CA on the way.
     """
-    own = trusts[0]
-    if len(trusts) == 1:
-        secret = roots_message(name, own.roots_pem.encode())
+    roots = {own.trust_domain: own.roots_pem}
+    for trust in others:
+        roots[trust.trust_domain] = roots.get(trust.trust_domain, "") + trust.roots_pem
+    if len(roots) == 1:
+        secret = roots_message(name, roots[own.trust_domain].encode())
         if own.crl_pem:
             secret.validation_context.crl.CopyFrom(_inline(own.crl_pem.encode()))
             secret.validation_context.only_verify_leaf_cert_crl = True
         return _resource(secret, ())
+    if own.crl_whole:
+        roots[own.trust_domain] += own.crl_pem
+    for alias in aliases:
+        roots.setdefault(alias, roots[own.trust_domain])
     config = tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig()
-    for trust in trusts:
-        lists = own.crl_pem if trust.roots_pem == own.roots_pem and own.crl_whole else ""
-        config.trust_domains.add(
-            name=trust.trust_domain, trust_bundle=_inline((trust.roots_pem + lists).encode())
-        )
+    for domain in sorted(roots):
+        config.trust_domains.add(name=domain, trust_bundle=_inline(roots[domain].encode()))
     context = common_pb2.CertificateValidationContext()
     context.custom_validator_config.name = SPIFFE_VALIDATOR
     context.custom_validator_config.typed_config.CopyFrom(any_of(config))

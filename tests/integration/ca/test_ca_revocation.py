@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from ca_mesh import CaMesh
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from gateway_mesh import config, envoy_binary, host
+from gateway_mesh import CLUSTER, config, envoy_binary, host
+from meshbus_ca.issue import make_root
 from test_gateway_envoys import Pair, serving
 
 from meshbus.bus.interface import CERTS, BusError
+from meshbus.model.keys import Key
 from meshbus.model.requests import (
     REVOKE,
     RevokeReply,
@@ -25,6 +28,7 @@ from meshbus.model.requests import (
     SignRequest,
     sign_subject,
 )
+from meshbus.model.rows import MeshConfigRow
 from meshbus.runtime.calls import CallError, call
 from meshbus.runtime.sealed import seal
 
@@ -99,7 +103,13 @@ class Stolen:
 
 
 @pytest.mark.slow
-async def test_a_revoked_certificate_is_refused_on_new_connections(mesh, tmp_path):
+@pytest.mark.parametrize("federated", [False, True])
+async def test_a_revoked_certificate_is_refused_on_new_connections(mesh, tmp_path, federated):
+    if federated:
+        other = {"pem": make_root("b.example", time.time()).pem, "trustDomains": ["b.example"]}
+        await mesh.write(
+            {Key(CLUSTER, "mesh", "config", "", "mesh"): MeshConfigRow({"caCertificates": [other]})}
+        )
     await mesh.start_gateway()
     pair = Pair()
     # Each request on a connection of its own: those that are open stay so.

@@ -32,6 +32,7 @@ def test_three_steps_when_everybody_follows():
         (but(silent=("gw-2",)), "gw-2"),
         (but(gateways={}), "no gateway reports"),
         (but(stale_servers=("policy-0",)), "policy-0"),
+        (but(peers_s=600.0), "other meshes"),
     ],
 )
 def test_the_new_root_signs_nothing_before_everybody_has_it(facts, said):

@@ -1,17 +1,25 @@
 """Bytes on the wire, bookkeeping of changes, secrets."""
 
 import pytest
-from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from envoy.extensions.transport_sockets.tls.v3 import (
+    secret_pb2,
+    tls_spiffe_validator_config_pb2,
+)
 from envoy.service.discovery.v3 import discovery_pb2
 from meshbus_xds_gateway.content import Change
 from meshbus_xds_gateway.convergence import MAX_CHANGES, Convergence
-from meshbus_xds_gateway.secret_resources import UnusableSecretError, credential_secret
+from meshbus_xds_gateway.secret_resources import (
+    UnusableSecretError,
+    credential_secret,
+    trust_secret,
+)
 from meshbus_xds_gateway.session_state import ProtocolError, Push
 from meshbus_xds_gateway.verdicts import MAX_REFUSALS, Refusal, Verdicts
 from meshbus_xds_gateway.wire import decode_delta, delta_response, sotw_response
 from xds_client import res
 
 from meshbus.compile.resources import CDS
+from meshbus.model.rows import Trust
 
 
 def test_joined_response_is_what_protobuf_reads():
@@ -78,3 +86,29 @@ def test_parts_of_a_secret():
     stapled = {**data, "tls.ocsp-staple": b"answer"}
     secret = secret_pb2.Secret.FromString(credential_secret("x", "certificate", stapled).body)
     assert secret.tls_certificate.ocsp_staple.inline_bytes == b"answer"
+
+
+def validator(secret: secret_pb2.Secret) -> dict[str, bytes]:
+    """Roots by trust domain."""
+    custom = secret.validation_context.custom_validator_config
+    assert custom.name == "envoy.tls.cert_validator.spiffe"
+    config = tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig()
+    assert custom.typed_config.Unpack(config)
+    return {d.name: d.trust_bundle.inline_bytes for d in config.trust_domains}
+
+
+def test_each_trust_domain_vouches_for_itself():
+    own = Trust("a", "A", crl_pem="list", crl_whole=True)
+    alone = secret_pb2.Secret.FromString(trust_secret("ROOTCA", own).body).validation_context
+    assert (alone.trusted_ca.inline_bytes, alone.crl.inline_bytes) == (b"A", b"list")
+    assert alone.only_verify_leaf_cert_crl
+    more = trust_secret("ROOTCA", own, [Trust("a", "+")], ["old"])
+    context = secret_pb2.Secret.FromString(more.body).validation_context
+    assert context.trusted_ca.inline_bytes == b"A+"
+    others = [Trust("b", "B"), Trust("a", "+"), Trust("old", "O")]
+    made = secret_pb2.Secret.FromString(trust_secret("ROOTCA", own, others, ["old", "ago"]).body)
+    assert validator(made) == {"a": b"A+list", "ago": b"A+list", "b": b"B", "old": b"O"}
+    # A list without those of all on the way would make Envoy refuse everybody.
+    part = Trust("a", "A", crl_pem="list")
+    made = secret_pb2.Secret.FromString(trust_secret("ROOTCA", part, [Trust("b", "B")]).body)
+    assert validator(made)["a"] == b"A"
