@@ -345,7 +345,7 @@ def _identities(reader: Reader, row: Service) -> tuple[str, ...]:
 
 def named_clusters(reader: Reader, service: Key, rules: tuple[Key, ...]) -> Part:
     """Node: clusters of a service for connections that name it by SNI: the mutual TLS of the caller
-    goes through to the endpoints, which are those of the service's own clusters."""
+    goes through to the endpoints."""
     row: Service | None = reader.get(service)
     if row is None or row.external_name or row.resolution != "STATIC":
         return Part()
@@ -359,7 +359,7 @@ def named_clusters(reader: Reader, service: Key, rules: tuple[Key, ...]) -> Part
             cluster = cluster_pb2.Cluster(
                 name=name.sni, type=cluster_pb2.Cluster.EDS, connect_timeout=seconds(10)
             )
-            cluster.eds_cluster_config.service_name = str(name)
+            cluster.eds_cluster_config.service_name = name.sni
             cluster.eds_cluster_config.eds_config.CopyFrom(ads())
             out.append(encode(reader, CDS, cluster.name, cluster, [source_key(service, row)]))
     return Part(tuple(out))

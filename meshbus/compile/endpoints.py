@@ -17,6 +17,13 @@ from meshbus.compile.locality import (
     topology_labels,
 )
 from meshbus.compile.names import UDP, ClusterName, spiffe
+from meshbus.compile.networks import (
+    Networks,
+    gateway_endpoint,
+    networks,
+    weight_scale,
+    with_weight,
+)
 from meshbus.compile.peer_authentication import DISABLE, mutual_tls
 from meshbus.compile.resources import EDS, Resource, field, resource_of
 from meshbus.compile.settings import mesh
@@ -24,7 +31,7 @@ from meshbus.compile.traffic_policy import NO_RULE, merged_rule, policy_in_force
 from meshbus.compile.values import address, uint32
 from meshbus.model.keys import Key
 from meshbus.model.rows import Endpoint, Service
-from meshbus.model.world import Query
+from meshbus.model.world import NETWORK_LABEL, Query
 
 _CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 _CANONICAL_REVISION = (
@@ -42,6 +49,9 @@ class EncodedEndpoint(NamedTuple):
     labels: frozenset[tuple[str, str]]
     data: bytes
     """A `LocalityLbEndpoints.lb_endpoints` entry, with tag and length."""
+    network: str = ""
+    mutual: bool = False
+    """It takes mutual TLS."""
 
 
 def canonical_service(labels: dict[str, str], workload: str) -> tuple[str, str]:
@@ -85,18 +95,85 @@ def encode_endpoint(endpoint: Endpoint, port: int, mutual: bool, *, host: str = 
     return field(2, lb.SerializeToString(deterministic=True))
 
 
+def crosses_networks(reader: Reader, service: Key) -> bool:
+    """Node: some endpoints of a service are in networks that have gateways."""
+    row: Service | None = reader.get(service)
+    held = reader.node(networks)
+    if row is None or not held.gateways:
+        return False
+    for shard in reader.node(shards_of, row.namespace, row.host):
+        found = reader.get(shard)
+        for endpoint in () if found is None else found.endpoints:
+            if held.gateways_of(_network_of(held, endpoint)):
+                return True
+    return False
+
+
+def _network_of(held: Networks, endpoint: Endpoint) -> str:
+    where = endpoint.addresses[0] if endpoint.addresses else ""
+    return held.network_of(endpoint.network, endpoint.cluster, where)
+
+
+def reached_from(
+    held: Networks, endpoints: Iterable[EncodedEndpoint], network: str
+) -> list[EncodedEndpoint]:
+    """What a proxy in a network calls: endpoints there, and the gateways of other networks in place
+    of the endpoints in them. Those that do not take mutual TLS cannot be told apart by a gateway:
+    they are left out."""
+    near: list[EncodedEndpoint] = []
+    far: dict[str, list[EncodedEndpoint]] = {}
+    for endpoint in endpoints:
+        if endpoint.network in ("", network) or not held.gateways_of(endpoint.network):
+            if endpoint.data:
+                near.append(endpoint)
+        elif endpoint.mutual:
+            far.setdefault(endpoint.locality, []).append(endpoint)
+    if not far:
+        return near
+    scale = weight_scale(held)
+    out = [
+        e._replace(weight=e.weight * scale, data=field(2, with_weight(_bare(e), e.weight * scale)))
+        for e in near
+    ]
+    for locality in sorted(far):
+        weights: dict[str, int] = {}
+        labels = dict[str, frozenset[tuple[str, str]]]()
+        for endpoint in far[locality]:
+            weights[endpoint.network] = weights.get(endpoint.network, 0) + endpoint.weight * scale
+            labels[endpoint.network] = frozenset({(NETWORK_LABEL, endpoint.network)})
+        for name in sorted(weights):
+            for gateway in held.gateways_of(name):
+                weight = weights[name] // len(held.gateways_of(name))
+                data = field(2, gateway_endpoint(gateway, weight))
+                out.append(EncodedEndpoint(locality, weight, labels[name], data, name, True))
+    return out
+
+
+def _bare(endpoint: EncodedEndpoint) -> bytes:
+    """The LbEndpoint without tag and length."""
+    group = endpoint_components_pb2.LocalityLbEndpoints.FromString(endpoint.data)
+    encoded: bytes = group.lb_endpoints[0].SerializeToString(deterministic=True)
+    return encoded
+
+
 def shard_endpoints(reader: Reader, shard: Key, port_name: str) -> tuple[EncodedEndpoint, ...]:
     """Node: endpoints of one shard at one service port; those not ready are left out."""
     row = reader.get(shard)
     if row is None:
         return ()
+    held = reader.node(networks)
     out = []
     for endpoint in row.endpoints:
         port = endpoint.ports.get(port_name)
-        if port is None or not endpoint.addresses or not (endpoint.ready or endpoint.draining):
+        network = _network_of(held, endpoint) if held.gateways else endpoint.network
+        if port is None or not (endpoint.ready or endpoint.draining):
+            continue
+        if not endpoint.addresses and not held.gateways_of(network):
             continue
         mutual = endpoint.tls_mode == "istio" and not _refuses_mutual_tls(reader, endpoint, port)
-        out.append(encoded_endpoint(endpoint, encode_endpoint(endpoint, port, mutual)))
+        data = encode_endpoint(endpoint, port, mutual) if endpoint.addresses else b""
+        made = encoded_endpoint(endpoint, data)
+        out.append(made._replace(network=network, mutual=mutual))
     return tuple(out)
 
 
@@ -194,11 +271,39 @@ def service_assignments(
             wanted = frozenset(subset.labels.items()) if subset else frozenset()
             name = str(ClusterName(port.number, subset.name if subset else "", row.host))
             ranking = None
-            if place is not None:
+            if place is not None and place.ranked:
                 ranking = ranking_of(policy_in_force(rule, port.number, subset), settings, row)
-            chosen = [e for e in endpoints if wanted <= e.labels]
+            chosen = [e for e in endpoints if wanted <= e.labels and e.data]
+            if place is not None and place.network:
+                every = [e for e in endpoints if wanted <= e.labels]
+                chosen = reached_from(reader.node(networks), every, place.network)
             reader.encoded("eds")
             out.append(resource_of(EDS, name, assignment(name, chosen, ranking, place)))
+    return Part(tuple(out))
+
+
+def named_assignments(reader: Reader, service: Key, rules: tuple[Key, ...], network: str) -> Part:
+    """Node: endpoints of a service for connections that name it by SNI at a gateway of a network:
+    those there that take mutual TLS, for it is passed on as it comes."""
+    row: Service | None = reader.get(service)
+    if row is None or row.external_name or row.resolution != "STATIC":
+        return Part()
+    rule = reader.node(merged_rule, rules) if rules else NO_RULE
+    out: list[Resource] = []
+    for port in row.ports:
+        if port.protocol == UDP:
+            continue
+        endpoints = reader.node(service_port_endpoints, row.namespace, row.host, port.name)
+        for subset in (None, *rule.subsets):
+            wanted = frozenset(subset.labels.items()) if subset else frozenset()
+            name = ClusterName(port.number, subset.name if subset else "", row.host).sni
+            chosen = [
+                e
+                for e in endpoints
+                if wanted <= e.labels and e.data and e.mutual and e.network in ("", network)
+            ]
+            reader.encoded("eds")
+            out.append(resource_of(EDS, name, assignment(name, chosen)))
     return Part(tuple(out))
 
 

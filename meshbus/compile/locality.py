@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from meshbus.compile.engine import Reader
+from meshbus.compile.networks import networks
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.model.rows import Service
 from meshbus.model.world import TRAFFIC_DISTRIBUTION, Query
@@ -35,6 +36,10 @@ class Place(NamedTuple):
     """`region/zone/subzone`."""
     labels: Labels
     """Of the proxy, with those that say its topology; only those that `failoverPriority` names."""
+    network: str = ""
+    """Where some endpoints are in other networks: that of the proxy."""
+    ranked: bool = True
+    """Endpoints are ranked by where it is."""
 
 
 class Ranking(NamedTuple):
@@ -147,15 +152,18 @@ def distribution_of(row: Service) -> tuple[str, ...]:
 
 
 def place_of(
-    reader: Reader, locality: str, labels: Mapping[str, str], network: str, cluster: str
+    reader: Reader, locality: str, labels: Mapping[str, str], network: str, cluster: str, at: str
 ) -> Place | None:
-    """Where a proxy is; None while nothing in the mesh ranks by it, so that proxies in different
-    places share everything."""
+    """Where a proxy is; None while nothing in the mesh asks for it, so that proxies in different
+    places share everything. `at`: its address."""
     wanted = reader.node(ranking_labels)
+    known = reader.node(networks)
+    reached = known.network_of(network, cluster, at) if known.gateways else ""
     if wanted is None:
-        return None
+        return Place("", (), reached, False) if reached else None
     held = topology_labels(labels, locality, network, cluster)
-    return Place(locality, tuple(sorted((k, v) for k, v in held.items() if k in wanted)))
+    named = tuple(sorted((k, v) for k, v in held.items() if k in wanted))
+    return Place(locality, named, reached)
 
 
 def ranking_labels(reader: Reader) -> frozenset[str] | None:

@@ -17,7 +17,7 @@ from meshbus.model.world import World, world_of
 
 CLUSTER = "Kubernetes"
 """The cluster token of offline worlds."""
-_DATA_KINDS = frozenset({"Pod", "Node"})
+_DATA_KINDS = frozenset({"Pod", "Node", "Service"})
 """Kinds whose status says what they are: addresses and readiness."""
 _NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status", "spec"})
 

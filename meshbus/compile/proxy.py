@@ -26,6 +26,7 @@ from meshbus.compile.inbound import (
 )
 from meshbus.compile.layers import Layer
 from meshbus.compile.locality import place_of
+from meshbus.compile.networks import networks
 from meshbus.compile.outbound import (
     capture_plan,
     captured_listeners,
@@ -49,6 +50,7 @@ from meshbus.compile.shared_parts import (
     merged,
     outbound_assignments,
     outbound_clusters,
+    router_assignments,
     router_clusters,
     router_layer,
     router_secrets,
@@ -195,7 +197,8 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
 def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
     """The plan without EnvoyFilters."""
     view = outbound_view(reader, proxy)
-    place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster)
+    at = proxy.ips[0] if proxy.ips else ""
+    place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster, at)
     style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack, place)
     clusters = Ask(outbound_clusters, (view, style))
     endpoints = Ask(outbound_assignments, (view, proxy.captured, place))
@@ -203,10 +206,11 @@ def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
     if proxy.type == ROUTER:
         binds = proxy.ips if proxy.capture == CAPTURE_PROXY else ()
         router = (proxy.as_class(), view, binds)
+        network = reader.node(networks).network_of(proxy.network, proxy.cluster, at)
         return Plan(
             (
                 (CDS, (clusters, Ask(router_clusters, (proxy.as_class(), view)))),
-                (EDS, (endpoints,)),
+                (EDS, (endpoints, Ask(router_assignments, (proxy.as_class(), view, network)))),
                 (LDS, (Ask(router_layer, (*router, LDS)),)),
                 (RDS, (Ask(router_layer, (*router, RDS)),)),
                 (ECDS, (filters,)),

@@ -14,7 +14,12 @@ from meshbus.compile.clusters import (
     service_clusters,
 )
 from meshbus.compile.credentials import SecretNeed, united
-from meshbus.compile.endpoints import ranks_by_place, service_assignments
+from meshbus.compile.endpoints import (
+    crosses_networks,
+    named_assignments,
+    ranks_by_place,
+    service_assignments,
+)
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part
 from meshbus.compile.gateways import passes_by_name, router_resources
@@ -96,10 +101,14 @@ def reach_assignments(
 
 
 def _place_for(reader: Reader, member: Reached, place: Place | None) -> Place | None:
-    """The place of a proxy, for a service whose endpoints are ranked by it."""
-    if place is None or not reader.node(ranks_by_place, member.service, member.rules):
+    """The place of a proxy, as far as the endpoints of a service are chosen by it."""
+    if place is None:
         return None
-    return place
+    if not (place.network and reader.node(crosses_networks, member.service)):
+        place = place._replace(network="")
+    if place.ranked and reader.node(ranks_by_place, member.service, member.rules):
+        return place
+    return Place("", (), place.network, False) if place.network else None
 
 
 def takes_endpoints(reader: Reader, service: Key, captured: bool) -> bool:
@@ -185,6 +194,17 @@ def router_clusters(reader: Reader, proxy: ProxyKeys, view: View) -> SharedPart:
         for m in reach.members
     ]
     return merged([findings, *named])
+
+
+def router_assignments(reader: Reader, proxy: ProxyKeys, view: View, network: str) -> SharedPart:
+    """Node: endpoints of those clusters, as seen from a network."""
+    if not reader.node(passes_by_name, proxy):
+        return NO_PART
+    return merged(
+        reader.node(named_assignments, m.service, m.rules, network)
+        for reach in reader.node(reaches, view)
+        for m in reach.members
+    )
 
 
 def router_secrets(

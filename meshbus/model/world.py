@@ -93,15 +93,23 @@ def _by_ranking(key: Key, row: Row) -> Iterable[Hashable]:
     return ()
 
 
+def _by_network(key: Key, row: Row) -> Iterable[Hashable]:
+    """True for services that lead into a network."""
+    assert isinstance(row, Service)
+    return (True,) if row.labels.get(NETWORK_LABEL) else ()
+
+
 def _records(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
+NETWORK_LABEL = "topology.istio.io/network"
+"""Label of what is in a network, and of the services of its gateways."""
 TRAFFIC_DISTRIBUTION = "networking.istio.io/traffic-distribution"
 """Annotation of a service; its `spec.trafficDistribution` counts the same."""
 
 INDEXES: dict[str, dict[str, Callable[[Key, Row], Iterable[Hashable]]]] = {
-    "reg.services": {"host": _by_host, "ranking": _by_ranking},
+    "reg.services": {"host": _by_host, "ranking": _by_ranking, "network": _by_network},
     "reg.endpoints": {"host": _by_host, "service": _by_service},
     "reg.workloads": {"account": _by_account, "address": _by_address},
     "src.instances": {"label": _by_label, "address": _by_address},

@@ -9,6 +9,8 @@ scenarios:
   documents: [...]             # Kubernetes documents, or text with several
   calls:
   - [CALL, EXPECTED]
+  endpoints: {CLUSTER: {"ADDRESS:PORT": WEIGHT}}
+  findings: [part of one]
 ```
 A call is that of `walker.Call`; what is expected is the fields of `walker.Met` that matter, `error`
 among them: without it there must be none. Every `compile` is asked twice with the documents the
@@ -70,6 +72,18 @@ def told(met: Met, wanted: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value or name in wanted}
 
 
+def endpoints_of(document: dict[str, Any], cluster: str) -> dict[str, int]:
+    """Addresses of a cluster, with their weights."""
+    found = {}
+    held = next((e for e in document["endpoints"] if e["clusterName"] == cluster), {})
+    for group in held.get("endpoints", ()):
+        for member in group["lbEndpoints"]:
+            socket = member["endpoint"]["address"]["socketAddress"]
+            where = f"{socket['address']}:{socket['portValue']}"
+            found[where] = found.get(where, 0) + member["loadBalancingWeight"]
+    return found
+
+
 @pytest.mark.parametrize("scenario", scenarios())
 def test_walk(scenario: dict[str, Any]) -> None:
     documents, proxy = documents_of(scenario), proxy_of(scenario)
@@ -79,12 +93,14 @@ def test_walk(scenario: dict[str, Any]) -> None:
     assert made.document == turned.document
     router = proxy["type"] == "router"
     wrong = []
-    for call, wanted in scenario["calls"]:
+    for call, wanted in scenario.get("calls", ()):
         described = Call(**{"gateway": router, **call})
         found = told(walk(made.document, described), wanted)
         if found != wanted:
             wrong.append(f"{call}\n  wanted {wanted}\n  met    {found}")
     assert not wrong, "\n".join(wrong)
+    for cluster, wanted in scenario.get("endpoints", {}).items():
+        assert endpoints_of(made.document, cluster) == wanted, cluster
     for wanted in scenario.get("findings", ()):
         assert any(wanted in f"{f['object']} {f['path']}: {f['message']}" for f in made.findings), (
             f"no finding {wanted!r} in {made.findings}"

@@ -7,9 +7,9 @@ from typing import Any
 from meshbus.compile.registry.protocols import declared_protocol, integer
 from meshbus.model.rows import ConfigObject, Namespace, WorkloadInstance, WorkloadPort
 from meshbus.model.status import InstanceReport
+from meshbus.model.world import NETWORK_LABEL
 
 TLS_MODE_LABEL = "security.istio.io/tlsMode"
-NETWORK_LABEL = "topology.istio.io/network"
 LOCALITY_LABEL = "istio-locality"
 MUTUAL = "istio"
 DISABLED = "disabled"
@@ -117,11 +117,15 @@ def instance_of_entry_spec(
     cluster: str,
     created: float,
     network: str = "",
+    behind_gateway: bool = False,
 ) -> WorkloadInstance | None:
-    """The same of a WorkloadEntry's fields, which a ServiceEntry's endpoints are too."""
+    """The same of a WorkloadEntry's fields, which a ServiceEntry's endpoints are too. With
+    `behind_gateway` one without an address counts, if it says its network."""
     address = spec.get("address")
     if not isinstance(address, str) or not address:
-        return None
+        if not (behind_gateway and spec.get("network")):
+            return None
+        address = ""
     own = {str(k): str(v) for k, v in (spec.get("labels") or {}).items()}
     merged = {**labels, **own}
     account = str(spec.get("serviceAccount") or "")
@@ -134,7 +138,7 @@ def instance_of_entry_spec(
         workload=name,
         service_account=account,
         labels=merged,
-        addresses=[address],
+        addresses=[address] if address else [],
         sidecar=mode == MUTUAL,
         network=str(spec.get("network") or merged.get(NETWORK_LABEL) or network),
         cluster=cluster,

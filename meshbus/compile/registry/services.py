@@ -382,6 +382,7 @@ def _members(
             labels={},
             cluster=cluster,
             created=source_object.created,
+            behind_gateway=True,
         )
         if instance is not None:
             instances.append(instance)

@@ -51,7 +51,8 @@ def test_connections_are_passed_on_to_the_cluster_that_their_sni_names() -> None
         assert "istio" in chain["filterChainMatch"]["applicationProtocols"]
         assert chain["filters"][-1]["typedConfig"]["cluster"] in found.clusters
         cluster = found.clusters[f"outbound_.80_.{subset}_.{host('web')}"]
-        assert cluster["edsClusterConfig"]["serviceName"] == f"outbound|80|{subset}|{host('web')}"
+        assert cluster["edsClusterConfig"]["serviceName"] == cluster["name"]
+        assert cluster["name"] in found.endpoints
         assert "transportSocketMatches" not in cluster
 
 
