@@ -70,11 +70,9 @@ class Tunnel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reporting:
-    """Whether and as whom connections are reported."""
+    """Whether and as which side connections are reported."""
 
     log_name: str
-    service: str
-    namespace: str
     enabled: bool
     """The telemetry service can be reached."""
 
@@ -132,7 +130,7 @@ def connection_manager(
     if reporting.enabled:
         manager.access_log.append(http_access_log(reporting.log_name))
         if settings.tracing:
-            manager.tracing.CopyFrom(tracing(settings, reporting.service, reporting.namespace))
+            manager.tracing.CopyFrom(tracing(settings))
     return manager
 
 

@@ -24,7 +24,6 @@ from meshbus.compile.credentials import (
     roots_need,
     united,
 )
-from meshbus.compile.endpoints import canonical_service
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Report
 from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Server, router_servers
@@ -79,8 +78,7 @@ def router_resources(
     of its own that it binds (capture mode `proxy`), else all."""
     report = Report()
     servers = router_servers(reader, proxy, report)
-    name, _ = canonical_service(proxy.label_map, proxy.workload)
-    reporting = reporting_of(reader, LOG_OUTBOUND, name, proxy.namespace)
+    reporting = reporting_of(reader, LOG_OUTBOUND)
     secrets: list[SecretNeed] = []
     resources: list[Resource] = []
     ports: dict[tuple[str, int], list[Server]] = {}

@@ -20,7 +20,7 @@ from meshbus.compile.connections import (
     tcp_proxy,
     tls_inspector_filter,
 )
-from meshbus.compile.endpoints import canonical_service, service_addresses, target_ports
+from meshbus.compile.endpoints import service_addresses, target_ports
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, NotCompiledError, Part, Report
 from meshbus.compile.http_routes import retry_policy
@@ -36,7 +36,7 @@ from meshbus.compile.names import (
 from meshbus.compile.outbound import ANY_V4, INBOUND_PORT, OUTBOUND_PORT, any_address, reporting_of
 from meshbus.compile.peer_authentication import DISABLE, PERMISSIVE, STRICT, MutualTls, mutual_tls
 from meshbus.compile.proxy_keys import ProxyKeys
-from meshbus.compile.quota import QuotaFilters, inbound_quota
+from meshbus.compile.quota import inbound_quota, quota_filters
 from meshbus.compile.resources import CDS, LDS, Resource, encode
 from meshbus.compile.scope import Ref, exported_services
 from meshbus.compile.security_filters import http_security, network_security
@@ -106,6 +106,23 @@ class ServedPort(NamedTuple):
         return listener_name(ANY_V4, self.port)
 
 
+class ListenerView(NamedTuple):
+    """What decides the listeners of a sidecar's inbound side; workloads that are alike in it share
+    them."""
+
+    ports: tuple[ServedPort, ...]
+    """Without the services, and without what concerns clusters."""
+    mutual: MutualTls
+    dual_stack: bool
+    sidecar: tuple[Key, ...] = ()
+    """The Sidecar that says the ports."""
+
+    @property
+    def origins(self) -> tuple[Key, ...]:
+        """Objects that listeners come from."""
+        return (*self.mutual.origins, *self.sidecar)
+
+
 class InboundView(NamedTuple):
     """What decides a sidecar's inbound side; replicas of a workload share it."""
 
@@ -117,9 +134,10 @@ class InboundView(NamedTuple):
     """The Sidecar that says the ports or their limits."""
 
     @property
-    def origins(self) -> tuple[Key, ...]:
-        """Objects that listeners come from."""
-        return (*self.mutual.origins, *self.sidecar)
+    def listeners(self) -> ListenerView:
+        """What of it decides the listeners."""
+        ports = tuple(p._replace(services=(), endpoint="", pool="") for p in self.ports)
+        return ListenerView(ports, self.mutual, self.proxy.dual_stack, self.sidecar)
 
 
 def namespace_services(reader: Reader, namespace: str) -> tuple[Ref, ...]:
@@ -214,15 +232,11 @@ def _manager(
     served: ServedPort,
     settings: MeshSettings,
     reporting: Reporting,
-    quota: QuotaFilters | None,
 ) -> lc_pb2.Filter:
     manager = connection_manager(
         stat_prefix=f"inbound_{served.chain_name(True)};",
         route_name=served.cluster,
-        filters=[
-            *http_security(reader),
-            *([quota.http_filter] if quota is not None and quota.http_filter else []),
-        ],
+        filters=[*http_security(reader), *([] if served.passes else quota_filters(reader))],
         settings=settings,
         reporting=reporting,
     )
@@ -231,7 +245,7 @@ def _manager(
 
 
 def _chains(
-    reader: Reader, view: InboundView, served: ServedPort, bound: bool
+    reader: Reader, view: ListenerView, served: ServedPort, bound: bool
 ) -> list[lc_pb2.FilterChain]:
     """Filter chains of one port.
 
@@ -240,16 +254,13 @@ def _chains(
     Source: Istio, getMTLSInfo and the inbound filter chain options of 1.31.
     """
     settings = reader.node(mesh)
-    proxy = view.proxy
-    name, _ = canonical_service(proxy.label_map, proxy.workload)
-    reporting = reporting_of(reader, LOG_INBOUND, name, proxy.namespace)
+    reporting = reporting_of(reader, LOG_INBOUND)
     mode = view.mutual.at(served.port)
     cluster = served.cluster
     tcp = [*network_security(reader), tcp_proxy(cluster, [(cluster, 1)], reporting)]
     http = None
     if is_http(served.protocol) or is_sniffed(served.protocol):
-        quota = None if served.passes else reader.node(inbound_quota, proxy, served.services)
-        http = [_manager(reader, served, settings, reporting, quota)]
+        http = [_manager(reader, served, settings, reporting)]
     secured = socket(mesh_server(settings))
     if served.tls and mode == DISABLE:
         # TLS of its own in place of the mesh's. Source: networking Sidecar, IstioIngressListener.
@@ -302,7 +313,7 @@ def _chains(
 
 
 def _guarded_chains(
-    reader: Reader, view: InboundView, served: ServedPort, bound: bool, report: Report
+    reader: Reader, view: ListenerView, served: ServedPort, bound: bool, report: Report
 ) -> list[lc_pb2.FilterChain]:
     """The chains of one port; what is wrong with its TLS is told, and nothing gets in without."""
     if served.tls and view.mutual.at(served.port) != DISABLE:
@@ -317,8 +328,7 @@ def _guarded_chains(
         closed = lc_pb2.FilterChain(name=served.chain_name(False))
         if not bound:
             closed.filter_chain_match.destination_port.CopyFrom(uint32(served.port))
-        name, _ = canonical_service(view.proxy.label_map, view.proxy.workload)
-        reporting = reporting_of(reader, LOG_INBOUND, name, view.proxy.namespace)
+        reporting = reporting_of(reader, LOG_INBOUND)
         closed.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
         return [closed]
 
@@ -331,19 +341,17 @@ def _inspectors(listener: listener_pb2.Listener, sniff: bool) -> None:
     listener.continue_on_listener_filters_timeout = True
 
 
-def virtual_inbound(reader: Reader, view: InboundView) -> Part:
+def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
     """Node: the listener of captured inbound traffic; other ports of the application pass through
     under the workload's mutual TLS mode."""
-    proxy = view.proxy
     out = listener_pb2.Listener(name="virtualInbound", traffic_direction=base_pb2.INBOUND)
-    addresses = any_address(proxy.dual_stack)
+    addresses = any_address(view.dual_stack)
     out.address.CopyFrom(address(addresses[0], INBOUND_PORT))
     for other in addresses[1:]:
         out.additional_addresses.add().address.CopyFrom(address(other, INBOUND_PORT))
     out.listener_filters.append(original_destination_filter())
     _inspectors(out, True)
-    name, _ = canonical_service(proxy.label_map, proxy.workload)
-    reporting = reporting_of(reader, LOG_INBOUND, name, proxy.namespace)
+    reporting = reporting_of(reader, LOG_INBOUND)
     for port in (INBOUND_PORT, OUTBOUND_PORT):
         loop = out.filter_chains.add(name="virtualInbound-blackhole")
         loop.filter_chain_match.destination_port.CopyFrom(uint32(port))
@@ -362,14 +370,14 @@ def virtual_inbound(reader: Reader, view: InboundView) -> Part:
     return Part((encode(reader, LDS, out.name, out, view.origins), *own), report.findings())
 
 
-def unserved_ports(view: InboundView) -> list[ServedPort]:
+def unserved_ports(view: InboundView | ListenerView) -> list[ServedPort]:
     """Ports that no service names, all of them as one, and those with a mode of their own."""
     served = {port.port for port in view.ports if not port.bound}
     numbers = [0, *(port for port, _ in view.mutual.ports if port not in served)]
     return [ServedPort(number, "", (), passes=True) for number in numbers]
 
 
-def bound_listeners(reader: Reader, view: InboundView, ips: tuple[str, ...]) -> Part:
+def bound_listeners(reader: Reader, view: ListenerView, ips: tuple[str, ...]) -> Part:
     """Node: inbound listeners that bind the workload's own addresses, one for each port."""
     out: list[Resource] = []
     if not ips:
@@ -383,7 +391,7 @@ def bound_listeners(reader: Reader, view: InboundView, ips: tuple[str, ...]) -> 
 
 def _bound_listener(
     reader: Reader,
-    view: InboundView,
+    view: ListenerView,
     served: ServedPort,
     addresses: tuple[str, ...],
     report: Report,
@@ -413,9 +421,9 @@ def inbound_routes(reader: Reader, view: InboundView) -> Part:
     for served in ports:
         if not (is_http(served.protocol) or is_sniffed(served.protocol)):
             continue
-        quota = None if served.passes else reader.node(inbound_quota, view.proxy, served.services)
         vhost = rc_pb2.VirtualHost(routes=[_application_route(reader, view, served)])
-        if quota is not None:
+        if not served.passes:
+            quota = reader.node(inbound_quota, view.proxy, served.services)
             vhost.rate_limits.extend(quota.rate_limits)
             findings.update(quota.findings)
         tail = HostRoutes(vhost.SerializeToString(deterministic=True), (), ()).tail

@@ -237,15 +237,15 @@ def _v4_first(addresses: tuple[str, ...]) -> tuple[str, ...]:
 # --------------------------------------------------------------------------- captured
 
 
-def reporting_of(reader: Reader, log_name: str, service: str, namespace: str) -> Reporting:
-    """Who reports what, when there is somebody to report to."""
-    return Reporting(log_name, service, namespace, reader.node(has_service, "telemetry"))
+def reporting_of(reader: Reader, log_name: str) -> Reporting:
+    """What is reported, when there is somebody to report to."""
+    return Reporting(log_name, reader.node(has_service, "telemetry"))
 
 
-def captured_listeners(reader: Reader, view: View, service: str) -> Part:
-    """Node: listeners for captured traffic of a view. `service`: the name in spans."""
+def captured_listeners(reader: Reader, view: View) -> Part:
+    """Node: listeners for captured traffic of a view."""
     report = Report()
-    reporting = reporting_of(reader, LOG_OUTBOUND, service, view.namespace)
+    reporting = reporting_of(reader, LOG_OUTBOUND)
     out = [_virtual_outbound(reader, view, reporting)]
     plan = reader.node(capture_plan, view)
     taken: set[str] = set()
@@ -264,11 +264,11 @@ def captured_listeners(reader: Reader, view: View, service: str) -> Part:
     return Part(resources, report.findings())
 
 
-def placed_listeners(reader: Reader, view: View, own_address: str, service: str) -> Part:
+def placed_listeners(reader: Reader, view: View, own_address: str) -> Part:
     """Node: listeners of a Sidecar that bind their port, for a proxy whose traffic is not captured.
     Without `bind` that is at the address at which the application reaches its proxy."""
     report = Report()
-    reporting = reporting_of(reader, LOG_OUTBOUND, service, view.namespace)
+    reporting = reporting_of(reader, LOG_OUTBOUND)
     out = []
     for port, shared in reader.node(capture_plan, view).placed():
         bind = own_address if shared.bind == LOCAL else shared.bind
@@ -471,9 +471,9 @@ def _shared_listener(
 # --------------------------------------------------------------------------- HTTP proxy
 
 
-def http_proxy_listener(reader: Reader, view: View, bind: str, port: int, service: str) -> Part:
+def http_proxy_listener(reader: Reader, view: View, bind: str, port: int) -> Part:
     """Node: the HTTP proxy that an application uses when its traffic is not captured."""
-    reporting = reporting_of(reader, LOG_OUTBOUND, service, view.namespace)
+    reporting = reporting_of(reader, LOG_OUTBOUND)
     cache = None
     if view.unknown == PASSTHROUGH:
         cache = dns_cache(ClusterStyle(False, False, view.ipv6))

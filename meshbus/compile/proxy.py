@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from meshbus.compile.clusters import ClusterStyle
 from meshbus.compile.credentials import SecretNeed
-from meshbus.compile.endpoints import canonical_service
 from meshbus.compile.engine import Reader
 from meshbus.compile.envoy_filter import chosen_patches, patched_part, patched_types
 from meshbus.compile.findings import Finding
 from meshbus.compile.inbound import (
     InboundView,
+    ListenerView,
     bound_listeners,
     inbound_clusters,
     inbound_routes,
@@ -138,31 +138,30 @@ def own_routes(reader: Reader, view: InboundView) -> SharedPart:
     return merged([reader.node(inbound_routes, view)])
 
 
-def own_listener(reader: Reader, view: InboundView) -> SharedPart:
+def own_listener(reader: Reader, view: ListenerView) -> SharedPart:
     """Node: the listener of captured inbound traffic."""
     return merged([reader.node(virtual_inbound, view)])
 
 
-def shared_listeners(reader: Reader, view: View, service: str) -> SharedPart:
+def shared_listeners(reader: Reader, view: View) -> SharedPart:
     """Node: listeners for captured traffic of a view."""
-    return merged([reader.node(captured_listeners, view, service)])
+    return merged([reader.node(captured_listeners, view)])
 
 
 def proxy_listeners(
     reader: Reader,
-    inbound: InboundView,
+    inbound: ListenerView,
     ips: tuple[str, ...],
     view: View,
     http_proxy: tuple[str, int],
-    service: str,
 ) -> SharedPart:
     """Node: listeners of a sidecar that traffic is not captured for; one part, for a port of the
     workload and that of the HTTP proxy may have the same name."""
     parts = [reader.node(bound_listeners, inbound, ips)]
     bind, port = http_proxy
     if port:
-        parts.append(reader.node(http_proxy_listener, view, bind, port, service))
-    parts.append(reader.node(placed_listeners, view, bind, service))
+        parts.append(reader.node(http_proxy_listener, view, bind, port))
+    parts.append(reader.node(placed_listeners, view, bind))
     return merged(parts)
 
 
@@ -217,19 +216,18 @@ def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
             ),
             Ask(router_secrets, router),
         )
-    name, _ = canonical_service(proxy.label_map, proxy.workload)
     inbound = inbound_view(reader, proxy)
     app_address = proxy.app_address if not proxy.captured else ""
     routes: tuple[Ask, ...] = (Ask(own_routes, (inbound,)),)
     if proxy.captured:
         listeners: tuple[Ask, ...] = (
-            Ask(shared_listeners, (view, name)),
-            Ask(own_listener, (inbound,)),
+            Ask(shared_listeners, (view,)),
+            Ask(own_listener, (inbound.listeners,)),
         )
         routes = (Ask(captured_routes, (view,)), *routes)
     else:
         http_proxy = (proxy.http_proxy_address or "127.0.0.1", proxy.http_proxy_port)
-        listeners = (Ask(proxy_listeners, (inbound, proxy.ips, view, http_proxy, name)),)
+        listeners = (Ask(proxy_listeners, (inbound.listeners, proxy.ips, view, http_proxy)),)
         routes = (Ask(proxied_routes, (view, proxy.http_proxy_port > 0)), *routes)
     own: tuple[Ask, ...] = (clusters, Ask(own_clusters, (inbound, app_address)))
     secrets = None

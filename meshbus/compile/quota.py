@@ -17,6 +17,7 @@ mesh's fail policy is.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from envoy.config.core.v3 import config_source_pb2
@@ -80,11 +81,9 @@ _HEADER_NAME = re.compile(r":?[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
 @dataclass(frozen=True)
-class QuotaFilters:
+class QuotaLimits:
     """What quotas add to one inbound port of a workload."""
 
-    http_filter: Any | None
-    """`HttpFilter`, placed before the router; None when there is nobody to ask."""
     rate_limits: list[Any] = field(default_factory=list)
     """Route `RateLimit`s, put on the inbound virtual host; the filter asks nobody without them."""
     findings: tuple[Finding, ...] = ()
@@ -122,12 +121,8 @@ def _finding(problem: Problem, keys: dict[tuple[str, str, str], Key]) -> Finding
 
 def inbound_quota(
     reader: Reader, proxy: ProxyKeys, services: tuple[tuple[str, str, str, int], ...]
-) -> QuotaFilters | None:
-    """Node: what quotas ask for at one port of this proxy; None when they ask for nothing.
-
-    With a policy service the filter is always there: a listener that changes leaves open
-    connections on their old filters, so what comes and goes are the rate limits of the route
-    (DESIGN §5).
+) -> QuotaLimits:
+    """Node: what quotas ask for at one port of this proxy.
 
     Args:
         services: (host, name, namespace, port) of the services that the port belongs to; a spec
@@ -151,14 +146,24 @@ def inbound_quota(
             reasons.append("there is no policy service to ask: nothing is counted")
         findings += [Finding(known.specs[spec], "spec.rules", reason) for reason in reasons]
     if not asked:
-        return QuotaFilters(None, [], tuple(findings)) if findings else None
+        return QuotaLimits([], tuple(findings))
     limits = [
         rc_pb2.RateLimit(actions=_actions(config, spec, proxy, service))
         for spec, service in sorted(bound.items())
     ]
-    return QuotaFilters(_filter(), limits, tuple(findings))
+    return QuotaLimits(limits, tuple(findings))
 
 
+def quota_filters(reader: Reader) -> list[hcm_pb2.HttpFilter]:
+    """Filters of server-side connection managers that ask the policy service, before the router.
+
+    With a policy service they are always there: a listener that changes leaves open connections on
+    their old filters, so what comes and goes are the rate limits of the route (DESIGN §5).
+    """
+    return [_filter()] if reader.node(has_service, "policy") else []
+
+
+@cache
 def _filter() -> hcm_pb2.HttpFilter:
     config = rate_limit_pb2.RateLimit(
         domain=DOMAIN,

@@ -1,9 +1,10 @@
 """What proxies tell the telemetry service: access logs and spans, by gRPC.
 
-The reporter is the log name; the instance is the node id, which Envoy sends once per stream, so
-that listeners of all replicas are equal.
+The reporter is the log name; the instance is the node id, which Envoy sends once per stream and with
+each span: listeners name nobody, so that workloads share them.
 """
 
+from functools import cache
 from typing import Any
 
 from envoy.config.accesslog.v3 import accesslog_pb2
@@ -30,6 +31,8 @@ RESPONSE_HEADERS = ("grpc-status",)
 """Of responses, in headers or trailers."""
 TCP_REPORT_S = 10.0
 """How often an open TCP connection is reported."""
+SPAN_SERVICE = "proxy"
+"""Service name of all spans until the telemetry service gives them that of their workload."""
 CONTROL_SERVICES = ("policy", "telemetry")
 HTTP_LOG = "envoy.access_loggers.http_grpc"
 TCP_LOG = "envoy.access_loggers.tcp_grpc"
@@ -64,8 +67,9 @@ def _common(log_name: str) -> als_pb2.CommonGrpcAccessLogConfig:
     )
 
 
+@cache
 def http_access_log(log_name: str) -> accesslog_pb2.AccessLog:
-    """Each HTTP request."""
+    """Each HTTP request. One message for all: copied, never changed."""
     return accesslog_pb2.AccessLog(
         name=HTTP_LOG,
         typed_config=any_of(
@@ -79,16 +83,17 @@ def http_access_log(log_name: str) -> accesslog_pb2.AccessLog:
     )
 
 
+@cache
 def tcp_access_log(log_name: str) -> accesslog_pb2.AccessLog:
-    """Each TCP connection."""
+    """Each TCP connection. One message for all: copied, never changed."""
     return accesslog_pb2.AccessLog(
         name=TCP_LOG,
         typed_config=any_of(als_pb2.TcpGrpcAccessLogConfig(common_config=_common(log_name))),
     )
 
 
-def tracing(settings: MeshSettings, service: str, namespace: str) -> Any:
-    """Spans by OTLP to the telemetry service, named `WORKLOAD.NAMESPACE`."""
+def tracing(settings: MeshSettings) -> Any:
+    """Spans by OTLP to the telemetry service, which names the service of each by its `node_id`."""
     out = hcm_pb2.HttpConnectionManager.Tracing(
         client_sampling=percent_pb2.Percent(value=100.0),
         random_sampling=percent_pb2.Percent(value=settings.sampling_percent),
@@ -99,7 +104,7 @@ def tracing(settings: MeshSettings, service: str, namespace: str) -> Any:
         any_of(
             opentelemetry_pb2.OpenTelemetryConfig(
                 grpc_service=grpc_service("telemetry"),
-                service_name=f"{service}.{namespace}",
+                service_name=SPAN_SERVICE,
             )
         )
     )

@@ -75,6 +75,11 @@ def party_of_instance(row: WorkloadInstance, cluster: str, principal: str = "") 
     return party_of(row.workload, row.namespace, row.labels, row.cluster or cluster, principal)
 
 
+def service_name(row: WorkloadInstance) -> str:
+    """How spans name the service of an instance: `CANONICAL_NAME.NAMESPACE`, as Istio's do."""
+    return f"{party_of_instance(row, '').canonical_service}.{row.namespace}"
+
+
 class Directory:
     """Answers who is who in the world, and remembers its answers until the registry changes."""
 

@@ -18,7 +18,8 @@ from meshbus_telemetry.entries import (
     request_of,
 )
 from meshbus_telemetry.otlp import ExportResponse, resources_of
-from meshbus_telemetry.parties import Directory, party_of_instance
+from meshbus_telemetry.parties import Directory, party_of_instance, service_name
+from meshbus_telemetry.spans import name_service, nodes_of
 
 MAX_SPANS = 10_000
 """Of one export."""
@@ -60,11 +61,8 @@ class AccessLogServer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[mi
                 telemetry.left_out("unknown log", len(entries))
                 continue
             row = telemetry.instance(*instance_of(node_id))
-            if row is not None and Peer(uri).account != _account(row):
-                await context.abort(
-                    grpc.StatusCode.PERMISSION_DENIED,
-                    f"{uri} is not the identity of {row.namespace}/{row.name}",
-                )
+            if row is not None:
+                await _require_account(row, uri, context)
             directory = telemetry.directory
             party = (
                 directory.peer(Peer(uri))
@@ -81,8 +79,13 @@ class AccessLogServer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[mi
         return als_pb2.StreamAccessLogsResponse()
 
 
-def _account(row: WorkloadInstance) -> tuple[str, str]:
-    return row.namespace, row.service_account or "default"
+async def _require_account(row: WorkloadInstance, uri: str, context: Any) -> None:
+    """A proxy reports as itself, and as nobody else."""
+    if Peer(uri).account != (row.namespace, row.service_account or "default"):
+        await context.abort(
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"{uri} is not the identity of {row.namespace}/{row.name}",
+        )
 
 
 def instance_of(node_id: str) -> tuple[str, str]:
@@ -101,14 +104,19 @@ class TraceServer:
         self._telemetry = telemetry
 
     async def export(self, request: Any, context: Any) -> Any:
-        """Spans of one proxy."""
-        await require_workload(context, self._telemetry.trust_domain)
+        """Spans of one proxy; its own id is in each, and names their service."""
+        uri = await require_workload(context, self._telemetry.trust_domain)
         count = sum(len(spans) for _, spans in resources_of(request))
         if count > MAX_SPANS:
             self._telemetry.left_out("export too large", count)
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT, f"more than {MAX_SPANS} spans in one export"
             )
+        for node_id, resource in nodes_of(request):
+            row = self._telemetry.instance(*instance_of(node_id))
+            if row is not None:
+                await _require_account(row, uri, context)
+                name_service(resource, service_name(row))
         taken = self._telemetry.spans(request)
         if taken < count:
             self._telemetry.left_out("span without ids", count - taken)

@@ -7,6 +7,9 @@ from meshbus_telemetry.otlp import resources_of
 
 _KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _ERROR = 2
+SERVICE_NAME = "service.name"
+NODE_ID = "node_id"
+"""Set by Envoy on each span. Source: Envoy, "Tracing", what data each trace contains."""
 MAX_ATTRIBUTES = 128
 MAX_VALUE_CHARACTERS = 4096
 
@@ -32,10 +35,27 @@ class Span(NamedTuple):
         return max(self.end_ns - self.start_ns, 0) / 1e6
 
 
+def nodes_of(request: Any) -> Iterator[tuple[str, Any]]:
+    """(id of the proxy, resource) of each resource whose spans say from which proxy they are."""
+    for resource, spans in resources_of(request):
+        for pair in spans[0].attributes[:MAX_ATTRIBUTES] if spans else ():
+            if pair.key == NODE_ID:
+                yield pair.value.string_value, resource
+
+
+def name_service(resource: Any, name: str) -> None:
+    """Give the spans of a resource the name of their service."""
+    for pair in resource.attributes:
+        if pair.key == SERVICE_NAME:
+            pair.value.string_value = name
+            return
+    resource.attributes.add(key=SERVICE_NAME).value.string_value = name
+
+
 def spans_of(request: Any) -> Iterator[Span]:
     """The spans of an OTLP `ExportTraceServiceRequest`; those without ids are left out."""
     for resource, spans in resources_of(request):
-        service = _attributes(resource.attributes).get("service.name", "unknown")
+        service = _attributes(resource.attributes).get(SERVICE_NAME, "unknown")
         for span in spans:
             if len(span.trace_id) != 16 or len(span.span_id) != 8:
                 continue
