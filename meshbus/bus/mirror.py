@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import msgspec
 import structlog
@@ -27,7 +27,9 @@ class WorldMirror:
     the old world to the new, never an empty one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, without: Container[str] = ()) -> None:
+        """`without`: tables whose rows are not kept; the version moves with them all the same."""
+        self._without = without
         self.world = World()
         """All rows at one version."""
         self.poisoned: dict[str, str] = {}
@@ -114,6 +116,8 @@ class WorldMirror:
             key = key_of(message.subject)
         except ValueError:
             return None  # a fence or another control subject
+        if key.table in self._without:
+            return None
         if not message.data:
             self.poisoned.pop(message.subject, None)
             return Put(key, message.sequence, 0.0, None)

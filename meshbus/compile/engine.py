@@ -36,7 +36,7 @@ Incremental.
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from meshbus.model.keys import Key
@@ -108,6 +108,28 @@ class _Raised:
 
 
 _UNSET: Any = object()
+_Few = tuple[R, ...] | set[R]
+"""A tuple as long as it is short: most of a hundred thousand nodes have read one or two things, and
+an empty set alone takes 200 bytes."""
+_FEW = 4
+
+
+def _with(held: _Few[R], item: R) -> _Few[R]:
+    """`held` and `item`, which may be in it; a set is changed, not copied."""
+    if type(held) is set:
+        held.add(item)
+        return held
+    if item in held:
+        return held
+    return (*held, item) if len(held) < _FEW else {*held, item}
+
+
+def _without(held: _Few[R], item: R) -> _Few[R]:
+    """`held` without `item`; a set is changed, not copied."""
+    if type(held) is set:
+        held.discard(item)
+        return held
+    return tuple(i for i in held if i is not item)
 
 
 class _Node:
@@ -135,9 +157,9 @@ class _Node:
         self.fn = fn
         self.args = args
         self.value: Any = _UNSET
-        self.queries: set[Query] = set()
-        self.deps: set[_Node] = set()
-        self.parents: set[_Node] = set()
+        self.queries: _Few[Query] = ()
+        self.deps: _Few[_Node] = ()
+        self.parents: _Few[_Node] = ()
         self.height = 0
         self.serial = engine.next_serial()
         self.stale = True
@@ -149,7 +171,9 @@ class _Node:
 
     def entries(self, query: Query) -> tuple[Entry, ...]:
         if query not in self.queries:
-            self.queries.add(query)
+            if query.table in self.engine.without:
+                raise LookupError(f"rows of {query.table} are not kept in this process")
+            self.queries = _with(self.queries, query)
             self.engine.watch(query, self)
         return self.engine.world.entries(query)
 
@@ -165,8 +189,8 @@ class _Node:
         if child.stale and self.engine.run(child):
             self.engine.mark_parents(child)
         if child not in self.deps:
-            self.deps.add(child)
-            child.parents.add(self)
+            self.deps = _with(self.deps, child)
+            child.parents = _with(child.parents, self)
             if child.height >= self.height:
                 self.engine.raise_height(self, child.height + 1)
         value = child.value
@@ -181,11 +205,14 @@ class _Node:
 class Engine:
     """Derived values over one world at a time. Not thread-safe; one per process that compiles."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, without: Container[str] = ()) -> None:
+        """`without`: tables that the world does not hold here. To ask for one is a mistake of the
+        node's that would otherwise look like an empty table."""
         self.world = world
+        self.without = without
         self.counters = Counters()
-        self._nodes: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], _Node] = {}
-        self._readers: dict[Query, set[_Node]] = {}
+        self._nodes: dict[Callable[..., Any], dict[tuple[Hashable, ...], _Node]] = {}
+        self._readers: dict[Query, _Few[_Node]] = {}
         self._pending: list[tuple[int, int, _Node]] = []
         self._unused: dict[_Node, None] = {}
         self._changed: dict[_Node, None] = {}
@@ -239,7 +266,7 @@ class Engine:
         self, fn: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Give up a node that `get` kept alive; what nobody else needs is dropped."""
-        node = self._nodes.get((fn, args))
+        node = self._nodes.get(fn, {}).get(args)
         if node is None:
             return
         node.pinned = False
@@ -262,7 +289,7 @@ class Engine:
 
     def size(self) -> int:
         """How many nodes are alive."""
-        return len(self._nodes)
+        return sum(map(len, self._nodes.values()))
 
     # ------------------------------------------------------------------ for nodes
 
@@ -273,24 +300,23 @@ class Engine:
 
     def watch(self, query: Query, node: _Node) -> None:
         """`node` has asked `query`."""
-        readers = self._readers.get(query)
-        if readers is None:
-            readers = self._readers[query] = set()
-        readers.add(node)
+        self._readers[query] = _with(self._readers.get(query, ()), node)
 
     def node_of(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> _Node:
         """The node of a function and its arguments, made when there is none."""
-        identity = (fn, args)
-        node = self._nodes.get(identity)
+        nodes = self._nodes.get(fn)
+        if nodes is None:
+            nodes = self._nodes[fn] = {}
+        node = nodes.get(args)
         if node is None:
-            node = self._nodes[identity] = _Node(self, fn, args)
+            node = nodes[args] = _Node(self, fn, args)
         return node
 
     def run(self, node: _Node) -> bool:
         """Run a node's function and record what it reads. True when the value is another one."""
         kind = node.fn.__name__
         old_deps, old_queries, old_value = node.deps, node.queries, node.value
-        node.deps, node.queries = set(), set()
+        node.deps, node.queries = (), ()
         node.stale, node.running = False, True
         self.counters.recomputed[kind] += 1
         try:
@@ -302,12 +328,12 @@ class Engine:
             value = _Raised(error)
         finally:
             node.running = False
-        for dep in old_deps - node.deps:
-            dep.parents.discard(node)
-            if not dep.parents and not dep.pinned:
-                self._unused[dep] = None
-        for query in old_queries - node.queries:
-            self._unwatch(query, node)
+        for dep in old_deps:
+            if dep not in node.deps:
+                self._leave(dep, node)
+        for query in old_queries:
+            if query not in node.queries:
+                self._unwatch(query, node)
         if old_value is not _UNSET and type(value) is type(old_value) and value == old_value:
             self.counters.cutoffs[kind] += 1
             return False
@@ -363,21 +389,25 @@ class Engine:
             node, _ = self._unused.popitem()
             if node.parents or node.pinned:
                 continue
-            identity = (node.fn, node.args)
-            if self._nodes.get(identity) is not node:
+            nodes = self._nodes[node.fn]
+            if nodes.get(node.args) is not node:
                 continue
-            del self._nodes[identity]
+            del nodes[node.args]
             node.stale = False
             for query in node.queries:
                 self._unwatch(query, node)
             for dep in node.deps:
-                dep.parents.discard(node)
-                if not dep.parents and not dep.pinned:
-                    self._unused[dep] = None
+                self._leave(dep, node)
+
+    def _leave(self, node: _Node, parent: _Node) -> None:
+        """`parent` no longer reads `node`."""
+        node.parents = _without(node.parents, parent)
+        if not node.parents and not node.pinned:
+            self._unused[node] = None
 
     def _unwatch(self, query: Query, node: _Node) -> None:
-        readers = self._readers.get(query)
-        if readers is not None:
-            readers.discard(node)
-            if not readers:
-                del self._readers[query]
+        readers = _without(self._readers.get(query, ()), node)
+        if readers:
+            self._readers[query] = readers
+        else:
+            self._readers.pop(query, None)

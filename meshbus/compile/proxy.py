@@ -116,7 +116,7 @@ def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
     sidecar = None
     if proxy.type != ROUTER:
         sidecar = sidecar_of(reader, proxy.namespace, proxy.labels)
-    viewer = viewer_of(sidecar, proxy.namespace)
+    viewer = viewer_of(reader, sidecar, proxy.namespace)
     sources = frozenset(
         selector for selector in reader.node(source_selectors, viewer) if held.issuperset(selector)
     )

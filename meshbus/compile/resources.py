@@ -29,12 +29,10 @@ SHORT_NAMES = {CDS: "cds", EDS: "eds", LDS: "lds", RDS: "rds", SDS: "sds", ECDS:
 class Resource:
     """One Envoy resource. Equal resources are one object: compare with `is` or `==`."""
 
-    __slots__ = ("__weakref__", "body", "framed", "name", "origins", "type_url", "version")
+    __slots__ = ("__weakref__", "_body_size", "framed", "name", "origins", "type_url", "version")
 
     type_url: str
     name: str
-    body: bytes
-    """The message, serialized deterministically: contents of the `Any`."""
     version: str
     """11 characters: url-safe base64 of 8 bytes of BLAKE2b over the body."""
     framed: bytes
@@ -45,10 +43,17 @@ class Resource:
     def __init__(self, type_url: str, name: str, body: bytes, origins: frozenset[Key]) -> None:
         self.type_url = type_url
         self.name = name
-        self.body = body
+        self._body_size = len(body)
         self.origins = origins
         self.version = version_of(body)
         self.framed = frame(type_url, name, self.version, body)
+
+    @property
+    def body(self) -> bytes:
+        """The message, serialized deterministically: contents of the `Any`. Cut out of `framed`, so
+        that the bytes are kept once."""
+        end = len(self.framed) - len(field(3, self.name.encode()))
+        return self.framed[end - self._body_size : end]
 
     def __repr__(self) -> str:
         return f"<{SHORT_NAMES.get(self.type_url, self.type_url)} {self.name} {self.version}>"
@@ -57,12 +62,13 @@ class Resource:
 _interned: "weakref.WeakValueDictionary[tuple[str, str, bytes, frozenset[Key]], Resource]" = (
     weakref.WeakValueDictionary()
 )
+"""By type, name, 16 bytes of BLAKE2b over the body, and origins."""
 
 
 def resource_of(type_url: str, name: str, body: bytes, origins: Iterable[Key] = ()) -> Resource:
     """The one Resource of this content."""
     keys = frozenset(origins)
-    identity = (type_url, name, body, keys)
+    identity = (type_url, name, hashlib.blake2b(body, digest_size=16).digest(), keys)
     resource = _interned.get(identity)
     if resource is None:
         resource = Resource(type_url, name, body, keys)
@@ -105,5 +111,13 @@ def frame(type_url: str, name: str, version: str, body: bytes) -> bytes:
     Source: envoy/service/discovery/v3/discovery.proto: Resource{version=1, resource=2, name=3},
     DeltaDiscoveryResponse.resources=2; google/protobuf/any.proto: Any{type_url=1, value=2}.
     """
-    payload = field(1, type_url.encode()) + field(2, body)
-    return field(2, field(1, version.encode()) + field(2, payload) + field(3, name.encode()))
+    # Lengths first, so that a long body is copied once.
+    kind, tail = field(1, type_url.encode()), field(3, name.encode())
+    opens = _TAG_2 + varint(len(body))
+    wraps = _TAG_2 + varint(len(kind) + len(opens) + len(body))
+    head = field(1, version.encode())
+    size = len(head) + len(wraps) + len(kind) + len(opens) + len(body) + len(tail)
+    return b"".join((_TAG_2, varint(size), head, wraps, kind, opens, body, tail))
+
+
+_TAG_2 = varint(2 << 3 | 2)

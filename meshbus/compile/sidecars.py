@@ -11,6 +11,7 @@ from meshbus.compile.names import BLACK_HOLE, PASSTHROUGH, ClusterName, fqdn
 from meshbus.compile.scope import Egress, Ref, Viewer, istio_objects
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.written import entries, fields, number, pairs, texts
+from meshbus.model.keys import Key
 
 Labels = tuple[tuple[str, str], ...]
 REGISTRY_ONLY = "REGISTRY_ONLY"
@@ -54,12 +55,21 @@ def sidecar_of(reader: Reader, namespace: str, labels: Labels) -> Ref | None:
     return None
 
 
-def viewer_of(sidecar: Ref | None, namespace: str) -> Viewer:
+def viewer_of(reader: Reader, sidecar: Ref | None, namespace: str) -> Viewer:
     """What workloads of a namespace may reach under a Sidecar. `.` is the workload's namespace,
     also in a Sidecar of the root namespace."""
     if sidecar is None:
         return Viewer(namespace)
-    listeners = entries(sidecar.row.spec.get("egress"))
+    # A node, so that the workloads of a Sidecar hold one viewer with its many hosts.
+    return reader.node(viewer_under, sidecar.key, namespace)
+
+
+def viewer_under(reader: Reader, key: Key, namespace: str) -> Viewer:
+    """Node: `viewer_of` for a Sidecar by its key."""
+    row = reader.get(key)
+    if row is None:
+        return Viewer(namespace)
+    listeners = entries(row.spec.get("egress"))
     egress = tuple(_egress(listener, namespace) for listener in listeners)
     if all(not e.port and e.hosts == (("*", "*"),) for e in egress):
         return Viewer(namespace)  # everything: the same as without a Sidecar

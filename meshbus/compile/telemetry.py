@@ -1,7 +1,7 @@
 """What proxies tell the telemetry service: access logs and spans, by gRPC.
 
-The reporter is the log name; the instance is the node id, which Envoy sends once per stream and with
-each span: listeners name nobody, so that workloads share them.
+The reporter is the log name; the instance is the node id, which Envoy sends once per stream and
+with each span: listeners name nobody, so that workloads share them.
 """
 
 from functools import cache

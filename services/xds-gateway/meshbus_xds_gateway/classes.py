@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from meshbus.api.kinds import all_kinds
 from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import MESH_SECRETS, Ask, Plan, Snapshot, plan_proxy, snapshot_of
@@ -25,6 +26,17 @@ def collect_rarely() -> None:
     half of the time of a cold compile of 5,000 services went into walking over them.
     """
     gc.set_threshold(200_000, 20, 100)
+
+
+NOT_COMPILED = frozenset(
+    {
+        *(f"cfg.{k}" for k in ("endpointslices", "nodes", "pods", "serviceaccounts", "services")),
+        *(f"st.{info.plural}" for info in all_kinds()),
+        "src.instances",
+    }
+)
+"""Tables that a gateway does not keep: what discovery has derived services and workloads from, and
+what is said of objects. They are most of a large mesh."""
 
 
 class Cell:
@@ -60,7 +72,7 @@ class Classes:
     """All classes that have members. `failed` is told of what cannot be compiled."""
 
     def __init__(self, failed: Callable[[str], None]) -> None:
-        self.engine = Engine(World())
+        self.engine = Engine(World(), NOT_COMPILED)
         self._failed = failed
         self._by_plan: dict[Plan, ProxyClass] = {}
         self._cells: dict[tuple[str, tuple[Ask, ...]], Cell] = {}

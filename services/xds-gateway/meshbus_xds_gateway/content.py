@@ -102,11 +102,25 @@ class _Recent:
     def __init__(self) -> None:
         self._held: OrderedDict[Change, bytes] = OrderedDict()
         self._bytes = 0
+        self._used = False
 
     def get(self, change: Change) -> bytes | None:
-        return self._held.get(change)
+        found = self._held.get(change)
+        self._used = self._used or found is not None
+        return found
+
+    def rest(self) -> bool:
+        """Let go of all of them when none was made or asked for since the last time. True: there
+        were some."""
+        idle = not self._used and bool(self._held)
+        if idle:
+            self._held.clear()
+            self._bytes = 0
+        self._used = False
+        return idle
 
     def keep(self, change: Change, data: bytes) -> None:
+        self._used = True
         self._held[change] = data
         self._bytes += len(data)
         while self._bytes > _RECENT_BYTES and len(self._held) > 1:
@@ -116,6 +130,12 @@ class _Recent:
 _SMALL = 16 * 1024
 _RECENT_BYTES = 32 * 1024 * 1024
 _recent = _Recent()
+
+
+def forget_responses() -> bool:
+    """Call now and then: long responses that nobody asks for any more are let go of. True: some
+    were."""
+    return _recent.rest()
 
 
 class Content:

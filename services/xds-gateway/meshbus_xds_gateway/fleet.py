@@ -5,6 +5,8 @@ Streams are served elsewhere: a stream is woken when its session may have someth
 """
 
 import asyncio
+import contextlib
+import ctypes
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from meshbus.model.rows import Trust, WorkloadInstance
 from meshbus.model.world import Query, World
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.classes import Classes, ProxyClass, collect_rarely
-from meshbus_xds_gateway.content import Content
+from meshbus_xds_gateway.content import Content, forget_responses
 from meshbus_xds_gateway.convergence import Convergence, time_of_change
 from meshbus_xds_gateway.credentials import Credentials
 from meshbus_xds_gateway.leaves import Account, Holder, Leaves
@@ -79,6 +81,13 @@ class Client:
     token: Token | None = None
     """What proved its account."""
     """Of the certificate that it is given, from when it joined."""
+
+
+def give_back_memory() -> None:
+    """Hand what a burst has left free in the heap back to the system, where the C library can
+    (glibc): it keeps the peak for ever otherwise."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Fleet:
@@ -284,6 +293,8 @@ class Fleet:
     def look(self) -> None:
         """Time may have passed for sessions that waited for their clients."""
         self._forget_departed()
+        if forget_responses():
+            give_back_memory()
         if self._unsettled:
             self._settle(list(self._unsettled))
 

@@ -17,6 +17,7 @@ from meshbus.runtime.service import Context
 from meshbus.runtime.settings import SettingsError
 from meshbus_xds_gateway.carrier import CarrierError, Certificate, Tls
 from meshbus_xds_gateway.carrier_choice import make_carrier, read_ticket_keys
+from meshbus_xds_gateway.classes import NOT_COMPILED
 from meshbus_xds_gateway.fleet import Fleet
 from meshbus_xds_gateway.load import Load, LoadLimits, memory_limit
 from meshbus_xds_gateway.metrics import GatewayMetrics
@@ -79,7 +80,7 @@ class XdsGatewayService:
     def __init__(self, context: Context[XdsGatewaySettings]) -> None:
         self._context = context
         self._metrics = GatewayMetrics(context.metrics)
-        self._mirror = WorldMirror()
+        self._mirror = WorldMirror(NOT_COMPILED)
         self._refused: asyncio.Queue[Refusal] = asyncio.Queue(_EVENTS_QUEUED)
         self.port: int | None = None
         """Of the TLS listener, once it listens."""

@@ -264,7 +264,7 @@ def test_a_sidecar_that_imports_everything_is_as_none() -> None:
 
 
 def _viewer(reader: Any, namespace: str, labels: tuple[tuple[str, str], ...]) -> Viewer:
-    return viewer_of(sidecar_of(reader, namespace, labels), namespace)
+    return viewer_of(reader, sidecar_of(reader, namespace, labels), namespace)
 
 
 def test_a_sidecar_removed_gives_everything_back() -> None:
