@@ -119,7 +119,7 @@ def facts(reader: Reader, target: ProxyKeys, port: int) -> Facts:
     """Node: what answers about one port of a workload (0: the first) are made from."""
     served = _port(reader, target, port)
     settings = reader.node(mesh)
-    mode = reader.node(mutual_tls, target.namespace, target.labels).at(served.port)
+    mode = mutual_tls(reader, target.namespace, target.labels).at(served.port)
     part = reader.node(security_extensions, security_of(reader, target.namespace, target.labels))
     resources = tuple(r for r in part.resources if r.type_url == ECDS)
     return Facts(served, mode, settings.trust_domain, settings.path_normalization, resources)

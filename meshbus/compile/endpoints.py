@@ -193,7 +193,7 @@ def encoded_endpoint(endpoint: Endpoint, data: bytes) -> EncodedEndpoint:
 
 def _refuses_mutual_tls(reader: Reader, endpoint: Endpoint, port: int) -> bool:
     labels = tuple(sorted(endpoint.labels.items()))
-    return reader.node(mutual_tls, endpoint.namespace, labels).at(port) == DISABLE
+    return mutual_tls(reader, endpoint.namespace, labels).at(port) == DISABLE
 
 
 def shards_of(reader: Reader, namespace: str, host: str) -> tuple[Key, ...]:

@@ -123,6 +123,14 @@ class ListenerView(NamedTuple):
         return (*self.mutual.origins, *self.sidecar)
 
 
+class ClusterView(NamedTuple):
+    """What decides the clusters of a sidecar's inbound side: versions of a service share them."""
+
+    ports: tuple[ServedPort, ...]
+    dual_stack: bool
+    sidecar: tuple[Key, ...]
+
+
 class InboundView(NamedTuple):
     """What decides a sidecar's inbound side; replicas of a workload share it."""
 
@@ -138,6 +146,12 @@ class InboundView(NamedTuple):
         """What of it decides the listeners."""
         ports = tuple(p._replace(services=(), endpoint="", pool="") for p in self.ports)
         return ListenerView(ports, self.mutual, self.proxy.dual_stack, self.sidecar)
+
+    @property
+    def clusters(self) -> ClusterView:
+        """What of it decides the clusters."""
+        ports = tuple(p._replace(bind="", bound=False, tls="", path="") for p in self.ports)
+        return ClusterView(ports, self.proxy.dual_stack, self.sidecar)
 
 
 def namespace_services(reader: Reader, namespace: str) -> tuple[Ref, ...]:
@@ -196,7 +210,7 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
     side = ingress_side(sidecar)
     return InboundView(
         _with_ingress(served_ports(reader, proxy), side),
-        reader.node(mutual_tls, proxy.namespace, proxy.labels),
+        mutual_tls(reader, proxy.namespace, proxy.labels),
         proxy.as_class(),
         (sidecar.key,) if sidecar is not None and side != NO_INGRESS else (),
     )
@@ -461,7 +475,7 @@ def _application_route(reader: Reader, view: InboundView, served: ServedPort) ->
     return route
 
 
-def inbound_clusters(reader: Reader, view: InboundView, app_address: str) -> Part:
+def inbound_clusters(reader: Reader, view: ClusterView, app_address: str) -> Part:
     """Node: clusters `inbound|PORT||` of the application."""
     settings = reader.node(mesh)
     out = []
@@ -471,7 +485,7 @@ def inbound_clusters(reader: Reader, view: InboundView, app_address: str) -> Par
             served.port,
             served.protocol,
             app_address,
-            view.proxy.dual_stack,
+            view.dual_stack,
             pool_policy(served.pool) or settings.default_pool,
         )
         if served.endpoint:

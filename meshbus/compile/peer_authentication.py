@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.legacy_authentication import legacy_modes
+from meshbus.compile.legacy_authentication import any_policy, legacy_modes
 from meshbus.compile.settings import mesh
 from meshbus.model.keys import Key
 from meshbus.model.world import Query
@@ -71,7 +71,21 @@ def _mode(settings: object) -> str:
     return mode if isinstance(mode, str) and mode in _MODES else ""
 
 
+def selecting_labels(reader: Reader, namespace: str) -> frozenset[tuple[str, str]]:
+    """Node: labels that policies of a namespace select workloads by."""
+    own = reader.node(peer_policies, namespace)
+    return frozenset(pair for policy in own for pair in policy.selector)
+
+
 def mutual_tls(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
+    """Modes for workloads of these labels: one node for all whom the same policies select."""
+    if any_policy(reader, namespace):
+        return reader.node(modes, namespace, labels)  # policies of Istio 1.4 go by services
+    chosen = reader.node(selecting_labels, namespace)
+    return reader.node(modes, namespace, tuple(pair for pair in labels if pair in chosen))
+
+
+def modes(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
     """Node: modes for workloads of these labels. The workload's policy wins over the namespace's,
     that over the mesh's (root namespace); at each level the oldest counts. Without any the policies
     of Istio 1.4 count, and PERMISSIVE without those.

@@ -16,6 +16,7 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.envoy_filter import chosen_patches, patched_part, patched_types
 from meshbus.compile.findings import Finding
 from meshbus.compile.inbound import (
+    ClusterView,
     InboundView,
     ListenerView,
     bound_listeners,
@@ -120,7 +121,7 @@ def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
     sources = frozenset(
         selector for selector in reader.node(source_selectors, viewer) if held.issuperset(selector)
     )
-    rules = reader.node(selecting_rules, proxy.namespace, proxy.labels)
+    rules = selecting_rules(reader, proxy.namespace, proxy.labels)
     unknown = unknown_traffic(sidecar, reader.node(mesh))
     return View(viewer, sources, rules, proxy.captured, proxy.dual_stack, unknown, proxy.dns)
 
@@ -128,7 +129,7 @@ def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
 # --------------------------------------------------------------------------- parts of one proxy
 
 
-def own_clusters(reader: Reader, view: InboundView, app_address: str) -> SharedPart:
+def own_clusters(reader: Reader, view: ClusterView, app_address: str) -> SharedPart:
     """Node: clusters of a workload's own ports."""
     return merged([reader.node(inbound_clusters, view, app_address)])
 
@@ -229,7 +230,7 @@ def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
         http_proxy = (proxy.http_proxy_address or "127.0.0.1", proxy.http_proxy_port)
         listeners = (Ask(proxy_listeners, (inbound.listeners, proxy.ips, view, http_proxy)),)
         routes = (Ask(proxied_routes, (view, proxy.http_proxy_port > 0)), *routes)
-    own: tuple[Ask, ...] = (clusters, Ask(own_clusters, (inbound, app_address)))
+    own: tuple[Ask, ...] = (clusters, Ask(own_clusters, (inbound.clusters, app_address)))
     secrets = None
     if view.rules:
         own += (Ask(selected_findings, (view,)),)

@@ -621,15 +621,24 @@ def rules_are_common(reader: Reader, namespace: str) -> bool:
     return True
 
 
-def selecting_rules(
-    reader: Reader, namespace: str, labels: tuple[tuple[str, str], ...]
-) -> frozenset[Key]:
-    """Node: destination rules whose workloadSelector picks these labels (own namespace only)."""
-    held = set(labels)
-    found = set()
+def rule_selectors(
+    reader: Reader, namespace: str
+) -> tuple[tuple[Key, frozenset[tuple[str, str]]], ...]:
+    """Node: destination rules of a namespace that pick workloads, with the labels they pick by."""
+    found = []
     for refs in reader.node(destination_rules, namespace).values():
         for ref in refs:
             selector = ref.row.spec.get("workloadSelector")
-            if selector and held.issuperset((selector.get("matchLabels") or {}).items()):
-                found.add(ref.key)
-    return frozenset(found)
+            if selector:
+                found.append((ref.key, frozenset((selector.get("matchLabels") or {}).items())))
+    return tuple(found)
+
+
+def selecting_rules(
+    reader: Reader, namespace: str, labels: tuple[tuple[str, str], ...]
+) -> frozenset[Key]:
+    """Destination rules whose workloadSelector picks these labels (own namespace only)."""
+    held = set(labels)
+    return frozenset(
+        key for key, picked in reader.node(rule_selectors, namespace) if held.issuperset(picked)
+    )

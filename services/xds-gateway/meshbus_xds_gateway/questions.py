@@ -62,7 +62,7 @@ class Questions:
         refused: list[dict[str, str]] = []
         converged = 0
         for client in sorted(fleet.clients, key=lambda c: c.id):
-            against = rejections(client, change, fleet.world)
+            against = rejections(client, change)
             if against:
                 refused.extend(against)
             elif fleet.sequence >= sequence and fleet.converged_at(client) >= sequence:
@@ -126,5 +126,5 @@ class Questions:
             connected=client.connected,
             sequence=self._fleet.converged_at(client),
             types=types,
-            problems=problems_of_client(client, self._fleet.world),
+            problems=problems_of_client(client),
         )

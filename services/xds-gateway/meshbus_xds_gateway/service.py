@@ -131,7 +131,7 @@ class XdsGatewayService:
             tasks.create_task(load_follower.run())
             servers: list[XdsServer] = []
             tasks.create_task(report(context, fleet, load, servers))
-            tasks.create_task(self._announce(fleet))
+            tasks.create_task(self._announce())
             await questions.serve()
             await follower.wait_synced()
             limits = StreamLimits(settings.stream_age_s, settings.max_streams)
@@ -216,9 +216,9 @@ class XdsGatewayService:
             # The report still has it; only the event is lost.
             self._context.log.warning("event dropped", resource=refusal.resource.name)
 
-    async def _announce(self, fleet: Fleet) -> None:
+    async def _announce(self) -> None:
         while True:
-            await announce(self._context, await self._refused.get(), fleet.world)
+            await announce(self._context, await self._refused.get())
 
     async def _advertise(self, tasks: asyncio.TaskGroup, host: str, port: int) -> None:
         """Write where proxies reach the gateway; the leader of the replicas does."""

@@ -30,7 +30,7 @@ def chosen(
     reader: Reader, viewer: str, owner: str, of: str, labels: tuple[tuple[str, str], ...]
 ) -> list[str] | None:
     """Names of the subsets of the rules that are followed; None: no rule is."""
-    selected = reader.node(selecting_rules, viewer, labels)
+    selected = selecting_rules(reader, viewer, labels)
     keys = find_rules(reader, viewer, owner, of, selected)
     return [s.name for s in reader.node(merged_rule, keys).subsets] if keys else None
 

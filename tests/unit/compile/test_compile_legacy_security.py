@@ -10,7 +10,7 @@ from meshbus.compile.authorization_check import Answer, Question, check
 from meshbus.compile.engine import Engine
 from meshbus.compile.legacy_authentication import combinations_of, needs
 from meshbus.compile.offline import find_instance, world_of_documents
-from meshbus.compile.peer_authentication import mutual_tls
+from meshbus.compile.peer_authentication import modes as modes_of
 from meshbus.compile.proxy import compile_proxy
 from meshbus.compile.rbac_decision import header_matches
 from meshbus.compile.resources import ECDS
@@ -256,7 +256,7 @@ def modes(*documents: dict[str, Any]) -> tuple[str, str]:
     """Of the HTTP and the TCP port."""
     world = mesh(*documents)
     proxy = find_instance(world, "shop/cart")
-    found = Engine(world).get(mutual_tls, proxy.namespace, proxy.labels)
+    found = Engine(world).get(modes_of, proxy.namespace, proxy.labels)
     return found.at(8080), found.at(9000)
 
 

@@ -225,3 +225,36 @@ def test_what_is_written_again_costs_nothing():
 
 def test_scope_is_what_the_test_takes_it_for():
     assert scope.NOBODY == "", "no namespace has this name and no exportTo"
+
+
+def test_workloads_that_are_alike_share_what_is_no_ones_own() -> None:
+    both = {"a": {"app": "a", "version": "v1"}, "b": {"app": "a", "version": "v2"}}
+    world = world_of(rows(named("a", "default"), named("b", "default")))
+    engine = Engine(world)
+    one, two, other = (
+        engine.get(compile_proxy, sidecar(name, labels=labels))
+        for name, labels in (*both.items(), ("b", {"app": "b"}))
+    )
+    for snapshot in (two, other):
+        for name, listener in snapshot.resources[LDS].items():
+            assert listener is one.resources[LDS][name]
+    own = "inbound|8080||"
+    assert two.resources[CDS][own] is one.resources[CDS][own]
+    assert other.resources[CDS][own] is not one.resources[CDS][own]
+    assert engine.counters.encodes["lds"] == len(one.resources[LDS])
+
+
+def test_selected_workload_alone_has_its_own_listener() -> None:
+    strict = config(
+        "PeerAuthentication",
+        "one",
+        {"selector": {"matchLabels": {"version": "v2"}}, "mtls": {"mode": "STRICT"}},
+    )
+    engine = Engine(world_of(rows(named("a", "default"), strict)))
+    one, two, three = (
+        engine.get(compile_proxy, sidecar(f"a{v}", labels={"app": "a", "version": v}))
+        for v in ("v1", "v2", "v3")
+    )
+    listener = "virtualInbound"
+    assert three.resources[LDS][listener] is one.resources[LDS][listener]
+    assert two.resources[LDS][listener] is not one.resources[LDS][listener]
