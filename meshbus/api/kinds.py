@@ -260,6 +260,14 @@ _MESH = (
         proto_json=True,
     ),
     _kind(
+        "meshbus.io",
+        "v1alpha1",
+        "Tenant",
+        "tenancy:Tenant",
+        namespaced=False,
+        categories=("meshbus",),
+    ),
+    _kind(
         "standalone.meshbus.io",
         "v1alpha1",
         "Workload",

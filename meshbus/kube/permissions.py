@@ -40,6 +40,8 @@ class Rule(NamedTuple):
     names: tuple[str, ...] = ()
     """Only objects of these names; empty: all. `{revision}` stands for `-REVISION`, empty for the
     default revision."""
+    paths: tuple[str, ...] = ()
+    """Instead of resources: paths of the API server."""
 
 
 PERMISSIONS = (
@@ -187,10 +189,11 @@ PERMISSIONS = (
     Rule(
         "ca",
         ALWAYS_CLUSTER,
-        ("authentication.k8s.io",),
-        ("tokenreviews",),
-        ("create",),
-        "whether a workload's token is good, and which pod it is bound to",
+        (),
+        (),
+        ("get",),
+        "the keys that tokens of pods are checked with; every account may read them by default",
+        paths=("/.well-known/openid-configuration", "/openid/v1/jwks"),
     ),
 )
 
@@ -206,11 +209,11 @@ def rules_of(service: str, scope: str, revision: str = "") -> list[dict[str, Any
     for rule in PERMISSIONS:
         if (rule.service, rule.scope) != (service, scope):
             continue
-        one: dict[str, Any] = {
-            "apiGroups": list(rule.groups),
-            "resources": list(rule.resources),
-            "verbs": list(rule.verbs),
-        }
+        one: dict[str, Any] = {"verbs": list(rule.verbs)}
+        if rule.paths:
+            one["nonResourceURLs"] = list(rule.paths)
+        else:
+            one |= {"apiGroups": list(rule.groups), "resources": list(rule.resources)}
         if rule.names:
             one["resourceNames"] = [name.replace("{revision}", suffix) for name in rule.names]
         found.append(one)

@@ -202,6 +202,8 @@ class WorkloadInstance(msgspec.Struct, array_like=True, frozen=True):
     draining: bool = False
     dns: bool = False
     """Its application asks mesh DNS: allocated addresses are called."""
+    uid: str = ""
+    """Of a pod: tells it apart from one of the same name before or after it."""
 
 
 class Namespace(msgspec.Struct, array_like=True, frozen=True):
@@ -230,6 +232,15 @@ class RevokedCertificate(msgspec.Struct, array_like=True, frozen=True):
     """When the certificate ends."""
 
 
+class TokenIssuer(msgspec.Struct, array_like=True, frozen=True):
+    """Somebody else who gives tokens to workloads: a Kubernetes cluster."""
+
+    issuer: str
+    """`iss` of its tokens."""
+    jwks: str
+    """Its public keys, JWKS (JSON)."""
+
+
 class Trust(msgspec.Struct, array_like=True, frozen=True):
     """What a trust domain's identities are checked with. Public material only.
 
@@ -255,6 +266,20 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
     """Of a bundle of another trust domain: its `spiffe_sequence`."""
     fetched: float = 0.0
     """Of a bundle of another trust domain: when it was last got, seconds since the epoch."""
+    issuers: tuple[TokenIssuer, ...] = ()
+    """Who else gives tokens to workloads of this trust domain."""
+
+    def token_key(self, key_id: str) -> tuple[str, dict[str, Any]] | None:
+        """(issuer, JWK) of the key that a token is signed with; None: nobody's whom we trust. A key
+        is good for tokens of its own issuer alone."""
+        for issuer, jwks in (
+            (self.issuer, self.token_jwks),
+            *((one.issuer, one.jwks) for one in self.issuers),
+        ):
+            for key in msgspec.json.decode(jwks)["keys"] if jwks else ():
+                if key.get("kid") == key_id:
+                    return issuer, key
+        return None
 
 
 class MeshConfigRow(msgspec.Struct, array_like=True, frozen=True):

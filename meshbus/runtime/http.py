@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,9 +82,14 @@ async def serve_http(
     *,
     cert: Path | None = None,
     key: Path | None = None,
+    tls: ssl.SSLContext | None = None,
     stop_s: float = 2.0,
 ) -> None:
-    """Serve until cancelled; open requests get `stop_s` seconds to end."""
+    """Serve until cancelled; open requests get `stop_s` seconds to end.
+
+    Args:
+        tls: Instead of `cert` and `key`: its certificate may change while it is served.
+    """
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -97,6 +103,9 @@ async def serve_http(
         h11_max_incomplete_event_size=64 * 1024,
         limit_concurrency=2000,
     )
+    if tls is not None:
+        config.load()
+        config.ssl = tls
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[sock]))
     try:

@@ -1,8 +1,9 @@
-"""Writes the generated reference: `python -m meshbus.schema.write [--check] [FOLDER]`.
+"""Writes what is generated from the kinds: `python -m meshbus.schema.write [--check] [FOLDER]`.
 
 `docs/reference/schemas/GROUP.KIND.json` is the JSON Schema of each kind, for editors and CI;
-`docs/reference/kinds.md` lists the kinds. With `--check` nothing is written, and the exit is 1 if
-a file is not what it should be.
+`docs/reference/kinds.md` lists the kinds; `deploy/helm/meshbus/files/crds/PLURAL.GROUP.yaml` are
+their CustomResourceDefinitions. FOLDER is that of the repository. With `--check` nothing is
+written, and the exit is 1 if a file is not what it should be.
 """
 
 import argparse
@@ -10,21 +11,36 @@ import json
 import sys
 from pathlib import Path
 
+import yaml
+
 from meshbus.api.kinds import KindInfo, all_kinds
+from meshbus.schema.crds import definitions
 from meshbus.schema.describe import describe_class
 from meshbus.schema.objects import json_schema_of
 
-_FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+_FOLDER = Path(__file__).parents[2]
+_REFERENCE = "docs/reference"
+_DEFINITIONS = "deploy/helm/meshbus/files/crds"
 
 
 def reference_files() -> dict[str, str]:
     """The generated files: content by path below the folder."""
-    files = {"kinds.md": _kinds()}
+    files = {f"{_REFERENCE}/kinds.md": _kinds()}
     for info in all_kinds():
         if info.shape() is not None:
             text = json.dumps(json_schema_of(info), indent=1, sort_keys=True, ensure_ascii=False)
-            files[f"schemas/{_file_name(info)}"] = text + "\n"
+            files[f"{_REFERENCE}/schemas/{_file_name(info)}"] = text + "\n"
+    for definition in definitions():
+        text = yaml.dump(definition, Dumper=_Dumper, sort_keys=False, width=100)
+        files[f"{_DEFINITIONS}/{definition['metadata']['name']}.yaml"] = text
     return files
+
+
+class _Dumper(yaml.SafeDumper):
+    """Without anchors: people read these files."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 def _file_name(info: KindInfo) -> str:
@@ -60,7 +76,11 @@ def _kinds() -> str:
 def stale(folder: Path) -> list[str]:
     """Paths of the files that are missing, different, or no longer generated."""
     wanted = reference_files()
-    held = {str(p.relative_to(folder)) for p in (folder / "schemas").glob("*.json")}
+    held = {
+        str(path.relative_to(folder))
+        for pattern in (f"{_REFERENCE}/schemas/*.json", f"{_DEFINITIONS}/*.yaml")
+        for path in folder.glob(pattern)
+    }
     different = [
         path
         for path, text in wanted.items()
@@ -83,7 +103,7 @@ def write(folder: Path) -> None:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description="Write or check the generated reference.")
+    parser = argparse.ArgumentParser(description="Write or check what is generated from the kinds.")
     parser.add_argument("--check", action="store_true", help="only say what is stale")
     parser.add_argument("folder", nargs="?", type=Path, default=_FOLDER)
     arguments = parser.parse_args()

@@ -145,7 +145,7 @@ class Cluster:
             f"--service-account-issuer={_ISSUER}",
             f"--service-account-key-file={self.folder / 'sa.pub'}",
             f"--service-account-signing-key-file={self.folder / 'sa.key'}",
-            f"--api-audiences={_ISSUER},{AUDIENCE}",
+            f"--api-audiences={_ISSUER}",
             "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112",
             "--authorization-mode=RBAC",
             "--allow-privileged=true",

@@ -206,6 +206,7 @@ def instance_of_pod(
         target_ports={name: port for name, port in named.items() if port},
         tls_mode=mode,
         draining=object.deletion is not None,
+        uid=object.uid,
     )
 
 

@@ -44,6 +44,7 @@ from meshbus_ca.authorities import Authorities
 from meshbus_ca.bundle_server import BundleServer
 from meshbus_ca.bundles import bundle_document
 from meshbus_ca.certificate_service import CertificateServer
+from meshbus_ca.cluster_keys import ClusterKeys
 from meshbus_ca.federation import Federation
 from meshbus_ca.fleet_view import FleetView
 from meshbus_ca.grants import SERVICES, ForbiddenError, granted_names, own_dns_names
@@ -149,6 +150,10 @@ class CaService:
             refresh_s=settings.bundle_refresh_s,
             web_roots=settings.bundle_roots,
         )
+        kubernetes = context.kubernetes
+        self._cluster_keys = (
+            ClusterKeys(kubernetes, context.clock, context.log) if kubernetes is not None else None
+        )
         self._warned = float("-inf")
         self.bundle_port: int | None = None
         """Of the bundle endpoint, once it listens."""
@@ -233,6 +238,8 @@ class CaService:
             tasks.create_task(self._ledger.run())
             tasks.create_task(self._remember())
             tasks.create_task(self._federation.run())
+            if self._cluster_keys is not None:
+                tasks.create_task(self._cluster_keys.run(self._moved.set))
             await follower.wait_synced()
             await revocations.wait_synced()
             if context.settings.csr_listen or context.settings.csr_mutual_listen:
@@ -373,7 +380,10 @@ class CaService:
             retired=self._successor.retired,
             proof_key=self._recipient.public_key,
         )
-        return self._revoker.on(row, held, now)
+        issuers = self._cluster_keys.issuers if self._cluster_keys is not None else ()
+        if not issuers and held is not None:
+            issuers = held.issuers
+        return self._revoker.on(msgspec.structs.replace(row, issuers=issuers), held, now)
 
     def _warn(self, now: float) -> None:
         status = self._successor.status(now)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -26,13 +26,14 @@ from meshbus_config.errors import (
     method_not_allowed,
     no_such_path,
     not_acceptable,
+    not_allowed,
     unauthorized,
 )
 from meshbus_config.mesh_api import MeshApi
 from meshbus_config.negotiation import choose_form
 from meshbus_config.resources import Resources
 from meshbus_config.secret_box import SecretKeyError
-from meshbus_config.tokens import TokenFileError, Tokens, User
+from meshbus_config.tokens import TokenFileError, User
 
 Handler = Callable[[Request], Awaitable[Response]]
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -63,34 +64,52 @@ class Metrics:
         )
 
 
-class Authentication:
-    """ASGI middleware: nothing is answered without a token of ours."""
+class Users(Protocol):
+    """Who may use the API."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    async def user_of(self, authorization: str) -> User | None:
+        """The user of an `Authorization` header; None: nobody. Raises ApiError when that cannot be
+        known now."""
+
+    async def may(self, user: User, method: str, path: str) -> bool:
+        """Whether a user may ask this. Raises ApiError when that cannot be known now."""
+
+
+class Authentication:
+    """ASGI middleware: nothing is answered but to a user who may ask it."""
+
+    def __init__(self, app: ASGIApp, users: Users) -> None:
         self._app = app
-        self._tokens = tokens
+        self._users = users
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        user = self._user(dict(scope["headers"]).get(b"authorization", b""))
-        if user is None:
+        header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        try:
+            user = await self._users.user_of(header)
+            if user is None:
+                await refuse(unauthorized())(scope, receive, send)
+                return
+            if not await self._users.may(user, scope["method"], scope["path"]):
+                await refuse(not_allowed(user.name, scope["method"], scope["path"]))(
+                    scope, receive, send
+                )
+                return
+        except TokenFileError as error:
+            log.error("nobody can be authenticated", error=str(error))
             await refuse(unauthorized())(scope, receive, send)
+            return
+        except ApiError as error:
+            await refuse(error)(scope, receive, send)
             return
         scope.setdefault("state", {})["user"] = user
         await self._app(scope, receive, send)
 
-    def _user(self, header: bytes) -> User | None:
-        try:
-            return self._tokens.user_of(header.decode("latin-1"))
-        except TokenFileError as error:
-            log.error("nobody can be authenticated", error=str(error))
-            return None
-
 
 def make_app(
     *,
-    tokens: Tokens,
+    users: Users,
     resources: Resources,
     bulk: Bulk,
     mesh: MeshApi,
@@ -99,11 +118,13 @@ def make_app(
     metrics: Metrics,
     version: str,
     address: Callable[[], str],
+    objects: bool = True,
 ) -> ASGIApp:
     """The application of the API.
 
     Args:
         address: `HOST:PORT` that clients reach it at.
+        objects: Serve `/api` and `/apis`; False where an API server of Kubernetes has them.
     """
     pages = _Pages(version, address)
     reviews = AccessReviews()
@@ -129,15 +150,11 @@ def make_app(
 
     routes = [
         get("/version", pages.version),
-        get("/api", pages.core),
-        get("/apis", pages.groups),
         get("/openapi/v2", pages.openapi_v2),
         get("/openapi/v3", pages.openapi_index),
         get("/openapi/v3/{path:path}", pages.openapi),
         get("/openapi.json", pages.openapi_all),
         get("/asyncapi.json", pages.asyncapi),
-        post("/v1/apply", bulk.apply),
-        post("/v1/delete", bulk.delete),
         get("/v1/changes", mesh.changes),
         get("/v1/changes/{change}", mesh.change),
         get("/v1/proxies", mesh.proxies),
@@ -154,15 +171,22 @@ def make_app(
         get("/v1/graph", mesh.graph),
         get("/v1/traces", mesh.traces),
         get("/v1/events", mesh.events),
+    ]
+    of_objects = [
+        get("/api", pages.core),
+        get("/apis", pages.groups),
+        post("/v1/apply", bulk.apply),
+        post("/v1/delete", bulk.delete),
         *(post(path, handler) for path, handler in reviews.paths().items()),
         get("/api/{version}", pages.resource_list),
         get("/apis/{group}", pages.group),
         get("/apis/{group}/{version}", pages.resource_list),
         Route("/api/{version}/{rest:path}", guarded(resources.handle), methods=METHODS),
         Route("/apis/{group}/{version}/{rest:path}", guarded(resources.handle), methods=METHODS),
-        Route("/{path:path}", guarded(unknown), methods=METHODS),
     ]
-    return Authentication(Starlette(routes=routes), tokens)
+    routes += of_objects if objects else []
+    routes.append(Route("/{path:path}", guarded(unknown), methods=METHODS))
+    return Authentication(Starlette(routes=routes), users)
 
 
 async def _guard(handler: Handler, request: Request, announcer: Announcer) -> Response:

@@ -108,6 +108,11 @@ def forbidden(info: KindInfo, name: str, message: str) -> ApiError:
     )
 
 
+def not_allowed(user: str, method: str, path: str) -> ApiError:
+    """403: this user may not."""
+    return ApiError(403, "Forbidden", f'User "{user}" cannot {method.lower()} path "{path[:200]}"')
+
+
 def not_found(info: KindInfo, name: str) -> ApiError:
     """404: no such object."""
     return ApiError(404, "NotFound", f'{_qualified(info)} "{name}" not found', info=info, name=name)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 from uuid import uuid4
 
 import msgspec
@@ -39,6 +39,9 @@ from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Store
 from meshbus_config.tokens import Tokens
 
+if TYPE_CHECKING:
+    from meshbus_config.kubernetes.control import KubernetesControl
+
 _RETRY_S = 0.1
 
 
@@ -51,6 +54,15 @@ class ConfigSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Annotated[
         str,
         msgspec.Meta(description="file of lines token,user,group|group (mode 0600); needed"),
+    ] = ""
+    webhooks: Annotated[
+        str, msgspec.Meta(description="address of the admission webhooks on Kubernetes, HTTPS")
+    ] = ""
+    webhook_names: Annotated[
+        str,
+        msgspec.Meta(
+            description="names and addresses that the API server calls them by, comma between"
+        ),
     ] = ""
     names: Annotated[
         str,
@@ -99,9 +111,10 @@ class ConfigService:
                 what to do.
         """
         context = self._context
-        self._tokens.load()
         self._references = References()
         self._mirror.subscribe(self._references.changed)
+        if context.kubernetes is None:
+            self._tokens.load()
         store = Store(
             self._mirror,
             self._writer,
@@ -115,9 +128,6 @@ class ConfigService:
         models = self._mirror.follow(context.bus, name="config-model")
         context.admin.add_ready("model", lambda: None if models.synced else "no snapshot yet")
         context.admin.add_ready("api", lambda: None if self._url else "not listening yet")
-        context.admin.add_ready(
-            "namespaces", lambda: None if self._has_namespaces(store.space) else "not made yet"
-        )
         context.admin.add_debug("store", store.state)
         context.admin.add_debug("events", lambda: {"dropped": self._announcer.dropped})
         await self._retry(context.bus.ensure_streams)
@@ -130,11 +140,21 @@ class ConfigService:
         events = context.bus.follower(
             EVENTS, [f"events.v1.{context.cluster}.>"], self._feed, name="config-events"
         )
-        statuses = StatusWriter(
-            store, self._board, self._references, context.cluster, context.clock.now
-        )
-        self._mirror.subscribe(lambda _world, _touched: statuses.wake())
-        self._board.on_report(statuses.wake)
+        control = self._control(store, self._references)
+        mine: list[Callable[[], Awaitable[None]]] = []
+        if control is None:
+            statuses = StatusWriter(
+                store, self._board, self._references, context.cluster, context.clock.now
+            )
+            self._mirror.subscribe(lambda _world, _touched: statuses.wake())
+            self._board.on_report(statuses.wake)
+            context.admin.add_ready(
+                "namespaces", lambda: None if self._has_namespaces(store.space) else "not made yet"
+            )
+            mine = [statuses.run, lambda: self._make_namespaces(store)]
+        else:
+            self._mirror.subscribe(control.world_changed)
+            mine = [control.run]
         async with asyncio.TaskGroup() as group:
             for forever in (
                 models.run,
@@ -142,7 +162,6 @@ class ConfigService:
                 events.run,
                 self._writer.run,
                 self._announcer.run,
-                statuses.run,
                 self._end_streams,
             ):
                 group.create_task(forever())
@@ -151,13 +170,32 @@ class ConfigService:
                 context.bus,
                 CREDENTIAL,
                 CredentialRequest,
-                Credentials(lambda: store.space).answer,
+                Credentials(lambda: store.space).answer if control is None else control.credential,
                 queue="config",
             )
-            group.create_task(self._make_namespaces(store))
-            group.create_task(self._serve(store))
+            for own in mine:
+                group.create_task(_run(own))
+            group.create_task(self._serve(store, control))
 
-    async def _serve(self, store: Store) -> None:
+    def _control(self, store: Store, references: References) -> "KubernetesControl | None":
+        """What it does for a cluster; None without one."""
+        context, settings = self._context, self._context.settings
+        if context.kubernetes is None:
+            return None
+        # Imported here: without Kubernetes nobody pays for its client.
+        from meshbus_config.kubernetes.control import KubernetesControl
+
+        return KubernetesControl(
+            context,
+            context.kubernetes,
+            store,
+            self._board,
+            references,
+            webhooks=settings.webhooks,
+            names=[name.strip() for name in settings.webhook_names.split(",") if name.strip()],
+        )
+
+    async def _serve(self, store: Store, control: "KubernetesControl | None") -> None:
         context, settings = self._context, self._context.settings
         names = [name.strip() for name in settings.names.split(",") if name.strip()]
         host, _ = split_address(settings.api)
@@ -169,7 +207,8 @@ class ConfigService:
             store, self._history, now=context.clock.now, monotonic=context.clock.monotonic
         )
         app = make_app(
-            tokens=self._tokens,
+            users=self._tokens if control is None else control.users,
+            objects=control is None,
             resources=resources,
             bulk=Bulk(store, context.clock.now),
             mesh=MeshApi(context.bus, self._board, self._receipts, self._feed, context.clock.now),
@@ -234,3 +273,7 @@ class ConfigService:
                 await self._context.clock.sleep(_RETRY_S)
             else:
                 return
+
+
+async def _run(action: Callable[[], Awaitable[None]]) -> None:
+    await action()

@@ -68,6 +68,16 @@ class Store:
         """This replica may write."""
         return self._writer.leading
 
+    @property
+    def fenced_at(self) -> int:
+        """Sequence of the fence that this replica writes under; another one when it leads anew."""
+        return self._writer.fenced_at
+
+    async def ready_to_write(self) -> None:
+        """Until this replica leads and has read all that was written before."""
+        await self._writer.wait_leading()
+        await self.mirror.reached(self._writer.fenced_at)
+
     def on_commit(self, callback: Committed) -> None:
         """Call after each change."""
         self._committed.append(callback)

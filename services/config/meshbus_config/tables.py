@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from meshbus.api.kinds import KindInfo
+from meshbus.schema.columns import PRINTER_COLUMNS, PrinterColumn
 from meshbus_config.documents import Document, seconds_of
 
 Cell = Callable[[Document], Any]
@@ -94,7 +95,15 @@ def _reconciled(document: Document) -> str:
 _RECONCILED = Column(
     "Reconciled", _reconciled, 1, description="False when a proxy refuses what comes of it."
 )
-_HOSTS = Column("Hosts", _at("spec.hosts"), description="Hosts that it is for.")
+
+
+def _printed(columns: Sequence[PrinterColumn]) -> tuple[Column, ...]:
+    """As Kubernetes prints them by the definitions of our kinds."""
+    found = [
+        Column(one.name, _at(one.path), one.priority, one.type, one.description) for one in columns
+    ]
+    return (*found, _RECONCILED)
+
 
 COLUMNS: dict[tuple[str, str], tuple[Column, ...]] = {
     ("", "Service"): (
@@ -121,28 +130,7 @@ COLUMNS: dict[tuple[str, str], tuple[Column, ...]] = {
         Column("Ports", _slice_ports),
         Column("Endpoints", _slice_endpoints),
     ),
-    ("networking.istio.io", "VirtualService"): (
-        Column("Gateways", _at("spec.gateways"), description="Gateways that it is bound to."),
-        _HOSTS,
-        _RECONCILED,
-    ),
-    ("networking.istio.io", "DestinationRule"): (
-        Column("Host", _at("spec.host"), description="The service it is for."),
-        _RECONCILED,
-    ),
-    ("networking.istio.io", "Gateway"): (
-        Column("Selector", _at("spec.selector"), 1),
-        _RECONCILED,
-    ),
-    ("networking.istio.io", "ServiceEntry"): (
-        _HOSTS,
-        Column("Location", _at("spec.location")),
-        Column("Resolution", _at("spec.resolution")),
-        _RECONCILED,
-    ),
-    ("networking.istio.io", "WorkloadEntry"): (Column("Address", _at("spec.address")),),
-    ("security.istio.io", "PeerAuthentication"): (Column("Mode", _at("spec.mtls.mode")),),
-    ("security.istio.io", "AuthorizationPolicy"): (Column("Action", _at("spec.action")),),
+    **{kind: _printed(columns) for kind, columns in PRINTER_COLUMNS.items()},
     ("standalone.meshbus.io", "Workload"): (
         Column("Role", _role),
         Column("Ports", _workload_ports),

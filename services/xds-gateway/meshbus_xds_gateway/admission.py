@@ -95,6 +95,10 @@ class Admission:
                     f"the token is of service account {identity.service_account}, "
                     f"{row.name} runs as {row.service_account or 'default'}",
                 )
+            if identity.uid and row.uid and row.uid != identity.uid:
+                raise RefusedError(
+                    "PERMISSION_DENIED", f"the token is of a pod {row.name} that is no more"
+                )
             keys = proxy_of_instance(row)
             account = (identity.namespace, identity.service_account)
         if keys.type != node.kind:

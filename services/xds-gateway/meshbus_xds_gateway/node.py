@@ -54,6 +54,8 @@ class Identity(NamedTuple):
     """Seconds since the epoch."""
     token: Token | None = None
     """What proved it: the ca looks at it too."""
+    uid: str = ""
+    """Of the pod that it is bound to, where it says so."""
 
 
 class Node(NamedTuple):
@@ -106,21 +108,21 @@ def identity_of_token(authorization: str, trust: Trust | None, now: float) -> Id
         raise RefusedError("UNAVAILABLE", "no keys to check tokens with yet: try again")
     try:
         header = jwt.get_unverified_header(token)
-        keys = jwt.PyJWKSet.from_json(trust.token_jwks)
-        key = keys[str(header.get("kid"))]
+        found = trust.token_key(str(header.get("kid")))
+        if found is None:
+            raise RefusedError("UNAUTHENTICATED", "the token is signed with an unknown key")
+        issuer, key = found
         claims = jwt.decode(
             token,
-            key,
+            jwt.PyJWK(key).key,
             algorithms=ALGORITHMS,
             audience=AUDIENCE,
-            issuer=trust.issuer,
+            issuer=issuer,
             # Times are checked below, against the clock that the gateway was given.
             options={"require": ["exp", "sub"], "verify_exp": False, "verify_iat": False},
         )
         expires = float(claims["exp"])
-    except KeyError:
-        raise RefusedError("UNAUTHENTICATED", "the token is signed with an unknown key") from None
-    except (jwt.PyJWTError, TypeError, ValueError) as error:
+    except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
         raise RefusedError("UNAUTHENTICATED", f"the token does not hold: {error}") from None
     if expires + LEEWAY_S < now:
         raise RefusedError("UNAUTHENTICATED", "the token has expired")
@@ -136,7 +138,8 @@ def _identity_of_claims(claims: Mapping[str, Any], expires: float) -> Identity:
         raise RefusedError("UNAUTHENTICATED", "the token's subject is no service account")
     if not isinstance(instance, str) or not instance:
         raise RefusedError("UNAUTHENTICATED", "the token is not bound to an instance (pod)")
-    return Identity(subject[2], subject[3], instance, expires)
+    uid = str(pod.get("uid") or "") if isinstance(pod, dict) else ""
+    return Identity(subject[2], subject[3], instance, expires, uid=uid)
 
 
 def check_node(node: Node, identity: Identity) -> None:

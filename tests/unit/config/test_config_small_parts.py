@@ -10,7 +10,7 @@ from meshbus_config.secret_box import SecretKeyError, load_box
 from meshbus_config.selectors import parse_fields, parse_labels
 from meshbus_config.serving_certificate import ensure_certificate
 from meshbus_config.tables import human_duration
-from meshbus_config.tokens import TokenFileError, Tokens
+from meshbus_config.tokens import TokenFileError, Tokens, User
 
 from meshbus.model.rows import ConfigObject
 
@@ -74,16 +74,16 @@ def test_tokens_are_read_again_when_the_file_changes(tmp_path):
     path.write_text("# people\n0123456789abcdef,ann,admins|dev\n\n")
     path.chmod(0o600)
     tokens = Tokens(path)
-    user = tokens.user_of("Bearer 0123456789abcdef")
+    user = tokens.find("Bearer 0123456789abcdef")
     assert user is not None
-    assert user == ("ann", ("admins", "dev"))
-    assert tokens.user_of("Bearer 0123456789abcdeF") is None
-    assert tokens.user_of("Basic 0123456789abcdef") is None
+    assert user == User("ann", ("admins", "dev"))
+    assert tokens.find("Bearer 0123456789abcdeF") is None
+    assert tokens.find("Basic 0123456789abcdef") is None
     path.write_text("fedcba9876543210,bob\n")
-    assert tokens.user_of("Bearer 0123456789abcdef") is None
-    assert tokens.user_of("bearer fedcba9876543210") == ("bob", ())
+    assert tokens.find("Bearer 0123456789abcdef") is None
+    assert tokens.find("bearer fedcba9876543210") == User("bob")
     path.write_text("broken\n")
-    assert tokens.user_of("Bearer fedcba9876543210") == ("bob", ())
+    assert tokens.find("Bearer fedcba9876543210") == User("bob")
     assert "tokens:1" in tokens.problem
     assert "broken" not in tokens.problem
 

@@ -105,8 +105,8 @@ def test_reference_files_are_written_once(tmp_path: Path) -> None:
     assert len(stale(tmp_path)) == len(reference_files())
     write(tmp_path)
     assert stale(tmp_path) == []
-    (tmp_path / "kinds.md").write_text("old")
-    (tmp_path / "schemas" / "core.Gone.json").write_text("{}")
-    assert stale(tmp_path) == ["kinds.md", "schemas/core.Gone.json"]
+    (tmp_path / "docs/reference/kinds.md").write_text("old")
+    (tmp_path / "docs/reference/schemas" / "core.Gone.json").write_text("{}")
+    assert stale(tmp_path) == ["docs/reference/kinds.md", "docs/reference/schemas/core.Gone.json"]
     write(tmp_path)
     assert stale(tmp_path) == []

@@ -1,0 +1,1 @@
+"""Config on Kubernetes: the API server is the store, and config follows it into MODEL."""

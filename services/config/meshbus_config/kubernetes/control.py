@@ -1,0 +1,205 @@
+"""What config does for a cluster: follow its objects, write their statuses, answer its webhooks."""
+
+import asyncio
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from meshbus.kube.lease import KubeLease
+from meshbus.kube.reviews import Reviews
+from meshbus.model.requests import CredentialReply, CredentialRequest
+from meshbus.model.world import Query, World
+from meshbus.runtime.calls import CallError
+from meshbus.runtime.events import publish_event
+from meshbus.runtime.http import bind, bound_address, serve_http
+from meshbus.runtime.identity import ServingIdentity
+from meshbus.runtime.kubernetes import Kubernetes
+from meshbus.runtime.process import write_json
+from meshbus.runtime.sealed import seal
+from meshbus.runtime.service import Context
+from meshbus_config.kubernetes.api_users import ReviewedUsers
+from meshbus_config.kubernetes.ca_bundles import CaBundles
+from meshbus_config.kubernetes.following import Following
+from meshbus_config.kubernetes.statuses import StatusWriting
+from meshbus_config.kubernetes.tenants import Tenants
+from meshbus_config.kubernetes.validating import Validating
+from meshbus_config.kubernetes.webhooks import AdmissionRequest, Handler, tls_of, webhook_app
+from meshbus_config.kubernetes.writing import Authors, Writing
+from meshbus_config.references import References
+from meshbus_config.status_board import StatusBoard
+from meshbus_config.store import Store
+
+VALIDATE = "/validate"
+
+
+class KubernetesControl:
+    """The parts, put together. `run` it in the service's task group."""
+
+    def __init__(
+        self,
+        context: Context[Any],
+        kubernetes: Kubernetes,
+        store: Store,
+        board: StatusBoard,
+        references: References,
+        *,
+        webhooks: str,
+        names: list[str],
+    ) -> None:
+        """
+        Args:
+            webhooks: Address of the webhooks; empty: none are served.
+            names: DNS names and addresses that the API server calls them by.
+        """
+        self._context = context
+        self._kubernetes = kubernetes
+        clock = context.clock
+        authors = Authors()
+        self._following = Following(kubernetes, context.cluster, self._changed, context.metrics)
+        self._tenants = Tenants(self._following)
+        self._writing = Writing(
+            store,
+            self._following,
+            revision=kubernetes.revision,
+            authors=authors,
+            now=clock.now,
+            may=self._tenants.refusal,
+        )
+        suffix = "" if kubernetes.revision == "default" else f"-{kubernetes.revision}"
+        self._lease = KubeLease(
+            kubernetes.client,
+            namespace=kubernetes.namespace,
+            name=f"meshbus-config{suffix}",
+            holder=context.pod,
+            now=clock.now,
+            monotonic=clock.monotonic,
+        )
+        self._statuses = StatusWriting(
+            kubernetes.client,
+            self._lease,
+            self._following,
+            store,
+            board,
+            references,
+            cluster=context.cluster,
+            revision=kubernetes.revision,
+            now=clock.now,
+            may=self._tenants.refusal,
+        )
+        board.on_report(self._statuses.wake)
+        self.users = ReviewedUsers(Reviews(kubernetes.client, clock.monotonic))
+        validating = Validating(
+            kubernetes.revision, authors, self._tenants.refusal_of_new, self._rejected
+        )
+        self.handlers: dict[str, Handler] = {VALIDATE: validating.answer}
+        """Webhooks by path; those added before `run` are served too."""
+        self._webhooks = webhooks
+        self._webhook_names = names
+        self._rejections: asyncio.Queue[tuple[AdmissionRequest, str]] = asyncio.Queue(1000)
+        self._url = ""
+        admin = context.admin
+        admin.add_ready("kubernetes", self._following.why_not_ready)
+        if webhooks:
+            admin.add_ready("webhooks", lambda: None if self._url else "no certificate yet")
+        admin.add_debug("kubernetes", self._following.state)
+        admin.add_debug(
+            "statuses", lambda: {"leading": self._lease.held, "written": self._statuses.written}
+        )
+
+    @property
+    def following(self) -> Following:
+        """What the cluster has."""
+        return self._following
+
+    def world_changed(self, world: World, touched: frozenset[Query]) -> None:
+        """The next world: a subscriber of the mirror."""
+        self._statuses.wake()
+
+    def _changed(self) -> None:
+        self._tenants.stale()
+        self._writing.wake()
+        self._statuses.wake()
+
+    def _rejected(self, request: AdmissionRequest, message: str) -> None:
+        if not self._rejections.full():
+            self._rejections.put_nowait((request, message))
+
+    async def credential(self, request: CredentialRequest) -> CredentialReply:
+        """The data of a Secret that an object of the mesh names, sealed to a key of the asker.
+
+        Raises:
+            CallError: There is no such Secret, or nobody names it; the key cannot be used.
+        """
+        for key, secret in self._following.secrets.items():
+            if (key.namespace, key.name) == (request.namespace, request.name):
+                try:
+                    return CredentialReply(
+                        seal(request.public_key, msgspec.json.encode(secret.data))
+                    )
+                except ValueError as error:
+                    raise CallError("invalid", f"public_key: {error}") from error
+        raise CallError("not-found", f"no Secret {request.namespace}/{request.name} is followed")
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._following.run())
+            group.create_task(self._writing.run())
+            group.create_task(self._lease.run())
+            group.create_task(self._statuses.run())
+            group.create_task(self._tell_rejections())
+            if self._webhooks:
+                group.create_task(self._serve_webhooks(group))
+
+    async def _serve_webhooks(self, group: asyncio.TaskGroup) -> None:
+        context = self._context
+        identity = ServingIdentity(
+            context,
+            f"spiffe://{context.trust_domain}/ns/{context.root_namespace}/sa/meshbus-config",
+            *_names_and_addresses(self._webhook_names),
+        )
+        bundles = CaBundles(self._kubernetes, lambda: identity.roots_pem, context.log)
+        identity.on_renewal(lambda key, chain: bundles.wake())
+        group.create_task(identity.run())
+        sock = bind(self._webhooks, "config.webhooks")
+        await identity.ready()
+        group.create_task(bundles.run())
+        address = bound_address(sock)
+        self._url = f"https://{address}"
+        context.log.info("listening", what="webhooks", address=address)
+        write_json(context.state / "webhooks.json", {"url": self._url, "ca": identity.roots_pem})
+        await serve_http(webhook_app(self.handlers, context.metrics), sock, tls=tls_of(identity))
+
+    async def _tell_rejections(self) -> None:
+        while True:
+            request, message = await self._rejections.get()
+            data: Mapping[str, object] = {
+                "user": request.user.username,
+                "message": message[:2000],
+                "operation": request.operation,
+            }
+            await publish_event(
+                self._context.bus,
+                self._context.cluster,
+                request.kind.kind,
+                request.namespace,
+                request.name or "-",
+                "rejected",
+                dict(data),
+            )
+
+
+def _names_and_addresses(names: list[str]) -> tuple[list[str], list[str]]:
+    """DNS names, and addresses."""
+    addresses = [name for name in names if _is_address(name)]
+    return [name for name in names if name not in addresses], addresses
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

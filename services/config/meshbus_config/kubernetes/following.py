@@ -1,0 +1,425 @@
+"""Follows the objects of the mesh in a cluster: which kinds it has, their objects, the mesh config,
+the Secrets that they name.
+
+Every replica follows everything; who leads writes it to MODEL.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from meshbus.api.kinds import KindInfo
+from meshbus.api.selectors import matches_selector
+from meshbus.kube.client import KubeClient, object_path
+from meshbus.kube.platform import NAMESPACES
+from meshbus.kube.reflector import Name, Reflector, Source
+from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject
+from meshbus.runtime.kubernetes import Kubernetes
+from meshbus.schema.crds import defined_kinds
+from meshbus_config.kubernetes.objects import (
+    HeldSecret,
+    Judged,
+    JudgedMesh,
+    credentials_of,
+    read_mesh_config,
+    read_object,
+    read_secret,
+)
+
+_DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+MAX_SECRETS = 2000
+"""Names of Secrets that are followed at once."""
+
+
+class _DefinitionVersion(msgspec.Struct):
+    name: str
+    served: bool = False
+
+
+class _DefinitionNames(msgspec.Struct):
+    plural: str
+
+
+class _DefinitionSpec(msgspec.Struct):
+    group: str
+    names: _DefinitionNames
+    versions: list[_DefinitionVersion]
+
+
+class _Definition(msgspec.Struct):
+    spec: _DefinitionSpec
+
+
+_definitions = msgspec.json.Decoder(_Definition)
+
+
+class _To(NamedTuple):
+    """A sink of functions."""
+
+    put: Callable[[Name, Any], None]
+    delete: Callable[[Name], None]
+    malformed: Callable[[Name, str], None]
+
+
+class _Kind:
+    """One kind that the cluster has, being followed."""
+
+    def __init__(self, info: KindInfo, version: str, reflectors: list[Reflector[Judged]]) -> None:
+        self.info = info
+        self.version = version
+        self.reflectors = reflectors
+        self.task: asyncio.Task[None] | None = None
+
+
+class Following:
+    """What a cluster has of the mesh."""
+
+    def __init__(
+        self,
+        kubernetes: Kubernetes,
+        cluster: str,
+        changed: Callable[[], None],
+        metrics: CollectorRegistry,
+    ) -> None:
+        self._kubernetes = kubernetes
+        self._client: KubeClient = kubernetes.client
+        self._cluster = cluster
+        self._changed = changed
+        self._infos = {f"{info.plural}.{info.group}": info for info in defined_kinds()}
+        self._by_plural = {info.plural: info for info in self._infos.values()}
+        self._kinds: dict[str, _Kind] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._secrets_stale = False
+        self._secret_tasks: dict[str, list[asyncio.Task[None]]] = {}
+        self._labels: dict[str, dict[str, str]] = {}
+        self._selectors: list[dict[str, Any]] = []
+        self.synced = False
+        """Everything was read once."""
+        self.objects: dict[Key, Judged] = {}
+        """Objects of kinds of the mesh, whoever's they are."""
+        self.secrets: dict[Key, HeldSecret] = {}
+        self.mesh: JudgedMesh | None = None
+        """The mesh config; None: there is none. The last good one, while the present is bad."""
+        self.mesh_problem = ""
+        self.malformed: dict[Key, str] = {}
+        """Objects that cannot be read, and why."""
+        self.fresh: set[Key] = set()
+        """Keys that have changed since `take_fresh`."""
+        revision = kubernetes.revision
+        name = "istio" if revision == "default" else f"istio-{revision}"
+        self._mesh_source = Source(
+            object_path("", "v1", "configmaps", kubernetes.namespace),
+            fields=f"metadata.name={name}",
+        )
+        self._events = Counter(
+            "meshbus_kube_events_total",
+            "Objects that the API server sent.",
+            ["kind"],
+            registry=metrics,
+        )
+        for name, about, count in (
+            ("objects", "Objects that are followed.", lambda: len(self.objects)),
+            ("malformed", "Objects that cannot be read.", lambda: len(self.malformed)),
+            ("secrets", "Secrets that are followed.", lambda: len(self.secrets)),
+            ("invalid", "Objects that may not have an effect.", self._invalid),
+        ):
+            gauge = Gauge(f"meshbus_kube_{name}", about, registry=metrics)
+            gauge.set_function(lambda count=count: float(count()))  # type: ignore[misc]
+
+    def _invalid(self) -> int:
+        return sum(1 for judged in self.objects.values() if judged.problems)
+
+    # ------------------------------------------------------------------ running
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        definitions = Reflector(
+            self._client,
+            Source(_DEFINITIONS),
+            _definitions.decode,
+            _To(self._defined, self._undefined, lambda name, error: None),
+        )
+        mesh = Reflector(
+            self._client,
+            self._mesh_source,
+            read_mesh_config,
+            _To(self._take_mesh, lambda name: self._drop_mesh(), self._bad_mesh),
+        )
+        async with asyncio.TaskGroup() as group:
+            self._tasks = group
+            group.create_task(mesh.run())
+            first: list[Reflector[Any]] = [mesh]
+            if not self._kubernetes.namespaces:
+                namespaces = Reflector(
+                    self._client,
+                    Source(NAMESPACES.collection()),
+                    NAMESPACES.read,
+                    _To(self._take_namespace, self._drop_namespace, lambda name, error: None),
+                )
+                group.create_task(namespaces.run())
+                first.append(namespaces)
+            for reflector in first:
+                await reflector.wait_synced()
+            group.create_task(definitions.run())
+            await definitions.wait_synced()
+            for kind in list(self._kinds.values()):
+                for one in kind.reflectors:
+                    await one.wait_synced()
+            self.synced = True
+            self._changed()
+
+    def why_not_ready(self) -> str | None:
+        """What is missing until it may be relied on; None: nothing."""
+        if self.synced:
+            return None
+        waiting = [
+            one.source.path
+            for kind in self._kinds.values()
+            for one in kind.reflectors
+            if not one.synced
+        ]
+        return f"not read yet: {', '.join(waiting[:3]) or 'which kinds the cluster has'}"
+
+    def state(self) -> dict[str, Any]:
+        """For `/debug`."""
+        return {
+            "synced": self.synced,
+            "kinds": {
+                name: {
+                    "version": kind.version,
+                    "problem": "; ".join(r.problem for r in kind.reflectors if r.problem),
+                    "lists": [dict(r.counts.lists) for r in kind.reflectors],
+                }
+                for name, kind in sorted(self._kinds.items())
+            },
+            "objects": len(self.objects),
+            "secrets": sorted(self._secret_tasks),
+            "malformed": {str(key): error for key, error in self.malformed.items()},
+            "mesh": self.mesh_problem,
+        }
+
+    def take_fresh(self) -> set[Key]:
+        """Keys that have changed since this was asked last."""
+        fresh, self.fresh = self.fresh, set()
+        return fresh
+
+    def kind_of(self, key: Key) -> KindInfo | None:
+        """The kind of an object's row."""
+        return self._by_plural.get(key.kind)
+
+    def version_of(self, key: Key) -> str:
+        """The version in which the cluster serves it to us."""
+        info = self._by_plural.get(key.kind)
+        held = self._kinds.get(f"{info.plural}.{info.group}") if info is not None else None
+        return held.version if held is not None else ""
+
+    def mesh_key(self) -> Key:
+        """The row of the mesh config."""
+        return Key(self._cluster, "mesh", "config", "", "mesh")
+
+    def _touch(self, key: Key) -> None:
+        self.fresh.add(key)
+        if self.synced:
+            self._changed()
+
+    # ------------------------------------------------------------------ kinds
+
+    def _defined(self, name: Name, definition: _Definition) -> None:
+        """The cluster has a kind, or has it in other versions."""
+        info = self._infos.get(name[1])
+        if info is None:
+            return
+        served = {version.name for version in definition.spec.versions if version.served}
+        version = next((one for one in info.versions if one in served), "")
+        held = self._kinds.get(name[1])
+        if held is not None and held.version == version:
+            return
+        if held is not None:
+            self._stop(held)
+        if not version:
+            self._forget(info)
+            self._kinds.pop(name[1], None)
+            return
+        self._start(name[1], info, version)
+
+    def _undefined(self, name: Name) -> None:
+        """The definition is deleted, and with it all objects of the kind."""
+        kind = self._kinds.pop(name[1], None)
+        if kind is not None:
+            self._stop(kind)
+            self._forget(kind.info)
+
+    def _start(self, name: str, info: KindInfo, version: str) -> None:
+        assert self._tasks is not None
+        sink = _To(
+            lambda name, judged: self._take(info, name, judged),
+            lambda name: self._drop(info, name),
+            lambda name, error: self._bad(info, name, error),
+        )
+        places = self._kubernetes.namespaces if info.namespaced else ()
+        kind = _Kind(
+            info,
+            version,
+            [
+                Reflector(
+                    self._client,
+                    Source(object_path(info.group, version, info.plural, place)),
+                    lambda body: read_object(info, body),
+                    sink,
+                )
+                for place in places or ("",)
+            ],
+        )
+        kind.task = self._tasks.create_task(_together(kind.reflectors))
+        self._kinds[name] = kind
+
+    def _stop(self, kind: _Kind) -> None:
+        if kind.task is not None:
+            kind.task.cancel()
+
+    def _forget(self, info: KindInfo) -> None:
+        table = f"cfg.{info.plural}"
+        for key in [key for key in (*self.objects, *self.malformed) if key.table == table]:
+            self.objects.pop(key, None)
+            self.malformed.pop(key, None)
+            self._touch(key)
+
+    # ------------------------------------------------------------------ objects
+
+    def _key(self, plural: str, name: Name) -> Key:
+        return Key(self._cluster, "cfg", plural, *name)
+
+    def _take(self, info: KindInfo, name: Name, judged: Judged) -> None:
+        self._events.labels(info.plural).inc()
+        key = self._key(info.plural, name)
+        before = self.objects.get(key)
+        self.objects[key] = judged
+        self.malformed.pop(key, None)
+        self._secrets_stale |= before is None or before.row.spec != judged.row.spec
+        self._touch(key)
+
+    def _drop(self, info: KindInfo, name: Name) -> None:
+        self._events.labels(info.plural).inc()
+        key = self._key(info.plural, name)
+        self.malformed.pop(key, None)
+        if self.objects.pop(key, None) is not None:
+            self._secrets_stale = True
+            self._touch(key)
+
+    def _bad(self, info: KindInfo, name: Name, error: str) -> None:
+        key = self._key(info.plural, name)
+        self.malformed[key] = error
+        self._touch(key)
+
+    # ------------------------------------------------------------------ mesh config
+
+    def _take_mesh(self, name: Name, mesh: JudgedMesh) -> None:
+        if mesh.problems:
+            first = mesh.problems[0]
+            self.mesh_problem = f"{first.path}: {first.message}"
+        else:
+            self.mesh, self.mesh_problem = mesh, ""
+            self._select(mesh.spec.get("discoverySelectors"))
+        self._touch(self.mesh_key())
+
+    def _drop_mesh(self) -> None:
+        self.mesh, self.mesh_problem = None, ""
+        self._select(None)
+        self._touch(self.mesh_key())
+
+    def _bad_mesh(self, name: Name, error: str) -> None:
+        self.mesh_problem = error
+        self._touch(self.mesh_key())
+
+    # ------------------------------------------------------------------ namespaces
+
+    def selected(self, namespace: str) -> bool:
+        """Whether `discoverySelectors` of the mesh config choose a namespace."""
+        if not self._selectors or not namespace or self._kubernetes.namespaces:
+            return True
+        labels = self._labels.get(namespace)
+        return labels is not None and any(matches_selector(s, labels) for s in self._selectors)
+
+    def _select(self, selectors: Any) -> None:
+        found = [dict(one) for one in selectors or () if isinstance(one, dict)]
+        if found != self._selectors:
+            self._selectors = found
+            for key in self.objects:
+                self._touch(key)
+
+    def labels_of(self, namespace: str) -> dict[str, str]:
+        """Labels of a namespace; none if it is not seen."""
+        return self._labels.get(namespace, {})
+
+    def _take_namespace(self, name: Name, row: ConfigObject) -> None:
+        before = self._labels.get(name[1])
+        self._labels[name[1]] = row.labels
+        if before != row.labels:
+            self._namespace_moved(name[1])
+
+    def _drop_namespace(self, name: Name) -> None:
+        if self._labels.pop(name[1], None) is not None:
+            self._namespace_moved(name[1])
+
+    def _namespace_moved(self, namespace: str) -> None:
+        if self._selectors:
+            for key in self.objects:
+                if key.namespace == namespace:
+                    self._touch(key)
+
+    # ------------------------------------------------------------------ secrets
+
+    def follow_secrets(self) -> None:
+        """Follow the Secrets that objects name, each by its name; forget the others."""
+        if self._tasks is None or not self._secrets_stale:
+            return
+        self._secrets_stale = False
+        wanted = sorted(credentials_of(judged.row for judged in self.objects.values()))
+        chosen = set(wanted[:MAX_SECRETS])
+        for name in self._secret_tasks.keys() - chosen:
+            for task in self._secret_tasks.pop(name):
+                task.cancel()
+            for key in [key for key in self.secrets if key.name == name]:
+                del self.secrets[key]
+                self._touch(key)
+        sink = _To(self._take_secret, self._drop_secret, lambda name, error: None)
+        for name in sorted(chosen - self._secret_tasks.keys()):
+            self._secret_tasks[name] = [
+                self._tasks.create_task(
+                    _together(
+                        [
+                            Reflector(
+                                self._client,
+                                Source(
+                                    object_path("", "v1", "secrets", place),
+                                    fields=f"metadata.name={name}",
+                                ),
+                                read_secret,
+                                sink,
+                            )
+                        ]
+                    )
+                )
+                for place in self._kubernetes.namespaces or ("",)
+            ]
+
+    def _take_secret(self, name: Name, secret: HeldSecret) -> None:
+        key = self._key("secrets", name)
+        self.secrets[key] = secret
+        self._touch(key)
+
+    def _drop_secret(self, name: Name) -> None:
+        key = self._key("secrets", name)
+        if self.secrets.pop(key, None) is not None:
+            self._touch(key)
+
+
+async def _together(reflectors: Iterable[Reflector[Any]]) -> None:
+    """Run them until cancelled."""
+    async with asyncio.TaskGroup() as group:
+        for reflector in reflectors:
+            group.create_task(reflector.run())

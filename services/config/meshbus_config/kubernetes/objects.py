@@ -1,0 +1,245 @@
+"""Objects of the mesh as the API server has them, read and judged one by one. Pure."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+import yaml
+
+from meshbus.api.kinds import KindInfo, kind_of
+from meshbus.compile.credential_names import credential_of, roots_secret_of
+from meshbus.model.rows import ConfigObject
+from meshbus.validate import validate_object
+from meshbus.validate.report import Violation
+from meshbus.validate.support import unsupported_fields
+from meshbus_config.documents import LAST_APPLIED
+
+REVISION_LABEL = "istio.io/rev"
+MESH_KEY, NETWORKS_KEY = "mesh", "meshNetworks"
+_CREDENTIAL_FIELDS = frozenset({"credentialName", "caCertCredentialName"})
+_CREDENTIAL_LISTS = frozenset({"credentialNames"})
+_REFERENCE_LISTS = frozenset({"certificateRefs", "caCertificateRefs"})
+
+
+class Judged(NamedTuple):
+    """An object as it is, and what is wrong with it."""
+
+    row: ConfigObject
+    problems: tuple[Violation, ...]
+    """Why it may not have an effect; none: it may."""
+    warnings: tuple[Violation, ...]
+    manager: str
+    """Who wrote its content last, by the field manager's name."""
+    version: str
+    """resourceVersion."""
+    status: dict[str, Any]
+
+
+class _Managed(msgspec.Struct):
+    manager: str = ""
+    time: str = ""
+    subresource: str = ""
+
+
+class _Meta(msgspec.Struct):
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    generation: int = 0
+    version: str = msgspec.field(name="resourceVersion", default="")
+    created: str | None = msgspec.field(name="creationTimestamp", default=None)
+    deleted: str | None = msgspec.field(name="deletionTimestamp", default=None)
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    managed: list[_Managed] | None = msgspec.field(name="managedFields", default=None)
+
+
+class _Object(msgspec.Struct):
+    metadata: _Meta
+    spec: dict[str, Any] | None = None
+    status: dict[str, Any] | None = None
+
+
+_objects = msgspec.json.Decoder(_Object)
+
+
+def read_object(info: KindInfo, body: bytes) -> Judged:
+    """An object of a kind of the mesh.
+
+    Raises:
+        msgspec.MsgspecError, ValueError: It cannot be read at all.
+    """
+    read = _objects.decode(body)
+    meta, spec = read.metadata, read.spec or {}
+    document: dict[str, Any] = {
+        "apiVersion": info.api_version,
+        "kind": info.kind,
+        "metadata": {
+            "name": meta.name,
+            **({"namespace": meta.namespace} if meta.namespace else {}),
+            "labels": meta.labels or {},
+        },
+        "spec": spec,
+    }
+    report = validate_object(document)
+    problems = tuple(report.errors) or tuple(unsupported_fields(document))
+    row = ConfigObject(
+        api_version=info.api_version,
+        kind=info.kind,
+        namespace=meta.namespace,
+        name=meta.name,
+        uid=meta.uid,
+        generation=meta.generation,
+        created=_seconds(meta.created),
+        labels=meta.labels or {},
+        annotations={k: v for k, v in (meta.annotations or {}).items() if k != LAST_APPLIED},
+        spec=spec,
+        deletion=_seconds(meta.deleted) if meta.deleted else None,
+    )
+    return Judged(
+        row, problems, tuple(report.warnings), _author(meta), meta.version, read.status or {}
+    )
+
+
+def _author(meta: _Meta) -> str:
+    """Who wrote the content last; statuses are not content."""
+    content = [one for one in meta.managed or () if one.subresource != "status"]
+    return max(content, key=lambda one: one.time).manager if content else ""
+
+
+def _seconds(text: str | None) -> float:
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def concerns(row: ConfigObject, revision: str, tags: frozenset[str] = frozenset()) -> bool:
+    """Whether an object is for this revision: labelled for it or for one of its tags, or for none
+    in particular.
+
+    Source: Istio, revisions: an object without the label is for all of them.
+    """
+    wanted = row.labels.get(REVISION_LABEL)
+    return not wanted or wanted == revision or wanted in tags
+
+
+# --------------------------------------------------------------------------- the mesh config
+
+
+class _ConfigMap(msgspec.Struct):
+    metadata: _Meta
+    data: dict[str, str] | None = None
+
+
+_config_maps = msgspec.json.Decoder(_ConfigMap)
+
+
+class JudgedMesh(NamedTuple):
+    """The mesh config of a ConfigMap."""
+
+    spec: dict[str, Any]
+    problems: tuple[Violation, ...]
+    manager: str
+
+
+def read_mesh_config(body: bytes) -> JudgedMesh:
+    """The mesh config of ConfigMap `istio`, key `mesh`, YAML.
+
+    Raises:
+        msgspec.MsgspecError, ValueError: It cannot be read.
+    """
+    read = _config_maps.decode(body)
+    data = read.data or {}
+    try:
+        spec = yaml.load(data.get(MESH_KEY, ""), Loader=yaml.CSafeLoader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{MESH_KEY}: {error}") from None
+    if not isinstance(spec, dict):
+        raise ValueError(f"{MESH_KEY}: a mapping is needed")
+    report = validate_object(
+        {
+            "apiVersion": "mesh.istio.io/v1alpha1",
+            "kind": "MeshConfig",
+            "metadata": {"name": "mesh"},
+            "spec": spec,
+        }
+    )
+    return JudgedMesh(spec, tuple(report.errors), _author(read.metadata))
+
+
+# --------------------------------------------------------------------------- secrets
+
+
+class _Secret(msgspec.Struct):
+    metadata: _Meta
+    type: str = "Opaque"
+    data: dict[str, str] | None = None
+
+
+_secrets = msgspec.json.Decoder(_Secret)
+
+
+class HeldSecret(NamedTuple):
+    """A Secret: the row says that it is there and when it is another one; the data stays here."""
+
+    row: ConfigObject
+    data: dict[str, str]
+    """Base64, as Kubernetes has it."""
+
+
+def read_secret(body: bytes) -> HeldSecret:
+    """A Secret.
+
+    Raises:
+        msgspec.MsgspecError, ValueError: It cannot be read.
+    """
+    read = _secrets.decode(body)
+    meta = read.metadata
+    row = ConfigObject(
+        api_version="v1",
+        kind="Secret",
+        namespace=meta.namespace,
+        name=meta.name,
+        uid=meta.uid,
+        generation=meta.generation,
+        created=_seconds(meta.created),
+        spec={"type": read.type, "version": meta.version},
+    )
+    return HeldSecret(row, read.data or {})
+
+
+def credentials_of(rows: Iterator[ConfigObject]) -> frozenset[str]:
+    """Names of the Secrets that objects name, whatever their namespace."""
+    found: set[str] = set()
+    for row in rows:
+        for written in _credentials(row.spec):
+            try:
+                credential = credential_of(written, "")
+            except Exception:  # noqa: BLE001, S112 - what is no name names nothing
+                continue
+            found |= {credential.name, roots_secret_of(credential).name}
+    return frozenset(found)
+
+
+def _credentials(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name in _CREDENTIAL_FIELDS and isinstance(inner, str) and inner:
+                yield inner
+            elif name in _CREDENTIAL_LISTS and isinstance(inner, list):
+                yield from (one for one in inner if isinstance(one, str) and one)
+            elif name in _REFERENCE_LISTS and isinstance(inner, list):
+                for reference in inner:
+                    if isinstance(reference, Mapping) and isinstance(reference.get("name"), str):
+                        yield str(reference["name"])
+            else:
+                yield from _credentials(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _credentials(inner)
+
+
+def secret_kind() -> KindInfo:
+    """The kind Secret."""
+    info = kind_of("v1", "Secret")
+    assert info is not None
+    return info
