@@ -87,6 +87,41 @@ def check(
     raise typer.Exit(NO if answer["outcome"] == "denied" else 0)
 
 
+@authz.command("suggest")
+def suggest(
+    since: Annotated[str, typer.Option(help="So long ago (30m, 1h, 1d) or an RFC 3339 time.")] = (
+        "1h"
+    ),
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Of who is called.")] = "",
+    output: Annotated[str, typer.Option("--output", "-o", help="yaml or json.")] = "yaml",
+    home: HomeOption = None,
+) -> None:
+    """Print least-privilege policies for observed traffic, to be run dry first.
+
+    What they would refuse of that traffic is said on stderr.
+    """
+    query = {"since": since, **({"namespace": namespace} if namespace else {})}
+    try:
+        with ApiClient(home) as api:
+            found = api.ask("GET", "/v1/authz/suggest", query=query)
+    except ApiError as error:
+        end("authz suggest", error.message, WRONG_USE if error.status == 400 else NO)
+    if output == "json":
+        print_json(found)
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump_all(found["policies"], sort_keys=False), nl=False)
+    for call in found["wouldDeny"]:
+        who = call["principal"] or "a caller without mutual TLS"
+        what = " ".join(part for part in (call["method"], call["path"]) if part) or "TCP"
+        typer.echo(f"would deny {who} -> {call['workload']} {what} ({call['count']}x)", err=True)
+    for text in found["leftOut"]:
+        typer.echo(f"left out {text}", err=True)
+    if not found["policies"]:
+        typer.echo("nothing was observed", err=True)
+
+
 def _target(text: str) -> tuple[str, int]:
     name, colon, port = text.partition(":")
     if colon and not port.isdecimal():

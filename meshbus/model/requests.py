@@ -20,6 +20,7 @@ BUNDLE = "x.ca.bundle"
 CREDENTIAL = "x.config.credential"
 CONVERGED = "x.xds-gateway.converged"
 """Asked of one replica: `x.xds-gateway.<pod>.converged`; see `replica_subject`."""
+OBSERVED = "x.telemetry.observed"
 PROXIES = "x.xds-gateway.proxies"
 PROXY_CONFIG = "x.xds-gateway.proxy-config"
 
@@ -270,6 +271,41 @@ class ProxyProblemInfo(msgspec.Struct, frozen=True):
     resource: str
     object: str
     message: str
+
+
+class ObservedCall(msgspec.Struct, frozen=True):
+    """One kind of request that was let in."""
+
+    namespace: str
+    workload: str
+    port: int
+    protocol: str
+    """`http` or `tcp`."""
+    principal: str
+    """`TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT`; empty: nobody knows."""
+    method: str
+    path: str
+    """With `{*}` for segments that change, or `/*` at its end."""
+    count: int = 0
+    first: float = 0.0
+    last: float = 0.0
+    sample: str = ""
+    """A path as it was."""
+    host: str = ""
+
+
+class ObservedRequest(msgspec.Struct, frozen=True):
+    """Which calls were let in?"""
+
+    since_s: float
+    namespace: str = ""
+    """Of who was called; empty: every one."""
+
+
+class ObservedReply(msgspec.Struct, frozen=True):
+    calls: list[ObservedCall] = []
+    overflowed: int = 0
+    """Requests of kinds that there was no room for."""
 
 
 class ProxiesRequest(msgspec.Struct, frozen=True):

@@ -75,6 +75,15 @@ MESH_PATHS: dict[str, dict[str, Any]] = {
         )
     },
     "/v1/authz/check": {"post": _operation("Would a request be let in, and by which rule")},
+    "/v1/authz/suggest": {
+        "get": _operation(
+            "Policies that allow what was observed",
+            {
+                "since": "a duration such as 1h, or an RFC 3339 time",
+                "namespace": "of who was called",
+            },
+        )
+    },
     "/v1/graph": {"get": _operation("Who calls whom")},
     "/v1/traces": {"get": _operation("The latest traces")},
     "/v1/events": {

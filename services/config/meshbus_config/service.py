@@ -212,7 +212,9 @@ class ConfigService:
             resources=resources,
             bulk=Bulk(store, context.clock.now),
             mesh=MeshApi(context.bus, self._board, self._receipts, self._feed, context.clock.now),
-            authorization=AuthorizationApi(lambda: self._mirror.world, context.cluster),
+            authorization=AuthorizationApi(
+                context.bus, lambda: self._mirror.world, context.cluster, context.clock.now
+            ),
             announcer=self._announcer,
             metrics=Metrics(context.metrics, resources),
             version=version("meshbus"),

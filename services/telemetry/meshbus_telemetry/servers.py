@@ -9,6 +9,7 @@ from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 from meshbus.mixer.workloads import Peer
 from meshbus.model.rows import WorkloadInstance
 from meshbus.runtime.proxy_server import require_workload
+from meshbus_telemetry.access import Access, access_of
 from meshbus_telemetry.entries import (
     LOG_NAMES,
     Connection,
@@ -35,6 +36,7 @@ class Telemetry(Protocol):
     def instance(self, namespace: str, name: str) -> WorkloadInstance | None: ...
     def request(self, report: Request) -> None: ...
     def connection(self, report: Connection) -> None: ...
+    def access(self, access: Access | None) -> None: ...
     def spans(self, request: Any) -> int: ...
     def left_out(self, why: str, count: int) -> None: ...
 
@@ -72,10 +74,13 @@ class AccessLogServer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[mi
             reporter = Reporter(side, party, row)
             for entry in message.http_logs.log_entry:
                 telemetry.request(request_of(entry, reporter, directory))
+                telemetry.access(access_of(entry, reporter, directory, http=True))
             for entry in message.tcp_logs.log_entry:
                 report = connection_of(entry, reporter, directory)
                 if report.settled:
                     telemetry.connection(report)
+                if report.phase == "close":
+                    telemetry.access(access_of(entry, reporter, directory, http=False))
         return als_pb2.StreamAccessLogsResponse()
 
 

@@ -11,14 +11,19 @@ from prometheus_client.registry import Collector
 
 from meshbus.bus.mirror import WorldMirror
 from meshbus.model.keys import Key
+from meshbus.model.requests import OBSERVED, ObservedReply, ObservedRequest
 from meshbus.model.rows import WorkloadInstance
 from meshbus.runtime.calls import CallError, answer
+from meshbus.runtime.events import publish_event
 from meshbus.runtime.proxy_server import ProxyServer
 from meshbus.runtime.service import Context
+from meshbus_telemetry.access import RBAC, Access
+from meshbus_telemetry.denials import Denials
 from meshbus_telemetry.entries import Connection, Request
 from meshbus_telemetry.forward import Batch, Forwarder, exporter_of
 from meshbus_telemetry.graph import ServiceGraph
 from meshbus_telemetry.metrics import StandardMetrics
+from meshbus_telemetry.observed import Observed
 from meshbus_telemetry.otlp import trace_handler
 from meshbus_telemetry.parties import Directory
 from meshbus_telemetry.servers import AccessLogServer, TraceServer
@@ -47,6 +52,12 @@ class TelemetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
         20_000
     )
     edges: Annotated[int, msgspec.Meta(description="edges of the graph, at most", ge=1)] = 10_000
+    observed: Annotated[
+        int, msgspec.Meta(description="kinds of calls kept for `authz suggest`, at most", ge=1)
+    ] = 20_000
+    denials_s: Annotated[
+        float, msgspec.Meta(description="refusals are told in events once in this time", ge=0.1)
+    ] = 10.0
     spans: Annotated[int, msgspec.Meta(description="spans kept for /v1/traces, at most", ge=1)] = (
         20_000
     )
@@ -83,6 +94,10 @@ class TelemetryService:
         """Istio's metrics."""
         self.graph = ServiceGraph(settings.edges)
         """Who calls whom."""
+        self.denials = Denials()
+        """What policies refused since the last events."""
+        self.observed = Observed(settings.observed)
+        """What policies would have to allow."""
         self.ring = TraceRing(settings.spans)
         """The latest traces."""
         self.forwarder = Forwarder(context.clock, context.log)
@@ -91,6 +106,12 @@ class TelemetryService:
             "meshbus_telemetry_left_out",
             "Entries and spans that could not be used, by reason.",
             ["reason"],
+            registry=context.metrics,
+        )
+        self._refused = Counter(
+            "meshbus_telemetry_denied",
+            "Requests that policies refused, by cause; dry_run: that they would have refused.",
+            ["cause", "dry_run"],
             registry=context.metrics,
         )
         context.metrics.register(self.metrics)
@@ -133,6 +154,20 @@ class TelemetryService:
         self.metrics.connection(report)
         self.graph.connection(report, self._context.clock.now())
 
+    def access(self, access: Access | None) -> None:
+        """Take what was decided about a request."""
+        if access is None:
+            return
+        now = self._context.clock.now()
+        self.observed.add(access, now)
+        if not access.cause and not access.dry_run:
+            return
+        self.denials.add(access, now)
+        if access.cause:
+            self._refused.labels(access.cause, "false").inc()
+        if access.dry_run:
+            self._refused.labels(RBAC, "true").inc(len(access.dry_run))
+
     def spans(self, request: Any) -> int:
         """Take an export; gives how many of its spans could be used."""
         count = 0
@@ -157,8 +192,10 @@ class TelemetryService:
         exporter = exporter_of(context.settings.otlp, context.settings.zipkin)
         await answer(context.bus, GRAPH, GraphQuestion, self._answer_graph, queue=self.name)
         await answer(context.bus, TRACES, TracesQuestion, self._answer_traces, queue=self.name)
+        await answer(context.bus, OBSERVED, ObservedRequest, self._answer_observed, queue=self.name)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._server.run())
+            tasks.create_task(self._tell_denials())
             if exporter is not None:
                 tasks.create_task(self.forwarder.run(exporter))
 
@@ -174,6 +211,23 @@ class TelemetryService:
         if not 0 < window_s < float("inf"):
             raise CallError("invalid", "window: more than 0 seconds")
         return self.graph.describe(self._context.clock.now(), window_s)
+
+    async def _tell_denials(self) -> None:
+        """An event for each kind of refusal of a window; never one for each request."""
+        context, before = self._context, 0
+        while True:
+            await context.clock.sleep(context.settings.denials_s)
+            for event in self.denials.take():
+                name, data = (event.kind, event.namespace, event.name), event.data
+                await publish_event(context.bus, context.cluster, *name, "denied", data)
+            if self.denials.left_out > before:
+                self.left_out("refusals", self.denials.left_out - before)
+                before = self.denials.left_out
+
+    async def _answer_observed(self, question: ObservedRequest) -> ObservedReply:
+        now = self._context.clock.now()
+        calls = self.observed.since(now, question.since_s, question.namespace)
+        return ObservedReply(calls, self.observed.overflowed)
 
     async def _answer_traces(self, question: TracesQuestion) -> dict[str, Any]:
         if not question.limit.isdecimal() or len(question.limit) > 6:
@@ -198,6 +252,7 @@ class _Own(Collector):
         )
         overflow.add_metric(["series"], service.metrics.overflowed)
         overflow.add_metric(["edges"], service.graph.overflowed)
+        overflow.add_metric(["calls"], service.observed.overflowed)
         spans = CounterMetricFamily(
             "meshbus_telemetry_forwarded_spans",
             "Spans by what became of them on the way to the collector.",
@@ -210,6 +265,7 @@ class _Own(Collector):
         )
         sizes.add_metric(["series"], service.metrics.series)
         sizes.add_metric(["edges"], len(service.graph))
+        sizes.add_metric(["calls"], len(service.observed))
         sizes.add_metric(["spans"], service.ring.spans)
         sizes.add_metric(["batches"], service.forwarder.waiting)
         return [overflow, spans, sizes]
