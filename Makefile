@@ -6,7 +6,7 @@ VENV ?= .venv
 TEST_VENV ?= .venv-test
 PIP_FLAGS ?= --disable-pip-version-check -q
 
-.PHONY: demo test native lint types contracts drift clean
+.PHONY: demo test bench native lint types contracts drift clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Meshbus needs Python 3.11 or newer: make PYTHON=python3.11 demo")'
@@ -26,6 +26,11 @@ demo: $(VENV)/.installed
 # Everything that needs no root and no minutes; .ci/run adds the slow suites.
 test: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python -m pytest -q -m "not slow and not root" $(ARGS)
+
+# What a gateway costs on this machine, in some minutes; bench/README.md says how it measures.
+# make bench ARGS="--services 1000 --sidecars 2000"; ARGS="--compare BEFORE.json AFTER.json"
+bench: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python bench/run.py $(ARGS)
 
 # The native carrier of the xds-gateway, built by the Rust toolchain that is there; optional.
 native: $(VENV)/.installed
