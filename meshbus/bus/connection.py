@@ -14,10 +14,10 @@ from typing import Any
 
 import nats.errors
 import structlog
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from meshbus.bus.backoff import Backoff
+from meshbus.bus.client import RawClient
 from meshbus.bus.follower import Follower
 from meshbus.bus.interface import (
     MODEL,
@@ -56,7 +56,7 @@ class NatsBus:
         self._url = url
         self._identity = identity
         self._key = key
-        self._client: Client | None = None
+        self._client: RawClient | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._served: list[tuple[str, Handler, str]] = []
         self._reconnect_callbacks: list[Callable[[], None]] = []
@@ -105,7 +105,7 @@ class NatsBus:
         the server sends: then a new client takes over."""
         backoff = Backoff(0.05, 2.0)
         while True:
-            client = Client()
+            client = RawClient()
             self._lost.clear()
             try:
                 await self._connect(client)
@@ -127,7 +127,7 @@ class NatsBus:
             self._ready.clear()
             await asyncio.sleep(backoff.next_s())
 
-    async def _connect(self, client: Client) -> None:
+    async def _connect(self, client: RawClient) -> None:
         async def closed() -> None:
             self._lost.set()
 
@@ -352,7 +352,7 @@ class NatsBus:
 
     async def _ask(
         self,
-        client: Client,
+        client: RawClient,
         subject: str,
         data: bytes,
         timeout: float,
@@ -384,7 +384,9 @@ class NatsBus:
             await self._subscribe(self._client, subject, handler, queue)
             await self._client.flush(timeout=5)
 
-    async def _subscribe(self, client: Client, subject: str, handler: Handler, queue: str) -> None:
+    async def _subscribe(
+        self, client: RawClient, subject: str, handler: Handler, queue: str
+    ) -> None:
         async def answer(message: Msg) -> None:
             async with self._slots:
                 try:
@@ -402,14 +404,14 @@ class NatsBus:
 
     # ------------------------------------------------------------------ for the follower
 
-    def _connected_client(self) -> Client:
+    def _connected_client(self) -> RawClient:
         client = self._client
         if client is None or not client.is_connected:
             raise BusUnavailable("not connected to the bus")
         return client
 
     @property
-    def client(self) -> Client:
+    def client(self) -> RawClient:
         """The connected client.
 
         Raises:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,19 @@ import nats.errors
 import structlog
 
 from meshbus.bus.backoff import Backoff
+from meshbus.bus.client import RawMessage, headers_of
 from meshbus.bus.interface import Applier, BusError, Message
 from meshbus.bus.streams import TOMBSTONE_TTL_S
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
-
     from meshbus.bus.connection import NatsBus
 
 _PULL_BATCH = 1000
 _HEARTBEAT_S = 1.0
 _PULL_EXPIRES_S = 30.0
 _INACTIVE_S = 60.0
+_GATHER_S = 0.02
+"""How long rows wait for those that are on their way behind them."""
 
 log = structlog.get_logger("bus")
 
@@ -52,7 +54,7 @@ class Follower:
         self._sequence = 0
         self._seen_at = time.monotonic()
         self._synced = asyncio.Event()
-        self._queue: asyncio.Queue[Msg | None] | None = None
+        self._reading: _Session | None = None
         self.resets = 0
         """Sessions that ended, since the start."""
         self.snapshots = 0
@@ -74,8 +76,8 @@ class Follower:
 
     def kick(self) -> None:
         """The connection is another one: what was asked on the old one will not come."""
-        if self._queue is not None:
-            self._queue.put_nowait(None)
+        if self._reading is not None:
+            self._reading.put(None)
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -112,7 +114,7 @@ class Follower:
         try:
             await session.read(int(created.get("num_pending", 0)))
         finally:
-            self._queue = None
+            self._reading = None
             with contextlib.suppress(Exception):
                 await self._bus.api(f"CONSUMER.DELETE.{self._stream}.{consumer}", timeout=1)
 
@@ -168,24 +170,28 @@ class _Session:
         self._epoch = epoch
         self._snapshot = fresh
         self._target = target
-        self._queue: asyncio.Queue[Msg | None] = asyncio.Queue()
+        self._arrived: deque[RawMessage | None] = deque()
+        self._wake = asyncio.Event()
+        self._behind = 0
+        """Messages that the server had for us behind the last one taken."""
         self._wanted = 0
         self._consumer_sequence = 0
         self._batch_id = ""
         self._batch: list[Message] = []
         self._ready: list[Message] = []
 
+    def put(self, message: RawMessage | None) -> None:
+        """A message has come; None: the connection is another one."""
+        self._arrived.append(message)
+        self._wake.set()
+
     async def read(self, pending: int) -> None:
         follower = self._follower
         client = follower._bus.client
-        follower._queue = self._queue
+        follower._reading = self
         inbox = client.new_inbox()
-
-        async def received(message: "Msg") -> None:
-            self._queue.put_nowait(message)
-
-        # At most one and a half pulls are outstanding, so the client's limits cannot drop any.
-        subscription = await client.subscribe(inbox, cb=received)
+        # At most one and a half pulls are outstanding: that bounds what waits here.
+        subscription = await client.subscribe_raw(inbox, self.put)
         try:
             if self._snapshot:
                 follower._begin()
@@ -196,7 +202,7 @@ class _Session:
                 await self._step(inbox)
         finally:
             with contextlib.suppress(Exception):
-                await subscription.unsubscribe()
+                await client.unsubscribe_raw(subscription)
 
     def _finish(self, sequence: int) -> None:
         self._snapshot = False
@@ -217,14 +223,43 @@ class _Session:
         """Take everything that has arrived, then apply it in one go."""
         try:
             async with asyncio.timeout(2.5 * _HEARTBEAT_S):
-                message = await self._queue.get()
+                await self._wake.wait()
         except TimeoutError:
             raise SessionOverError("heartbeats are missing") from None
+        expired = self._take_all()
+        if self._behind > len(self._ready) and self._wanted > 0 and not expired:
+            # More is on its way. A step of the world copies tables: a few large ones cost less
+            # than many small ones, and nobody sees the rows a moment later than they could.
+            expired = await self._gather()
+        self._flush()
+        if expired:
+            self._wanted = 0
+        if self._wanted <= _PULL_BATCH // 2:
+            await self._pull(inbox)
+
+    async def _gather(self) -> bool:
+        """Take what comes within a moment; whether the pull has expired."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + _GATHER_S
         expired = False
-        while True:
+        while self._behind and not expired and self._wanted > _PULL_BATCH // 2:
+            try:
+                async with asyncio.timeout_at(ends):
+                    await self._wake.wait()
+            except TimeoutError:
+                break
+            expired = self._take_all()
+        return expired
+
+    def _take_all(self) -> bool:
+        """File what has arrived; whether the pull has expired."""
+        self._wake.clear()
+        expired = False
+        while self._arrived:
+            message = self._arrived.popleft()
             if message is None:
                 raise SessionOverError("reconnected")
-            headers = message.headers
+            headers = headers_of(message.headers) if message.headers else None
             status = headers.get("Status") if headers else None
             if status is None:
                 self._take(message, headers)
@@ -233,19 +268,13 @@ class _Session:
             elif status != "100":
                 description = (headers or {}).get("Description", "")
                 raise SessionOverError(f"{status} {description}")
-            if self._queue.empty():
-                break
-            message = self._queue.get_nowait()
-        self._flush()
-        if expired:
-            self._wanted = 0
-        if self._wanted <= _PULL_BATCH // 2:
-            await self._pull(inbox)
+        return expired
 
-    def _take(self, message: "Msg", headers: dict[str, str] | None) -> None:
+    def _take(self, message: RawMessage, headers: dict[str, str] | None) -> None:
         """Check the order of one message and file it."""
         tokens = message.reply.split(".")
         sequence, consumer_sequence, pending = int(tokens[-4]), int(tokens[-3]), int(tokens[-1])
+        self._behind = pending
         if consumer_sequence != self._consumer_sequence + 1:
             raise SessionOverError(
                 f"messages {self._consumer_sequence + 1} to {consumer_sequence - 1} are missing"

@@ -43,6 +43,9 @@ def escape_token(text: str) -> str:
     return "".join(chr(byte) if byte in _PLAIN else f"={byte:02X}" for byte in raw)
 
 
+_ESCAPED = {f"{byte:02X}": chr(byte) for byte in range(0x80)}
+
+
 def unescape_token(token: str) -> str:
     """The text of one subject token.
 
@@ -53,6 +56,16 @@ def unescape_token(token: str) -> str:
         return ""
     if "=" not in token:
         return token
+    head, *parts = token.split("=")
+    try:
+        # A follower does this for every row: bytes one by one would be most of its time.
+        return head + "".join([_ESCAPED[part[:2]] + part[2:] for part in parts])
+    except KeyError:
+        return _unescape_bytes(token)
+
+
+def _unescape_bytes(token: str) -> str:
+    """Any escapes: of text that is not ASCII, or none of ours."""
     out = bytearray()
     position = 0
     while position < len(token):
@@ -82,7 +95,7 @@ def key_of(subject: str) -> Key:
     tokens = subject.split(".")
     if len(tokens) not in (6, 7) or tokens[0] != MODEL_PREFIX:
         raise ValueError(f"not the subject of a row: {subject}")
-    return Key(*(unescape_token(token) for token in tokens[1:]))
+    return Key(*[unescape_token(token) for token in tokens[1:]])
 
 
 def fence_subject(writer: str) -> str:

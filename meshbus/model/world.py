@@ -239,29 +239,32 @@ class _Step:
         self.touched: set[Query] = set()
         self._own_tables: set[str] = set()
         self._own_indexes: set[tuple[str, str]] = set()
-        self._own_buckets: set[Query] = set()
+        self._own_buckets: dict[Query, _Bucket] = {}
+        self._common: dict[tuple[str, str], list[Query]] = {}
 
     def put(self, put: Put) -> None:
-        table = put.key.table
-        before = self.rows.get(table, {}).get(put.key)
+        key = put.key
+        table = key.table
+        rows = self.rows.get(table)
+        before = None if rows is None else rows.get(key)
         if before is not None and put.row == before.row:
             return
         if before is None and put.row is None:
             return
-        if table not in self._own_tables:
+        if rows is None or table not in self._own_tables:
             self._own_tables.add(table)
-            self.rows[table] = dict(self.rows.get(table, ()))
-        self.touched.add(Query(table, "key", put.key))
-        after = Entry(put.key, put.sequence, put.ts, put.row) if put.row is not None else None
-        old = () if before is None else _queries(put.key, before.row)
-        new = () if after is None else _queries(put.key, after.row)
-        for query in old:
-            if query not in new:
-                self._drop(query, put.key)
-        if after is None:
-            del self.rows[table][put.key]
+            rows = self.rows[table] = dict(rows or ())
+        self.touched.add(Query(table, "key", key))
+        old = [] if before is None else self._queries(table, key, before.row)
+        new = [] if put.row is None else self._queries(table, key, put.row)
+        if old != new:
+            for query in old:
+                if query not in new:
+                    self._drop(query, key)
+        if put.row is None:
+            del rows[key]
             return
-        self.rows[table][put.key] = after
+        after = rows[key] = Entry(key, put.sequence, put.ts, put.row)
         for query in new:
             self._bucket(query).put(after)
 
@@ -270,31 +273,36 @@ class _Step:
         bucket.drop(key)
         if not bucket.rows:
             del self.indexes[query.table, query.by][query.value]
-            self._own_buckets.discard(query)
+            del self._own_buckets[query]
 
     def _bucket(self, query: Query) -> _Bucket:
+        bucket = self._own_buckets.get(query)
+        if bucket is not None:
+            return bucket
         self.touched.add(query)
         place = (query.table, query.by)
         if place not in self._own_indexes:
             self._own_indexes.add(place)
             self.indexes[place] = dict(self.indexes.get(place, ()))
         index = self.indexes[place]
-        if query not in self._own_buckets:
-            self._own_buckets.add(query)
-            held = index.get(query.value)
-            index[query.value] = _Bucket({}, None) if held is None else held.copy()
-        bucket = index[query.value]
-        bucket.answer = None
+        held = index.get(query.value)
+        bucket = _Bucket({}, None) if held is None else held.copy()
+        index[query.value] = self._own_buckets[query] = bucket
         return bucket
 
-
-def _queries(key: Key, row: Row) -> list[Query]:
-    """Questions besides that for its key that a row is part of the answer to."""
-    table = key.table
-    queries = [Query(table, "all", None), Query(table, "namespace", key.namespace)]
-    for name, values in INDEXES.get(table, {}).items():
-        queries.extend(Query(table, name, value) for value in values(key, row))
-    return queries
+    def _queries(self, table: str, key: Key, row: Row) -> list[Query]:
+        """Questions besides that for its key that a row is part of the answer to."""
+        common = self._common.get((table, key.namespace))
+        if common is None:
+            common = [Query(table, "all", None), Query(table, "namespace", key.namespace)]
+            self._common[table, key.namespace] = common
+        indexes = INDEXES.get(table)
+        if indexes is None:
+            return common
+        queries = list(common)
+        for name, values in indexes.items():
+            queries += [Query(table, name, value) for value in values(key, row)]
+        return queries
 
 
 def world_of(rows: Mapping[Key, Row], *, sequence: int = 1, ts: float = 0.0) -> World:

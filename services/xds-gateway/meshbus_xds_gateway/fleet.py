@@ -117,6 +117,9 @@ class Fleet:
         self._stale = asyncio.Event()
         self._trust_changed = False
         self._moved_rows: set[Key] = set()
+        self._pushing = False
+        self._next_world: World | None = None
+        self._next_touched: set[Query] = set()
         self._pulse = asyncio.Event()
         self._next_look = 0.0
         metrics.compiled_by(self._classes.engine)
@@ -136,11 +139,22 @@ class Fleet:
 
     def world_changed(self, world: World, touched: frozenset[Query]) -> None:
         """The mirror has made a step."""
-        self._classes.update(world, touched)
-        self.synced = True
         if touched:
             now = self._context.clock.now()
             self.convergence.arrived(world.sequence, time_of_change(world, touched, now))
+        if self._pushing:
+            # What is being compiled is compiled to its end and sent; steps that come meanwhile are
+            # merged into the next one. Else a stream of changes would put off every push.
+            self._next_world = world
+            self._next_touched |= touched
+        else:
+            self._step(world, touched)
+        self._stale.set()
+
+    def _step(self, world: World, touched: Iterable[Query]) -> None:
+        """Move to a newer world."""
+        self._classes.update(world, touched)
+        self.synced = True
         for _, index, key in touched:
             if index != "key" or not isinstance(key, Key):
                 continue
@@ -156,7 +170,6 @@ class Fleet:
                 self._trust_changed = True
                 if self.trust is not None and self.trust.revoked:
                     self._leaves.revoked(frozenset(c.serial for c in self.trust.revoked))
-        self._stale.set()
         self._beat()
 
     async def run(self) -> None:
@@ -167,7 +180,13 @@ class Fleet:
             await self._stale.wait()
             self._stale.clear()
             began = clock.monotonic()
+            self._pushing = True
             await self._push()
+            self._pushing = False
+            if self._next_world is not None:
+                world, touched = self._next_world, self._next_touched
+                self._next_world, self._next_touched = None, set()
+                self._step(world, touched)
             self._metrics.recompute.observe(clock.monotonic() - began)
 
     async def _push(self) -> None:

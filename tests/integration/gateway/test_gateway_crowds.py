@@ -113,3 +113,33 @@ async def test_a_crowd_waits_its_turn_and_those_connected_do_not(
                 )
                 assert all(p.streams == 1 for p in crowd), "nobody was turned away"
                 assert first.streams == 1
+
+
+async def test_a_storm_of_changes_is_conflated_and_puts_off_no_push(
+    mesh: Mesh, nats_server: NatsServer, tmp_path
+) -> None:
+    """Changes that come faster than they can be compiled: proxies still get some on the way."""
+    port = free_port("127.0.0.1")
+    names = [f"f{index}" for index in range(300)]
+    await mesh.write(*(service(name, 80) for name in names))
+    async with gateway_process(
+        mesh, tmp_path / "g", nats_server.url, nats_server.seeds, plaintext=f"127.0.0.1:{port}"
+    ) as gateway:
+        await mesh.until(gateway.ready, "it is ready", 60)
+        async with sidecars(5, port) as proxies:
+            await mesh.until(lambda: all(p.held[CDS] for p in proxies), "all are served", 60)
+            before = [p.received[CDS] for p in proxies]
+            steps = 0
+            while min(p.received[CDS] - b for p, b in zip(proxies, before, strict=True)) < 900:
+                # Each is another protocol: every cluster is another one.
+                steps += 1
+                protocol = "HTTP2" if steps % 2 else "HTTP"
+                await mesh.write(*(service(name, 80, protocol) for name in names))
+            protocol = "GRPC"
+            last = await mesh.write(*(service(name, 80, protocol) for name in names))
+            reply = await mesh.converged(last, 30)
+            assert (reply.total, reply.converged) == (5, 5)
+            versions = {tuple(sorted(p.held[CDS].items())) for p in proxies}
+            assert len(versions) == 1, "all have the same"
+            sent = max(p.received[CDS] - b for p, b in zip(proxies, before, strict=True))
+            assert sent <= (steps + 1) * len(names), "no state was sent twice"
