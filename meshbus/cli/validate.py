@@ -78,10 +78,12 @@ def judge(item: Document | ManifestError) -> Result:
         problem = Problem("", "Malformed", f"line {item.line}: {item.message}")
         return Result(item.file, item.index, "", "", "", False, [problem], [])
     from meshbus.validate import validate_object
-    from meshbus.validate.support import unsupported_fields
+    from meshbus.validate.support import silent_fields_of, unsupported_fields
 
     report = validate_object(item.content)
-    unsupported = unsupported_fields(item.content) if report.valid else []
+    unsupported = (
+        [*unsupported_fields(item.content), *silent_fields_of(item.content)] if report.valid else []
+    )
     kind, namespace, name = _names(item.content)
     return Result(
         file=item.file,

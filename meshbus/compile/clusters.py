@@ -5,10 +5,9 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from envoy.config.cluster.v3 import cluster_pb2
-from envoy.extensions.clusters.dynamic_forward_proxy.v3 import cluster_pb2 as dfp_pb2
-from envoy.extensions.common.dynamic_forward_proxy.v3 import dns_cache_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
+from meshbus.compile.dynamic_names import DYNAMIC_DNS, resolve_as_named
 from meshbus.compile.endpoints import (
     all_mutual,
     assignment,
@@ -34,6 +33,7 @@ from meshbus.compile.names import (
 )
 from meshbus.compile.resources import CDS, Resource, encode
 from meshbus.compile.settings import MeshSettings, mesh
+from meshbus.compile.stat_names import outbound_stat_name
 from meshbus.compile.telemetry import CONTROL_SERVICES, control_cluster
 from meshbus.compile.tls_contexts import (
     control_plane_client,
@@ -59,12 +59,12 @@ from meshbus.compile.traffic_policy import (
     merged_rule,
     policy_in_force,
 )
-from meshbus.compile.values import address, ads, any_of, seconds, uint32
+from meshbus.compile.values import address, ads, seconds
 from meshbus.model.keys import Key
 from meshbus.model.rows import Endpoint, Service, ServicePort
 from meshbus.model.world import Query
 
-DNS_CACHE = "meshbus"
+LOCALHOST = "127.0.0.1"
 
 
 class ClusterStyle(NamedTuple):
@@ -136,11 +136,12 @@ def _cluster(
     ranking = ranking_of(policy, settings, row)
     name = ClusterName(port.number, subset.name if subset else "", row.host)
     cluster = cluster_pb2.Cluster(name=str(name))
+    cluster.alt_stat_name = outbound_stat_name(settings.outbound_stat_name, row, port, name.subset)
     options = http_protocol_options_pb2.HttpProtocolOptions()
     fault = subset.origin if subset and subset.policy else rule.policy_origin
     blame = fault or (rule.origins[0] if rule.origins else Key("", "", "", "", ""))
     place = subset.path if subset else "spec"
-    if not _discovery(cluster, row, port, subset, style, ranking):
+    if not _discovery(cluster, row, port, subset, style, ranking, settings):
         report.add(
             Key("", "reg", "services", row.namespace, row.host),
             "hosts",
@@ -155,9 +156,10 @@ def _cluster(
         apply_outlier_detection(cluster, policy)
         apply_error_codes(options, policy)
     with report.guard(blame, place):
-        if cluster.type != cluster_pb2.Cluster.ORIGINAL_DST:
+        if cluster.type != cluster_pb2.Cluster.ORIGINAL_DST and row.resolution != DYNAMIC_DNS:
             apply_locality(cluster, ranking)
-        apply_load_balancer(cluster, policy, port.protocol)
+        if row.resolution != DYNAMIC_DNS:
+            apply_load_balancer(cluster, policy, port.protocol)
     if not cluster.HasField("connect_timeout"):
         cluster.connect_timeout.CopyFrom(seconds(10))
     with report.guard(blame, place):
@@ -195,10 +197,11 @@ def _discovery(
     subset: Subset | None,
     style: ClusterStyle,
     ranking: Ranking | None,
+    settings: MeshSettings,
 ) -> bool:
     """How endpoints are found. False: this service cannot be reached in this capture mode."""
     if row.external_name:
-        _dns(cluster, [(row.external_name, port.number, None)], style, logical=True)
+        _dns(cluster, [(row.external_name, port.number, None)], style, settings, logical=True)
         return True
     if row.resolution.startswith("DNS"):
         targets: list[tuple[str, int, Endpoint | None]] = [
@@ -209,7 +212,10 @@ def _discovery(
         if not row.dns_endpoints:
             targets = [(row.host, port.target_port or port.number, None)]
         logical = row.resolution == "DNS_ROUND_ROBIN"
-        _dns(cluster, targets, style, logical=logical, ranking=ranking)
+        _dns(cluster, targets, style, settings, logical=logical, ranking=ranking)
+        return True
+    if row.resolution == DYNAMIC_DNS:
+        resolve_as_named(cluster, style.ipv6)
         return True
     if row.resolution == "NONE":
         if style.captured:
@@ -217,7 +223,7 @@ def _discovery(
             return True
         if is_wildcard(row.host):
             return False
-        _dns(cluster, [(row.host, port.number, None)], style, logical=False)
+        _dns(cluster, [(row.host, port.number, None)], style, settings, logical=False)
         return True
     if row.headless and style.captured:
         _original_destination(cluster)
@@ -237,6 +243,7 @@ def _dns(
     cluster: cluster_pb2.Cluster,
     targets: Iterable[tuple[str, int, Endpoint | None]],
     style: ClusterStyle,
+    settings: MeshSettings,
     *,
     logical: bool,
     ranking: Ranking | None = None,
@@ -247,7 +254,7 @@ def _dns(
     cluster.dns_lookup_family = (
         cluster_pb2.Cluster.ALL if style.ipv6 else cluster_pb2.Cluster.V4_ONLY
     )
-    dns_refresh(cluster)
+    dns_refresh(cluster, settings)
     members = [
         encoded_endpoint(e, encode_endpoint(e, port, e.tls_mode == "istio", host=host))
         if e is not None
@@ -309,7 +316,7 @@ def _transport(
             )
         cluster.transport_socket.CopyFrom(socket(context))
         return
-    if not settings.auto_mtls or row.external:
+    if not settings.auto_mtls or row.external or row.resolution == DYNAMIC_DNS:
         return
     context = mesh_client(name.sni, _identities(reader, row), alpn)
     if cluster.type == cluster_pb2.Cluster.ORIGINAL_DST:
@@ -382,16 +389,7 @@ def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
     if style.captured:
         passthrough.type = cluster_pb2.Cluster.ORIGINAL_DST
     else:
-        passthrough.cluster_type.name = "envoy.clusters.dynamic_forward_proxy"
-        passthrough.cluster_type.typed_config.CopyFrom(
-            any_of(
-                dfp_pb2.ClusterConfig(
-                    dns_cache_config=dns_cache(style),
-                    # Plaintext only: there is no TLS whose names could be checked.
-                    allow_insecure_cluster_options=True,
-                )
-            )
-        )
+        resolve_as_named(passthrough, style.ipv6)
     apply_options(passthrough, options)
     if not style.router:
         out.append(passthrough)
@@ -407,16 +405,6 @@ def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
     return Part(tuple(encode(reader, CDS, c.name, c) for c in out))
 
 
-def dns_cache(style: ClusterStyle) -> dns_cache_pb2.DnsCacheConfig:
-    """The cache that the HTTP proxy's passthrough resolves names with; filter and cluster must have
-    the same."""
-    return dns_cache_pb2.DnsCacheConfig(
-        name=DNS_CACHE,
-        dns_lookup_family=cluster_pb2.Cluster.ALL if style.ipv6 else cluster_pb2.Cluster.V4_ONLY,
-        max_hosts=uint32(1024),
-    )
-
-
 def _control(service: str, host: str, port: int, settings: MeshSettings) -> cluster_pb2.Cluster:
     cluster = cluster_pb2.Cluster(
         name=control_cluster(service),
@@ -426,7 +414,7 @@ def _control(service: str, host: str, port: int, settings: MeshSettings) -> clus
     if not _is_address(host):
         cluster.type = cluster_pb2.Cluster.STRICT_DNS
         cluster.dns_lookup_family = cluster_pb2.Cluster.V4_PREFERRED
-        dns_refresh(cluster)
+        dns_refresh(cluster, settings)
     cluster.load_assignment.cluster_name = cluster.name
     lb = cluster.load_assignment.endpoints.add().lb_endpoints.add()
     lb.endpoint.address.CopyFrom(address(host, port))
@@ -483,19 +471,20 @@ def inbound_application(
     ipv6: bool,
     policy: dict[str, Any],
 ) -> cluster_pb2.Cluster:
-    """The application behind a sidecar: at its own address, or where the traffic was going.
+    """The application behind a sidecar: at its own address, at localhost where the mesh says so
+    (`inboundTrafficPolicy`), or where the traffic was going.
     `policy`: limits towards it, as a traffic policy has them."""
     cluster = cluster_pb2.Cluster(name=inbound_cluster(port))
     options = http_protocol_options_pb2.HttpProtocolOptions()
     apply_connection_pool(cluster, options, policy, settings)
     apply_protocol(options, protocol, {}, MeshSettings())
     apply_options(cluster, options)
-    if app_address:
+    if app_address or settings.inbound_localhost:
         cluster.type = cluster_pb2.Cluster.STATIC
         cluster.load_assignment.cluster_name = cluster.name
-        endpoint = Endpoint(addresses=[app_address], ports={})
         group = cluster.load_assignment.endpoints.add()
-        group.lb_endpoints.add().endpoint.address.CopyFrom(address(endpoint.addresses[0], port))
+        where = address(app_address or LOCALHOST, port)
+        group.lb_endpoints.add().endpoint.address.CopyFrom(where)
     else:
         _original_destination(cluster)
         _from_inpod_address(cluster, ipv6)

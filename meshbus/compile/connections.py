@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
+from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.extensions.filters.http.dynamic_forward_proxy.v3 import dynamic_forward_proxy_pb2
 from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
 from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
+from envoy.extensions.filters.listener.proxy_protocol.v3 import proxy_protocol_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
@@ -21,6 +23,8 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import duration_pb2
 
+from meshbus.compile.file_logs import NO_FILE_LOG, FileLog, file_log
+from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, apply_headers
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.telemetry import TCP_REPORT_S, http_access_log, tcp_access_log, tracing
 from meshbus.compile.values import ads, any_of, boolean, seconds
@@ -54,7 +58,6 @@ HTTP_FILTERS = (
 
 HCM = "envoy.filters.network.http_connection_manager"
 TCP_PROXY = "envoy.filters.network.tcp_proxy"
-SERVER_NAME = "istio-envoy"
 HTTP_ALPN = ("http/1.1", "h2c")
 """What the HTTP inspector says of plaintext HTTP."""
 
@@ -75,6 +78,10 @@ class Reporting:
     log_name: str
     enabled: bool
     """The telemetry service can be reached."""
+    file: FileLog = NO_FILE_LOG
+    """Where the proxy itself writes them."""
+    headers: ProxyHeaders = NO_WISHES
+    """What the proxy says of itself and callers, in headers."""
 
 
 def http_filter(name: str, config: Any) -> hcm_pb2.HttpFilter:
@@ -107,13 +114,13 @@ def connection_manager(
     reporting: Reporting,
 ) -> hcm_pb2.HttpConnectionManager:
     """An HTTP connection manager whose routes come by RDS."""
+    router = router_pb2.Router(suppress_envoy_headers=not reporting.headers.debug_headers)
     manager = hcm_pb2.HttpConnectionManager(
         stat_prefix=stat_prefix,
         http_filters=[
             *filters,
-            http_filter("envoy.filters.http.router", router_pb2.Router()),
+            http_filter("envoy.filters.http.router", router),
         ],
-        server_name=SERVER_NAME,
         stream_idle_timeout=duration_pb2.Duration(),
         upgrade_configs=[hcm_pb2.HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
         normalize_path=boolean(settings.path_normalization != "NONE"),
@@ -125,30 +132,16 @@ def connection_manager(
         manager.path_with_escaped_slashes_action = (
             hcm_pb2.HttpConnectionManager.UNESCAPE_AND_FORWARD
         )
+    apply_headers(manager, reporting.headers)
     manager.rds.route_config_name = route_name
     manager.rds.config_source.CopyFrom(ads())
+    if reporting.file.path:
+        manager.access_log.append(file_log(reporting.file))
     if reporting.enabled:
         manager.access_log.append(http_access_log(reporting.log_name))
         if settings.tracing:
             manager.tracing.CopyFrom(tracing(settings))
     return manager
-
-
-def forward_client_certificate(manager: hcm_pb2.HttpConnectionManager, *, gateway: bool) -> None:
-    """`x-forwarded-client-cert`: a gateway writes it anew, a sidecar's server side adds to it.
-
-    Source: Istio, GetProxyHeaders and buildGatewayConnectionManager.
-    """
-    manager.forward_client_cert_details = (
-        hcm_pb2.HttpConnectionManager.SANITIZE_SET
-        if gateway
-        else hcm_pb2.HttpConnectionManager.APPEND_FORWARD
-    )
-    details = manager.set_current_client_cert_details
-    details.subject.CopyFrom(boolean(True))
-    details.dns = True
-    details.uri = True
-    details.cert = gateway
 
 
 def manager_filter(manager: hcm_pb2.HttpConnectionManager) -> lc_pb2.Filter:
@@ -178,11 +171,29 @@ def tcp_proxy(
     else:
         for name, weight in targets:
             proxy.weighted_clusters.clusters.add(name=name, weight=weight)
+    if reporting.file.path:
+        proxy.access_log.append(file_log(reporting.file))
     if reporting.enabled:
         proxy.access_log.append(tcp_access_log(reporting.log_name))
         proxy.access_log_options.flush_access_log_on_connected = True
         proxy.access_log_options.access_log_flush_interval.CopyFrom(seconds(TCP_REPORT_S))
     return lc_pb2.Filter(name=TCP_PROXY, typed_config=any_of(proxy))
+
+
+def log_refused(listener: listener_pb2.Listener, reporting: Reporting) -> None:
+    """Connections that no chain takes are logged by the listener itself."""
+    if reporting.file.path and reporting.file.listeners:
+        log = file_log(reporting.file)
+        log.filter.response_flag_filter.flags.append("NR")
+        listener.access_log.append(log)
+
+
+def proxy_protocol_filter() -> lc_pb2.ListenerFilter:
+    """Reads who is before a gateway from the PROXY protocol header of a connection."""
+    return lc_pb2.ListenerFilter(
+        name="envoy.filters.listener.proxy_protocol",
+        typed_config=any_of(proxy_protocol_pb2.ProxyProtocol()),
+    )
 
 
 def original_destination_filter() -> lc_pb2.ListenerFilter:

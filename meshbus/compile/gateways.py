@@ -1,5 +1,6 @@
 """Routers: listeners and routes of the Gateways that select them."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from envoy.config.core.v3 import base_pb2
@@ -10,8 +11,9 @@ from meshbus.compile.connections import (
     Reporting,
     client_filters,
     connection_manager,
-    forward_client_certificate,
+    log_refused,
     manager_filter,
+    proxy_protocol_filter,
     tcp_proxy,
     tls_inspector_filter,
 )
@@ -24,6 +26,7 @@ from meshbus.compile.credentials import (
     roots_need,
     united,
 )
+from meshbus.compile.dynamic_names import named_as_met, names_cache
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Report
 from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Server, router_servers
@@ -37,6 +40,7 @@ from meshbus.compile.http_routes import (
 from meshbus.compile.l4_routes import L4Route, l4_routes, restrict, tcp_filter
 from meshbus.compile.names import UDP, ClusterName, covers, listener_name, with_port
 from meshbus.compile.outbound import any_address, reporting_of
+from meshbus.compile.proxy_headers import forward_certificate, headers_of
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
 from meshbus.compile.scope import (
@@ -79,6 +83,9 @@ def router_resources(
     report = Report()
     servers = router_servers(reader, proxy, report)
     reporting = reporting_of(reader, LOG_OUTBOUND)
+    if proxy.proxy_config:
+        headers = headers_of(reader.node(mesh).proxy_config, proxy.proxy_config)
+        reporting = replace(reporting, headers=headers)
     secrets: list[SecretNeed] = []
     resources: list[Resource] = []
     ports: dict[tuple[str, int], list[Server]] = {}
@@ -97,8 +104,11 @@ def router_resources(
                 secrets += needs
         if not listener.filter_chains:
             continue
+        if reporting.headers.proxy_protocol:
+            listener.listener_filters.append(proxy_protocol_filter())
         if any(s.mode for s in members):
             listener.listener_filters.append(tls_inspector_filter())
+        log_refused(listener, reporting)
         origins = {s.gateway for s in members}
         resources.append(encode(reader, LDS, listener.name, listener, origins))
     for route_name, members in sorted(routed.items()):
@@ -190,10 +200,10 @@ def _server_chains(
     report: Report,
 ) -> list[lc_pb2.FilterChain]:
     if server.is_http:
-        return [_http_chain(reader, server, reporting)] if server is members[0] else []
+        return [_http_chain(reader, view, server, reporting)] if server is members[0] else []
     if server.ends_https:
         assert server.tls is not None
-        chain = _http_chain(reader, server, reporting)
+        chain = _http_chain(reader, view, server, reporting)
         chain.filter_chain_match.server_names.extend(server.server_names())
         context = gateway_server(server.tls, True, f"{server.path}.tls", reader.node(mesh))
         chain.transport_socket.CopyFrom(socket(context))
@@ -205,16 +215,21 @@ def _server_chains(
     return _tcp_chains(reader, view, server, reporting, report)
 
 
-def _http_chain(reader: Reader, server: Server, reporting: Reporting) -> lc_pb2.FilterChain:
+def _http_chain(
+    reader: Reader, view: View, server: Server, reporting: Reporting
+) -> lc_pb2.FilterChain:
+    dynamic = reader.node(named_as_met, view.viewer)
+    resolved = client_filters(names_cache(view.ipv6) if dynamic else None)
     manager = connection_manager(
         stat_prefix=f"outbound_{server.bind or '0.0.0.0'}_{server.port};",  # noqa: S104 - a name
         route_name=server.route_name(),
-        filters=[*http_security(reader), *client_filters()],
+        filters=[*http_security(reader), *resolved],
         settings=reader.node(mesh),
         reporting=reporting,
     )
     manager.use_remote_address.CopyFrom(boolean(True))
-    forward_client_certificate(manager, gateway=True)
+    forward_certificate(manager, reporting.headers, gateway=True)
+    manager.xff_num_trusted_hops = reporting.headers.trusted_hops
     chain = lc_pb2.FilterChain()
     chain.filters.append(manager_filter(manager))
     return chain

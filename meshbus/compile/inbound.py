@@ -13,8 +13,8 @@ from meshbus.compile.connections import (
     HTTP_ALPN,
     Reporting,
     connection_manager,
-    forward_client_certificate,
     http_inspector_filter,
+    log_refused,
     manager_filter,
     original_destination_filter,
     tcp_proxy,
@@ -35,6 +35,7 @@ from meshbus.compile.names import (
 )
 from meshbus.compile.outbound import ANY_V4, INBOUND_PORT, OUTBOUND_PORT, any_address, reporting_of
 from meshbus.compile.peer_authentication import DISABLE, PERMISSIVE, STRICT, MutualTls, mutual_tls
+from meshbus.compile.proxy_headers import forward_certificate
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.quota import inbound_quota, quota_filters
 from meshbus.compile.resources import CDS, LDS, Resource, encode
@@ -254,7 +255,7 @@ def _manager(
         settings=settings,
         reporting=reporting,
     )
-    forward_client_certificate(manager, gateway=False)
+    forward_certificate(manager, reporting.headers, gateway=False)
     return manager_filter(manager)
 
 
@@ -366,6 +367,7 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
     out.listener_filters.append(original_destination_filter())
     _inspectors(out, True)
     reporting = reporting_of(reader, LOG_INBOUND)
+    log_refused(out, reporting)
     for port in (INBOUND_PORT, OUTBOUND_PORT):
         loop = out.filter_chains.add(name="virtualInbound-blackhole")
         loop.filter_chain_match.destination_port.CopyFrom(uint32(port))

@@ -7,17 +7,19 @@ from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 from google.protobuf import duration_pb2
 
-from meshbus.compile.clusters import ClusterStyle, dns_cache, source_key
+from meshbus.compile.clusters import source_key
 from meshbus.compile.connections import (
     HTTP_ALPN,
     Reporting,
     client_filters,
     connection_manager,
     http_inspector_filter,
+    log_refused,
     manager_filter,
     tcp_proxy,
     tls_inspector_filter,
 )
+from meshbus.compile.dynamic_names import named_as_met, names_cache, resolve_sni
 from meshbus.compile.endpoints import service_addresses
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part, Report
@@ -239,7 +241,9 @@ def _v4_first(addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 def reporting_of(reader: Reader, log_name: str) -> Reporting:
     """What is reported, when there is somebody to report to."""
-    return Reporting(log_name, reader.node(has_service, "telemetry"))
+    settings = reader.node(mesh)
+    told = reader.node(has_service, "telemetry")
+    return Reporting(log_name, told, settings.file_log, settings.headers)
 
 
 def captured_listeners(reader: Reader, view: View) -> Part:
@@ -302,6 +306,7 @@ def _virtual_outbound(reader: Reader, view: View, reporting: Reporting) -> liste
     """Takes all captured traffic and hands it to the listener of its original destination."""
     out = _listener("virtualOutbound", any_address(view.ipv6), OUTBOUND_PORT, True)
     out.use_original_dst.CopyFrom(boolean(True))
+    log_refused(out, reporting)
     loop = out.filter_chains.add(name="virtualOutbound-blackhole")
     loop.filter_chain_match.destination_port.CopyFrom(uint32(OUTBOUND_PORT))
     loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
@@ -326,10 +331,11 @@ def _http_chain(
     chain = lc_pb2.FilterChain()
     chain.filter_chain_match.transport_protocol = "raw_buffer"
     chain.filter_chain_match.application_protocols.extend(HTTP_ALPN)
+    dynamic = reader.node(named_as_met, view.viewer)
     manager = connection_manager(
         stat_prefix=stat,
         route_name=route,
-        filters=client_filters(),
+        filters=client_filters(names_cache(view.ipv6) if dynamic else None),
         settings=reader.node(mesh),
         reporting=reporting,
     )
@@ -446,7 +452,10 @@ def _shared_listener(
         chains += [_tcp_chain(cluster, r, reporting) for r in routes]
         if host != "*":
             own = straight(ClusterName(port, "", host), _context(reader, view, port))
-            chains.append(_tcp_chain(cluster, own._replace(server_names=(host,)), reporting))
+            chain = _tcp_chain(cluster, own._replace(server_names=(host,)), reporting)
+            if host in reader.node(named_as_met, view.viewer):
+                resolve_sni(chain, port, view.ipv6)
+            chains.append(chain)
     for host, networks in shared.by_network:
         cluster = str(ClusterName(port, "", host))
         _, rest = _service_chains(reader, view, host, port, "", reporting, report)
@@ -476,7 +485,7 @@ def http_proxy_listener(reader: Reader, view: View, bind: str, port: int) -> Par
     reporting = reporting_of(reader, LOG_OUTBOUND)
     cache = None
     if view.unknown == PASSTHROUGH:
-        cache = dns_cache(ClusterStyle(False, False, view.ipv6))
+        cache = names_cache(view.ipv6)
     out = _proxy_listener(reader, bind, port, HTTP_PROXY_ROUTE, reporting, cache)
     return Part((encode(reader, LDS, out.name, out),))
 

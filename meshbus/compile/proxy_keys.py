@@ -3,8 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from meshbus.model.rows import WorkloadInstance, WorkloadPort
 
+PROXY_CONFIG = "proxy.istio.io/config"
 SIDECAR = "sidecar"
 ROUTER = "router"
 CAPTURE_REDIRECT = "redirect"
@@ -37,6 +40,8 @@ class ProxyKeys:
     metadata: tuple[tuple[str, str], ...] = ()
     dns: bool = False
     """Its application asks mesh DNS: allocated addresses are called."""
+    proxy_config: str = ""
+    """Its annotation `proxy.istio.io/config`, or metadata PROXY_CONFIG."""
 
     @property
     def label_map(self) -> dict[str, str]:
@@ -82,6 +87,7 @@ def proxy_of_instance(row: WorkloadInstance) -> ProxyKeys:
         dual_stack=row.dual_stack,
         ports=tuple(_port(p) for p in row.ports),
         dns=row.dns,
+        proxy_config=row.annotations.get(PROXY_CONFIG, ""),
     )
 
 
@@ -123,4 +129,12 @@ def proxy_of_json(document: dict[str, Any]) -> ProxyKeys:
         dual_stack=any(":" in ip for ip in ips),
         dns=str(metadata.get("DNS_CAPTURE") or "").lower() == "true",
         metadata=tuple(sorted((str(k), str(v)) for k, v in metadata.items())),
+        proxy_config=_text(metadata.get("PROXY_CONFIG")),
     )
+
+
+def _text(settings: Any) -> str:
+    """Settings as text that can be read as YAML."""
+    if isinstance(settings, dict):
+        return msgspec.json.encode(settings, order="deterministic").decode()
+    return settings if isinstance(settings, str) else ""

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshbus.compile.engine import Reader
+from meshbus.compile.file_logs import NO_FILE_LOG, FileLog
 from meshbus.compile.findings import NotCompiledError
+from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, headers_of
 from meshbus.compile.tls_limits import NO_LIMITS, TlsLimits, limits_of
 from meshbus.compile.values import nanos_of
 from meshbus.model.world import Query
@@ -30,6 +32,18 @@ class MeshSettings:
     """`defaultInboundHttpRetryPolicy`, as written."""
     default_traffic: dict[str, Any] = field(default_factory=dict)
     """`defaultTrafficPolicy`: connectionPool and outlierDetection where no rule has them."""
+    headers: ProxyHeaders = NO_WISHES
+    """`gatewayTopology` and `proxyHeaders` of `defaultConfig`."""
+    proxy_config: dict[str, Any] = field(default_factory=dict)
+    """The fields of `defaultConfig` that a proxy's annotation goes over: those of `headers`."""
+    file_log: FileLog = NO_FILE_LOG
+    """`accessLogFile`, `accessLogFormat`, `accessLogEncoding`, `disableEnvoyListenerLog`."""
+    inbound_localhost: bool = False
+    """`inboundTrafficPolicy: LOCALHOST`: applications listen on 127.0.0.1."""
+    dns_refresh_ns: int = 0
+    """`dnsRefreshRate`; 0: the default."""
+    outbound_stat_name: str = ""
+    """`outboundClusterStatName`."""
     path_normalization: str = "BASE"
     h2_upgrade: bool = False
     tcp_keepalive: dict[str, Any] | None = field(default=None)
@@ -88,6 +102,17 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
             for name, value in _record(spec, "defaultTrafficPolicy").items()
             if name in ("connectionPool", "outlierDetection") and isinstance(value, dict)
         },
+        headers=headers_of(proxy),
+        proxy_config={k: v for k, v in proxy.items() if k in ("gatewayTopology", "proxyHeaders")},
+        file_log=FileLog(
+            str(spec.get("accessLogFile") or ""),
+            str(spec.get("accessLogFormat") or ""),
+            spec.get("accessLogEncoding") == "JSON",
+            not spec.get("disableEnvoyListenerLog"),
+        ),
+        inbound_localhost=_record(spec, "inboundTrafficPolicy").get("mode") == "LOCALHOST",
+        dns_refresh_ns=_nanos(spec.get("dnsRefreshRate"), 0),
+        outbound_stat_name=str(spec.get("outboundClusterStatName") or ""),
         path_normalization=str(
             _record(spec, "pathNormalization").get("normalization") or default.path_normalization
         ).replace("DEFAULT", "BASE"),

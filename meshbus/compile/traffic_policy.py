@@ -15,7 +15,7 @@ from meshbus.compile.locality import Ranking
 from meshbus.compile.names import HTTP2, is_http
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.tls_contexts import plaintext
-from meshbus.compile.values import any_of, boolean, duration, duration_of_nanos, seconds, uint32
+from meshbus.compile.values import any_of, boolean, duration, duration_of_nanos, uint32
 from meshbus.model.keys import Key
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -449,7 +449,7 @@ def _apply_warmup(cluster: cluster_pb2.Cluster, warmup: dict[str, Any]) -> None:
         slow.aggression.runtime_key = "meshbus.warmup.aggression"
 
 
-def dns_refresh(cluster: cluster_pb2.Cluster) -> None:
-    """Names are resolved every minute, or as their records say."""
-    cluster.dns_refresh_rate.CopyFrom(seconds(60))
+def dns_refresh(cluster: cluster_pb2.Cluster, settings: MeshSettings) -> None:
+    """Names are resolved every minute or as often as the mesh says, or as their records say."""
+    cluster.dns_refresh_rate.CopyFrom(duration_of_nanos(settings.dns_refresh_ns or 60_000_000_000))
     cluster.respect_dns_ttl = True

@@ -8,15 +8,17 @@ for every entry of a list or map. The tables shrink as releases grow.
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
 from meshbus.api.kinds import KindInfo, kind_of
-from meshbus.api.mesh.mesh_config import MeshConfig
-from meshbus.api.mesh.proxy_config import MeshProxyConfig
 from meshbus.api.tls import FORGOTTEN_CURVES
+from meshbus.validate.mesh_support import (
+    fields_not_carried_out,
+    missed_fields,
+    silent_fields,
+)
 from meshbus.validate.report import Violation
 
 CODE = "Unsupported"
+SILENT = "NoEffect"
 _NOT_YET = "is not carried out by this release"
 
 _WHOLE = {
@@ -86,7 +88,6 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 _ATTACHED_ELSEWHERE = ("GatewayClass", "Service", "ServiceEntry")
 _AUTHORITIES = frozenset({"envoyExtAuthzHttp", "envoyExtAuthzGrpc"})
 _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
-    "ServiceEntry": {"spec.resolution": ("DYNAMIC_DNS",)},
     "Sidecar": {
         "spec.outboundTrafficPolicy.mode": ("ALLOW_ANY_DYNAMIC_DNS",),
     },
@@ -103,33 +104,6 @@ _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
         "spec.targetRefs[].kind": _ATTACHED_ELSEWHERE,
     },
 }
-_MESH = frozenset(
-    {
-        "rootNamespace",
-        "trustDomain",
-        "trustDomainAliases",
-        "outboundTrafficPolicy",
-        "enableAutoMtls",
-        "connectTimeout",
-        "enableTracing",
-        "defaultHttpRetryPolicy",
-        "defaultInboundHttpRetryPolicy",
-        "defaultTrafficPolicy",
-        "pathNormalization",
-        "h2UpgradePolicy",
-        "tcpKeepalive",
-        "defaultServiceExportTo",
-        "defaultVirtualServiceExportTo",
-        "defaultDestinationRuleExportTo",
-        "protocolDetectionTimeout",
-        "defaultConfig",
-        "extensionProviders",
-        "localityLbSetting",
-        "meshMTLS",
-        "caCertificates",
-        "tlsDefaults",
-    }
-)
 _REASONS = {
     "spec.servers[].defaultEndpoint": "is not carried out by Istio either",
     "spec.peers[].jwt": _NEITHER,
@@ -159,10 +133,7 @@ def limits_of(info: KindInfo) -> list[Limit] | None:
     out = [Limit(p, _reason(p)) for p in _FIELDS.get(info.kind, ())]
     out += [Limit(p, _NOT_YET, values) for p, values in _VALUES.get(info.kind, {}).items()]
     if info.kind == "MeshConfig":
-        names = {field.encode_name for field in msgspec.structs.fields(MeshConfig)}
-        out += [Limit(f"spec.{name}", _NOT_YET) for name in names - _MESH]
-        proxy = {field.encode_name for field in msgspec.structs.fields(MeshProxyConfig)}
-        out += [Limit(f"spec.defaultConfig.{name}", _NOT_YET) for name in proxy - {"tracing"}]
+        out += [Limit(path, reason or _NOT_YET) for path, reason in fields_not_carried_out()]
     return sorted(out)
 
 
@@ -234,13 +205,8 @@ def _named(document: Mapping[str, Any], pattern: str, known: frozenset[str]) -> 
 
 def _mesh(document: Mapping[str, Any]) -> Iterator[Violation]:
     spec = document.get("spec")
-    names = {field.encode_name for field in msgspec.structs.fields(MeshConfig)}
-    for field, value in spec.items() if isinstance(spec, Mapping) else ():
-        if field in names - _MESH and value not in (None, "", [], {}, False, 0):
-            yield Violation(f"spec.{field}", CODE, _NOT_YET)
-    for path, signers in _at(document, "spec.caCertificates[].certSigners"):
-        if signers:
-            yield Violation(path, CODE, f"roots for certain signers alone: {_NOT_YET}")
+    for path in missed_fields(spec) if isinstance(spec, Mapping) else ():
+        yield Violation(path, CODE, _NOT_YET)
     for path, curve in _at(document, "spec.tlsDefaults.ecdhCurves[]"):
         if curve in FORGOTTEN_CURVES:
             yield Violation(path, CODE, f"proxies do not know the curve {curve} any more")
@@ -248,14 +214,14 @@ def _mesh(document: Mapping[str, Any]) -> Iterator[Violation]:
         named = set(provider) if isinstance(provider, Mapping) else set()
         for kind in sorted(named - _AUTHORITIES - {"name"}):
             yield Violation(f"{path}.{kind}", CODE, _NOT_YET)
-    for path, proxy in _at(document, "spec.defaultConfig"):
-        for field, value in proxy.items() if isinstance(proxy, Mapping) else ():
-            if field == "tracing":
-                others = set(value) - {"sampling"} if isinstance(value, Mapping) else set()
-                for other in sorted(others):
-                    yield Violation(f"{path}.tracing.{other}", CODE, _NOT_YET)
-            elif value not in (None, "", [], {}, False):
-                yield Violation(f"{path}.{field}", CODE, _NOT_YET)
+
+
+def silent_fields_of(document: Mapping[str, Any]) -> list[Violation]:
+    """What of a valid document says nothing here, and is not missed: to be warned of."""
+    spec = document.get("spec")
+    if document.get("kind") != "MeshConfig" or not isinstance(spec, Mapping):
+        return []
+    return [Violation(path, SILENT, reason) for path, reason in silent_fields(spec)]
 
 
 def _at(document: Any, pattern: str) -> Iterator[tuple[str, Any]]:

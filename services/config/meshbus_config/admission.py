@@ -8,7 +8,7 @@ config that is accepted has an effect.
 from meshbus.api.kinds import KindInfo, by_plural
 from meshbus.validate import validate_object
 from meshbus.validate.report import Violation
-from meshbus.validate.support import unsupported_fields
+from meshbus.validate.support import silent_fields_of, unsupported_fields
 from meshbus_config.documents import Document, Space
 from meshbus_config.errors import Cause, bad_request, conflict, forbidden, invalid, not_found
 from meshbus_config.paths import remove
@@ -49,7 +49,8 @@ def admit(info: KindInfo, document: Document, field_validation: str) -> tuple[Do
     problems = [*report.errors, *(() if report.errors else unsupported_fields(document))]
     if problems:
         raise invalid(info, name, [_cause(v) for v in problems])
-    warnings += [f"{v.path}: {v.message}" if v.path else v.message for v in report.warnings]
+    told = [*report.warnings, *silent_fields_of(document)]
+    warnings += [f"{v.path}: {v.message}" if v.path else v.message for v in told]
     return document, warnings
 
 

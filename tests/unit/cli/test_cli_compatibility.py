@@ -19,5 +19,8 @@ def test_it_says_what_is_refused_and_why() -> None:
 
     (zones,) = said("zoneAwareLbSetting")
     assert zones.startswith("no: needs a cluster")
-    assert any(text.startswith("yes, but `DYNAMIC_DNS`") for text in said("resolution"))
+    assert any(text.startswith("yes, but `ALLOW_ANY_DYNAMIC_DNS`") for text in said("mode"))
+    assert said("mixerCheckServer") == {
+        "no: is a setting of Istio 1.4, for what is not there any more |"
+    }
     assert said("delegate") == {"yes |"}

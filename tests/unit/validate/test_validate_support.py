@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from meshbus.validate import validate_object
-from meshbus.validate.support import unsupported_fields
+from meshbus.validate.support import silent_fields_of, unsupported_fields
 
 
 def istio(
@@ -17,6 +17,11 @@ def istio(
         "metadata": {"name": "a", "namespace": "default"},
         "spec": spec,
     }
+
+
+def mesh(spec: dict[str, Any]) -> dict[str, Any]:
+    document = istio("MeshConfig", spec, "mesh.istio.io/v1alpha1")
+    return document | {"metadata": {"name": "mesh"}}
 
 
 @pytest.mark.parametrize(
@@ -92,10 +97,14 @@ def istio(
         (istio("EnvoyFilter", {"configPatches": []}, "networking.istio.io/v1alpha3"), []),
         (istio("WorkloadGroup", {"template": {"serviceAccount": "a"}}), ["kind"]),
         (
-            istio("MeshConfig", {"accessLogFile": "/dev/stdout"}, "mesh.istio.io/v1alpha1")
-            | {"metadata": {"name": "mesh"}},
-            ["spec.accessLogFile"],
+            mesh({"accessLogFile": "/dev/stdout", "proxyHttpPort": 15002}),
+            ["spec.proxyHttpPort"],
         ),
+        (
+            mesh({"defaultConfig": {"proxyHeaders": {"attemptCount": {"disabled": True}}}}),
+            ["spec.defaultConfig.proxyHeaders.attemptCount"],
+        ),
+        (mesh({"enablePrometheusMerge": True, "defaultConfig": {"discoveryAddress": "a:1"}}), []),
         (
             istio("handler", {"compiledAdapter": "prometheus"}, "config.istio.io/v1alpha2"),
             ["spec.compiledAdapter"],
@@ -105,3 +114,10 @@ def istio(
 def test_paths(document: dict[str, Any], paths: list[str]) -> None:
     assert [v.path for v in unsupported_fields(document)] == paths
     assert validate_object(document).valid
+
+
+def test_what_says_nothing_here_is_told_and_not_refused() -> None:
+    document = mesh({"enablePrometheusMerge": True, "defaultConfig": {"discoveryAddress": "a:1"}})
+    found = {v.path: v.message for v in silent_fields_of(document)}
+    assert set(found) == {"spec.enablePrometheusMerge", "spec.defaultConfig.discoveryAddress"}
+    assert silent_fields_of(mesh({"accessLogFile": "/dev/stdout"})) == []

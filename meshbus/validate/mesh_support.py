@@ -1,0 +1,159 @@
+"""Which fields of MeshConfig are carried out, by whom, and which say nothing here.
+
+A field that says nothing here is one that a mesh config of Istio often has, and whose loss changes
+nothing that a person relies on: the agent of a sidecar that has none, a component that is gone. It
+is warned of; what would be missed is refused.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from meshbus.api.mesh.mesh_config import MeshConfig
+from meshbus.api.mesh.proxy_config import MeshProxyConfig
+
+CARRIED_OUT = frozenset(
+    {
+        "rootNamespace",
+        "trustDomain",
+        "trustDomainAliases",
+        "outboundTrafficPolicy",
+        "inboundTrafficPolicy",
+        "enableAutoMtls",
+        "connectTimeout",
+        "enableTracing",
+        "accessLogFile",
+        "accessLogFormat",
+        "accessLogEncoding",
+        "disableEnvoyListenerLog",
+        "dnsRefreshRate",
+        "outboundClusterStatName",
+        "defaultHttpRetryPolicy",
+        "defaultInboundHttpRetryPolicy",
+        "defaultTrafficPolicy",
+        "pathNormalization",
+        "h2UpgradePolicy",
+        "tcpKeepalive",
+        "defaultServiceExportTo",
+        "defaultVirtualServiceExportTo",
+        "defaultDestinationRuleExportTo",
+        "protocolDetectionTimeout",
+        "defaultConfig",
+        "extensionProviders",
+        "localityLbSetting",
+        "meshMTLS",
+        "caCertificates",
+        "tlsDefaults",
+    }
+)
+"""Fields of MeshConfig."""
+PROXY_CARRIED_OUT = frozenset(
+    {
+        "gatewayTopology",
+        "proxyHeaders",
+        "tracing",
+        # Of these the injector makes the sidecar of a pod.
+        "binaryPath",
+        "concurrency",
+        "drainDuration",
+        "holdApplicationUntilProxyStarts",
+        "image",
+        "interceptionMode",
+        "proxyAdminPort",
+        "proxyMetadata",
+        "proxyStatsMatcher",
+        "runtimeValues",
+        "statusPort",
+    }
+)
+"""Fields of its `defaultConfig`."""
+_OLD = "is a setting of Istio 1.4, for what is not there any more"
+_NO_AGENT = "is for an agent beside the proxy: sidecars here have none"
+_AMBIENT = "is for meshes without sidecars"
+_NO_TAGS = "names proxies in ways that are not used here: workloads are known by their identity"
+SAYS_NOTHING = {
+    "authPolicy": _OLD,
+    "rdsRefreshDelay": _OLD,
+    "mixerCheckServer": _OLD,
+    "mixerReportServer": _OLD,
+    "sidecarToTelemetrySessionAffinity": _OLD,
+    "disableMixerHttpReports": _OLD,
+    "enableClientSidePolicyCheck": _OLD,
+    "reportBatchMaxEntries": _OLD,
+    "reportBatchMaxTime": _OLD,
+    "disableReportBatch": _OLD,
+    "sdsUdsPath": _OLD,
+    "sdsRefreshDelay": _OLD,
+    "enableSdsTokenMount": _OLD,
+    "sdsUseK8sSaJwt": _OLD,
+    "thriftConfig": "is not carried out by Istio either, since 1.12",
+    "verifyCertificateAtClient": "is not carried out by Istio either: certificates are verified",
+    "configSources": "is where Istio reads configuration; here it comes through the API",
+    "enablePrometheusMerge": "is about one port for two programs; each is scraped by itself",
+    "hbone": _AMBIENT,
+    "hboneIdleTimeout": _AMBIENT,
+    "serviceScopeConfigs": _AMBIENT,
+}
+"""Fields of MeshConfig, and why."""
+PROXY_SAYS_NOTHING = {
+    "availabilityZone": _OLD,
+    "configPath": _NO_AGENT,
+    "connectTimeout": _OLD,
+    "controlPlaneAuthPolicy": "is settled: proxies and control plane know each other by mutual TLS",
+    "discoveryAddress": "is known from where the sidecar was made",
+    "discoveryRefreshDelay": _OLD,
+    "meshId": _NO_TAGS,
+    "parentShutdownDuration": _OLD,
+    "sds": _OLD,
+    "serviceCluster": _NO_TAGS,
+    "statNameLength": "is not carried out by Istio either, since 1.10",
+    "tracingServiceName": _NO_TAGS,
+}
+"""The same of `defaultConfig`."""
+_LOST_HEADERS = ("attemptCount", "preserveHttp1HeaderCase")
+_EMPTY: tuple[Any, ...] = (None, "", [], {}, False, 0)
+
+
+def fields_not_carried_out() -> Iterator[tuple[str, str]]:
+    """(path, reason) of each; an empty reason: nothing special."""
+    for field in msgspec.structs.fields(MeshConfig):
+        if field.encode_name not in CARRIED_OUT:
+            yield f"spec.{field.encode_name}", SAYS_NOTHING.get(field.encode_name, "")
+    for field in msgspec.structs.fields(MeshProxyConfig):
+        if field.encode_name not in PROXY_CARRIED_OUT:
+            reason = PROXY_SAYS_NOTHING.get(field.encode_name, "")
+            yield f"spec.defaultConfig.{field.encode_name}", reason
+
+
+def missed_fields(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Paths of what is set, not carried out, and would be missed."""
+    known = {field.encode_name for field in msgspec.structs.fields(MeshConfig)}
+    for name, value in spec.items():
+        if name in known - CARRIED_OUT - SAYS_NOTHING.keys() and value not in _EMPTY:
+            yield f"spec.{name}"
+    proxy = spec.get("defaultConfig")
+    if not isinstance(proxy, Mapping):
+        return
+    for name, value in proxy.items():
+        at = f"spec.defaultConfig.{name}"
+        if name == "tracing":
+            others = set(value) - {"sampling"} if isinstance(value, Mapping) else set()
+            yield from (f"{at}.{other}" for other in sorted(others))
+        elif name == "proxyHeaders" and isinstance(value, Mapping):
+            yield from (f"{at}.{header}" for header in _LOST_HEADERS if header in value)
+        elif name not in PROXY_CARRIED_OUT | PROXY_SAYS_NOTHING.keys() and value not in _EMPTY:
+            yield at
+
+
+def silent_fields(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(path, reason) of what is set and says nothing here."""
+    for name, reason in SAYS_NOTHING.items():
+        if spec.get(name) not in _EMPTY:
+            yield f"spec.{name}", reason
+    proxy = spec.get("defaultConfig")
+    if not isinstance(proxy, Mapping):
+        return
+    for name, reason in PROXY_SAYS_NOTHING.items():
+        if proxy.get(name) not in _EMPTY:
+            yield f"spec.defaultConfig.{name}", reason
