@@ -17,7 +17,7 @@ _ROWS: dict[str, tuple[str, ...]] = {
     "discovery": ("m.*.reg.>",),
     "ca": ("m.*.sec.>",),
     "xds-gateway": ("m.*.mesh.addresses.-.xds-gateway",),
-    "policy": ("m.*.mesh.addresses.-.policy", "m.*.jwks.keys.>"),
+    "policy": ("m.*.mesh.addresses.-.policy", "m.*.jwks.keys.>", "m.*.wasm.>"),
     "telemetry": ("m.*.mesh.addresses.-.telemetry",),
 }
 _READS: dict[str, tuple[str, ...]] = {
@@ -41,7 +41,7 @@ _ASKS: dict[str, tuple[str, ...]] = {
         "x.ca.bundle",
     ),
     "xds-gateway": ("x.ca.sign.xds-gateway", "x.config.credential"),
-    "policy": ("x.ca.sign.policy",),
+    "policy": ("x.ca.sign.policy", "x.config.pull-secret"),
     "telemetry": ("x.ca.sign.telemetry",),
     "local": ("x.ca.join-token",),
 }

@@ -32,10 +32,13 @@ from meshbus.compile.values import ads, any_of, boolean, seconds
 HTTP_FILTERS = (
     "envoy.filters.http.rbac.custom",
     "envoy.filters.http.ext_authz",
+    "extensions AUTHN",
     "envoy.filters.http.jwt_authn",
+    "extensions AUTHZ",
     "envoy.filters.http.rbac.audit",
     "envoy.filters.http.rbac.deny",
     "envoy.filters.http.rbac.allow",
+    "extensions STATS, others",
     "envoy.filters.http.fault",
     "envoy.filters.http.cors",
     "quota",
@@ -47,6 +50,7 @@ HTTP_FILTERS = (
 | filter | where | why here |
 |---|---|---|
 | rbac.custom, ext_authz | server side, gateways | an own authority comes before all rules of ours |
+| extensions | where their objects say | Istio's phases: before tokens, before rules, after both |
 | jwt_authn | server side, gateways | before the rules that read what tokens say |
 | rbac.audit, deny, allow | server side, gateways | before anything is done for the request |
 | fault | client side | a delay or abort stands for the network and the server: before all else |
@@ -89,9 +93,16 @@ def http_filter(name: str, config: Any) -> hcm_pb2.HttpFilter:
     return hcm_pb2.HttpFilter(name=name, typed_config=any_of(config))
 
 
-def client_filters(dns_cache: Any = None) -> list[hcm_pb2.HttpFilter]:
-    """Filters of outbound and gateway connection managers, without the router."""
+def client_filters(
+    dns_cache: Any = None, extensions: Iterable[hcm_pb2.HttpFilter] = ()
+) -> list[hcm_pb2.HttpFilter]:
+    """Filters of outbound and gateway connection managers, without the router.
+
+    Args:
+        extensions: Filters of extensions of the client side, in their order.
+    """
     out = [
+        *extensions,
         http_filter("envoy.filters.http.fault", fault_pb2.HTTPFault()),
         http_filter("envoy.filters.http.cors", cors_pb2.Cors()),
     ]

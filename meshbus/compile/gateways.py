@@ -28,6 +28,7 @@ from meshbus.compile.credentials import (
 )
 from meshbus.compile.dynamic_names import named_as_met, names_cache
 from meshbus.compile.engine import Reader
+from meshbus.compile.extensions import CLIENT
 from meshbus.compile.findings import Finding, Report
 from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Server, router_servers
 from meshbus.compile.http_routes import (
@@ -223,7 +224,10 @@ def _http_chain(
     manager = connection_manager(
         stat_prefix=f"outbound_{server.bind or '0.0.0.0'}_{server.port};",  # noqa: S104 - a name
         route_name=server.route_name(),
-        filters=[*http_security(reader), *resolved],
+        filters=[
+            *http_security(reader, view.extensions, CLIENT, server.number),
+            *resolved,
+        ],
         settings=reader.node(mesh),
         reporting=reporting,
     )
@@ -260,7 +264,9 @@ def _named_chains(
                 chain = lc_pb2.FilterChain()
                 chain.filter_chain_match.server_names.append(name)
                 chain.filter_chain_match.application_protocols.extend(ALPN_MESH)
-                chain.filters.extend(network_security(reader))
+                chain.filters.extend(
+                    network_security(reader, view.extensions, CLIENT, server.number)
+                )
                 chain.filters.append(tcp_proxy(name, [(name, 1)], reporting))
                 out.append(chain)
     return out
@@ -303,7 +309,7 @@ def _passthrough_chains(
         if not hosts:
             continue
         routes = l4_routes(vs, "tls", _context(reader, view, server), report)
-        out += [_tcp_chain(reader, route, reporting) for route in routes]
+        out += [_tcp_chain(reader, view, server, route, reporting) for route in routes]
     return out
 
 
@@ -315,7 +321,7 @@ def _tcp_chains(
             continue
         routes = l4_routes(vs, "tcp", _context(reader, view, server), report)
         if routes:
-            chain = _tcp_chain(reader, routes[0], reporting)
+            chain = _tcp_chain(reader, view, server, routes[0], reporting)
             if server.mode:
                 assert server.tls is not None
                 chain.filter_chain_match.server_names.extend(server.server_names())
@@ -326,12 +332,14 @@ def _tcp_chains(
     return []
 
 
-def _tcp_chain(reader: Reader, route: L4Route, reporting: Reporting) -> lc_pb2.FilterChain:
+def _tcp_chain(
+    reader: Reader, view: View, server: Server, route: L4Route, reporting: Reporting
+) -> lc_pb2.FilterChain:
     chain = lc_pb2.FilterChain()
     if "*" not in route.server_names:
         chain.filter_chain_match.server_names.extend(route.server_names)
     restrict(chain, route)
-    chain.filters.extend(network_security(reader))
+    chain.filters.extend(network_security(reader, view.extensions, CLIENT, server.number))
     chain.filters.append(tcp_filter(route.clusters[0][0], route, reporting))
     return chain
 

@@ -22,6 +22,7 @@ from meshbus.compile.connections import (
 )
 from meshbus.compile.endpoints import service_addresses, target_ports
 from meshbus.compile.engine import Reader
+from meshbus.compile.extensions import SERVER, Extension, extensions_of
 from meshbus.compile.findings import Finding, NotCompiledError, Part, Report
 from meshbus.compile.http_routes import retry_policy
 from meshbus.compile.names import (
@@ -117,6 +118,8 @@ class ListenerView(NamedTuple):
     dual_stack: bool
     sidecar: tuple[Key, ...] = ()
     """The Sidecar that says the ports."""
+    extensions: tuple[Extension, ...] = ()
+    """WasmPlugins and TrafficExtensions on the server side."""
 
     @property
     def origins(self) -> tuple[Key, ...]:
@@ -141,12 +144,16 @@ class InboundView(NamedTuple):
     """Without what tells replicas apart."""
     sidecar: tuple[Key, ...] = ()
     """The Sidecar that says the ports or their limits."""
+    extensions: tuple[Extension, ...] = ()
+    """WasmPlugins and TrafficExtensions on the server side."""
 
     @property
     def listeners(self) -> ListenerView:
         """What of it decides the listeners."""
         ports = tuple(p._replace(services=(), endpoint="", pool="") for p in self.ports)
-        return ListenerView(ports, self.mutual, self.proxy.dual_stack, self.sidecar)
+        return ListenerView(
+            ports, self.mutual, self.proxy.dual_stack, self.sidecar, self.extensions
+        )
 
     @property
     def clusters(self) -> ClusterView:
@@ -214,6 +221,11 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
         mutual_tls(reader, proxy.namespace, proxy.labels),
         proxy.as_class(),
         (sidecar.key,) if sidecar is not None and side != NO_INGRESS else (),
+        tuple(
+            extension
+            for extension in extensions_of(reader, proxy.namespace, proxy.labels)
+            if extension.is_on(SERVER)
+        ),
     )
 
 
@@ -247,11 +259,15 @@ def _manager(
     served: ServedPort,
     settings: MeshSettings,
     reporting: Reporting,
+    extensions: tuple[Extension, ...],
 ) -> lc_pb2.Filter:
     manager = connection_manager(
         stat_prefix=f"inbound_{served.chain_name(True)};",
         route_name=served.cluster,
-        filters=[*http_security(reader), *([] if served.passes else quota_filters(reader))],
+        filters=[
+            *http_security(reader, extensions, SERVER, served.port),
+            *([] if served.passes else quota_filters(reader)),
+        ],
         settings=settings,
         reporting=reporting,
     )
@@ -272,10 +288,11 @@ def _chains(
     reporting = reporting_of(reader, LOG_INBOUND)
     mode = view.mutual.at(served.port)
     cluster = served.cluster
-    tcp = [*network_security(reader), tcp_proxy(cluster, [(cluster, 1)], reporting)]
+    before = network_security(reader, view.extensions, SERVER, served.port)
+    tcp = [*before, tcp_proxy(cluster, [(cluster, 1)], reporting)]
     http = None
     if is_http(served.protocol) or is_sniffed(served.protocol):
-        http = [_manager(reader, served, settings, reporting)]
+        http = [_manager(reader, served, settings, reporting, view.extensions)]
     secured = socket(mesh_server(settings))
     if served.tls and mode == DISABLE:
         # TLS of its own in place of the mesh's. Source: networking Sidecar, IstioIngressListener.

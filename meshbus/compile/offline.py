@@ -12,7 +12,8 @@ from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance, proxy_of_js
 from meshbus.compile.registry import rows_of_objects
 from meshbus.compile.render import render_findings, render_snapshot
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject, MeshConfigRow, Row, WorkloadInstance
+from meshbus.model.module_sources import needed_modules
+from meshbus.model.rows import ConfigObject, MeshConfigRow, Row, WasmModule, WorkloadInstance
 from meshbus.model.world import World, world_of
 
 CLUSTER = "Kubernetes"
@@ -108,6 +109,10 @@ def world_of_documents(
     if settings is not None:
         rows[Key(CLUSTER, "mesh", "config", "", "mesh")] = MeshConfigRow(dict(settings))
     rows.update(rows_of_objects(objects))
+    world = world_of(rows)
+    for source in needed_modules(world):
+        # Nothing is fetched: the proxy is shown where its module would come from.
+        rows[source.key(CLUSTER)] = WasmModule(source.url, elsewhere=True)
     return world_of(rows)
 
 

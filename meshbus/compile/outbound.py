@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2 as hcm_pb2,
+)
 from google.protobuf import duration_pb2
 
 from meshbus.compile.clusters import source_key
@@ -22,6 +25,7 @@ from meshbus.compile.connections import (
 from meshbus.compile.dynamic_names import named_as_met, names_cache, resolve_sni
 from meshbus.compile.endpoints import service_addresses
 from meshbus.compile.engine import Reader
+from meshbus.compile.extensions import CLIENT, PHASES, http_filters, network_filters
 from meshbus.compile.findings import Part, Report
 from meshbus.compile.http_routes import RouteContext
 from meshbus.compile.l4_routes import (
@@ -325,8 +329,12 @@ def _inspect(listener: listener_pb2.Listener, *, http: bool) -> None:
     listener.continue_on_listener_filters_timeout = True
 
 
+def _on_client(view: View, port: int) -> list[hcm_pb2.HttpFilter]:
+    return http_filters(view.extensions, PHASES, CLIENT, port)
+
+
 def _http_chain(
-    reader: Reader, view: View, stat: str, route: str, reporting: Reporting
+    reader: Reader, view: View, port: int, stat: str, route: str, reporting: Reporting
 ) -> lc_pb2.FilterChain:
     chain = lc_pb2.FilterChain()
     chain.filter_chain_match.transport_protocol = "raw_buffer"
@@ -335,7 +343,7 @@ def _http_chain(
     manager = connection_manager(
         stat_prefix=stat,
         route_name=route,
-        filters=client_filters(names_cache(view.ipv6) if dynamic else None),
+        filters=client_filters(names_cache(view.ipv6) if dynamic else None, _on_client(view, port)),
         settings=reader.node(mesh),
         reporting=reporting,
     )
@@ -369,11 +377,14 @@ def _l4(
     return []
 
 
-def _tcp_chain(stat: str, route: L4Route, reporting: Reporting) -> lc_pb2.FilterChain:
+def _tcp_chain(
+    view: View, port: int, stat: str, route: L4Route, reporting: Reporting
+) -> lc_pb2.FilterChain:
     chain = lc_pb2.FilterChain()
     if route.server_names:
         chain.filter_chain_match.server_names.extend(route.server_names)
     restrict(chain, route)
+    chain.filters.extend(network_filters(view.extensions, PHASES, CLIENT, port))
     chain.filters.append(tcp_filter(stat, route, reporting))
     return chain
 
@@ -399,8 +410,8 @@ def _service_chains(
             chosen.append(route)
         else:
             rest = route
-    chains = [_tcp_chain(cluster, route, reporting) for route in chosen]
-    return _distinct(chains), _tcp_chain(cluster, rest, reporting)
+    chains = [_tcp_chain(view, port, cluster, route, reporting) for route in chosen]
+    return _distinct(chains), _tcp_chain(view, port, cluster, rest, reporting)
 
 
 def _distinct(chains: list[lc_pb2.FilterChain]) -> list[lc_pb2.FilterChain]:
@@ -420,7 +431,7 @@ def _bound_listener(
     if is_sniffed(protocol):
         stat = f"outbound_{name};"
         route = sniffed_route_name(host, port)
-        out.filter_chains.append(_http_chain(reader, view, stat, route, reporting))
+        out.filter_chains.append(_http_chain(reader, view, port, stat, route, reporting))
     out.filter_chains.extend(chains)
     out.default_filter_chain.CopyFrom(rest)
     if is_sniffed(protocol) or protocol in TLS:
@@ -437,29 +448,30 @@ def _shared_listener(
     report: Report,
 ) -> listener_pb2.Listener:
     if shared.http_proxy:
-        return _proxy_listener(reader, shared.bind, port, str(port), reporting)
+        return _proxy_listener(view, reader, shared.bind, port, str(port), reporting)
     addresses = (shared.bind,) if shared.bind else any_address(view.ipv6)
     name = listener_name(addresses[0], port)
     out = _listener(name, addresses, port, not shared.captured)
     if shared.http:
         out.filter_chains.append(
-            _http_chain(reader, view, f"outbound_{name};", str(port), reporting)
+            _http_chain(reader, view, port, f"outbound_{name};", str(port), reporting)
         )
     chains: list[lc_pb2.FilterChain] = []
     for host in shared.by_name:
         routes = _l4(reader, view, host, port, "tls", report)
         cluster = str(ClusterName(port, "", host))
-        chains += [_tcp_chain(cluster, r, reporting) for r in routes]
+        chains += [_tcp_chain(view, port, cluster, r, reporting) for r in routes]
         if host != "*":
             own = straight(ClusterName(port, "", host), _context(reader, view, port))
-            chain = _tcp_chain(cluster, own._replace(server_names=(host,)), reporting)
+            own_name = own._replace(server_names=(host,))
+            chain = _tcp_chain(view, port, cluster, own_name, reporting)
             if host in reader.node(named_as_met, view.viewer):
                 resolve_sni(chain, port, view.ipv6)
             chains.append(chain)
     for host, networks in shared.by_network:
         cluster = str(ClusterName(port, "", host))
         _, rest = _service_chains(reader, view, host, port, "", reporting, report)
-        chain = _tcp_chain(cluster, L4Route((), networks, ((cluster, 1),)), reporting)
+        chain = _tcp_chain(view, port, cluster, L4Route((), networks, ((cluster, 1),)), reporting)
         del chain.filters[:]
         chain.filters.extend(rest.filters)
         chains.append(chain)
@@ -486,18 +498,24 @@ def http_proxy_listener(reader: Reader, view: View, bind: str, port: int) -> Par
     cache = None
     if view.unknown == PASSTHROUGH:
         cache = names_cache(view.ipv6)
-    out = _proxy_listener(reader, bind, port, HTTP_PROXY_ROUTE, reporting, cache)
+    out = _proxy_listener(view, reader, bind, port, HTTP_PROXY_ROUTE, reporting, cache)
     return Part((encode(reader, LDS, out.name, out),))
 
 
 def _proxy_listener(
-    reader: Reader, bind: str, port: int, route: str, reporting: Reporting, cache: Any = None
+    view: View,
+    reader: Reader,
+    bind: str,
+    port: int,
+    route: str,
+    reporting: Reporting,
+    cache: Any = None,
 ) -> listener_pb2.Listener:
     name = listener_name(bind, port)
     manager = connection_manager(
         stat_prefix=f"outbound_{name};",
         route_name=route,
-        filters=client_filters(cache),
+        filters=client_filters(cache, _on_client(view, port)),
         settings=reader.node(mesh),
         reporting=reporting,
     )

@@ -14,6 +14,7 @@ from meshbus.compile.clusters import ClusterStyle
 from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.engine import Reader
 from meshbus.compile.envoy_filter import chosen_patches, patched_part, patched_types
+from meshbus.compile.extensions import CLIENT, extensions_of
 from meshbus.compile.findings import Finding
 from meshbus.compile.inbound import (
     ClusterView,
@@ -123,7 +124,14 @@ def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
     )
     rules = selecting_rules(reader, proxy.namespace, proxy.labels)
     unknown = unknown_traffic(sidecar, reader.node(mesh))
-    return View(viewer, sources, rules, proxy.captured, proxy.dual_stack, unknown, proxy.dns)
+    extensions = tuple(
+        extension
+        for extension in extensions_of(reader, proxy.namespace, proxy.labels)
+        if extension.is_on(CLIENT)
+    )
+    return View(
+        viewer, sources, rules, proxy.captured, proxy.dual_stack, unknown, proxy.dns, extensions
+    )
 
 
 # --------------------------------------------------------------------------- parts of one proxy

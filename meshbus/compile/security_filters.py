@@ -19,6 +19,15 @@ from meshbus.compile.authorization import (
     policies_of,
 )
 from meshbus.compile.engine import Reader
+from meshbus.compile.extensions import (
+    AUTHN,
+    AUTHZ,
+    LAST,
+    STATS,
+    Extension,
+    http_filters,
+    network_filters,
+)
 from meshbus.compile.findings import Part
 from meshbus.compile.legacy_rbac import Access, access_of
 from meshbus.compile.request_authentication import (
@@ -54,25 +63,38 @@ def security_extensions(reader: Reader, security: Security) -> Part:
     return Part((*tokens.resources, *policies.resources), (*tokens.findings, *policies.findings))
 
 
-def http_security(reader: Reader) -> list[hcm_pb2.HttpFilter]:
-    """Filters of a server-side connection manager: whom CUSTOM policies ask, tokens, RBAC."""
+def http_security(
+    reader: Reader, extensions: tuple[Extension, ...] = (), side: str = "", port: int = 0
+) -> list[hcm_pb2.HttpFilter]:
+    """Filters of a server-side connection manager: whom CUSTOM policies ask, tokens, RBAC, and
+    extensions in their phases."""
     slots = reader.node(http_slots)
     asking = len(slots) - 3
-    out = []
-    for slot in (*slots[:asking], Slot(TOKENS, (TOKENS_TYPE,)), *slots[asking:]):
-        made = hcm_pb2.HttpFilter(name=slot.name)
-        made.config_discovery.config_source.CopyFrom(ads())
-        made.config_discovery.type_urls.extend(slot.types)
-        out.append(made)
-    return out
+    return [
+        *map(_http_slot, slots[:asking]),
+        *http_filters(extensions, (AUTHN,), side, port),
+        _http_slot(Slot(TOKENS, (TOKENS_TYPE,))),
+        *http_filters(extensions, (AUTHZ,), side, port),
+        *map(_http_slot, slots[asking:]),
+        *http_filters(extensions, (STATS, LAST), side, port),
+    ]
 
 
-def network_security(reader: Reader) -> list[lc_pb2.Filter]:
+def _http_slot(slot: Slot) -> hcm_pb2.HttpFilter:
+    made = hcm_pb2.HttpFilter(name=slot.name)
+    made.config_discovery.config_source.CopyFrom(ads())
+    made.config_discovery.type_urls.extend(slot.types)
+    return made
+
+
+def network_security(
+    reader: Reader, extensions: tuple[Extension, ...] = (), side: str = "", port: int = 0
+) -> list[lc_pb2.Filter]:
     """Filters of a server-side TCP chain, before what forwards."""
-    out = []
+    out = network_filters(extensions, (AUTHN, AUTHZ), side, port)
     for slot in reader.node(network_slots):
         made = lc_pb2.Filter(name=slot.name)
         made.config_discovery.config_source.CopyFrom(ads())
         made.config_discovery.type_urls.extend(slot.types)
         out.append(made)
-    return out
+    return [*out, *network_filters(extensions, (STATS, LAST), side, port)]

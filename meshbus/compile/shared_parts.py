@@ -21,6 +21,7 @@ from meshbus.compile.endpoints import (
     service_assignments,
 )
 from meshbus.compile.engine import Reader
+from meshbus.compile.extensions import extension_resource, extensions_of
 from meshbus.compile.findings import Finding, Part
 from meshbus.compile.gateways import passes_by_name, router_resources
 from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
@@ -158,16 +159,19 @@ def captured_routes(reader: Reader, view: View) -> SharedPart:
     )
 
 
-def extensions(reader: Reader, security: Security) -> SharedPart:
-    """Node: filters that come by ECDS, for workloads that follow the same objects."""
-    return merged([reader.node(security_extensions, security)])
+def extensions(reader: Reader, security: Security, more: tuple[tuple[Key, str], ...]) -> SharedPart:
+    """Node: filters that come by ECDS, for workloads that follow the same objects. `more`: objects
+    of extensions.istio.io and their kinds."""
+    own = [reader.node(extension_resource, key, kind) for key, kind in more]
+    return merged([reader.node(security_extensions, security), *own])
 
 
 def workload_extensions(
     reader: Reader, namespace: str, labels: tuple[tuple[str, str], ...]
 ) -> SharedPart:
     """Node: filters that come by ECDS for one workload."""
-    return reader.node(extensions, security_of(reader, namespace, labels))
+    more = tuple(sorted((e.key, e.kind) for e in extensions_of(reader, namespace, labels)))
+    return reader.node(extensions, security_of(reader, namespace, labels), more)
 
 
 # --------------------------------------------------------------------------- routers

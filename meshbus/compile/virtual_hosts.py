@@ -11,6 +11,7 @@ from envoy.config.route.v3 import route_pb2
 
 from meshbus.compile.connections import Tunnel
 from meshbus.compile.engine import Reader
+from meshbus.compile.extensions import Extension
 from meshbus.compile.findings import Finding, Part, Report
 from meshbus.compile.http_routes import (
     Conduct,
@@ -78,6 +79,8 @@ class View(NamedTuple):
     """The cluster that takes what no host claims; `BlackHoleCluster`: it is refused."""
     dns: bool = False
     """Applications ask mesh DNS: allocated addresses are called."""
+    extensions: tuple[Extension, ...] = ()
+    """WasmPlugins and TrafficExtensions on the client side, or of a gateway."""
 
     @property
     def namespace(self) -> str:

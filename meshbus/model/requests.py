@@ -18,6 +18,8 @@ ROTATION = "x.ca.rotation"
 REVOKE = "x.ca.revoke"
 BUNDLE = "x.ca.bundle"
 CREDENTIAL = "x.config.credential"
+PULL_SECRET = "x.config.pull-secret"  # noqa: S105 - a subject
+"""As CREDENTIAL, for the policy service and the logins of registries alone."""
 CONVERGED = "x.xds-gateway.converged"
 """Asked of one replica: `x.xds-gateway.<pod>.converged`; see `replica_subject`."""
 OBSERVED = "x.telemetry.observed"

@@ -14,6 +14,7 @@ Every row is a frozen struct encoded as a msgpack array: append fields with defa
 | `sec.trust` | ca | roots and token keys of one trust domain |
 | `mesh.config` | config | the mesh config in force |
 | `mesh.addresses` | each service, its own | where proxies reach a service of the control plane |
+| `wasm.modules`, `wasm.chunks` | policy | modules of extensions, as last fetched |
 | `jwks.keys` | policy | keys of an issuer of tokens, as last fetched |
 """
 
@@ -315,6 +316,28 @@ class KeySet(msgspec.Struct, array_like=True, frozen=True):
     failing_since: float = 0.0
 
 
+class WasmModule(msgspec.Struct, array_like=True, frozen=True):
+    """A WebAssembly module that objects name. Key: ("", hash of where it is)."""
+
+    url: str
+    sha256: str = ""
+    """Of its bytes, which are the rows `wasm.chunks` of this name; empty: it was never had."""
+    chunks: int = 0
+    asked: str = ""
+    """What objects said about fetching it anew, when it was fetched."""
+    fetched: float = 0.0
+    error: str = ""
+    """Why the last attempt failed; what was fetched before stands."""
+    elsewhere: bool = False
+    """Nobody fetches it: the proxy is told where it is (offline)."""
+
+
+class WasmChunk(msgspec.Struct, array_like=True, frozen=True):
+    """A piece of a module. Key: ("", SHA-256 of the module), shard: its number."""
+
+    data: bytes
+
+
 Row = (
     ConfigObject
     | ObjectStatus
@@ -326,6 +349,8 @@ Row = (
     | MeshConfigRow
     | ServiceAddress
     | KeySet
+    | WasmModule
+    | WasmChunk
 )
 
 TABLES: dict[str, type[Row]] = {
@@ -337,6 +362,8 @@ TABLES: dict[str, type[Row]] = {
     "mesh.config": MeshConfigRow,
     "mesh.addresses": ServiceAddress,
     "jwks.keys": KeySet,
+    "wasm.modules": WasmModule,
+    "wasm.chunks": WasmChunk,
 }
 """Tables whose struct their plane does not give: `cfg.*` hold ConfigObject, `st.*` ObjectStatus."""
 

@@ -25,8 +25,6 @@ _WHOLE = {
     ("networking.istio.io", "WorkloadGroup"),
     ("networking.istio.io", "ProxyConfig"),
     ("telemetry.istio.io", "Telemetry"),
-    ("extensions.istio.io", "WasmPlugin"),
-    ("extensions.istio.io", "TrafficExtension"),
     ("config.istio.io", "adapter"),
     ("config.istio.io", "template"),
     ("config.istio.io", "HTTPAPISpec"),
@@ -71,6 +69,8 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "Gateway": ("spec.servers[].defaultEndpoint",),
     "Sidecar": ("spec.outboundTrafficPolicy.tls",),
+    "WasmPlugin": ("spec.verificationKey",),
+    "TrafficExtension": ("spec.wasm.verificationKey",),
     "handler": ("spec.adapter", "spec.connection", "spec.params.providerUrl"),
     "instance": ("spec.template", "spec.attributeBindings"),
     "rule": (
@@ -103,8 +103,15 @@ _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
         "spec.targetRef.kind": _ATTACHED_ELSEWHERE,
         "spec.targetRefs[].kind": _ATTACHED_ELSEWHERE,
     },
+    "WasmPlugin": {
+        "spec.targetRef.kind": _ATTACHED_ELSEWHERE,
+        "spec.targetRefs[].kind": _ATTACHED_ELSEWHERE,
+    },
+    "TrafficExtension": {"spec.targetRefs[].kind": _ATTACHED_ELSEWHERE},
 }
 _REASONS = {
+    "spec.verificationKey": "is not carried out by Istio either",
+    "spec.wasm.verificationKey": "is not carried out by Istio either",
     "spec.servers[].defaultEndpoint": "is not carried out by Istio either",
     "spec.peers[].jwt": _NEITHER,
     "spec.targets[].subset": _NEITHER,

@@ -232,7 +232,10 @@ class TaskMesh:
     def settings(self) -> dict[str, Any]:
         """Settings of the home."""
         return {
-            "services": {"processes": "one"},
+            "services": {
+                "processes": "one",
+                "environment": {"MESHBUS_POLICY_MODULES_ALLOW": "127.0.0.0/8"},
+            },
             "dns": {"upstream": ["{}:{}".format(*self.zone.zone.address)]},
         }
 

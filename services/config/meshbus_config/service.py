@@ -12,7 +12,7 @@ import msgspec
 from meshbus.bus.interface import EVENTS, STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
-from meshbus.model.requests import CREDENTIAL, CredentialRequest
+from meshbus.model.requests import CREDENTIAL, PULL_SECRET, CredentialRequest
 from meshbus.runtime.calls import answer
 from meshbus.runtime.http import bind, bound_address, serve_http, split_address
 from meshbus.runtime.service import Context
@@ -166,13 +166,13 @@ class ConfigService:
             ):
                 group.create_task(forever())
             await models.wait_synced()
-            await answer(
-                context.bus,
-                CREDENTIAL,
-                CredentialRequest,
-                Credentials(lambda: store.space).answer if control is None else control.credential,
-                queue="config",
-            )
+            content = None if control is None else control.credential
+            credentials = Credentials(lambda: store.space, content)
+            for subject, handler in (
+                (CREDENTIAL, credentials.answer),
+                (PULL_SECRET, credentials.answer_pull),
+            ):
+                await answer(context.bus, subject, CredentialRequest, handler, queue="config")
             for own in mine:
                 group.create_task(_run(own))
             group.create_task(self._serve(store, control))

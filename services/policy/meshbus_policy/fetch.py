@@ -8,10 +8,10 @@ link alone can reach is not reached for others; and there are limits of size, ti
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
 import httpcore
@@ -44,12 +44,26 @@ def forbidden(address: str, allowed: Networks) -> bool:
     return one.is_loopback or one.is_link_local or one.is_unspecified or one.is_multicast
 
 
+class Reply(NamedTuple):
+    """What a server answered, redirects followed."""
+
+    status: int
+    headers: Mapping[bytes, bytes]
+    """By name in lower case."""
+    body: bytes
+
+    def header(self, name: str) -> str:
+        """One header; empty if there is none."""
+        return self.headers.get(name.encode(), b"").decode("latin-1")
+
+
 class _Guarded(httpcore.AsyncNetworkBackend):
     """Connects to addresses that may be reached."""
 
-    def __init__(self, allowed: Networks) -> None:
+    def __init__(self, allowed: Networks, setting: str) -> None:
         self._inner = httpcore.AnyIOBackend()
         self._allowed = allowed
+        self._setting = setting
 
     async def connect_tcp(
         self,
@@ -71,7 +85,7 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         if not reachable:
             raise FetchError(
                 f"{host} is at {', '.join(addresses)}: loopback and link-local addresses are not "
-                "asked unless the setting `jwks_allow` of policy names them"
+                f"asked unless the setting `{self._setting}` of policy names them"
             )
         failure: Exception | None = None
         for address in reachable:
@@ -87,7 +101,7 @@ class _Guarded(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
-        raise FetchError("a Unix socket is no place for keys")
+        raise FetchError("a Unix socket is not asked")
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -96,15 +110,18 @@ class _Guarded(httpcore.AsyncNetworkBackend):
 class Fetcher:
     """GET over HTTPS with the system's roots, and more of one's own."""
 
-    def __init__(self, allowed: Networks, roots: Path | None = None) -> None:
+    def __init__(
+        self, allowed: Networks, roots: Path | None = None, setting: str = "jwks_allow"
+    ) -> None:
         """
         Args:
             allowed: Networks that may be asked although they are loopback or link-local.
             roots: PEM file of further authorities.
+            setting: The one that says what is allowed, for messages.
         Raises:
             OSError, ssl.SSLError: The file cannot be used.
         """
-        self._backend = _Guarded(allowed)
+        self._backend = _Guarded(allowed, setting)
         self._tls = ssl.create_default_context()
         if roots is not None:
             self._tls.load_verify_locations(cafile=str(roots))
@@ -115,9 +132,28 @@ class Fetcher:
         Raises:
             FetchError: There is none.
         """
+        reply = await self.ask(url, timeout_s)
+        if reply.status != 200:
+            raise FetchError(f"{_shown(url)} answered {reply.status}")
+        return reply.body
+
+    async def ask(
+        self,
+        url: str,
+        timeout_s: float,
+        *,
+        headers: Sequence[tuple[str, str]] = (("accept", "application/json"),),
+        max_bytes: int = MAX_BYTES,
+    ) -> Reply:
+        """What a server answers, also when that is no document. Credentials are sent to the origin
+        of the URL alone.
+
+        Raises:
+            FetchError: There is no answer, or it is too long.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._follow(url, timeout_s)
+                return await self._follow(url, timeout_s, headers, max_bytes)
         except TimeoutError:
             raise FetchError(f"no answer within {timeout_s:g} s") from None
         except ssl.SSLError as error:
@@ -127,38 +163,49 @@ class Fetcher:
         except (httpcore.UnsupportedProtocol, UnicodeError, ValueError) as error:
             raise FetchError(f"not a URL that can be asked: {error}") from error
 
-    async def _follow(self, url: str, timeout_s: float) -> bytes:
+    async def _follow(
+        self, url: str, timeout_s: float, headers: Sequence[tuple[str, str]], max_bytes: int
+    ) -> Reply:
+        origin = _origin(url)
         pool = httpcore.AsyncConnectionPool(
             ssl_context=self._tls, network_backend=self._backend, max_connections=2
         )
         async with pool:
             for _ in range(MAX_REDIRECTS + 1):
-                status, location, body = await self._ask(pool, url, timeout_s)
-                if status not in _REDIRECTS:
-                    if status != 200:
-                        raise FetchError(f"{_shown(url)} answered {status}")
-                    return body
-                url = _redirected(url, location)
+                sent = [
+                    (name, value)
+                    for name, value in headers
+                    if name != "authorization" or _origin(url) == origin
+                ]
+                reply = await self._ask(pool, url, timeout_s, sent, max_bytes)
+                if reply.status not in _REDIRECTS:
+                    return reply
+                url = _redirected(url, reply.header("location"))
         raise FetchError(f"more than {MAX_REDIRECTS} redirects")
 
     async def _ask(
-        self, pool: httpcore.AsyncConnectionPool, url: str, timeout_s: float
-    ) -> tuple[int, str, bytes]:
+        self,
+        pool: httpcore.AsyncConnectionPool,
+        url: str,
+        timeout_s: float,
+        more: Sequence[tuple[str, str]],
+        max_bytes: int,
+    ) -> Reply:
         limits = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
         headers = [
             ("host", _host(url)),
-            ("accept", "application/json"),
+            *more,
             ("accept-encoding", "identity"),
             ("user-agent", "meshbus"),
         ]
-        body = b""
+        body = bytearray()
         async with pool.stream("GET", url, headers=headers, extensions={"timeout": limits}) as got:
             async for part in got.aiter_stream():
                 body += part
-                if len(body) > MAX_BYTES:
-                    raise FetchError(f"{_shown(url)} answers with more than {MAX_BYTES} bytes")
+                if len(body) > max_bytes:
+                    raise FetchError(f"{_shown(url)} answers with more than {max_bytes} bytes")
             named = {name.lower(): value for name, value in got.headers}
-            return got.status, named.get(b"location", b"").decode("latin-1"), body
+            return Reply(got.status, named, bytes(body))
 
 
 def _host(url: str) -> str:
@@ -166,6 +213,10 @@ def _host(url: str) -> str:
     host = parsed.host.decode()
     host = f"[{host}]" if ":" in host else host
     return host if parsed.port is None else f"{host}:{parsed.port}"
+
+
+def _origin(url: str) -> tuple[str, str]:
+    return url.partition("://")[0], _host(url)
 
 
 def _shown(url: str) -> str:

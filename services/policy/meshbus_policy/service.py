@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from meshbus.bus.mirror import WorldMirror
 from meshbus.mixer.quota_objects import TABLES
-from meshbus.model.key_sources import TOUCHING
+from meshbus.model import key_sources, module_sources
 from meshbus.model.world import Query, World
 from meshbus.runtime.proxy_server import ProxyServer
 from meshbus.runtime.service import Context
@@ -21,9 +21,11 @@ from meshbus.runtime.settings import SettingsError
 from meshbus_policy.authorization import AuthorizationServer
 from meshbus_policy.fetch import Fetcher, networks
 from meshbus_policy.key_sets import KeySets
+from meshbus_policy.modules import Modules
 from meshbus_policy.rate_limits import RateLimitServer
 from meshbus_policy.rules import Rules, concerned, load_rules
 
+FOLLOWED = key_sources.TOUCHING | module_sources.TOUCHING | {"wasm.chunks"}
 LATENCY_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05)
 
 
@@ -52,17 +54,29 @@ class PolicySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jwks_roots: Annotated[
         str, msgspec.Meta(description="PEM file of further authorities for fetching keys")
     ] = ""
+    modules_allow: Annotated[
+        str,
+        msgspec.Meta(
+            description="networks whose loopback or link-local addresses may be asked for modules "
+            "of extensions, comma between"
+        ),
+    ] = ""
+    modules_roots: Annotated[
+        str, msgspec.Meta(description="PEM file of further authorities for fetching modules")
+    ] = ""
 
 
-def _fetcher(settings: PolicySettings) -> Fetcher:
+def _fetcher(settings: PolicySettings, what: str) -> Fetcher:
+    """For `jwks` or `modules`."""
+    allow, roots = f"{what}_allow", getattr(settings, f"{what}_roots")
     try:
-        allowed = networks(settings.jwks_allow)
+        allowed = networks(getattr(settings, allow))
     except ValueError as error:
-        raise SettingsError(f"MESHBUS_POLICY_JWKS_ALLOW: {error}") from error
+        raise SettingsError(f"MESHBUS_POLICY_{allow.upper()}: {error}") from error
     try:
-        return Fetcher(allowed, Path(settings.jwks_roots) if settings.jwks_roots else None)
+        return Fetcher(allowed, Path(roots) if roots else None, allow)
     except OSError as error:  # ssl.SSLError too
-        raise SettingsError(f"MESHBUS_POLICY_JWKS_ROOTS: {error}") from error
+        raise SettingsError(f"MESHBUS_POLICY_{what.upper()}_ROOTS: {error}") from error
 
 
 class PolicyService:
@@ -102,7 +116,7 @@ class PolicyService:
         self._server = ProxyServer(
             context,
             self._mirror,
-            reads=(*(f"cfg.{plural}" for plural in TABLES), *sorted(TOUCHING), "reg.workloads"),
+            reads=(*(f"cfg.{plural}" for plural in TABLES), *sorted(FOLLOWED), "reg.workloads"),
             listen=context.settings.listen,
             advertise=context.settings.advertise,
             register=self._register,
@@ -112,8 +126,11 @@ class PolicyService:
             context,
             self._mirror,
             self._server.writer,
-            _fetcher(context.settings),
+            _fetcher(context.settings, "jwks"),
             context.settings.jwks_refresh_s,
+        )
+        self._modules = Modules(
+            context, self._mirror, self._server.writer, _fetcher(context.settings, "modules")
         )
 
     # -------------------------------------------------------------- what the servers need
@@ -158,10 +175,12 @@ class PolicyService:
         admin.add_ready("proxies", self._server.not_ready)
         admin.add_debug("rules", self._describe)
         admin.add_debug("keys", self._keys.describe)
+        admin.add_debug("modules", self._modules.describe)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._server.run())
             await self._server.wait_synced()
             tasks.create_task(self._keys.run())
+            tasks.create_task(self._modules.run())
 
     def _register(self, server: Any) -> None:
         rls_pb2_grpc.add_RateLimitServiceServicer_to_server(self._limits, server)

@@ -6,7 +6,7 @@ has the version that the client has, and names to look at are pending.
 
 from collections.abc import Callable, Iterable
 
-from meshbus.compile.resources import LDS, RDS, Resource
+from meshbus.compile.resources import ECDS, LDS, RDS, Resource
 from meshbus_xds_gateway.client_refusals import ClientRefusals, KeepError
 from meshbus_xds_gateway.content import NO_NAMES, NOTHING, Change, Content
 from meshbus_xds_gateway.session_state import ABSENT, Detail, Flight, Names, Push, TypeState
@@ -188,6 +188,11 @@ class ByName:
             told = known == ABSENT and name not in detail.forced
             if told or (known is None and name not in state.names):
                 detail.settle(name)
+                detail.before.pop(name, None)
+                return None
+            if self._type_url == ECDS and known:  # see `content._made_change`
+                detail.settle(name)
+                detail.known[name] = ABSENT
                 detail.before.pop(name, None)
                 return None
             return "removal"

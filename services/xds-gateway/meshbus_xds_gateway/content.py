@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from meshbus.compile.layers import Layer, remembered
-from meshbus.compile.resources import Resource, field
+from meshbus.compile.resources import ECDS, Resource, field
 
 NameSet = frozenset[str]
 _sets: "weakref.WeakKeyDictionary[NameSet, weakref.ref[NameSet]]" = weakref.WeakKeyDictionary()
@@ -303,6 +303,10 @@ def _made_change(
     for name in sorted(names):
         old, after = before(name), new.get(name)
         if after is None:
+            if type_url == ECDS and old is not None:
+                # A filter without configuration answers 500 to every request of the listeners that
+                # are still drained. The client forgets it with the last of them.
+                continue
             removed.append(name)
             gone = gone or old is not None
         elif old is None or old.version != after.version:

@@ -8,7 +8,7 @@ from meshbus_xds_gateway.session_state import ProtocolError
 from meshbus_xds_gateway.verdicts import Verdicts
 from xds_client import Client, Stream, mesh, res
 
-from meshbus.compile.resources import CDS, EDS, LDS, RDS, SDS
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS
 
 TYPES = (CDS, EDS, LDS, RDS)
 
@@ -458,3 +458,27 @@ def test_streams_that_share_verdicts_do_not_hold_each_other_up(actions, partial)
                     assert has == resource.body
                 else:
                     assert has is None or not has.endswith(b"bad")
+
+
+def with_filter(there: bool, **contents: str):
+    return {**mesh(**contents), ECDS: {"f": res(ECDS, "f", "1")} if there else {}}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_filter_that_goes_is_left_to_the_client_to_forget(by_name):
+    # Listeners that are drained still use it: without configuration it answers 500.
+    stream = connected(with_filter(True, cds_a="1", lds_l="1"))
+    client = stream.client
+    client.open(ECDS, ("f", "g"))
+    stream.settle()
+    assert set(client.held[ECDS]) == {"f"}
+    if by_name:
+        stream.session._detail(ECDS, stream.session._types[ECDS])
+    stream.session.update(with_filter(False, cds_a="1", lds_l="2"), 2, stream.now)
+    stream.settle()
+    assert set(client.held[ECDS]) == {"f"}
+    assert stream.session.converged(2, stream.now) == 2
+    stream.session.update(with_filter(True, cds_a="1", lds_l="3"), 3, stream.now)
+    stream.settle()
+    assert set(client.held[ECDS]) == {"f"}
+    assert stream.session.converged(3, stream.now) == 3

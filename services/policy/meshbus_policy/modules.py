@@ -1,0 +1,162 @@
+"""Modules of extensions: fetched, kept as rows in pieces, never given up while somebody names them.
+
+The leader fetches what objects name: once, and again when an object with imagePullPolicy Always has
+changed. A failure is tried again, later each time; what was fetched before stands.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import random
+from typing import Any
+
+import msgspec
+from prometheus_client import Counter
+
+from meshbus.bus.interface import BusError
+from meshbus.bus.mirror import WorldMirror
+from meshbus.bus.writer import ModelWriter, Write
+from meshbus.model.keys import Key
+from meshbus.model.module_sources import TOUCHING, ModuleSource, needed_modules
+from meshbus.model.requests import PULL_SECRET, CredentialReply, CredentialRequest
+from meshbus.model.rows import WasmChunk, WasmModule
+from meshbus.model.world import Query, World
+from meshbus.runtime.calls import CallError, call
+from meshbus.runtime.sealed import SealError, recipient
+from meshbus.runtime.service import Context
+from meshbus_policy.fetch import Fetcher, FetchError
+from meshbus_policy.key_sets import Schedule
+from meshbus_policy.registries import MAX_MODULE_BYTES, Logins, fetch_module, logins_of
+
+MAX_MODULES = 64
+MAX_ALL_BYTES = 4 * MAX_MODULE_BYTES
+CHUNK_BYTES = 512 * 1024
+NEVER_S = 10 * 365 * 86400.0
+_LOOK_S = 5.0
+
+
+class Modules:
+    """Keeps the rows of `wasm.modules` and `wasm.chunks`. `run` it where the mirror is followed."""
+
+    def __init__(
+        self, context: Context[Any], mirror: WorldMirror, writer: ModelWriter, fetcher: Fetcher
+    ) -> None:
+        self._context = context
+        self._mirror = mirror
+        self._writer = writer
+        self._fetcher = fetcher
+        # Jitter is no secret.
+        self._schedule = Schedule(NEVER_S, random.random)
+        self._moved = asyncio.Event()
+        self._fetches = Counter(
+            "meshbus_policy_module_fetches",
+            "Attempts to fetch modules, by outcome (good, failed).",
+            ["outcome"],
+            registry=context.metrics,
+        )
+        mirror.subscribe(self._changed)
+
+    def _changed(self, _world: World, touched: frozenset[Query]) -> None:
+        if any(query.table in TOUCHING for query in touched):
+            self._moved.set()
+
+    def _row(self, source: ModuleSource) -> WasmModule | None:
+        row = self._mirror.world.get(source.key(self._context.cluster))
+        return row if isinstance(row, WasmModule) else None
+
+    def describe(self) -> Any:
+        """For `/debug`: what there is."""
+        return [
+            {"url": e.row.url, "sha256": e.row.sha256, "error": e.row.error}
+            for e in self._mirror.world.all("wasm.modules")
+        ]
+
+    async def run(self) -> None:
+        """Fetch what is missing whenever this replica leads, until cancelled."""
+        clock = self._context.clock
+        while True:
+            await self._writer.wait_leading()
+            await self._mirror.reached(self._writer.fenced_at, _LOOK_S)
+            self._moved.clear()
+            needed = dict(sorted(needed_modules(self._mirror.world).items())[:MAX_MODULES])
+            await self._drop(needed)
+            names = {"\n".join(source): source for source in needed}
+            self._schedule.keep(dict.fromkeys(names), clock.now())
+            for name, source in names.items():
+                row = self._row(source)
+                if row is not None and row.sha256 and row.asked == needed[source] and not row.error:
+                    self._schedule.done(name, clock.now(), good=True)
+            due = self._schedule.due(clock.now())
+            if due:
+                await self._fetch(due[0], names[due[0]], needed[names[due[0]]])
+                continue
+            wait_s = self._schedule.next_at(clock.now() + _LOOK_S) - clock.now()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(max(wait_s, 0.01), _LOOK_S)):
+                    await self._moved.wait()
+
+    async def _drop(self, needed: dict[ModuleSource, str]) -> None:
+        """Rows that nobody needs any more."""
+        world, cluster = self._mirror.world, self._context.cluster
+        keep = {source.key(cluster) for source in needed}
+        gone: list[Write] = [(e.key, None) for e in world.all("wasm.modules") if e.key not in keep]
+        used = {e.row.sha256 for e in world.all("wasm.modules") if e.key in keep}
+        gone += [(e.key, None) for e in world.all("wasm.chunks") if e.key.name not in used]
+        for start in range(0, len(gone), 500):
+            with contextlib.suppress(BusError):
+                sequence = await self._writer.commit(gone[start : start + 500])
+                await self._mirror.reached(sequence, _LOOK_S)
+
+    async def _fetch(self, name: str, source: ModuleSource, asked: str) -> None:
+        clock = self._context.clock
+        known = self._row(source) or WasmModule(source.url)
+        try:
+            logins = await self._logins(source)
+            module = await fetch_module(self._fetcher, source.url, source.sha256, logins)
+            held = sum(len(e.row.data) for e in self._mirror.world.all("wasm.chunks"))
+            if held + len(module) > MAX_ALL_BYTES:
+                raise FetchError(f"all modules together have more than {MAX_ALL_BYTES} bytes")
+        except FetchError as error:
+            row = msgspec.structs.replace(known, error=str(error)[:500])
+            writes: list[Write] = [(source.key(self._context.cluster), row)]
+            self._context.log.warning("module not fetched", url=source.url, error=str(error))
+        else:
+            row, writes = self._rows(source, module, asked)
+        self._fetches.labels("failed" if row.error else "good").inc()
+        try:
+            if row != known:
+                for write in writes:  # a piece each: together they may be more than a batch takes
+                    await self._mirror.reached(await self._writer.commit([write]), _LOOK_S)
+        except BusError as error:
+            self._context.log.info("module not written yet", url=source.url, error=str(error))
+            self._schedule.done(name, clock.now(), good=False)
+            return
+        self._schedule.done(name, clock.now(), good=not row.error)
+
+    def _rows(
+        self, source: ModuleSource, module: bytes, asked: str
+    ) -> tuple[WasmModule, list[Write]]:
+        """The module and its pieces; the pieces first, so that whoever reads finds it whole."""
+        cluster, digest = self._context.cluster, hashlib.sha256(module).hexdigest()
+        pieces = [module[i : i + CHUNK_BYTES] for i in range(0, len(module), CHUNK_BYTES)]
+        writes: list[Write] = [
+            (Key(cluster, "wasm", "chunks", "", digest, str(index)), WasmChunk(piece))
+            for index, piece in enumerate(pieces)
+        ]
+        now = self._context.clock.now()
+        row = WasmModule(source.url, digest, len(pieces), asked, now)
+        return row, [*writes, (source.key(cluster), row)]
+
+    async def _logins(self, source: ModuleSource) -> Logins:
+        if not source.secret:
+            return {}
+        namespace, _, name = source.secret.partition("/")
+        own = recipient()
+        request = CredentialRequest(namespace, name, own.public_key)
+        try:
+            reply = await call(self._context.bus, PULL_SECRET, request, CredentialReply)
+            return logins_of(msgspec.json.decode(own.open(reply.sealed), type=dict[str, str]))
+        except CallError as error:
+            raise FetchError(f"imagePullSecret: {error.message}") from error
+        except (SealError, msgspec.MsgspecError) as error:
+            raise FetchError("imagePullSecret: the answer cannot be opened") from error
