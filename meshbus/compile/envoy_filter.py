@@ -50,6 +50,7 @@ _TYPES = {
     "CLUSTER": CDS,
     "EXTENSION_CONFIG": ECDS,
 }
+MATCHES_NOTHING = "matches nothing of this proxy"
 _WHOLE = frozenset({"LISTENER", "CLUSTER", "ROUTE_CONFIGURATION", "EXTENSION_CONFIG"})
 _OLD_INSERTIONS = {
     "": "INSERT_FIRST",
@@ -187,16 +188,24 @@ def patched_part(
                 report.add(key, f"{patch.path}.applyTo", f"{patch.apply_to} is not carried out")
             continue
         with report.guard(key, patch.path):
+            if not _concerns_some(patch, role):
+                continue
             if not _apply(reader, resources, patch, type_url, role):
-                report.add(key, f"{patch.path}.match", "matches nothing of this proxy")
+                report.add(key, f"{patch.path}.match", MATCHES_NOTHING)
     return SharedPart(layer_of(resources), report.findings())
+
+
+def _concerns_some(patch: Patch, role: str) -> bool:
+    """Some side of a proxy is meant."""
+    sides = (GATEWAY,) if role == ROUTER else (INBOUND, OUTBOUND)
+    return any(patch.concerns(side) for side in sides)
 
 
 def _apply(
     reader: Reader, resources: dict[str, Resource], patch: Patch, type_url: str, role: str
 ) -> bool:
     if patch.apply_to in _WHOLE and patch.operation == "ADD":
-        return _add(reader, resources, patch, type_url, role)
+        return _add(reader, resources, patch, type_url)
     changed: dict[str, Resource | None] = {}
     for name, resource in resources.items():
         if type_url == CDS and not may_match(name, patch.match):
@@ -234,12 +243,7 @@ _PATCHERS: dict[str, Callable[[Any, Patch], bool]] = {
 }
 
 
-def _add(
-    reader: Reader, resources: dict[str, Resource], patch: Patch, type_url: str, role: str
-) -> bool:
-    sides = (GATEWAY,) if role == ROUTER else (INBOUND, OUTBOUND)
-    if not any(patch.concerns(side) for side in sides):
-        return True  # not for this proxy, on purpose
+def _add(reader: Reader, resources: dict[str, Resource], patch: Patch, type_url: str) -> bool:
     message = patch.message()
     if not message.name:
         raise NotCompiledError(f"{patch.path}.patch.value.name", "a name is needed")

@@ -57,6 +57,22 @@ class ProxyProblem(msgspec.Struct, frozen=True):
     """Model version of the refused push."""
 
 
+class ConfigLoss(msgspec.Struct, frozen=True):
+    """A part of an object that has no effect, and at which proxies."""
+
+    object_key: str
+    """Row key of the object (`cfg.virtualservices/default/reviews`)."""
+    path: str
+    """The part: `spec.http[0].match`."""
+    message: str
+    proxies: int
+    """How many connected proxies it has no effect at."""
+    example: str
+    """One of them."""
+    sequence: int
+    """Model version that this is found in."""
+
+
 class GatewayReport(msgspec.Struct, frozen=True):
     """What one gateway replica knows: `s.<cluster>.xds-gateway.<pod>.report`, each second while it
     moves."""
@@ -75,6 +91,7 @@ class GatewayReport(msgspec.Struct, frozen=True):
     """Share of the memory that it may use, to a tenth."""
     waiting: int = 0
     """Streams that wait to be admitted."""
+    losses: list[ConfigLoss] = []
 
 
 class Progress(msgspec.Struct, frozen=True):

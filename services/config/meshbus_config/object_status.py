@@ -1,16 +1,19 @@
-"""Statuses of objects: what proxies refuse, what is named and not there. Written by the leader,
-differences only."""
+"""Statuses of objects: what proxies refuse, what has no effect, what is named and not there.
+
+Written by the leader, differences only.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 
 from meshbus.analyze.references import Missing
 from meshbus.model.keys import Key
 from meshbus.model.rows import ObjectStatus
-from meshbus.model.status import GatewayReport, ProxyProblem
+from meshbus.model.status import ConfigLoss, GatewayReport, ProxyProblem
 from meshbus_config.documents import Space, Stored, object_key, status_key, timestamp
 from meshbus_config.errors import ApiError
 from meshbus_config.outcomes import CONFIGURED, Plan
@@ -20,7 +23,8 @@ from meshbus_config.store import Store
 
 RECONCILED = "Reconciled"
 RESOLVED_REFS = "ResolvedRefs"
-_OURS = (RECONCILED, RESOLVED_REFS)
+EFFECTIVE = "Effective"
+_OURS = (RECONCILED, RESOLVED_REFS, EFFECTIVE)
 _PAUSE_S = 0.5
 _RETRY_S = 5.0
 _MESSAGE_CHARACTERS = 1024
@@ -43,6 +47,7 @@ class Found(NamedTuple):
 
     refused: Mapping[Key, list[ProxyProblem]]
     missing: Mapping[Key, Sequence[Missing]]
+    lost: Mapping[Key, list[ConfigLoss]] = {}
 
 
 def problems_by_object(
@@ -57,6 +62,31 @@ def problems_by_object(
                 if key is not None:
                     found.setdefault(key, []).append(problem)
     return found
+
+
+def losses_by_object(reports: Iterable[GatewayReport], cluster: str) -> dict[Key, list[ConfigLoss]]:
+    """What has no effect, by the row of the object: each part once, with the proxies of all
+    gateways."""
+    found: dict[Key, dict[tuple[str, str], ConfigLoss]] = {}
+    for report in reports:
+        for loss in report.losses:
+            key = _key(loss.object_key, cluster)
+            if key is None:
+                continue
+            of_object = found.setdefault(key, {})
+            part = (loss.path, loss.message)
+            held = of_object.get(part)
+            of_object[part] = (
+                loss
+                if held is None
+                else msgspec.structs.replace(
+                    held,
+                    proxies=held.proxies + loss.proxies,
+                    example=min(held.example, loss.example),
+                    sequence=min(held.sequence, loss.sequence),
+                )
+            )
+    return {key: list(parts.values()) for key, parts in found.items()}
 
 
 def _key(text: str, cluster: str) -> Key | None:
@@ -81,6 +111,19 @@ def reference_verdict(missing: Sequence[Missing]) -> Verdict:
     if not missing:
         return Verdict(True, "ResolvedRefs", "everything that it names is there")
     return Verdict(False, "ReferenceNotFound", _joined([text_of(m) for m in missing]))
+
+
+def loss_verdict(losses: Sequence[ConfigLoss]) -> Verdict:
+    """The condition `Effective`."""
+    if not losses:
+        return Verdict(True, "Effective", "all of it has effect")
+    ordered = sorted(losses, key=lambda loss: (loss.path, loss.message))
+    return Verdict(False, "PartlyWithoutEffect", _joined([_told(loss) for loss in ordered]))
+
+
+def _told(loss: ConfigLoss) -> str:
+    where = loss.example if loss.proxies == 1 else f"{loss.proxies} proxies, as {loss.example}"
+    return f"{loss.path}: {loss.message} ({where})"
 
 
 def _joined(texts: list[str]) -> str:
@@ -113,7 +156,8 @@ def plan_statuses(space: Space, found: Found, now: float) -> list[Plan]:
 
     Objects that never had one keep no status row: a mesh without problems writes nothing.
     """
-    keys = {key for key in (*found.refused, *found.missing) if key.plane == "cfg"}
+    concerned = (*found.refused, *found.missing, *found.lost)
+    keys = {key for key in concerned if key.plane == "cfg"}
     for table in space.world.tables():
         if table.startswith("st."):
             keys.update(
@@ -139,6 +183,10 @@ def _plan(stored: Stored, found: Found, now: float) -> Plan | None:
     current = [p for p in problems if p.sequence >= stored.entry.sequence]
     if current or not problems:
         verdicts[RECONCILED] = refusal_verdict(current)
+    losses = found.lost.get(key, [])
+    lost = [loss for loss in losses if loss.sequence >= stored.entry.sequence]
+    if lost or not losses:
+        verdicts[EFFECTIVE] = loss_verdict(lost)
     generation = stored.row.generation
     conditions = {kind: _held(held, kind) for kind in _OURS} if held is not None else {}
     fresh = {}
@@ -210,6 +258,7 @@ class StatusWriter:
         found = Found(
             problems_by_object(self._board.gateways.values(), self._cluster),
             self._references.missing(),
+            losses_by_object(self._board.gateways.values(), self._cluster),
         )
         if not plan_statuses(self._store.space, found, self._now()):
             return

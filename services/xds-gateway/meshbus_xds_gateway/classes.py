@@ -4,14 +4,17 @@ Only here the engine is asked. What changed is found by the part: part -> classe
 """
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from meshbus.api.kinds import all_kinds
 from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.engine import Engine
+from meshbus.compile.envoy_filter import patched_part
+from meshbus.compile.findings import Finding
 from meshbus.compile.proxy import MESH_SECRETS, Ask, Plan, Snapshot, plan_proxy, snapshot_of
 from meshbus.compile.proxy_keys import ProxyKeys
+from meshbus.model.keys import Key
 from meshbus.model.world import Query, World
 from meshbus_xds_gateway.content import Content, content_of
 
@@ -42,12 +45,14 @@ what is said of objects. They are most of a large mesh."""
 class Cell:
     """One type of the plans that put it together from the same parts."""
 
-    __slots__ = ("asks", "content", "holders", "type_url")
+    __slots__ = ("asks", "content", "findings", "holders", "type_url")
 
     def __init__(self, type_url: str, asks: tuple[Ask, ...], content: Content) -> None:
         self.type_url = type_url
         self.asks = asks
         self.content = content
+        self.findings: tuple[Finding, ...] = ()
+        """What of the objects behind it has no effect."""
         self.holders: set[ProxyClass] = set()
 
 
@@ -61,6 +66,15 @@ class ProxyClass:
         self.cells = cells
         self.members: set[Client] = set()
         self.secrets: tuple[SecretNeed, ...] = MESH_SECRETS
+
+    def follows(self, filter_key: Key) -> bool:
+        """Patches of an EnvoyFilter are part of the plan."""
+        return any(
+            any(key == filter_key for key, _ in ask.args[-1])
+            for _, asks in self.plan.layers
+            for ask in asks
+            if ask.node is patched_part
+        )
 
     @property
     def contents(self) -> dict[str, Content]:
@@ -80,6 +94,8 @@ class Classes:
         self._by_secrets: dict[Ask, set[ProxyClass]] = {}
         self._by_keys: dict[ProxyKeys, set[Client]] = {}
         self._of: dict[Client, ProxyClass] = {}
+        self.version = 0
+        """Grows when members or findings change."""
 
     def update(self, world: World, touched: Iterable[Query]) -> None:
         """Move to the next world."""
@@ -157,6 +173,17 @@ class Classes:
                 moved.add(client)
         return moved
 
+    def findings(self) -> Iterator[tuple[ProxyClass, Finding]]:
+        """What has no effect, by class."""
+        for held in self._by_plan.values():
+            every = (finding for cell in held.cells for finding in cell.findings)
+            for finding in dict.fromkeys(every):
+                yield held, finding
+
+    def followers(self, filter_key: Key) -> int:
+        """Proxies that follow the patches of an EnvoyFilter."""
+        return sum(len(held.members) for held in self._by_plan.values() if held.follows(filter_key))
+
     # ------------------------------------------------------------------ inside
 
     def _plan(self, keys: ProxyKeys) -> Plan | None:
@@ -186,6 +213,7 @@ class Classes:
             self._exit(client)
             entered.members.add(client)
             self._of[client] = entered
+            self.version += 1
         return entered
 
     def _made(self, plan: Plan) -> ProxyClass | None:
@@ -213,15 +241,25 @@ class Classes:
         if found is not None:
             self._refresh(found)
             return found
-        return Cell(type_url, asks, self._content(asks))
+        made = Cell(type_url, asks, self._content(asks))
+        made.findings = self._findings(asks)
+        return made
 
     def _content(self, asks: tuple[Ask, ...]) -> Content:
         return content_of(tuple(self._value(ask).resources for ask in asks))
+
+    def _findings(self, asks: tuple[Ask, ...]) -> tuple[Finding, ...]:
+        every = (self._value(ask).findings for ask in asks)
+        return tuple(dict.fromkeys(finding for found in every for finding in found))
 
     def _refresh(self, cell: Cell) -> None:
         """The present content of a cell; where it cannot be compiled it keeps what it has."""
         try:
             cell.content = self._content(cell.asks)
+            found = self._findings(cell.asks)
+            if found != cell.findings:
+                cell.findings = found
+                self.version += 1
         except Exception:  # noqa: BLE001 - told by `failed`
             self._failed(f"{cell.type_url} {cell.asks[0].args!r:.200}")
 
@@ -234,6 +272,7 @@ class Classes:
         if left is None:
             return
         left.members.discard(client)
+        self.version += 1
         if left.members:
             return
         del self._by_plan[left.plan]

@@ -26,6 +26,7 @@ from meshbus_xds_gateway.content import Content, forget_responses
 from meshbus_xds_gateway.convergence import Convergence, time_of_change
 from meshbus_xds_gateway.credentials import Credentials
 from meshbus_xds_gateway.leaves import Account, Holder, Leaves
+from meshbus_xds_gateway.losses import Losses
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.node import Token
 from meshbus_xds_gateway.secret_resources import trust_secret
@@ -106,6 +107,7 @@ class Fleet:
         self._context = context
         self._metrics = metrics
         self._classes = Classes(self._not_compiled)
+        self.losses = Losses(self._classes)
         self._leaves = Leaves(context, tasks, ttl_s, self._leaf_changed, self._proof_key)
         self._credentials = Credentials(context, tasks, self._credential_changed)
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)

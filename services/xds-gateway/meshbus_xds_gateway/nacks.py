@@ -11,6 +11,7 @@ from meshbus.model.status import ProxyProblem
 from meshbus.runtime.events import publish_event
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.fleet import Client
+from meshbus_xds_gateway.losses import object_key
 from meshbus_xds_gateway.verdicts import Refusal
 
 MAX_PROBLEMS = 100
@@ -30,11 +31,6 @@ def object_name(key: Key) -> str:
     """`Kind namespace/name` of an object."""
     kind = kind_of_row(key)
     return f"{kind} {key.namespace}/{key.name}" if key.namespace else f"{kind} {key.name}"
-
-
-def object_key(key: Key) -> str:
-    """`cfg.virtualservices/default/reviews`."""
-    return f"{key.table}/{key.namespace}/{key.name}"
 
 
 def problem_of(refusal: Refusal) -> ProxyProblem:

@@ -42,6 +42,7 @@ async def report(
             cpu=round(load.cpu, 1),
             memory=round(load.memory, 1),
             waiting=sum(server.waiting for server in servers),
+            losses=fleet.losses.at(fleet.sequence),
         )
         if fleet.synced and (current != last or reconnected[0] or now - last_at >= QUIET_S):
             try:

@@ -23,7 +23,7 @@ from meshbus.compile.resources import CDS, LDS, SDS
 from meshbus.model.keys import Key
 from meshbus.model.requests import CREDENTIAL, CredentialReply, CredentialRequest
 from meshbus.model.rows import ConfigObject, WorkloadInstance
-from meshbus.model.status import GatewayReport, status_subject
+from meshbus.model.status import ConfigLoss, GatewayReport, status_subject
 from meshbus.runtime.calls import answer
 from meshbus.runtime.http import AddressInUseError
 from meshbus.runtime.sealed import seal
@@ -421,3 +421,50 @@ async def test_without_its_bus_the_gateway_keeps_its_proxies(mesh, nats_server):
     response = await ads.next(CDS)
     names = [r.name for r in response.resources]
     assert names == ["outbound|80||new.default.svc.cluster.local"], "only what is new"
+
+
+async def test_what_has_no_effect_is_reported_with_the_proxies_concerned(mesh):
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    ads = Ads(mesh, await mesh.token("server"))
+    for type_url in (CDS, LDS):
+        await ads.ask(type_url)
+        response = await ads.next(type_url)
+        await ads.ask(type_url, response_nonce=response.nonce)
+
+    def patch(cluster: str, context: str = "ANY") -> dict[str, object]:
+        match = {"context": context, "cluster": {"name": cluster}}
+        value = {"connectTimeout": "1s"}
+        return {
+            "applyTo": "CLUSTER",
+            "match": match,
+            "patch": {"operation": "MERGE", "value": value},
+        }
+
+    held = "outbound|9080||server.default.svc.cluster.local"
+    patches = [patch(held), patch("nobody"), patch("nobody", "GATEWAY")]
+    spec = {"configPatches": patches}
+    change = await mesh.write(config("EnvoyFilter", "envoyfilters", "lost", spec))
+
+    async def losses() -> list[ConfigLoss] | None:
+        subject = status_subject(CLUSTER, "xds-gateway", "xds-gateway-0", "report")
+        last = await mesh.buses["config"].last(STATUS, subject)
+        report = msgspec.json.decode(last.data, type=GatewayReport) if last else None
+        return report.losses if report and report.sequence >= change else None
+
+    async def told() -> bool:
+        return bool(await losses())
+
+    await mesh.until(told, "the report says what has no effect")
+    (loss,) = await losses() or []
+    assert (loss.object_key, loss.path) == (
+        "cfg.envoyfilters/default/lost",
+        "spec.configPatches[1].match",
+    )
+    assert (loss.proxies, loss.example) == (1, "server-0.default")
+    await mesh.write(config("EnvoyFilter", "envoyfilters", "lost", {"configPatches": patches[:1]}))
+
+    async def mended() -> bool:
+        return await losses() == []
+
+    await mesh.until(mended, "the report has no losses any more")
