@@ -9,6 +9,7 @@ import base64
 import contextlib
 import json
 import secrets
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,9 +52,24 @@ log = structlog.get_logger("bus")
 class NatsBus:
     """`meshbus.bus.interface.Bus` on a nats-server. `start` it before use, `close` it after."""
 
-    def __init__(self, url: str, identity: str, key: UserKey | None) -> None:
-        """`key` None: the server asks for none (tests of the server itself)."""
+    def __init__(
+        self,
+        url: str,
+        identity: str,
+        key: UserKey | None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        replicas: int = 1,
+    ) -> None:
+        """
+        Args:
+            key: None: the server asks for none (tests of the server itself).
+            tls: What proves the server of a `tls://` address.
+            replicas: Servers that keep each stream, where this connection makes them.
+        """
         self._url = url
+        self._tls = tls
+        self._replicas = replicas
         self._identity = identity
         self._key = key
         self._client: RawClient | None = None
@@ -159,6 +175,7 @@ class NatsBus:
             # Nothing is kept for later while the server is away: a write that its author took
             # for failed would appear after all.
             pending_size=0,
+            tls=self._tls,
             closed_cb=closed,
             disconnected_cb=disconnected,
             reconnected_cb=reconnected,
@@ -190,7 +207,7 @@ class NatsBus:
         """Create or update the streams; from now on after each reconnect again, because a
         server that restarts has forgotten those in memory."""
         self._keeps_streams = True
-        for config in stream_configs():
+        for config in stream_configs(self._replicas):
             name = config["name"]
             answer = await self.api(f"STREAM.CREATE.{name}", config, checked=False)
             error = answer.get("error")

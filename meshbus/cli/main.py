@@ -6,6 +6,7 @@ import typer
 
 from meshbus.cli.authz import authz
 from meshbus.cli.certs import certs
+from meshbus.cli.cluster_keys import cluster_keys
 from meshbus.cli.compile import compile_command
 from meshbus.cli.demo import demo
 from meshbus.cli.down import down
@@ -50,6 +51,7 @@ app.command("version", rich_help_panel=_LOOK)(version)
 app.command("validate", rich_help_panel=_OFFLINE)(validate)
 app.command("compile", rich_help_panel=_OFFLINE)(compile_command)
 app.command("kube-inject", rich_help_panel=_OFFLINE)(kube_inject)
+app.command("cluster-keys", rich_help_panel=_SERVER)(cluster_keys)
 app.command("serve", rich_help_panel=_SERVER)(serve)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,24 @@ def read_seed(process: ProcessSettings, identity: str) -> UserKey | None:
         raise SettingsError(f"MESHBUS_BUS_SEEDS: {path}: {error}") from None
 
 
+def bus_tls(process: ProcessSettings) -> ssl.SSLContext | None:
+    """What proves the nats-server; None where it is reached in the clear.
+
+    Raises:
+        SettingsError: The file cannot be read, or there is none for a `tls://` address.
+    """
+    if not process.bus_url.startswith("tls://"):
+        return None
+    if not process.bus_roots:
+        raise SettingsError("MESHBUS_BUS_ROOTS: is needed for a tls:// address")
+    try:
+        context = ssl.create_default_context(cafile=process.bus_roots)
+    except OSError as error:
+        raise SettingsError(f"MESHBUS_BUS_ROOTS: {process.bus_roots}: {error}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
 def make_context(
     cls: type[Service],
     settings: Any,
@@ -183,7 +202,13 @@ async def run_process(plan: Plan, worker: WorkerChannel | None = None) -> None:
     contexts: list[Context[Any]] = []
     services: list[Service] = []
     for cls, settings in plan.services:
-        bus = NatsBus(process.bus_url, cls.name, read_seed(process, cls.name))
+        bus = NatsBus(
+            process.bus_url,
+            cls.name,
+            read_seed(process, cls.name),
+            tls=bus_tls(process),
+            replicas=process.bus_replicas,
+        )
         buses.append(bus)
         context = make_context(
             cls, settings, process, bus, several=several, worker=worker, kubernetes=kubernetes

@@ -25,8 +25,16 @@ def _about(text: str) -> msgspec.Meta:
 class ProcessSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of every process, whatever services it runs."""
 
-    bus_url: Annotated[str, _about("nats-server, nats://HOST:PORT")] = "nats://127.0.0.1:4222"
+    bus_url: Annotated[str, _about("nats-server, nats://HOST:PORT or tls://HOST:PORT")] = (
+        "nats://127.0.0.1:4222"
+    )
     bus_seeds: Annotated[str, _about("directory of <identity>.seed files; empty: no keys")] = ""
+    bus_roots: Annotated[
+        str, _about("file of the certificates that prove a nats-server at tls://HOST:PORT")
+    ] = ""
+    bus_replicas: Annotated[
+        int, msgspec.Meta(description="nats-servers that keep each stream", ge=1, le=5)
+    ] = 1
     cluster: Annotated[str, _about("name of the cluster in the model")] = "Kubernetes"
     pod: Annotated[str, _about("name of this replica; default: <service>-0")] = ""
     state: Annotated[str, _about("directory of the process; services have one each below")] = (

@@ -50,6 +50,7 @@ spec:
         - {name: MESHBUS_BUS_URL, value: {{ include "meshbus.busUrl" $root | quote }}}
         - {name: MESHBUS_BUS_SEEDS, value: /etc/meshbus/bus}
         - {name: MESHBUS_BUS_ROOTS, value: /etc/meshbus/bus-roots/ca.crt}
+        - {name: MESHBUS_BUS_REPLICAS, value: {{ min 3 (dig "nats" "replicas" 1 (include "meshbus.values" $root | fromYaml)) | quote }}}
         - {name: MESHBUS_CLUSTER, value: {{ include "meshbus.clusterName" $root | quote }}}
         - {name: MESHBUS_STATE, value: /var/lib/meshbus}
         - {name: MESHBUS_ADMIN, value: "{{ $bind }}:15014"}
