@@ -1,0 +1,225 @@
+"""The chart, by Helm, on a real API server: every profile is taken by its schemas, services may do
+what the chart grants and nothing else, pods keep to Pod Security, and nothing is left behind.
+
+Hooks (a Job, a test pod) are not run here: there is no kubelet. What the Job does has a test of its
+own in `test_kube_cluster_keys`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cluster import Cluster, Refused
+
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
+from build import Unavailable, program
+
+from meshbus.inject import Injector, Owner
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+CHART = Path(__file__).parents[2] / "deploy" / "helm" / "meshbus"
+PROFILES = ("demo", "default", "ha", "large", "remote")
+
+
+def sets(*pairs: str) -> list[str]:
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+REMOTE = sets(
+    "global.caAddress=gateway.example.com:15012",
+    "sidecarInjectorWebhook.injectionURL=https://injector.example.com/inject",
+)
+EXTRAS = sets(
+    "networkPolicy.enabled=true",
+    "dashboards.enabled=true",
+    "gateways.edge.enabled=true",
+    "gateways.edge.kind=DaemonSet",
+    "gateways.out.enabled=true",
+    "gateways.out.podDisruptionBudget.minAvailable=1",
+    "gateways.out.service.externalTrafficPolicy=Local",
+)
+
+
+@pytest.fixture(scope="session")
+def helm_program() -> str:
+    try:
+        return str(program("helm"))
+    except Unavailable as error:
+        pytest.skip(f"no helm: {error}")
+
+
+def helm(binary: str, cluster: Cluster, *arguments: str, check: bool = True) -> str:
+    done = subprocess.run(
+        [binary, *arguments, f"--kubeconfig={cluster.kubeconfig}"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def rendered(binary: str, namespace: str, *arguments: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [binary, "template", "mesh", str(CHART), "-n", namespace, "--kube-version", "1.34",
+         *arguments], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_api_server_takes_every_object(
+    helm_program: str, cluster: Cluster, namespace: str, profile: str
+) -> None:
+    flags = ("--set", f"profile={profile}", *(REMOTE if profile == "remote" else EXTRAS))
+    documents = rendered(helm_program, namespace, *flags)
+    assert documents
+    for document in documents:
+        path = cluster.path_of(document)
+        cluster.request(
+            "PATCH",
+            f"{path}?fieldManager=test&force=true&dryRun=All&fieldValidation=Strict",
+            document,
+            content_type="application/apply-patch+yaml",
+        )
+
+
+def pods(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for document in documents:
+        if document["kind"] == "Pod":
+            found.append({"metadata": document["metadata"], "spec": document["spec"]})
+        elif "template" in document.get("spec", {}):
+            found.append(document["spec"]["template"])
+    return found
+
+
+def test_pods_of_the_control_plane_and_captured_ones_are_restricted(
+    helm_program: str, cluster: Cluster, namespace: str
+) -> None:
+    """By the API server's own admission of Pod Security."""
+    label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    cluster.request("PATCH", f"/api/v1/namespaces/{namespace}", label,
+                    content_type="application/merge-patch+json")  # fmt: skip
+    own = pods(rendered(helm_program, namespace, "--set", "profile=ha"))
+    app = {
+        "metadata": {"labels": {"app": "web"}},
+        "spec": {
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{"name": "web", "image": "web", "securityContext": {
+                "allowPrivilegeEscalation": False, "runAsUser": 1000,
+                "capabilities": {"drop": ["ALL"]}}}],
+        },
+    }  # fmt: skip
+    owner = Owner("apps/v1", "Deployment", "web", namespace)
+    captured = Injector({"pilot": {"cni": {"enabled": True}}}).inject(app, owner).pod
+    for number, pod in enumerate([*own, captured]):
+        pod["spec"].pop("serviceAccountName", None)
+        body = {"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"labels": pod["metadata"].get("labels", {}), "name": f"p{number}"},
+                "spec": {**pod["spec"], "volumes": []}}  # fmt: skip
+        for container in [*body["spec"]["containers"], *body["spec"].get("initContainers", ())]:
+            container["volumeMounts"] = []
+        cluster.request("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", body)
+    by_init = Injector({}).inject(app, owner).pod
+    body["spec"] = {**by_init["spec"], "volumes": []}
+    for container in [*body["spec"]["containers"], *body["spec"]["initContainers"]]:
+        container["volumeMounts"] = []
+    with pytest.raises(Refused) as refused:
+        cluster.request("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", body)
+    said = json.loads(refused.value.body)["message"]
+    assert "NET_ADMIN" in said
+    assert "istio-proxy" not in said, "the init container alone asks for more"
+
+
+def may(
+    cluster: Cluster, account: str, namespace: str, verb: str, resource: str, where: str
+) -> bool:
+    group, _, kind = resource.rpartition("/")
+    kind, _, sub = kind.partition(":")
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": f"system:serviceaccount:{namespace}:{account}",
+            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{namespace}",
+                       "system:authenticated"],
+            "resourceAttributes": {"verb": verb, "group": group, "resource": kind,
+                                   "subresource": sub, "namespace": where},
+        },
+    }  # fmt: skip
+    answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+    return bool(answer["status"]["allowed"])
+
+
+def test_install_upgrade_and_uninstall(helm_program: str, cluster: Cluster, namespace: str) -> None:
+    def run(*arguments: str) -> str:
+        return helm(helm_program, cluster, *arguments, "-n", namespace)
+
+    run("install", "mesh", str(CHART), "--no-hooks", "--set", "profile=default")
+    granted = [
+        ("meshbus-discovery", "watch", "pods", ""),
+        ("meshbus-discovery", "list", "discovery.k8s.io/endpointslices", "other"),
+        ("meshbus-config", "list", "networking.istio.io/virtualservices", "other"),
+        ("meshbus-config", "patch", "networking.istio.io/virtualservices:status", "other"),
+        ("meshbus-ca", "create", "authentication.k8s.io/tokenreviews", ""),
+    ]
+    refused = [
+        ("meshbus-discovery", "get", "secrets", "other"),
+        ("meshbus-discovery", "create", "pods", "other"),
+        ("meshbus-config", "create", "pods", "other"),
+        ("meshbus-config", "update", "networking.istio.io/virtualservices", "other"),
+        ("meshbus-config", "create", "rbac.authorization.k8s.io/clusterroles", ""),
+        ("meshbus-ca", "list", "secrets", "other"),
+        ("meshbus-ca", "list", "pods", "other"),
+        ("xds-gateway", "list", "pods", ""),
+        ("meshbus-policy", "list", "pods", ""),
+        ("meshbus-telemetry", "list", "pods", ""),
+        ("default", "list", "pods", ""),
+    ]
+    for expected, cases in ((True, granted), (False, refused)):
+        for account, verb, resource, where in cases:
+            answer = may(cluster, account, namespace, verb, resource, where)
+            assert answer is expected, (account, verb, resource)
+
+    # A second revision beside the first, on its bus; then the first grows.
+    blue = sets(
+        "revision=blue",
+        "revisionTags={prod}",
+        "nats.enabled=false",
+        "keys.generate=false",
+        "crds.enabled=false",
+        f"nats.external.url=tls://meshbus-nats.{namespace}.svc:4222",
+    )
+    run("install", "blue", str(CHART), "--no-hooks", *blue)
+    run("upgrade", "mesh", str(CHART), "--no-hooks", "--set", "profile=ha")
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/meshbus-config"
+    assert cluster.get(path)["spec"]["replicas"] == 3
+    assert cluster.get(f"{path}-blue")["spec"]["replicas"] == 2
+    run("uninstall", "blue", "--no-hooks")
+    assert cluster.exists(path)
+    run("uninstall", "mesh", "--no-hooks")
+    selector = "labelSelector=app.kubernetes.io%2Fpart-of%3Dmeshbus"
+    for place in ("/apis/rbac.authorization.k8s.io/v1/clusterroles",
+                  "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+                  "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+                  "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
+                  f"/apis/apps/v1/namespaces/{namespace}/deployments",
+                  f"/apis/apps/v1/namespaces/{namespace}/statefulsets",
+                  f"/api/v1/namespaces/{namespace}/services",
+                  f"/api/v1/namespaces/{namespace}/configmaps",
+                  f"/api/v1/namespaces/{namespace}/serviceaccounts"):  # fmt: skip
+        left = [item["metadata"]["name"] for item in cluster.get(f"{place}?{selector}")["items"]
+                if not item["metadata"].get("deletionTimestamp")]  # fmt: skip
+        assert not left, place
+
+
+def test_limited_to_namespaces_there_is_no_wide_read(
+    helm_program: str, cluster: Cluster, namespace: str
+) -> None:
+    documents = rendered(helm_program, namespace, "--set", f"global.namespaces={{{namespace}}}")
+    for document in documents:
+        if document["kind"] == "ClusterRole":
+            resources = {r for rule in document["rules"] for r in rule["resources"]}
+            assert not resources & {"pods", "secrets", "services", "virtualservices"}
