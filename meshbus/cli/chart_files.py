@@ -6,6 +6,7 @@ from typing import Any
 
 from meshbus.inject.yaml_output import to_yaml
 from meshbus.kube.permissions import ALWAYS_CLUSTER, CLUSTER, PERMISSIONS, ROOT
+from meshbus.schema.crds import definitions
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "helm" / "meshbus" / "files"
 _MADE = "# Made by `python -m meshbus.cli.chart_files`.\n"
@@ -13,7 +14,11 @@ _MADE = "# Made by `python -m meshbus.cli.chart_files`.\n"
 
 def files() -> dict[str, str]:
     """Content by name below `FOLDER`."""
-    return {"rbac.yaml": _MADE + to_yaml(rules())}
+    found = {"rbac.yaml": _MADE + to_yaml(rules())}
+    for definition in definitions():
+        name = definition["metadata"]["name"]
+        found[f"crds/{name}.yaml"] = _MADE + to_yaml(definition)
+    return found
 
 
 def rules() -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -54,6 +54,30 @@ _BUILT_IN = {
     "grpc-agent": grpc_agent_overlay,
 }
 _MOST_TEMPLATES = 20
+_WITHOUT_EFFECT = frozenset(
+    {
+        "availabilityZone",
+        "caCertificatesPem",
+        "configPath",
+        "connectTimeout",
+        "customConfigFile",
+        "discoveryRefreshDelay",
+        "envoyAccessLogService",
+        "envoyMetricsService",
+        "envoyMetricsServiceAddress",
+        "fileFlushInterval",
+        "fileFlushMinSizeKb",
+        "parentShutdownDuration",
+        "privateKeyProvider",
+        "proxyBootstrapTemplatePath",
+        "readinessProbe",
+        "sds",
+        "statNameLength",
+        "statsEvictionInterval",
+        "statsdUdpAddress",
+    }
+)
+"""Fields of ProxyConfig that only an agent beside the proxy, or nobody, carries out."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +147,11 @@ class Injector:
             warnings.append(
                 "interceptionMode TPROXY: traffic is redirected; the client's address is not kept"
             )
+        warnings += [
+            f"defaultConfig.{name}: has no effect on proxies that are injected"
+            for name in context.proxy_given
+            if name in _WITHOUT_EFFECT
+        ]
         overlay = self._overlay(context, notes)
         if context.native and _has(overlay, "initContainers", PROXY):
             _join_native(overlay)

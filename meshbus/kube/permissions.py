@@ -130,6 +130,23 @@ PERMISSIONS = (
     ),
     Rule(
         "config",
+        CLUSTER,
+        ("",),
+        ("configmaps",),
+        ("create",),
+        "what proxies start with, in each namespace: RBAC cannot limit creation by name",
+    ),
+    Rule(
+        "config",
+        CLUSTER,
+        ("",),
+        ("configmaps",),
+        ("patch",),
+        "the roots of the mesh and the files of Envoy's bootstrap, in each namespace",
+        ("meshbus-proxy{revision}", "meshbus-ca-root-cert"),
+    ),
+    Rule(
+        "config",
         ALWAYS_CLUSTER,
         ("",),
         ("namespaces",),

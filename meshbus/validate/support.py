@@ -154,10 +154,16 @@ def _reason(pattern: str) -> str:
     return _REASONS.get(pattern, _NOT_YET)
 
 
-def unsupported_fields(document: Mapping[str, Any]) -> list[Violation]:
-    """What of a valid document has no effect, in table order; empty for unknown kinds."""
+def unsupported_fields(document: Mapping[str, Any], *, injects: bool = False) -> list[Violation]:
+    """What of a valid document has no effect, in table order; empty for unknown kinds.
+
+    Args:
+        injects: Proxies are injected, as on Kubernetes: ProxyConfig is carried out then.
+    """
     info = kind_of(str(document.get("apiVersion")), str(document.get("kind")))
     if info is None:
+        return []
+    if injects and info.kind == "ProxyConfig":
         return []
     if _is_whole(info):
         return [Violation("kind", CODE, f"{info.kind} {_NOT_YET}")]

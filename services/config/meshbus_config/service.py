@@ -58,6 +58,10 @@ class ConfigSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     webhooks: Annotated[
         str, msgspec.Meta(description="address of the admission webhooks on Kubernetes, HTTPS")
     ] = ""
+    injection: Annotated[
+        str,
+        msgspec.Meta(description="file with the chart's values for injection; empty: no injection"),
+    ] = ""
     webhook_names: Annotated[
         str,
         msgspec.Meta(
@@ -193,6 +197,7 @@ class ConfigService:
             references,
             webhooks=settings.webhooks,
             names=[name.strip() for name in settings.webhook_names.split(",") if name.strip()],
+            injection=settings.injection,
         )
 
     async def _serve(self, store: Store, control: "KubernetesControl | None") -> None:

@@ -9,7 +9,9 @@ import msgspec
 
 from meshbus.kube.lease import KubeLease
 from meshbus.kube.reviews import Reviews
+from meshbus.model.keys import Key
 from meshbus.model.requests import CredentialReply, CredentialRequest
+from meshbus.model.rows import ConfigObject, Trust
 from meshbus.model.world import Query, World
 from meshbus.runtime.calls import CallError
 from meshbus.runtime.events import publish_event
@@ -22,6 +24,8 @@ from meshbus.runtime.service import Context
 from meshbus_config.kubernetes.api_users import ReviewedUsers
 from meshbus_config.kubernetes.ca_bundles import CaBundles
 from meshbus_config.kubernetes.following import Following
+from meshbus_config.kubernetes.injecting import Injecting
+from meshbus_config.kubernetes.proxy_files import ProxyFiles
 from meshbus_config.kubernetes.statuses import StatusWriting
 from meshbus_config.kubernetes.tenants import Tenants
 from meshbus_config.kubernetes.validating import Validating
@@ -32,6 +36,8 @@ from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Store
 
 VALIDATE = "/validate"
+INJECT = ("/inject", "/inject/{settings:path}")
+_NO_MESH_CONFIG: Mapping[str, object] = {}
 
 
 class KubernetesControl:
@@ -47,11 +53,13 @@ class KubernetesControl:
         *,
         webhooks: str,
         names: list[str],
+        injection: str = "",
     ) -> None:
         """
         Args:
             webhooks: Address of the webhooks; empty: none are served.
             names: DNS names and addresses that the API server calls them by.
+            injection: File with the chart's values for injection; empty: pods are not injected.
         """
         self._context = context
         self._kubernetes = kubernetes
@@ -95,6 +103,24 @@ class KubernetesControl:
         )
         self.handlers: dict[str, Handler] = {VALIDATE: validating.answer}
         """Webhooks by path; those added before `run` are served too."""
+        self._world: World | None = None
+        self._files: ProxyFiles | None = None
+        if injection:
+            injecting = Injecting(
+                injection,
+                root_namespace=context.root_namespace,
+                mesh=self._mesh_config,
+                proxy_configs=self._proxy_configs,
+            )
+            self.handlers |= dict.fromkeys(INJECT, injecting.answer)
+            self._files = ProxyFiles(
+                kubernetes,
+                namespaces=self._following.namespaces,
+                roots=self._roots,
+                leads=lambda: self._lease.held,
+                log=context.log,
+            )
+            context.admin.add_ready("injection", injecting.why_not_ready)
         self._webhooks = webhooks
         self._webhook_names = names
         self._rejections: asyncio.Queue[tuple[AdmissionRequest, str]] = asyncio.Queue(1000)
@@ -115,12 +141,36 @@ class KubernetesControl:
 
     def world_changed(self, world: World, touched: frozenset[Query]) -> None:
         """The next world: a subscriber of the mirror."""
+        self._world = world
         self._statuses.wake()
+        if self._files is not None:
+            self._files.wake()
+
+    def _mesh_config(self) -> Mapping[str, object]:
+        mesh = self._following.mesh
+        return mesh.spec if mesh is not None else _NO_MESH_CONFIG
+
+    def _proxy_configs(self) -> list[ConfigObject]:
+        return [
+            judged.row
+            for key, judged in self._following.objects.items()
+            if key.kind == "proxyconfigs" and not judged.problems
+        ]
+
+    def _roots(self) -> str:
+        """Certificates that prove the gateway; empty: not known yet."""
+        if self._world is None:
+            return ""
+        key = Key(self._context.cluster, "sec", "trust", "", self._context.trust_domain)
+        row = self._world.get(key)
+        return row.roots_pem if isinstance(row, Trust) else ""
 
     def _changed(self) -> None:
         self._tenants.stale()
         self._writing.wake()
         self._statuses.wake()
+        if self._files is not None:
+            self._files.wake()
 
     def _rejected(self, request: AdmissionRequest, message: str) -> None:
         if not self._rejections.full():
@@ -150,6 +200,8 @@ class KubernetesControl:
             group.create_task(self._lease.run())
             group.create_task(self._statuses.run())
             group.create_task(self._tell_rejections())
+            if self._files is not None:
+                group.create_task(self._files.run())
             if self._webhooks:
                 group.create_task(self._serve_webhooks(group))
 

@@ -202,6 +202,10 @@ class Following:
             "mesh": self.mesh_problem,
         }
 
+    def namespaces(self) -> tuple[str, ...]:
+        """Names of the namespaces that we are for."""
+        return self._kubernetes.namespaces or tuple(self._labels)
+
     def take_fresh(self) -> set[Key]:
         """Keys that have changed since this was asked last."""
         fresh, self.fresh = self.fresh, set()

@@ -83,7 +83,7 @@ def read_object(info: KindInfo, body: bytes) -> Judged:
         "spec": spec,
     }
     report = validate_object(document)
-    problems = tuple(report.errors) or tuple(unsupported_fields(document))
+    problems = tuple(report.errors) or tuple(unsupported_fields(document, injects=True))
     row = ConfigObject(
         api_version=info.api_version,
         kind=info.kind,

@@ -53,7 +53,7 @@ class Validating:
         for of_the_server in ("managedFields", "selfLink"):
             metadata.pop(of_the_server, None)
         report = validate_object(document)
-        problems = tuple(report.errors) or tuple(unsupported_fields(document))
+        problems = tuple(report.errors) or tuple(unsupported_fields(document, injects=True))
         warnings = [f"{v.path}: {v.message}" if v.path else v.message for v in report.warnings]
         if problems:
             return self._refuse(request, problems, warnings)

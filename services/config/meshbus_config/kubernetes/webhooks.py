@@ -50,6 +50,8 @@ class AdmissionRequest(msgspec.Struct):
     name: str = ""
     subresource: str = msgspec.field(name="subResource", default="")
     user: UserInfo = msgspec.field(name="userInfo", default_factory=UserInfo)
+    path: str = ""
+    """At which the webhook was called; it may carry settings."""
     dry_run: bool | None = msgspec.field(name="dryRun", default=None)
     object: msgspec.Raw = msgspec.Raw(b"null")
     old_object: msgspec.Raw = msgspec.field(name="oldObject", default=msgspec.Raw(b"null"))
@@ -132,6 +134,7 @@ def webhook_app(handlers: Mapping[str, Handler], metrics: CollectorRegistry) -> 
             except msgspec.MsgspecError as error:
                 answered.labels(name, "malformed").inc()
                 return Response(f"not an AdmissionReview: {error}", 400)
+            review.request.path = request.url.path
             with seconds.labels(name).time():
                 said = await handler(review.request)
             answered.labels(name, "allowed" if said.allowed else "denied").inc()
