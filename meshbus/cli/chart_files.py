@@ -5,8 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from meshbus.inject.yaml_output import to_yaml
-from meshbus.kube.permissions import ALWAYS_CLUSTER, CLUSTER, PERMISSIONS, ROOT
-from meshbus.schema.crds import definitions
+from meshbus.kube.permissions import (
+    ALWAYS_CLUSTER,
+    CLUSTER,
+    ROOT,
+    rules_of,
+    services_with_access,
+)
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "helm" / "meshbus" / "files"
 _MADE = "# Made by `python -m meshbus.cli.chart_files`.\n"
@@ -14,27 +19,20 @@ _MADE = "# Made by `python -m meshbus.cli.chart_files`.\n"
 
 def files() -> dict[str, str]:
     """Content by name below `FOLDER`."""
-    found = {"rbac.yaml": _MADE + to_yaml(rules())}
-    for definition in definitions():
-        name = definition["metadata"]["name"]
-        found[f"crds/{name}.yaml"] = _MADE + to_yaml(definition)
-    return found
+    return {"rbac.yaml": _MADE + to_yaml(rules())}
 
 
 def rules() -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Rules of RBAC by service and scope; `{revision}` in names is the suffix of the revision."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for rule in PERMISSIONS:
-        scope = {CLUSTER: "cluster", ALWAYS_CLUSTER: "always-cluster", ROOT: "root"}[rule.scope]
-        entry: dict[str, Any] = {
-            "apiGroups": list(rule.groups),
-            "resources": list(rule.resources),
-            "verbs": list(rule.verbs),
+    scopes = {"cluster": CLUSTER, "always-cluster": ALWAYS_CLUSTER, "root": ROOT}
+    return {
+        service: {
+            name: held
+            for name, scope in scopes.items()
+            if (held := rules_of(service, scope, keep_placeholder=True))
         }
-        if rule.names:
-            entry["resourceNames"] = list(rule.names)
-        found.setdefault(rule.service, {}).setdefault(scope, []).append(entry)
-    return found
+        for service in services_with_access()
+    }
 
 
 def main() -> int:

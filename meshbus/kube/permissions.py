@@ -215,13 +215,18 @@ PERMISSIONS = (
 )
 
 
-def rules_of(service: str, scope: str, revision: str = "") -> list[dict[str, Any]]:
+def rules_of(
+    service: str, scope: str, revision: str = "", *, keep_placeholder: bool = False
+) -> list[dict[str, Any]]:
     """The rules of a service in a scope, as they stand in a Role or ClusterRole.
 
     Args:
         revision: Name of the revision; empty or `default`: the default one.
+        keep_placeholder: `{revision}` in names stays, for the chart.
     """
     suffix = f"-{revision}" if revision and revision != "default" else ""
+    if keep_placeholder:
+        suffix = "{revision}"
     found = []
     for rule in PERMISSIONS:
         if (rule.service, rule.scope) != (service, scope):

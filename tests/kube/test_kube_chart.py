@@ -153,7 +153,10 @@ def may(
     return bool(answer["status"]["allowed"])
 
 
-def test_install_upgrade_and_uninstall(helm_program: str, cluster: Cluster, namespace: str) -> None:
+def test_install_upgrade_and_uninstall(helm_program: str, own_cluster: Cluster) -> None:
+    cluster, namespace = own_cluster, "istio-system"
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+
     def run(*arguments: str) -> str:
         return helm(helm_program, cluster, *arguments, "-n", namespace)
 
@@ -163,12 +166,14 @@ def test_install_upgrade_and_uninstall(helm_program: str, cluster: Cluster, name
         ("meshbus-discovery", "list", "discovery.k8s.io/endpointslices", "other"),
         ("meshbus-config", "list", "networking.istio.io/virtualservices", "other"),
         ("meshbus-config", "patch", "networking.istio.io/virtualservices:status", "other"),
-        ("meshbus-ca", "create", "authentication.k8s.io/tokenreviews", ""),
+        ("meshbus-config", "create", "authorization.k8s.io/subjectaccessreviews", ""),
+        ("meshbus-config", "create", "configmaps", "other"),
     ]
     refused = [
         ("meshbus-discovery", "get", "secrets", "other"),
         ("meshbus-discovery", "create", "pods", "other"),
         ("meshbus-config", "create", "pods", "other"),
+        ("meshbus-config", "patch", "configmaps", "other"),
         ("meshbus-config", "update", "networking.istio.io/virtualservices", "other"),
         ("meshbus-config", "create", "rbac.authorization.k8s.io/clusterroles", ""),
         ("meshbus-ca", "list", "secrets", "other"),
@@ -221,5 +226,5 @@ def test_limited_to_namespaces_there_is_no_wide_read(
     documents = rendered(helm_program, namespace, "--set", f"global.namespaces={{{namespace}}}")
     for document in documents:
         if document["kind"] == "ClusterRole":
-            resources = {r for rule in document["rules"] for r in rule["resources"]}
+            resources = {r for rule in document["rules"] for r in rule.get("resources", ())}
             assert not resources & {"pods", "secrets", "services", "virtualservices"}
