@@ -236,6 +236,9 @@ class Instance:
         self._write(bootstrap.TOKEN_SDS_FILE, bootstrap.render(bootstrap.token_sds(seen)))
         self._write(bootstrap.ROOTS_SDS_FILE, bootstrap.render(bootstrap.roots_sds(seen, name)))
         self.write_roots()
+        if self._machine.in_namespaces:
+            # The gateway takes a token from one address alone, and the namespace may have another.
+            await self._fetch_token()
         while renew_in_s(self._proxy_folder) <= 0:
             if not await self._fetch_token():
                 await asyncio.sleep(0.2)

@@ -13,7 +13,7 @@ from meshbus.model.requests import JOIN_TOKEN, JoinTokenReply, JoinTokenRequest
 from meshbus.runtime.calls import CallError, call
 from meshbus.runtime.sealed import SealError, recipient
 
-TTL_S = 86400
+TTL_S = 3600
 RETRY_S = 0.2
 _EXPIRY_FILE = "token-expires"
 

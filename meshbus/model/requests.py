@@ -86,7 +86,7 @@ class JoinTokenRequest(msgspec.Struct, frozen=True):
     workload: str
     public_key: str
     """Base64 of the X25519 public key that the reply is sealed to."""
-    ttl_s: int = 86400
+    ttl_s: int = 3600
     gateway: bool = False
 
 

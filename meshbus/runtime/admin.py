@@ -1,6 +1,8 @@
-"""The admin port of a process: /livez /readyz /metrics /debug."""
+"""The admin port of a process: /livez /readyz /metrics, and /debug for who is on the machine (or
+comes by `kubectl port-forward`)."""
 
 import inspect
+import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,6 +45,18 @@ class Admin:
         return out
 
 
+def _is_local(request: Request) -> bool:
+    """Who asks is on this machine; workloads elsewhere learn nothing of the mesh here."""
+    if request.client is None:
+        return True  # a Unix socket
+    try:
+        address = ipaddress.ip_address(request.client.host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
 def admin_app(
     services: dict[str, Admin],
     registries: dict[str, CollectorRegistry],
@@ -77,13 +91,17 @@ def admin_app(
             body += await more_metrics()
         return Response(body, media_type=CONTENT_TYPE_LATEST)
 
-    async def debug_index(_: Request) -> Response:
+    async def debug_index(request: Request) -> Response:
+        if not _is_local(request):
+            return PlainTextResponse("only from this machine\n", 403)
         pages = [
             f"/debug/{name}/{path}" for name, admin in services.items() for path in admin.debug
         ]
         return _json({"version": version, "pages": pages})
 
     async def debug_page(request: Request) -> Response:
+        if not _is_local(request):
+            return PlainTextResponse("only from this machine\n", 403)
         admin = services.get(request.path_params["service"])
         handler = admin.debug.get(request.path_params["page"]) if admin else None
         if handler is None:

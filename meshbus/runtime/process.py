@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -194,6 +195,8 @@ async def run_process(plan: Plan, worker: WorkerChannel | None = None) -> None:
     The address of the admin port is written to `<state>/admin-<service>.json`.
     """
     process = plan.process
+    # Memory holds keys: a crash must not write them to a disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     kubernetes = await connect_kubernetes(process)
     admin_socket = bind(process.admin, "MESHBUS_ADMIN")
     address = bound_address(admin_socket)

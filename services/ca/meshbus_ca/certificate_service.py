@@ -18,6 +18,7 @@ from meshbus.model.rows import Trust
 from meshbus.runtime.proxy_server import host_and_port
 from meshbus.runtime.service import Context
 from meshbus.runtime.settings import SettingsError
+from meshbus.runtime.workload_tokens import LEEWAY_S, TokenError, WorkloadToken, check_token
 from meshbus_ca.certificate_messages import (
     METHOD,
     METHOD_SERVICE,
@@ -25,15 +26,18 @@ from meshbus_ca.certificate_messages import (
     CertificateResponse,
 )
 from meshbus_ca.grants import SERVICES, own_dns_names
-from meshbus_ca.issue import InvalidCsrError, Names
-from meshbus_ca.proofs import ProofError, check_token
-from meshbus_ca.signing import OWN_TTL_S, BlockedError, Signing, UntrustedError
+from meshbus_ca.issue import InvalidCsrError, Names, public_key_of
+from meshbus_ca.ledger import Ledger, LedgerError
+from meshbus_ca.proofs import ProofError
+from meshbus_ca.signing import OWN_TTL_S, BlockedError, Signing, UntrustedError, key_hash
+from meshbus_ca.tokens import MAX_TTL_S
 
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_CALLS = 64
 PER_MINUTE, BURST = 6, 20
 """Certificates for one identity."""
 DEFAULT_TTL_S = 86_400
+_UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 _IMPERSONATED = "ImpersonatedIdentity"
 _PEM_END = "-----END CERTIFICATE-----\n"
 _STOP_S = 0.5
@@ -44,11 +48,18 @@ class CertificateServer:
     """`start` it, then `run` it."""
 
     def __init__(
-        self, context: Context[Any], signing: Signing, trust: Callable[[], Trust | None]
+        self,
+        context: Context[Any],
+        signing: Signing,
+        trust: Callable[[], Trust | None],
+        ledger: Ledger,
     ) -> None:
         self._context = context
         self._signing = signing
         self._trust = trust
+        self._ledger = ledger
+        self._spent: dict[str, tuple[str, float]] = {}
+        self._spent_known = False
         self._server: Any = None
         self._configuration: Any = None
         self._host = ""
@@ -106,6 +117,8 @@ class CertificateServer:
         clock, known, since = self._context.clock, self._roots(), self._context.clock.now()
         life_s = OWN_TTL_S * random.uniform(0.35, 0.5)  # noqa: S311
         while True:
+            with contextlib.suppress(TokenError):
+                await self._load_spent(clock.now())
             await clock.sleep(1.0)
             if self._roots() == known and clock.now() - since < life_s:
                 continue
@@ -133,9 +146,14 @@ class CertificateServer:
 
     async def _create(self, request: Any, call: Any) -> Any:
         try:
-            spiffe_id, proof = self._caller(call)
+            spiffe_id, proof = await self._caller(call, request.csr)
+        except TokenError as error:
+            code = grpc.StatusCode.UNAVAILABLE
+            await call.abort(code if error.unavailable else _UNAUTHENTICATED, str(error))
+        except InvalidCsrError as error:
+            await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except ProofError as error:
-            await call.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            await call.abort(_UNAUTHENTICATED, str(error))
         if _IMPERSONATED in request.metadata.fields:
             await call.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -168,11 +186,13 @@ class CertificateServer:
         # Istio's clients take the last one for the roots.
         return CertificateResponse(cert_chain=[*chain, reply.roots_pem])
 
-    def _caller(self, call: Any) -> tuple[str, str]:
+    async def _caller(self, call: Any, csr_pem: str) -> tuple[str, str]:
         """(SPIFFE id, what proved it).
 
         Raises:
             ProofError: Nothing did.
+            TokenError: A token does not.
+            InvalidCsrError: There is no key that a join token can be bound to.
         """
         context = self._context
         tokens = [v for k, v in call.invocation_metadata() if k == "authorization"]
@@ -180,12 +200,12 @@ class CertificateServer:
             scheme, _, token = str(tokens[0]).partition(" ")
             if scheme.lower() != "bearer" or len(tokens) > 1:
                 raise ProofError("authorization: one `Bearer TOKEN` is needed")
-            trust = self._trust()
-            if trust is None:
-                raise ProofError("tokens cannot be checked yet: try again")
-            proof = check_token(token.strip(), trust, context.clock.now())
-            found = proof.spiffe_id(context.trust_domain)
-            return self._allowed(found), f"token {proof.token_id} of {proof.instance}"
+            now = context.clock.now()
+            proof = check_token(token.strip(), self._trust(), now)
+            found = self._allowed(proof.spiffe_id(context.trust_domain))
+            if proof.joins:
+                await self._spend(proof, key_hash(public_key_of(csr_pem)), now)
+            return found, f"token {proof.token_id} of {proof.instance}"
         peer = call.auth_context()
         certificates = peer.get("x509_pem_cert", ())
         for name in peer.get("x509_subject_alternative_name", ()):
@@ -198,6 +218,36 @@ class CertificateServer:
                     raise ProofError("the certificate is revoked")
                 return self._allowed(text), f"certificate {serial}"
         raise ProofError("a token (authorization: Bearer) or a certificate of the mesh is needed")
+
+    async def _load_spent(self, now: float) -> None:
+        """Raises: TokenError: The ledger cannot be read now."""
+        if self._spent_known:
+            return
+        try:
+            issued = await self._ledger.since(now - MAX_TTL_S, now)
+        except LedgerError as error:
+            text = f"it is not known yet which tokens were used: {error}"
+            raise TokenError(text, unavailable=True) from error
+        for record in issued:
+            if record.asker == "csr" and record.proof.startswith("token "):
+                token_id = record.proof.split(" ", 2)[1]
+                self._spent.setdefault(token_id, (record.key, now + MAX_TTL_S))
+        self._spent_known = True
+
+    async def _spend(self, token: WorkloadToken, key: str, now: float) -> None:
+        """A join token brings in one key: whoever has found it later has another one.
+
+        Raises:
+            TokenError: It has brought in another key.
+        """
+        await self._load_spent(now)
+        for spent in [t for t, (_, ends) in self._spent.items() if ends < now]:
+            del self._spent[spent]
+        held, _ = self._spent.setdefault(token.token_id, (key, token.expires + LEEWAY_S))
+        if held != key:
+            raise TokenError(
+                "the token was used for another key: renew with the certificate, or get a new token"
+            )
 
     def _allows(self, spiffe_id: str) -> bool:
         now = self._context.clock.monotonic()

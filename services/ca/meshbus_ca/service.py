@@ -40,6 +40,7 @@ from meshbus.model.rows import MeshConfigRow, Trust
 from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.sealed import Recipient, SealError, seal
 from meshbus.runtime.service import Context
+from meshbus.runtime.workload_tokens import TokenError, check_token
 from meshbus_ca.authorities import Authorities
 from meshbus_ca.bundle_server import BundleServer
 from meshbus_ca.bundles import bundle_document
@@ -52,7 +53,7 @@ from meshbus_ca.in_use import InUse
 from meshbus_ca.issue import InvalidCsrError
 from meshbus_ca.keystore import Keystore
 from meshbus_ca.ledger import Ledger, LedgerError
-from meshbus_ca.proofs import ProofError, check_token
+from meshbus_ca.proofs import ProofError
 from meshbus_ca.revoker import Revoker
 from meshbus_ca.signing import OWN_TTL_S, BlockedError, Signing, UntrustedError
 from meshbus_ca.succeed import RefusedError, Successor
@@ -249,7 +250,7 @@ class CaService:
             await self._keep_trust(writer)
 
     async def _serve_csr(self) -> None:
-        server = CertificateServer(self._context, self._signing, self._trust_now)
+        server = CertificateServer(self._context, self._signing, self._trust_now, self._ledger)
         settings = self._context.settings
         self.csr_port, self.csr_mutual_port = await server.start(
             settings.csr_listen, settings.csr_mutual_listen
@@ -449,14 +450,15 @@ class CaService:
             if self._context.settings.require_proof:
                 raise ProofError("no token that proves the identity came with the question")
             return "gateway"
-        trust = self._trust_now()
-        if trust is None:
-            raise CallError("unavailable", "the ca is not trusted by the mesh yet: try again")
         try:
             token = self._recipient.open(request.proof).decode()
         except (SealError, UnicodeDecodeError) as error:
             raise CallError("unavailable", "the proof is sealed to another key") from error
-        proof = check_token(token, trust, self._context.clock.now())
+        try:
+            proof = check_token(token, self._trust_now(), self._context.clock.now())
+        except TokenError as error:
+            code = "unavailable" if error.unavailable else "forbidden"
+            raise CallError(code, str(error)) from error
         if proof.spiffe_id(self._context.trust_domain) != request.spiffe_id:
             raise ProofError("the token proves another identity than the one asked for")
         return f"token {proof.token_id} of {proof.instance}"

@@ -92,7 +92,7 @@ class Signing:
             proof=proof,
             signer=authority.id,
             root=authority.root_id,
-            key=_key_hash(key),
+            key=key_hash(key),
             names=[*names.dns_names, *names.ip_addresses],
             subject=names.common_name,
         )
@@ -137,7 +137,8 @@ class Signing:
         return OwnIdentity(reply.chain_pem, key_pem, reply.roots_pem)
 
 
-def _key_hash(key: PublicKey) -> str:
+def key_hash(key: PublicKey) -> str:
+    """SHA-256 of a public key (SubjectPublicKeyInfo), hex."""
     digest = Hash(SHA256())
     digest.update(
         key.public_bytes(

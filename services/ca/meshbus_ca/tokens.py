@@ -15,11 +15,11 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshbus.model.requests import JoinTokenRequest
+from meshbus.runtime.workload_tokens import AUDIENCE
 from meshbus_ca.grants import ACCOUNT, NAMESPACE
 
-AUDIENCE = "istio-ca"
 MIN_TTL_S = 60
-MAX_TTL_S = 7 * 86400
+MAX_TTL_S = 86400
 
 
 class InvalidTokenRequestError(Exception):

@@ -21,6 +21,8 @@ from meshbus_xds_gateway.session import Session
 
 STREAMS_PER_PROXY = 4
 """More than one: an old stream may linger while the proxy has opened the next."""
+_USED = 20_000
+"""Join tokens that are remembered before those that have ended are forgotten."""
 WORKLOAD_S = 20.0
 """How long a proxy that is quicker than discovery waits for its row."""
 
@@ -33,22 +35,49 @@ class Admission:
         self._fleet = fleet
         self._authenticated = authenticated
         self._open: Count[str] = Count()
+        self._used: dict[str, tuple[str, float]] = {}
 
-    def identity(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity | None:
+    def identity(
+        self, metadata: Iterable[tuple[str, str | bytes]], peer: str = ""
+    ) -> Identity | None:
         """Whom a call's token was given to; None: this listener asks for no token.
+
+        Args:
+            peer: `ADDRESS:PORT` of who calls.
 
         Raises:
             RefusedError: There is none, or it does not hold.
         """
         if not self._authenticated:
             return None
-        authorization = str(dict(metadata).get("authorization", ""))
         trust = self._fleet.trust
+        authorization = str(dict(metadata).get("authorization", ""))
         identity = identity_of_token(authorization, trust, self._context.clock.now())
         name = spiffe(self._context.trust_domain, identity.namespace, identity.service_account)
         if trust is not None and name in trust.blocked:
             raise RefusedError("PERMISSION_DENIED", f"{name} is blocked")
+        if identity.join:
+            self._used_here(identity, peer.rpartition(":")[0])
         return identity
+
+    def _used_here(self, identity: Identity, address: str) -> None:
+        """A join token is for the machine that it was used at first.
+
+        Raises:
+            RefusedError: This is another one.
+        """
+        now = self._context.clock.now()
+        if len(self._used) >= _USED and self._used:
+            self._used = {t: u for t, u in self._used.items() if u[1] > now}
+        first, _ = self._used.setdefault(identity.join, (address, identity.expires))
+        if first != address:
+            self._context.log.warning(
+                "a join token is used from a second address",
+                instance=f"{identity.instance}.{identity.namespace}",
+                first=first,
+                address=address,
+            )
+            raise RefusedError("UNAUTHENTICATED", "the token was used from another address")
 
     def missing_row(self, node: Node, identity: Identity | None) -> Key | None:
         """Key of the row that a proxy cannot be served without yet; None: nothing is missing.

@@ -4,23 +4,16 @@ Identity comes from the token. What the node says beside it must agree, or the s
 a proxy with the wrong bootstrap is found at once, and not served the configuration of another.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jwt
 from google.protobuf.json_format import MessageToDict
 
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_json
 from meshbus.model.rows import Trust
+from meshbus.runtime.workload_tokens import TokenError, check_token
 
-AUDIENCE = "istio-ca"
-ALGORITHMS = ("ES256", "RS256")
-"""Of join tokens, and of Kubernetes service account tokens."""
-MAX_TOKEN_BYTES = 8192
-LEEWAY_S = 30
 _KINDS = frozenset({"sidecar", "router"})
 _ID_PARTS = 4
-_SUBJECT_PARTS = 4
 
 
 class RefusedError(Exception):
@@ -56,6 +49,8 @@ class Identity(NamedTuple):
     """What proved it: the ca looks at it too."""
     uid: str = ""
     """Of the pod that it is bound to, where it says so."""
+    join: str = ""
+    """Id of a join token."""
 
 
 class Node(NamedTuple):
@@ -102,44 +97,20 @@ def identity_of_token(authorization: str, trust: Trust | None, now: float) -> Id
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
         raise RefusedError("UNAUTHENTICATED", "no bearer token in `authorization`")
-    if len(token) > MAX_TOKEN_BYTES:
-        raise RefusedError("UNAUTHENTICATED", "the token is too long")
-    if trust is None or not trust.token_jwks:
-        raise RefusedError("UNAVAILABLE", "no keys to check tokens with yet: try again")
     try:
-        header = jwt.get_unverified_header(token)
-        found = trust.token_key(str(header.get("kid")))
-        if found is None:
-            raise RefusedError("UNAUTHENTICATED", "the token is signed with an unknown key")
-        issuer, key = found
-        claims = jwt.decode(
-            token,
-            jwt.PyJWK(key).key,
-            algorithms=ALGORITHMS,
-            audience=AUDIENCE,
-            issuer=issuer,
-            # Times are checked below, against the clock that the gateway was given.
-            options={"require": ["exp", "sub"], "verify_exp": False, "verify_iat": False},
-        )
-        expires = float(claims["exp"])
-    except (jwt.PyJWTError, KeyError, TypeError, ValueError) as error:
-        raise RefusedError("UNAUTHENTICATED", f"the token does not hold: {error}") from None
-    if expires + LEEWAY_S < now:
-        raise RefusedError("UNAUTHENTICATED", "the token has expired")
-    return _identity_of_claims(claims, expires)._replace(token=Token(token))
-
-
-def _identity_of_claims(claims: Mapping[str, Any], expires: float) -> Identity:
-    subject = str(claims["sub"]).split(":")
-    bound = claims.get("kubernetes.io")
-    pod = bound.get("pod") if isinstance(bound, dict) else None
-    instance = pod.get("name") if isinstance(pod, dict) else None
-    if len(subject) != _SUBJECT_PARTS or subject[:2] != ["system", "serviceaccount"]:
-        raise RefusedError("UNAUTHENTICATED", "the token's subject is no service account")
-    if not isinstance(instance, str) or not instance:
-        raise RefusedError("UNAUTHENTICATED", "the token is not bound to an instance (pod)")
-    uid = str(pod.get("uid") or "") if isinstance(pod, dict) else ""
-    return Identity(subject[2], subject[3], instance, expires, uid=uid)
+        found = check_token(token, trust, now)
+    except TokenError as error:
+        code = "UNAVAILABLE" if error.unavailable else "UNAUTHENTICATED"
+        raise RefusedError(code, str(error)) from None
+    return Identity(
+        found.namespace,
+        found.service_account,
+        found.instance,
+        found.expires,
+        Token(token),
+        found.uid,
+        found.token_id if found.joins else "",
+    )
 
 
 def check_node(node: Node, identity: Identity) -> None:

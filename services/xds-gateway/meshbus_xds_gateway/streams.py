@@ -245,7 +245,7 @@ class XdsServer:
         now = self._context.clock.monotonic()
         stream = self._streams[number] = _Stream(self, number, opened.peer, protocol, now)
         try:
-            stream.identity = self._admission.identity(opened.metadata)
+            stream.identity = self._admission.identity(opened.metadata, opened.peer)
         except RefusedError as error:
             self._fail(stream, error)
         else:

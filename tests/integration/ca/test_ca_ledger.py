@@ -164,7 +164,8 @@ async def test_create_certificate_gives_the_callers_name_whatever_the_csr_says(m
             ({}, "UNAUTHENTICATED"),
             ({"token": token[:-6] + "AAAAAA"}, "UNAUTHENTICATED"),
             ({"token": token, "csr": "nonsense"}, "INVALID_ARGUMENT"),
-            ({"token": token, "validity_duration": -1}, "INVALID_ARGUMENT"),
+            ({"token": token, "csr": csr, "validity_duration": -1}, "INVALID_ARGUMENT"),
+            ({"token": token}, "UNAUTHENTICATED"),  # it has brought in another key
             ({"token": token, "csr": "x" * 100_000}, "RESOURCE_EXHAUSTED"),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -172,7 +173,7 @@ async def test_create_certificate_gives_the_callers_name_whatever_the_csr_says(m
             assert refused.value.code().name == code
         method = {"ImpersonatedIdentity": RATINGS}
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await create(channel, token, metadata=method)
+            await create(channel, token, csr, metadata=method)
         assert refused.value.code().name == "PERMISSION_DENIED"
     # Renewal with the certificate that it has.
     async with secure_channel(mesh, (key, "".join(chain[:-1]).encode())) as channel:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest_asyncio
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "gateway")]
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("security", "gateway", "ca")]
 
 from gateway_mesh import Mesh, envoy_binary  # noqa: E402 - only now on the path
 from security_mesh import serving  # noqa: E402

@@ -172,7 +172,7 @@ def test_join_token_verifies_with_the_published_keys(tmp_path):
     )
     assert claims["sub"] == "system:serviceaccount:default:reviews"
     assert claims["kubernetes.io"]["pod"] == {"name": "reviews-v1-0"}
-    assert claims["exp"] == expires == NOW + 86400
+    assert claims["exp"] == expires == NOW + 3600
 
 
 @pytest.mark.parametrize("field", ["namespace", "service_account", "instance"])

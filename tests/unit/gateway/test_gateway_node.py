@@ -33,6 +33,7 @@ def token(key=KEY, kid="k1", algorithm="ES256", **claims) -> str:
         "iss": ISSUER,
         "aud": ["istio-ca"],
         "exp": NOW + 3600,
+        "jti": "t",
         "sub": "system:serviceaccount:default:reviews",
         "kubernetes.io": {"namespace": "default", "pod": {"name": "reviews-v1-0"}},
         **claims,
