@@ -38,8 +38,9 @@ from meshbus.compile.authorization_rules import (
     CUSTOM,
     DENY,
     Circumstances,
+    RulePolicies,
     nothing,
-    rule_policy,
+    rule_policies,
 )
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part
@@ -149,7 +150,7 @@ def policies_of(reader: Reader, namespace: str, labels: Labels) -> Policies:
 class Compiled(NamedTuple):
     """Rules of one policy by the name that Envoy reports."""
 
-    rules: tuple[tuple[str, rbac_pb2.Policy], ...]
+    rules: tuple[tuple[str, RulePolicies], ...]
     dry_run: bool
     provider: str
     findings: tuple[Finding, ...]
@@ -161,32 +162,44 @@ def trust_domains(reader: Reader) -> tuple[str, ...]:
     return (settings.trust_domain, *settings.trust_domain_aliases)
 
 
-def compiled_policy(reader: Reader, key: Key, tcp: bool) -> Compiled:
-    """Node: the rules of one policy for HTTP or TCP."""
+def compiled_policy(reader: Reader, key: Key) -> Compiled:
+    """Node: the rules of one policy, for HTTP and for TCP."""
     row = reader.get(key)
     if row is None:
         return Compiled((), False, "", ())
     action = str(row.spec.get("action") or ALLOW)
-    around = Circumstances(row.namespace, action, tcp, reader.node(trust_domains))
+    around = Circumstances(row.namespace, action, reader.node(trust_domains))
     prefix = f"ns[{row.namespace}]-policy[{row.name}]-rule"
-    rules: list[tuple[str, rbac_pb2.Policy]] = []
+    rules: list[tuple[str, RulePolicies]] = []
     findings: list[Finding] = []
     written = entries(row.spec.get("rules"))
     if not written and action == ALLOW:
-        rules.append((f"{prefix}[0]", nothing()))
+        rules.append((f"{prefix}[0]", RulePolicies(nothing(), nothing())))
     for index, rule in enumerate(written):
         try:
-            policy = rule_policy(rule, around)
+            rules.append((f"{prefix}[{index}]", rule_policies(rule, around)))
         except Exception as fault:  # noqa: BLE001 - the wall between objects
             # An ALLOW rule that is not understood allows nothing. One that forbids must not be
             # lost: what it is about is forbidden whole.
             findings.append(Finding(key, f"spec.rules[{index}]", str(fault)))
-            policy = None if action == ALLOW else rule_policy({}, around)
-        if policy is not None:
-            rules.append((f"{prefix}[{index}]", policy))
+            if action != ALLOW:
+                rules.append((f"{prefix}[{index}]", rule_policies({}, around)))
     dry_run = row.annotations.get(_DRY_RUN) in _TRUE and action in (ALLOW, DENY)
     provider = str(fields(row.spec.get("provider")).get("name") or "")
     return Compiled(tuple(rules), dry_run, provider, tuple(findings))
+
+
+def rules_on(
+    reader: Reader, key: Key, tcp: bool
+) -> tuple[bool, tuple[tuple[str, rbac_pb2.Policy], ...]]:
+    """Node: whether a policy runs dry, and its rules that mean something to one kind of filter. A
+    change that concerns HTTP alone leaves those of TCP as they are."""
+    compiled = reader.node(compiled_policy, key)
+    return compiled.dry_run, tuple(
+        (name, policy)
+        for name, policies in compiled.rules
+        if (policy := policies.on(tcp)) is not None
+    )
 
 
 class RuleSet(NamedTuple):
@@ -197,7 +210,6 @@ class RuleSet(NamedTuple):
     shadow: rbac_pb2.RBAC | None
     """Decided only to be seen."""
     shadow_prefix: str
-    findings: tuple[Finding, ...] = ()
 
 
 def rule_set(
@@ -206,23 +218,30 @@ def rule_set(
     """Node: policies of one action. `refused`: CUSTOM policies whose requests are denied because
     nobody can be asked."""
     parts: dict[bool, dict[str, rbac_pb2.Policy]] = {}
-    findings: list[Finding] = []
     for key in keys:
-        compiled = reader.node(compiled_policy, key, tcp)
-        parts.setdefault(compiled.dry_run, {}).update(compiled.rules)
-        findings += compiled.findings
+        dry_run, rules = reader.node(rules_on, key, tcp)
+        parts.setdefault(dry_run, {}).update(rules)
     for key in refused:
-        compiled = reader.node(compiled_policy, key, tcp)
-        prefix = policy_prefix(compiled.provider)
+        prefix = policy_prefix(reader.node(provider_of, key))
+        _, rules = reader.node(rules_on, key, tcp)
         parts.setdefault(False, {}).update(
-            (f"{prefix}-{name}-deny-due-to-bad-CUSTOM-action", rule)
-            for name, rule in compiled.rules
+            (f"{prefix}-{name}-deny-due-to-bad-CUSTOM-action", rule) for name, rule in rules
         )
     envoy = _ENVOY_ACTIONS[action]
     rbac = {dry: rbac_pb2.RBAC(action=envoy, policies=rules) for dry, rules in parts.items()}
     shadow = rbac.get(True)
     named = "deny" if action == DENY and shadow is not None else "allow"
-    return RuleSet(rbac.get(False), shadow, f"istio_dry_run_{named}_", tuple(findings))
+    return RuleSet(rbac.get(False), shadow, f"istio_dry_run_{named}_")
+
+
+def findings_of(reader: Reader, key: Key) -> tuple[Finding, ...]:
+    """Node: what of a policy cannot be compiled."""
+    return reader.node(compiled_policy, key).findings
+
+
+def provider_of(reader: Reader, key: Key) -> str:
+    """Node: whom a CUSTOM policy asks."""
+    return reader.node(compiled_policy, key).provider
 
 
 class Asked(NamedTuple):
@@ -241,7 +260,7 @@ def asked(reader: Reader, keys: tuple[Key, ...]) -> Asked:
     """
     if not keys:
         return Asked("", (), (), ())
-    names = {key: reader.node(compiled_policy, key, False).provider for key in keys}
+    names = {key: reader.node(provider_of, key) for key in keys}
     providers = reader.node(authorization_providers)
     fault = ""
     if len(set(names.values())) > 1:
@@ -281,6 +300,8 @@ def authorization_filters(reader: Reader, policies: Policies, access: Access | N
             else reader.node(role_filter, access, tcp),
         ]
     findings = {finding for part in parts for finding in part.findings}
+    for key in (key for keys in policies for key in keys):
+        findings.update(reader.node(findings_of, key))
     return Part(
         tuple(resource for part in parts for resource in part.resources),
         tuple(sorted(findings.union(custom.findings))),
@@ -294,18 +315,18 @@ def rbac_filter(
     made = reader.node(rule_set, action, keys, refused, tcp)
     name = f"{RBAC_NETWORK if tcp else RBAC_HTTP}.{action.lower()}"
     resource = _resource(reader, name, _rbac(made, tcp), (*keys, *refused))
-    return Part((resource,), made.findings)
+    return Part((resource,))
 
 
 def role_filter(reader: Reader, access: Access, tcp: bool) -> Part:
     """Node: the RBAC filter that lets those in who have a role."""
     granted = reader.node(grants, access)
-    around = Circumstances(access.namespace, ALLOW, tcp, reader.node(trust_domains))
+    around = Circumstances(access.namespace, ALLOW, reader.node(trust_domains))
     parts: dict[bool, dict[str, rbac_pb2.Policy]] = {access.permissive: {}}
     findings = list(granted.findings)
     for one in granted.rules:
         try:
-            policy = rule_policy(one.rule, around)
+            policy = rule_policies(one.rule, around).on(tcp)
         except Exception as fault:  # noqa: BLE001 - the wall between objects
             findings.append(Finding(one.key, "spec.rules", str(fault)))
             continue
@@ -346,8 +367,8 @@ def asking_filters(reader: Reader, keys: tuple[Key, ...], tcp: bool) -> Part:
         prefix = policy_prefix(custom.provider)
         rules: dict[str, rbac_pb2.Policy] = {}
         for key in custom.keys:
-            compiled = reader.node(compiled_policy, key, tcp)
-            rules.update((f"{prefix}-{name}", rule) for name, rule in compiled.rules)
+            _, of_policy = reader.node(rules_on, key, tcp)
+            rules.update((f"{prefix}-{name}", rule) for name, rule in of_policy)
         finder = type(finder)()
         finder.CopyFrom(asker)
         finder.shadow_rules.CopyFrom(rbac_pb2.RBAC(action=rbac_pb2.RBAC.DENY, policies=rules))

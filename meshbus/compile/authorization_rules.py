@@ -28,7 +28,6 @@ class Circumstances(NamedTuple):
     namespace: str
     """Of the policy: service accounts without namespace are its own."""
     action: str
-    tcp: bool
     trust_domains: tuple[str, ...]
     """The mesh's own and its aliases."""
 
@@ -37,7 +36,7 @@ class _Clause(NamedTuple):
     """One field: the value must be one of `values` and none of `refused`. `build` makes the
     condition of several values, or of one if `single`."""
 
-    build: Callable[[list[str]], Any]
+    build: Callable[[Any], Any]
     values: list[str]
     refused: list[str]
     single: bool
@@ -49,6 +48,8 @@ def migrated(principals: Iterable[str], trust_domains: tuple[str, ...]) -> list[
 
     Source: https://istio.io/latest/docs/tasks/security/authorization/authz-td-migration/
     """
+    if len(trust_domains) == 1:
+        return list(dict.fromkeys(principals))
     out: dict[str, None] = {}
     for principal in principals:
         domain, slash, rest = principal.partition("/")
@@ -69,8 +70,20 @@ def _same(known: str, written: str) -> bool:
     return known == written
 
 
-def rule_policy(rule: Mapping[str, Any], around: Circumstances) -> rbac_pb2.Policy | None:
-    """The RBAC policy of a rule. None: on TCP it matches nothing.
+class RulePolicies(NamedTuple):
+    """A rule as policies of the RBAC filters."""
+
+    http: rbac_pb2.Policy
+    tcp: rbac_pb2.Policy | None
+    """None: on TCP the rule matches nothing. Often the same as `http`."""
+
+    def on(self, tcp: bool) -> rbac_pb2.Policy | None:
+        """That of one kind of filter."""
+        return self.tcp if tcp else self.http
+
+
+def rule_policies(rule: Mapping[str, Any], around: Circumstances) -> RulePolicies:
+    """The RBAC policies of a rule.
 
     Raises:
         NotCompiledError: A value cannot be compiled.
@@ -80,14 +93,14 @@ def rule_policy(rule: Mapping[str, Any], around: Circumstances) -> rbac_pb2.Poli
     operations = [t.get("operation") or {} for t in rule.get("to") or ()] or [{}]
     asked = [[*_operation(o), *what] for o in operations]
     callers = [[*_source(s, around), *who] for s in sources]
-    if around.tcp and around.action == ALLOW:
-        clauses = (clause for part in (*asked, *callers) for clause in part)
-        if any(clause.http and (clause.values or clause.refused) for clause in clauses):
-            return None
-    return rbac_pb2.Policy(
-        permissions=[_permission(clauses, around) for clauses in asked],
-        principals=[_principal(clauses, around) for clauses in callers],
-    )
+    http = _together(asked, callers)
+    if not any(clause.http for part in (*asked, *callers) for clause in part):
+        return RulePolicies(http, http)
+    if around.action == ALLOW:
+        return RulePolicies(http, None)
+    asked = [[clause for clause in part if not clause.http] for part in asked]
+    callers = [[clause for clause in part if not clause.http] for part in callers]
+    return RulePolicies(http, _together(asked, callers))
 
 
 def nothing() -> rbac_pb2.Policy:
@@ -104,49 +117,21 @@ def nothing() -> rbac_pb2.Policy:
 _NO_VALUES: tuple[list[str], list[str]] = ([], [])
 
 
-def _values(fields: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]:
-    wanted, refused = fields.get(name), fields.get(f"not{name[0].upper()}{name[1:]}")
+def _values(fields: Mapping[str, Any], name: str, negation: str) -> tuple[list[str], list[str]]:
+    wanted, refused = fields.get(name), fields.get(negation)
     if not wanted and not refused:
         return _NO_VALUES
     return [str(v) for v in wanted or ()], [str(v) for v in refused or ()]
 
 
+def _negation(name: str) -> str:
+    return f"not{name[0].upper()}{name[1:]}"
+
+
 def _each(
     build: Callable[[str], Any], values: tuple[list[str], list[str]], *, http: bool = False
 ) -> _Clause:
-    return _Clause(lambda one: build(one[0]), *values, True, http)
-
-
-_SourceField = tuple[str, bool, Callable[[str, Circumstances], rbac_pb2.Principal]]
-_SOURCE: tuple[_SourceField, ...] = (
-    ("serviceAccounts", False, lambda v, around: match.service_account(v, around.namespace)),
-    ("principals", False, lambda v, _: match.identity(v)),
-    ("requestPrincipals", True, lambda v, _: match.token_identity(v)),
-    ("namespaces", False, lambda v, _: match.namespace_identity(v)),
-    ("trustDomains", False, lambda v, _: match.trust_domain(v)),
-    ("remoteIpBlocks", False, lambda v, _: _remote_ip(v)),
-    ("ipBlocks", False, lambda v, _: _source_ip(v)),
-)
-"""Fields of a source: name, whether only HTTP can tell, what a value means."""
-
-
-def _source(source: Mapping[str, Any], around: Circumstances) -> list[_Clause]:
-    out = []
-    for name, http, build in _SOURCE:
-        values = _values(source, name)
-        if values == _NO_VALUES:
-            continue
-        if name == "principals":
-            out.append(_identities(*values, around))
-        else:
-            out.append(_each(partial(_about, build, around), values, http=http))
-    return out
-
-
-def _about(
-    build: Callable[[str, Circumstances], rbac_pb2.Principal], around: Circumstances, value: str
-) -> rbac_pb2.Principal:
-    return build(value, around)
+    return _Clause(build, *values, True, http)
 
 
 def _identities(values: list[str], refused: list[str], around: Circumstances) -> _Clause:
@@ -162,22 +147,52 @@ def _remote_ip(value: str) -> rbac_pb2.Principal:
     return rbac_pb2.Principal(remote_ip=match.cidr(value))
 
 
+_SOURCE = tuple(
+    (name, _negation(name), http, build)
+    for name, http, build in (
+        ("serviceAccounts", False, match.identity),
+        ("principals", False, match.identity),
+        ("requestPrincipals", True, match.token_identity),
+        ("namespaces", False, match.namespace_identity),
+        ("trustDomains", False, match.trust_domain),
+        ("remoteIpBlocks", False, _remote_ip),
+        ("ipBlocks", False, _source_ip),
+    )
+)
+"""Fields of a source: name, negation, whether only HTTP can tell, what a value means."""
+
+
+def _source(source: Mapping[str, Any], around: Circumstances) -> list[_Clause]:
+    out = []
+    for name, negation, http, build in _SOURCE if source else ():
+        # Most fields are not there, and there are many rules.
+        if name not in source and negation not in source:
+            continue
+        values = _values(source, name, negation)
+        if name == "principals":
+            out.append(_identities(*values, around))
+        elif name == "serviceAccounts":
+            out.append(_each(_account_of(around), values))
+        else:
+            out.append(_each(build, values, http=http))
+    return out
+
+
+def _account_of(around: Circumstances) -> Callable[[str], rbac_pb2.Principal]:
+    return lambda value: match.service_account(value, around.namespace)
+
+
+@match.remembered
+def _header_is(name: str, value: str) -> rbac_pb2.Principal:
+    return rbac_pb2.Principal(header=match.header_matcher(name, value))
+
+
 def _header(name: str) -> Callable[[str], rbac_pb2.Principal]:
-    return lambda value: rbac_pb2.Principal(header=match.header_matcher(name, value))
+    return partial(_header_is, name)
 
 
 def _claim(path: list[str]) -> Callable[[list[str]], rbac_pb2.Principal]:
     return lambda values: match.claim_principal(path, match.claim_values(values))
-
-
-def _operation(operation: Mapping[str, Any]) -> list[_Clause]:
-    fields = {"hosts": _host, "methods": _method, "paths": match.path_permission}
-    out = []
-    for name, build in (*fields.items(), ("ports", match.port_permission)):
-        values = _values(operation, name)
-        if values != _NO_VALUES:
-            out.append(_each(build, values, http=name in fields))
-    return out
 
 
 @match.remembered
@@ -199,6 +214,25 @@ def _destination_ip(value: str) -> rbac_pb2.Permission:
     return rbac_pb2.Permission(destination_ip=match.cidr(value))
 
 
+_OPERATION_FIELDS = tuple(
+    (name, _negation(name), http, build)
+    for name, http, build in (
+        ("hosts", True, _host),
+        ("methods", True, _method),
+        ("paths", True, match.path_permission),
+        ("ports", False, match.port_permission),
+    )
+)
+
+
+def _operation(operation: Mapping[str, Any]) -> list[_Clause]:
+    return [
+        _each(build, _values(operation, name, negation), http=http)
+        for name, negation, http, build in (_OPERATION_FIELDS if operation else ())
+        if name in operation or negation in operation
+    ]
+
+
 def _conditions(
     when: Iterable[Mapping[str, Any]], around: Circumstances
 ) -> tuple[list[_Clause], list[_Clause]]:
@@ -207,7 +241,7 @@ def _conditions(
     what: list[_Clause] = []
     for condition in when:
         key = str(condition.get("key") or "")
-        values = _values(condition, "values")
+        values = _values(condition, "values", "notValues")
         asked = _asked(key, values)
         if asked is not None:
             what.append(asked)
@@ -228,16 +262,19 @@ def _asked(key: str, values: tuple[list[str], list[str]]) -> _Clause | None:
     return None
 
 
+_CALLER: dict[str, Callable[[str], rbac_pb2.Principal]] = {
+    "source.ip": _source_ip,
+    "remote.ip": _remote_ip,
+    "source.namespace": match.namespace_identity,
+    "source.trustDomain": match.trust_domain,
+}
+
+
 def _caller(key: str, values: tuple[list[str], list[str]], around: Circumstances) -> _Clause:
-    plain: dict[str, Callable[[str], rbac_pb2.Principal]] = {
-        "source.ip": _source_ip,
-        "remote.ip": _remote_ip,
-        "source.namespace": match.namespace_identity,
-        "source.trustDomain": match.trust_domain,
-        "source.serviceAccount": lambda v: match.service_account(v, around.namespace),
-    }
-    if key in plain:
-        return _each(plain[key], values)
+    if key in _CALLER:
+        return _each(_CALLER[key], values)
+    if key == "source.serviceAccount":
+        return _each(_account_of(around), values)
     if key == "source.principal":
         return _identities(*values, around)
     if key == "request.auth.principal":
@@ -254,47 +291,39 @@ def _caller(key: str, values: tuple[list[str], list[str]], around: Circumstances
 # --------------------------------------------------------------------------- together
 
 
-def _built(clause: _Clause, values: list[str], around: Circumstances) -> list[Any]:
-    """Conditions of which one must hold; empty: no condition."""
-    if not values:
-        return []
-    if clause.http and around.tcp:
-        return []
-    return [clause.build([v]) for v in values] if clause.single else [clause.build(values)]
+def _together(asked: list[list[_Clause]], callers: list[list[_Clause]]) -> rbac_pb2.Policy:
+    """Built in place: messages are copied whenever they are put into others."""
+    policy = rbac_pb2.Policy()
+    for part in asked:
+        rules = policy.permissions.add().and_rules.rules
+        for clause in part:
+            if clause.values:
+                _permit(rules.add(), clause, clause.values)
+            if clause.refused:
+                _permit(rules.add().not_rule, clause, clause.refused)
+        if not rules:
+            rules.add().any = True
+    for part in callers:
+        ids = policy.principals.add().and_ids.ids
+        for clause in part:
+            if clause.values:
+                _identify(ids.add(), clause, clause.values)
+            if clause.refused:
+                _identify(ids.add().not_id, clause, clause.refused)
+        if not ids:
+            ids.add().any = True
+    return policy
 
 
-def _permission(clauses: list[_Clause], around: Circumstances) -> rbac_pb2.Permission:
-    rules: list[rbac_pb2.Permission] = []
-    for clause in clauses:
-        wanted = _built(clause, clause.values, around)
-        if wanted:
-            rules.append(_one_permission(wanted, clause.single))
-        refused = _built(clause, clause.refused, around)
-        if refused:
-            other = _one_permission(refused, clause.single)
-            rules.append(rbac_pb2.Permission(not_rule=other))
-    rules = rules or [rbac_pb2.Permission(any=True)]
-    return rbac_pb2.Permission(and_rules=rbac_pb2.Permission.Set(rules=rules))
+def _permit(out: rbac_pb2.Permission, clause: _Clause, values: list[str]) -> None:
+    if clause.single:
+        out.or_rules.rules.extend([clause.build(value) for value in values])
+    else:
+        out.CopyFrom(clause.build(values))
 
 
-def _one_permission(rules: list[rbac_pb2.Permission], single: bool) -> rbac_pb2.Permission:
-    return (
-        rbac_pb2.Permission(or_rules=rbac_pb2.Permission.Set(rules=rules)) if single else rules[0]
-    )
-
-
-def _principal(clauses: list[_Clause], around: Circumstances) -> rbac_pb2.Principal:
-    ids: list[rbac_pb2.Principal] = []
-    for clause in clauses:
-        wanted = _built(clause, clause.values, around)
-        if wanted:
-            ids.append(_one_principal(wanted, clause.single))
-        refused = _built(clause, clause.refused, around)
-        if refused:
-            ids.append(rbac_pb2.Principal(not_id=_one_principal(refused, clause.single)))
-    ids = ids or [rbac_pb2.Principal(any=True)]
-    return rbac_pb2.Principal(and_ids=rbac_pb2.Principal.Set(ids=ids))
-
-
-def _one_principal(ids: list[rbac_pb2.Principal], single: bool) -> rbac_pb2.Principal:
-    return rbac_pb2.Principal(or_ids=rbac_pb2.Principal.Set(ids=ids)) if single else ids[0]
+def _identify(out: rbac_pb2.Principal, clause: _Clause, values: list[str]) -> None:
+    if clause.single:
+        out.or_ids.ids.extend([clause.build(value) for value in values])
+    else:
+        out.CopyFrom(clause.build(values))

@@ -247,7 +247,7 @@ def test_a_policy_for_the_whole_mesh_is_compiled_once() -> None:
         engine.get(compile_proxy, proxy)
     spec = {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/x"]}}]}]}
     done = step(engine, policy("meshwide", spec, "istio-system"), *proxies)
-    assert done.recomputed["compiled_policy"] == 2  # for HTTP and for TCP
+    assert done.recomputed["compiled_policy"] == 1  # for HTTP and for TCP
     assert done.encodes == {"ecds": 2}  # those that deny
     snapshots = [engine.get(compile_proxy, p).resources[ECDS] for p in proxies]
     denying = {id(s["envoy.filters.http.rbac.deny"]) for s in snapshots}
