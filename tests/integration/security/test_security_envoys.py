@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from gateway_mesh import CLUSTER, config, endpoints, free_port, host, service, workload
-from security_mesh import loopback
+from security_mesh import loopback, serving
 
 from meshbus.model.keys import Key
 from meshbus.model.rows import MeshConfigRow, WorkloadPort
@@ -146,8 +146,7 @@ async def test_policies_read_tokens(served):
     assert await pair.get(**issuer.bearer(**{**good, "scope": "read"})) == 403
 
 
-async def test_a_provider_is_asked(served):
-    pair, mesh = served.pair, served.mesh
+async def test_a_provider_is_asked(mesh):
     address = loopback()
     port = free_port(address)
     provider = {
@@ -167,17 +166,15 @@ async def test_a_provider_is_asked(served):
     }
     rules = [{"to": [{"operation": {"paths": ["/guarded*"]}}]}]
     custom = {"action": "CUSTOM", "provider": {"name": "guard"}, "rules": rules}
-    async with guard(address, port):
-        await served.applied(
-            service("guard", port), endpoints("guard", {"g": address}, port, "disabled")
-        )
-        await served.applied(settings)
+    # The filter that asks is in listeners that are made once the mesh has a provider.
+    await mesh.write(
+        service("guard", port), endpoints("guard", {"g": address}, port, "disabled"), settings
+    )
+    async with guard(address, port), serving(mesh) as served:
+        pair = served.pair
         await served.applied(policy("ask", custom))
 
-        # The mesh config has changed listeners: only new connections meet the new ones.
         async def felt() -> bool:
-            await pair.connection.aclose()
-            pair.connection = pair.connect()
             return await pair.get("/guarded") == 403
 
         await mesh.until(felt, "the provider's verdict is felt")
