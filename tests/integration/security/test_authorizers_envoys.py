@@ -5,14 +5,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import httpx
 import msgspec
 import pytest
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from envoy.type.v3 import http_status_pb2
-from gateway_mesh import CLUSTER, endpoints, host, service, workload
+from gateway_mesh import CLUSTER, config, endpoints, free_port, host, service, workload
 from google.rpc import status_pb2
 from security_mesh import loopback, serving
-from test_security_envoys import Issuer, authentication, policy, speaks
+from test_security_envoys import ISSUER, Issuer, policy, speaks
 
 from meshbus.model.keys import Key
 from meshbus.model.rows import MeshConfigRow, WorkloadPort
@@ -149,14 +150,69 @@ async def test_connections_are_decided_over_grpc(mesh):
         await mesh.until(refuses, "it fails safe")
 
 
-async def test_routes_by_nested_claims(served):
-    """Claims choose routes at gateways; a policy reads the same."""
-    pair, issuer = served.pair, Issuer()
-    await served.applied(authentication(issuer, forwardOriginalToken=True))
-    token = issuer.bearer(org={"team": "red", "roles": ["dev", "ops"]})
-    assert await pair.get(**token) == 200
-    team = {"key": "request.auth.claims[org][team]", "values": ["r*"]}
-    roles = {"key": "request.auth.claims[org][roles]", "values": ["ops"]}
-    await served.applied(policy("nested", {"rules": [{"when": [team, roles]}]}))
-    assert await pair.get(**token) == 200
-    assert await pair.get(**issuer.bearer(org={"team": "red", "roles": ["dev"]})) == 403
+async def test_claims_choose_routes_at_a_gateway(served):
+    """`@request.auth.claims`, nested ones and lists too; an invalid token chooses none."""
+    pair, mesh, issuer, address = served.pair, served.mesh, Issuer(), loopback()
+    port = free_port(address)
+    ((key, row),) = workload("edge", address).items()
+    edge = msgspec.structs.replace(row, gateway=True)
+    server = {"number": port, "name": "http", "protocol": "HTTP"}
+    where = {"destination": {"host": host("server"), "port": {"number": pair.port}}}
+
+    def by(claim: str, matcher: dict[str, str], header: str) -> dict[str, Any]:
+        return {
+            "match": [{"headers": {claim: matcher}}],
+            "route": [where],
+            "headers": {"request": {"set": {"x-route": header}}},
+        }
+
+    http = [
+        by("@request.auth.claims.org.team", {"exact": "red"}, "team"),
+        by("@request.auth.claims[org][roles]", {"exact": "ops"}, "role"),
+        by("@request.auth.claims.sub", {"prefix": "an"}, "sub"),
+        {"directResponse": {"status": 418}},
+    ]
+    await served.applied(
+        {key: edge},
+        config(
+            "Gateway",
+            "gateways",
+            "edge",
+            {"selector": {"app": "edge"}, "servers": [{"port": server, "hosts": ["*"]}]},
+        ),
+        config(
+            "VirtualService",
+            "virtualservices",
+            "v",
+            {"hosts": ["*"], "gateways": ["edge"], "http": http},
+        ),
+        config(
+            "RequestAuthentication",
+            "requestauthentications",
+            "jwt",
+            {
+                "selector": {"matchLabels": {"app": "edge"}},
+                "jwtRules": [{"issuer": ISSUER, "jwks": issuer.jwks}],
+            },
+        ),
+    )
+    async with mesh.envoy("edge", address, kind="router") as gateway, httpx.AsyncClient() as client:
+        await mesh.until(gateway.ready, "the gateway's Envoy is ready")
+
+        async def route(**headers: str) -> str | int:
+            answer = await client.get(f"http://{address}:{port}/", headers=headers)
+            return (
+                served.got[-1].get("x-route", "")
+                if answer.status_code == 200
+                else answer.status_code
+            )
+
+        async def reached() -> bool:
+            return await route() == 418
+
+        await mesh.until(reached, "without a token no claim matches")
+        assert await route(**issuer.bearer(org={"team": "red"})) == "team"
+        assert await route(**issuer.bearer(org={"roles": ["dev", "ops"]})) == "role"
+        assert await route(**issuer.bearer(org={"team": "blue"})) == "sub"
+        assert await route(**issuer.bearer(sub="bob", org={"team": ["blue"]})) == 418
+        assert await route(**Issuer().bearer(org={"team": "red"})) == 401
