@@ -25,7 +25,8 @@ class GateLimits:
 
     waiting: int = 10_000
     waiting_bytes: int = 64 << 20
-    """Of first requests: names and versions of all that a proxy comes back with."""
+    """Of first requests: names and versions of all that a proxy comes back with. Above it no more
+    are read, as far as the carrier can wait; above four times as much streams are turned away."""
     opening_bytes: int = 64 << 20
     """Of first responses which are not acknowledged; decides how many may be opening."""
     opening_least: int = 16
@@ -77,12 +78,17 @@ class Gate(Generic[S]):
         """How long one that comes now would wait, by how it went for those before."""
         return len(self._waiting) * self._mean_s
 
+    @property
+    def reads(self) -> bool:
+        """There is room for more first requests."""
+        return self._waiting_bytes < self._limits.waiting_bytes
+
     def offer(self, stream: S, size: int) -> bool:
         """A stream has said what it wants, in so many bytes. False: there is no place for it."""
         limits = self._limits
         if (
             len(self._waiting) >= limits.waiting
-            or self._waiting_bytes + size > limits.waiting_bytes
+            or self._waiting_bytes + size > 4 * limits.waiting_bytes
         ) and self._waiting:
             return False
         self._waiting[stream] = size

@@ -51,8 +51,8 @@ FIRST_REQUEST_S = 15.0
 REQUESTS_PER_S = 500
 REQUESTS_BURST = 5000
 _PAUSE_S = 0.1
-_WAITING = 16
-"""Requests that wait while a proxy is being admitted; more are not read."""
+_READ_AT_ONCE = 4
+"""First requests that are read when one has been let in."""
 _AGE_JITTER = 0.2
 _SLICE_S = 0.02
 """How long responses are made before other work of the process gets its turn."""
@@ -154,6 +154,8 @@ class XdsServer:
         self._refused = refused
         self._load = load
         self._streams: dict[int, _Stream] = {}
+        self._unread: dict[_Stream, None] = {}
+        """New streams whose first request is not read yet, in order."""
         self._gate: Gate[_Stream] = Gate(GateLimits(waiting=limits.max_streams))
         self._admitting: asyncio.TimerHandle | asyncio.Handle | None = None
         self._due: dict[_Stream, None] = {}
@@ -249,8 +251,27 @@ class XdsServer:
         except RefusedError as error:
             self._fail(stream, error)
         else:
-            silent = ProtocolError("no request came")
-            stream.timer("first", FIRST_REQUEST_S, self._fail, stream, silent)
+            if self._gate.reads and not self._unread:
+                self._expect(stream)
+            else:
+                # It waits in its socket: first requests in hand are memory.
+                self._unread[stream] = None
+                self._carrier.pause(number)
+
+    def _expect(self, stream: _Stream) -> None:
+        silent = ProtocolError("no request came")
+        stream.timer("first", FIRST_REQUEST_S, self._fail, stream, silent)
+
+    def _read_more(self) -> None:
+        """Read first requests again, in order, as far as there is room for them."""
+        for _ in range(_READ_AT_ONCE):
+            if not self._unread or not self._gate.reads:
+                return
+            stream = next(iter(self._unread))
+            del self._unread[stream]
+            if stream.protocol is None and not stream.waiting:
+                self._carrier.resume(stream.number)
+                self._expect(stream)
 
     def _happened(self, stream: _Stream, event: Event) -> None:
         if isinstance(event, bytes):
@@ -272,10 +293,10 @@ class XdsServer:
     def _knock(self, stream: _Stream, data: bytes) -> None:
         """A request of a proxy that is not served yet."""
         stream.waiting.append(data)
-        if len(stream.waiting) == _WAITING:
-            self._carrier.pause(stream.number)
         if len(stream.waiting) > 1:
             return
+        # What else it says is read when it is served.
+        self._carrier.pause(stream.number)
         stream.stop_timer("first")
         elsewhere = self._load.prefers_others(len(self._fleet.clients)) or (
             self._gate.wait_s > _LONG_WAIT_S and self._load.with_room()
@@ -304,6 +325,7 @@ class XdsServer:
         ends = clock.monotonic() + _ADMIT_SLICE_S
         while (now := clock.monotonic()) < ends:
             stream = self._gate.take(now)
+            self._read_more()
             if stream is None:
                 room_at = self._gate.room_at()
                 if room_at is not None:
@@ -347,8 +369,7 @@ class XdsServer:
             age_s = min(age_s, max(left_s, 1.0))
         stream.timer("age", age_s, self._too_old, stream)
         self._receive(stream, request)
-        if len(stream.waiting) >= _WAITING - 1:
-            self._carrier.resume(stream.number)
+        self._carrier.resume(stream.number)
         while stream.waiting:
             self._receive(stream, stream.protocol.decode(stream.waiting.popleft()))
 
@@ -488,7 +509,8 @@ class XdsServer:
         self._due.pop(stream, None)
         self._due_opening.pop(stream, None)
         self._gate.drop(stream)
-        if self._gate.waiting:
+        self._unread.pop(stream, None)
+        if self._gate.waiting or self._unread:
             self._admit_soon()
         for name in list(stream.timers):
             stream.stop_timer(name)

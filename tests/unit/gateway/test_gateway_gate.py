@@ -48,11 +48,13 @@ def test_the_rest_wait_in_order_until_one_has_settled_or_hangs() -> None:
 
 
 def test_what_waits_is_bounded_in_number_and_bytes() -> None:
-    gate: Gate[int] = Gate(GateLimits(waiting=3, waiting_bytes=1000))
+    gate: Gate[int] = Gate(GateLimits(waiting=3, waiting_bytes=250))
     assert all(gate.offer(stream, 100) for stream in range(3))
     assert not gate.offer(3, 100), "no place"
+    assert not gate.reads, "more than 250 bytes wait: the next ones are not read yet"
     gate.drop(0)
-    assert not gate.offer(3, 900), "too many bytes"
+    assert gate.reads
+    assert not gate.offer(3, 900), "four times as much is too much for what was read all the same"
     assert gate.offer(3, 800)
     gate = Gate(GateLimits(waiting_bytes=1000))
     assert gate.offer(1, 5000), "one alone may be larger than that"
