@@ -295,8 +295,6 @@ class XdsServer:
         stream.waiting.append(data)
         if len(stream.waiting) > 1:
             return
-        # What else it says is read when it is served.
-        self._carrier.pause(stream.number)
         stream.stop_timer("first")
         elsewhere = self._load.prefers_others(len(self._fleet.clients)) or (
             self._gate.wait_s > _LONG_WAIT_S and self._load.with_room()
@@ -307,6 +305,8 @@ class XdsServer:
             text = "this replica is busy: try another one" if elsewhere else "this replica is full"
             self._end(stream, "turned away", Status.UNAVAILABLE, text, leave=True)
             return
+        # What else it says is read when it is served.
+        self._carrier.pause(stream.number)
         self._admit_soon()
 
     def _admit_soon(self, delay_s: float = 0.0) -> None:
