@@ -34,6 +34,16 @@ class RawClient(Client):  # type: ignore[misc]
         self._raw[subscription._id] = received
         return subscription
 
+    async def flush(self, timeout: int = 10) -> None:
+        """Until the server has done what was asked of it before.
+
+        nats-py 2.16 writes the ping to the socket at once, and commands such as SUB by a task a
+        moment later: its answer proves nothing about those (a request to what was just served
+        found nobody, once in some dozen times on a busy machine).
+        """
+        await self._flush_pending(force_flush=True)
+        await super().flush(timeout)
+
     async def unsubscribe_raw(self, subscription: Any) -> None:
         """No more of them."""
         self._raw.pop(subscription._id, None)

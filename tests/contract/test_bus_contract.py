@@ -196,6 +196,18 @@ async def test_request_and_reply(connect: Connect) -> None:
         await slow
 
 
+async def test_what_is_served_is_answered_at_once(connect: Connect) -> None:
+    server, client = await connect("config"), await connect("config")
+
+    async def handle(data: bytes) -> bytes:
+        return data
+
+    for number in range(60):
+        subject = f"x.config.number-{number}"
+        await server.serve(subject, handle)
+        assert await client.request(subject, b"hi", timeout=20) == b"hi"
+
+
 def _address(port: int) -> ServiceAddress:
     return ServiceAddress("policy", "127.0.0.1", port)
 
