@@ -38,6 +38,7 @@ _ASKS: dict[str, tuple[str, ...]] = {
         "x.ca.certificates",
         "x.ca.rotation",
         "x.ca.revoke",
+        "x.ca.join-token",
         "x.ca.bundle",
     ),
     "xds-gateway": ("x.ca.sign.xds-gateway", "x.config.credential"),

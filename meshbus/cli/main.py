@@ -19,6 +19,7 @@ from meshbus.cli.up import up
 from meshbus.cli.validate import validate
 from meshbus.cli.version import version
 from meshbus.cli.wait import wait
+from meshbus.cli.workload import workload
 
 app = typer.Typer(
     name="meshbus",
@@ -42,6 +43,7 @@ app.command("apply", rich_help_panel=_CONFIG)(apply)
 app.command("delete", rich_help_panel=_CONFIG)(delete)
 app.command("get", rich_help_panel=_CONFIG)(get)
 app.command("wait", rich_help_panel=_CONFIG)(wait)
+app.add_typer(workload, name="workload", rich_help_panel=_CONFIG)
 app.command("proxy-status", rich_help_panel=_LOOK)(proxy_status)
 app.command("proxy-config", rich_help_panel=_LOOK)(proxy_config)
 app.command("events", rich_help_panel=_LOOK)(events)

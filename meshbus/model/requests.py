@@ -78,7 +78,8 @@ class SignReply(msgspec.Struct, frozen=True):
 
 
 class JoinTokenRequest(msgspec.Struct, frozen=True):
-    """A token with which one workload instance joins. Only the supervisor (`local`) may ask."""
+    """A token with which one workload instance joins. Only the supervisor (`local`) may ask, and
+    config for machines that operators let in."""
 
     namespace: str
     service_account: str

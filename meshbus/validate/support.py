@@ -22,7 +22,6 @@ SILENT = "NoEffect"
 _NOT_YET = "is not carried out by this release"
 
 _WHOLE = {
-    ("networking.istio.io", "WorkloadGroup"),
     ("networking.istio.io", "ProxyConfig"),
     ("telemetry.istio.io", "Telemetry"),
     ("config.istio.io", "adapter"),

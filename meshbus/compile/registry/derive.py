@@ -26,6 +26,7 @@ SOURCES = frozenset(
         "cfg.nodes",
         "cfg.namespaces",
         "st.pods",
+        "st.workloadentries",
     }
 )
 """Tables that the registry derives from."""
@@ -136,7 +137,7 @@ class Registry:
 
     def _concerned(self, key: Key) -> list[Key]:
         """Objects whose instances depend on this row."""
-        if key.table == "st.pods":
+        if key.table in ("st.pods", "st.workloadentries"):
             return [key._replace(plane="cfg")]
         if key.table == "cfg.nodes":
             return [
@@ -223,7 +224,11 @@ class Registry:
         namespace = self._rows.get(Key(self._cluster, "reg", "namespaces", "", key.namespace))
         assert namespace is None or isinstance(namespace, Namespace)
         if key.table == "cfg.workloadentries":
-            entry = instance_of_entry(row, self._cluster, namespace)
+            about = self._world.get(key._replace(plane="st"))
+            told = about.status if about is not None else row.spec.get("status")
+            entry = instance_of_entry(
+                row, self._cluster, namespace, told if isinstance(told, dict) else None
+            )
             return [entry] if entry is not None else []
         status: Any = row.spec.get("status")
         if not isinstance(status, dict):

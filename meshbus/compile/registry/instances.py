@@ -4,6 +4,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from meshbus.compile.registry.protocols import declared_protocol, integer
 from meshbus.model.rows import ConfigObject, Namespace, WorkloadInstance, WorkloadPort
 from meshbus.model.status import InstanceReport
@@ -93,11 +95,24 @@ def _stand_in(namespace: str, name: str, index: int) -> str:
     return f"10.{64 + (number >> 16 & 63)}.{number >> 8 & 255}.{1 + number % 254}"
 
 
+HEALTH_CHECKED = "proxy.istio.io/health-checks-enabled"
+"""Annotation of an entry whose machine says whether it is healthy."""
+_CAPTURE = "standalone.meshbus.io/capture"
+_APPLICATION = "standalone.meshbus.io/application-address"
+_HTTP_PROXY = "standalone.meshbus.io/http-proxy-port"
+
+
 def instance_of_entry(
-    object: ConfigObject, cluster: str, namespace: Namespace | None
+    object: ConfigObject,
+    cluster: str,
+    namespace: Namespace | None,
+    status: Mapping[str, Any] | None = None,
 ) -> WorkloadInstance | None:
-    """The instance of a WorkloadEntry; None without an address."""
-    return instance_of_entry_spec(
+    """The instance of a WorkloadEntry; None without an address.
+
+    Source: Istio, health checks of auto-registered entries: unhealthy until the condition Healthy.
+    """
+    made = instance_of_entry_spec(
         object.spec,
         name=object.name,
         namespace=object.namespace,
@@ -106,6 +121,22 @@ def instance_of_entry(
         created=object.created,
         network=(namespace.labels.get(NETWORK_LABEL, "") if namespace else ""),
     )
+    if made is None:
+        return None
+    notes = object.annotations
+    changes: dict[str, Any] = {}
+    if notes.get(HEALTH_CHECKED, "").lower() == "true":
+        found = {c.get("type"): c.get("status") for c in _records((status or {}).get("conditions"))}
+        changes["ready"] = found.get("Healthy") == "True"
+    if notes.get(_CAPTURE) == "proxy":
+        port = notes.get(_HTTP_PROXY, "")
+        changes |= {
+            "capture": "proxy",
+            "app_address": notes.get(_APPLICATION, ""),
+            "http_proxy_address": made.addresses[0],
+            "http_proxy_port": int(port) if port.isdigit() else 0,
+        }
+    return msgspec.structs.replace(made, **changes) if changes else made
 
 
 def instance_of_entry_spec(

@@ -64,6 +64,19 @@ class Metrics:
         )
 
 
+class Machines(Protocol):
+    """Handlers of `/v1/workloads`."""
+
+    async def join(self, request: Request) -> Response:
+        """A token for a machine."""
+
+    async def renew(self, request: Request) -> Response:
+        """A fresh token for it."""
+
+    async def entry(self, request: Request) -> Response:
+        """What it says of itself."""
+
+
 class Users(Protocol):
     """Who may use the API."""
 
@@ -119,11 +132,13 @@ def make_app(
     version: str,
     address: Callable[[], str],
     objects: bool = True,
+    machines: Machines | None = None,
 ) -> ASGIApp:
     """The application of the API.
 
     Args:
         address: `HOST:PORT` that clients reach it at.
+        machines: Where machines join; None: not here.
         objects: Serve `/api` and `/apis`; False where an API server of Kubernetes has them.
     """
     pages = _Pages(version, address)
@@ -186,6 +201,13 @@ def make_app(
         Route("/apis/{group}/{version}/{rest:path}", guarded(resources.handle), methods=METHODS),
     ]
     routes += of_objects if objects else []
+    if machines is not None:
+        entry = "/v1/workloads/{namespace}/{name}"
+        routes += [
+            post(f"{entry}/join", machines.join),
+            post(f"{entry}/token", machines.renew),
+            Route(entry, guarded(machines.entry), methods=["PUT", "DELETE"]),
+        ]
     routes.append(Route("/{path:path}", guarded(unknown), methods=METHODS))
     return Authentication(Starlette(routes=routes), users)
 

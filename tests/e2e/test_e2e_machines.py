@@ -1,0 +1,253 @@
+"""Machines that join by a WorkloadGroup: registered, called, withdrawn when unhealthy, gone."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from standalone import meshbus, status_of, until
+
+from meshbus.local.api import MeshApi
+from meshbus.local.end import end_mesh
+from meshbus.local.home import Home, HomeError
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+APP = Path(__file__).parents[1] / "tasks" / "echo_app.py"
+ENTRIES = "/apis/networking.istio.io/v1/namespaces/default/workloadentries"
+ENVOY_ADDRESS, APP_ADDRESS = "127.201.7.1", "127.201.7.2"
+
+
+def workload(name: str, command: list[str], **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "standalone.meshbus.io/v1alpha1",
+        "kind": "Workload",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"serviceAccount": name, "command": command, **spec},
+    }
+
+
+def group(probe: dict[str, Any] | None) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "metadata": {"labels": {"app": "vm", "version": "v7"}},
+        "template": {"serviceAccount": "vm", "ports": {"http": 8080}, "weight": 3},
+    }
+    if probe is not None:
+        spec["probe"] = probe
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadGroup",
+        "metadata": {"name": "vm"},
+        "spec": spec,
+    }
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    folder = tmp_path_factory.mktemp("machines")
+    made = Home(folder / "h")
+    made.create()
+    made.settings_file.write_text("services: {processes: one}")
+    service = {"selector": {"app": "vm"}, "ports": [{"name": "http", "port": 8080}]}
+    documents = [
+        workload("client", [sys.executable, str(APP)]),
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "vm"}, "spec": service},
+    ]
+    (folder / "mesh.yaml").write_text(yaml.safe_dump_all(documents))
+    try:
+        result = meshbus("up", "--home", str(made.path), "-d", "-f", str(folder / "mesh.yaml"))
+        assert result.returncode == 0, result.stderr
+        yield made
+    finally:
+        end_mesh(made)
+
+
+@pytest.fixture(scope="module")
+def application() -> Iterator[None]:
+    env = {**os.environ, "MESHBUS_BIND_ADDRESS": APP_ADDRESS, "VERSION": "vm"}
+    process = subprocess.Popen([sys.executable, str(APP), "http:8080"], env=env)
+    try:
+        until(lambda: connects(APP_ADDRESS, 8080), "the application listens")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def connects(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def call(home: Home) -> tuple[int, dict[str, str]]:
+    """What the client of the mesh gets from the machine: status, headers that it saw."""
+    address = status_of(home).instances["default/client-0"].addresses[0]
+    connection = http.client.HTTPConnection(address, 15080, timeout=10)
+    try:
+        connection.request("GET", "http://vm:8080/")
+        answer = connection.getresponse()
+        body = answer.read()
+    except OSError:
+        return 0, {}
+    finally:
+        connection.close()
+    return answer.status, json.loads(body)["headers"] if answer.status == 200 else {}
+
+
+def entries(home: Home) -> list[dict[str, Any]]:
+    with MeshApi(home) as api:
+        found: list[dict[str, Any]] = api.get(ENTRIES)["items"]
+    return found
+
+
+def healthy(home: Home) -> str:
+    (entry,) = entries(home) or [{}]
+    conditions = entry.get("status", {}).get("conditions", [])
+    return next((str(c["status"]) for c in conditions if c["type"] == "Healthy"), "")
+
+
+def configure(home: Home, folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    arguments = ("workload", "configure", "vm", "--home", str(home.path), "-o", str(folder))
+    return meshbus(*arguments, *more)
+
+
+class Machine:
+    """`meshbus workload run` of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "meshbus.cli.main", "workload", "run", str(folder)),
+                *("--address", ENVOY_ADDRESS, "--capture", "proxy"),
+                *("--application", APP_ADDRESS),
+            ],
+            start_new_session=True,
+            stderr=(folder / "run.log").open("ab"),
+        )
+
+    def kill(self) -> None:
+        """The machine loses its power: everything on it ends at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> int:
+        """It is shut down."""
+        self.process.terminate()
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def machine(home: Home, application: None, tmp_path: Path) -> Iterator[list[Machine]]:
+    running: list[Machine] = []
+    yield running
+    for one in running:
+        if one.process.poll() is None:
+            one.kill()
+
+
+def apply(home: Home, *documents: dict[str, Any]) -> None:
+    with MeshApi(home) as api:
+        api.apply(list(documents))
+
+
+def test_a_machine_joins_serves_and_leaves(
+    home: Home, machine: list[Machine], tmp_path: Path
+) -> None:
+    apply(home, group(None))
+    folder = tmp_path / "m"
+    result = configure(home, folder)
+    assert result.returncode == 0, result.stderr
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for name in ("token", "machine.json", "roots.pem"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+    assert call(home)[0] == 503, "nobody is there yet"
+    machine.append(Machine(folder))
+    until(lambda: call(home)[0] == 200, "the machine answers")
+    seen = call(home)[1]
+    assert "sa/client" in seen["x-forwarded-client-cert"], "mutual TLS, both ways"
+    assert "sa/vm" in seen["x-forwarded-client-cert"]
+    (entry,) = entries(home)
+    assert entry["metadata"]["name"].startswith("vm-")
+    assert entry["metadata"]["annotations"]["istio.io/autoRegistrationGroup"] == "vm"
+    assert entry["metadata"]["labels"]["version"] == "v7"
+    assert (entry["spec"]["address"], entry["spec"]["weight"]) == (ENVOY_ADDRESS, 3)
+    assert machine[0].end() == 0
+    until(lambda: entries(home) == [], "it has said goodbye")
+    until(lambda: call(home)[0] == 503, "nobody is called")
+
+
+def test_unhealthy_is_withdrawn_and_comes_back(
+    home: Home, machine: list[Machine], tmp_path: Path
+) -> None:
+    flag = tmp_path / "healthy"
+    probe = {
+        "exec": {"command": ["test", "-e", str(flag)]},
+        "periodSeconds": 1,
+        "failureThreshold": 1,
+    }
+    apply(home, group(probe))
+    folder = tmp_path / "m"
+    assert configure(home, folder, "--name", "vm-named").returncode == 0
+    machine.append(Machine(folder))
+    until(lambda: healthy(home) == "False", "it is registered, and unhealthy")
+    assert call(home)[0] == 503
+    flag.touch()
+    until(lambda: call(home)[0] == 200, "healthy: it is called")
+    assert healthy(home) == "True"
+    flag.unlink()
+    until(lambda: call(home)[0] == 503, "unhealthy: it is not called")
+    assert [e["metadata"]["name"] for e in entries(home)] == ["vm-named"]
+
+
+def test_a_machine_that_dies_is_forgotten(
+    home: Home, machine: list[Machine], tmp_path: Path
+) -> None:
+    probe = {"httpGet": {"path": "/status/200", "port": 8080}, "periodSeconds": 1}
+    apply(home, group(probe))
+    folder = tmp_path / "m"
+    assert configure(home, folder).returncode == 0
+    machine.append(Machine(folder))
+    until(lambda: call(home)[0] == 200, "the machine answers")
+    machine[0].kill()
+    until(lambda: entries(home) == [], "its entry goes", 40)
+    machine.append(Machine(folder))
+    until(lambda: call(home)[0] == 200, "it comes back with what it has")
+    with MeshApi(home) as api:
+        api.delete([group(probe)])
+    until(lambda: call(home)[0] == 503, "its group is gone")
+
+
+def test_who_may_say_what(home: Home, machine: list[Machine], tmp_path: Path) -> None:
+    apply(home, group(None))
+    result = configure(home, tmp_path / "x", "--name", "Bad Name")
+    assert result.returncode == 1
+    assert "not a Kubernetes name" in result.stderr
+    result = meshbus(
+        *("workload", "configure", "nobody", "--home", str(home.path), "-o", str(tmp_path / "x"))
+    )
+    assert result.returncode == 1
+    assert "not found" in result.stderr
+    folder = tmp_path / "m"
+    assert configure(home, folder, "--name", "vm-one").returncode == 0
+    stolen = Home(home.path)
+    access = json.loads(home.api_file.read_text())
+    stolen.api_file = tmp_path / "stolen.json"
+    stolen.api_file.write_text(json.dumps({**access, "token": (folder / "token").read_text()}))
+    with MeshApi(stolen) as api:
+        for path in ("/api/v1/secrets", "/v1/proxies", "/v1/workloads/default/vm-two"):
+            with pytest.raises(HomeError, match=r"403|not allowed|forbidden|cannot"):
+                api.get(path)
+    with MeshApi(home) as api, pytest.raises(HomeError, match="only the machine itself"):
+        api._ask("PUT", "/v1/workloads/default/vm-one", {"group": "vm", "address": "127.0.0.9"})
