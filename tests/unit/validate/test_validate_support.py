@@ -95,7 +95,7 @@ def mesh(spec: dict[str, Any]) -> dict[str, Any]:
             [],
         ),
         (istio("EnvoyFilter", {"configPatches": []}, "networking.istio.io/v1alpha3"), []),
-        (istio("WorkloadGroup", {"template": {"serviceAccount": "a"}}), ["kind"]),
+        (istio("WorkloadGroup", {"template": {"serviceAccount": "a"}}), []),
         (
             mesh({"accessLogFile": "/dev/stdout", "proxyHttpPort": 15002}),
             ["spec.proxyHttpPort"],
