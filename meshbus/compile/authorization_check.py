@@ -294,7 +294,7 @@ def _decided(filters: _Filters, asked: Asked, *, tcp: bool) -> Answer:
 
 def _why(action: str, rule: RuleMatched | None) -> str:
     if action == "allow":
-        return "there are ALLOW policies, and no rule of them matches"
+        return "it has to be allowed, and no ALLOW rule matches"
     if rule is not None and rule.action == "CUSTOM":
         return "the provider of a CUSTOM policy cannot be asked"
     return "a DENY rule matches"
