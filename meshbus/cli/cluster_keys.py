@@ -113,7 +113,7 @@ async def make_keys(secrets: Secrets, namespace: str, replicas: int) -> None:
         users[identity] = UserKey.from_seed(held[field]).public
     authority = await secrets.read("meshbus-nats-authority")
     if authority is None:
-        root, key = _authority()
+        root, key = authority()
         authority = await secrets.create(
             "meshbus-nats-authority", {"tls.crt": root, "tls.key": key}
         )
@@ -155,7 +155,8 @@ def half_over(certificate_pem: str) -> bool:
     return held.not_valid_after_utc - datetime.datetime.now(datetime.UTC) < life / 2
 
 
-def _authority() -> tuple[str, str]:
+def authority() -> tuple[str, str]:
+    """A root of its own, and its key."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
