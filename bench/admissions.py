@@ -6,6 +6,7 @@ one core.
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import ssl
@@ -86,6 +87,8 @@ async def serve(folder: Path) -> None:
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     sock = bind("127.0.0.1:0", "bench")
     (folder / "address").write_text(bound_address(sock))
+    gc.collect()
+    gc.freeze()
     await serve_http(
         webhook_app({"/inject": injecting.answer}, CollectorRegistry()), sock, tls=context
     )

@@ -111,14 +111,12 @@ async def make_keys(secrets: Secrets, namespace: str, replicas: int) -> None:
         if held is None:
             held = await secrets.create(name, {field: UserKey.generate().seed})
         users[identity] = UserKey.from_seed(held[field]).public
-    authority = await secrets.read("meshbus-nats-authority")
-    if authority is None:
+    issuer = await secrets.read("meshbus-nats-authority")
+    if issuer is None:
         root, key = authority()
-        authority = await secrets.create(
-            "meshbus-nats-authority", {"tls.crt": root, "tls.key": key}
-        )
+        issuer = await secrets.create("meshbus-nats-authority", {"tls.crt": root, "tls.key": key})
     if await secrets.read("meshbus-nats-roots") is None:
-        await secrets.create("meshbus-nats-roots", {"ca.crt": authority["tls.crt"]})
+        await secrets.create("meshbus-nats-roots", {"ca.crt": issuer["tls.crt"]})
     peers = f"meshbus-nats-peers.{namespace}.svc"
     config = render_server_config(
         users=users,
@@ -132,13 +130,13 @@ async def make_keys(secrets: Secrets, namespace: str, replicas: int) -> None:
     )
     names = [f"meshbus-nats.{namespace}.svc", f"*.{peers}", peers, "localhost"]
     held = await secrets.read("meshbus-nats")
-    fresh = {"nats.conf": config, "ca.crt": authority["tls.crt"]}
+    fresh = {"nats.conf": config, "ca.crt": issuer["tls.crt"]}
     if held is None:
-        certificate, key = leaf(authority["tls.crt"], authority["tls.key"], names)
+        certificate, key = leaf(issuer["tls.crt"], issuer["tls.key"], names)
         await secrets.create("meshbus-nats", {**fresh, "tls.crt": certificate, "tls.key": key})
         return
     if half_over(held.get("tls.crt", "")):
-        certificate, key = leaf(authority["tls.crt"], authority["tls.key"], names)
+        certificate, key = leaf(issuer["tls.crt"], issuer["tls.key"], names)
         fresh |= {"tls.crt": certificate, "tls.key": key}
     await secrets.change("meshbus-nats", fresh)
 

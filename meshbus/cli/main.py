@@ -11,6 +11,7 @@ from meshbus.cli.compile import compile_command
 from meshbus.cli.demo import demo
 from meshbus.cli.down import down
 from meshbus.cli.events import events
+from meshbus.cli.install import install, precheck, uninstall, upgrade
 from meshbus.cli.kube_inject import kube_inject
 from meshbus.cli.objects import apply, delete, get
 from meshbus.cli.proxies import proxy_config, proxy_status
@@ -29,6 +30,7 @@ app = typer.Typer(
     help="A service mesh that speaks the Istio API, on NATS, with unmodified Envoys.",
 )
 
+_KUBERNETES = "On Kubernetes"
 _RUN, _CONFIG, _LOOK, _OFFLINE, _SERVER = (
     "Run a mesh on this machine",
     "Configure it",
@@ -39,6 +41,10 @@ _RUN, _CONFIG, _LOOK, _OFFLINE, _SERVER = (
 app.command("demo", rich_help_panel=_RUN)(demo)
 app.command("up", rich_help_panel=_RUN)(up)
 app.command("down", rich_help_panel=_RUN)(down)
+app.command("precheck", rich_help_panel=_KUBERNETES)(precheck)
+app.command("install", rich_help_panel=_KUBERNETES)(install)
+app.command("upgrade", rich_help_panel=_KUBERNETES)(upgrade)
+app.command("uninstall", rich_help_panel=_KUBERNETES)(uninstall)
 app.command("apply", rich_help_panel=_CONFIG)(apply)
 app.command("delete", rich_help_panel=_CONFIG)(delete)
 app.command("get", rich_help_panel=_CONFIG)(get)
@@ -52,7 +58,7 @@ app.add_typer(authz, name="authz", rich_help_panel=_LOOK)
 app.command("version", rich_help_panel=_LOOK)(version)
 app.command("validate", rich_help_panel=_OFFLINE)(validate)
 app.command("compile", rich_help_panel=_OFFLINE)(compile_command)
-app.command("kube-inject", rich_help_panel=_OFFLINE)(kube_inject)
+app.command("kube-inject", rich_help_panel=_KUBERNETES)(kube_inject)
 app.command("cluster-keys", rich_help_panel=_SERVER)(cluster_keys)
 app.command("serve", rich_help_panel=_SERVER)(serve)
 
