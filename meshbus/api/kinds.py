@@ -190,6 +190,22 @@ _CORE = (
         spec_field=False,
         has_status=False,
     ),
+    _kind(
+        "networking.k8s.io",
+        "v1",
+        "Ingress",
+        "ingress:IngressSpec",
+        short="ing",
+        categories=("all",),
+    ),
+    _kind(
+        "networking.k8s.io",
+        "v1",
+        "IngressClass",
+        "ingress:IngressClassSpec",
+        namespaced=False,
+        has_status=False,
+    ),
 )
 
 _MESH = (
@@ -331,8 +347,7 @@ _PLATFORM = (
     *_platform("policy/v1", "PodDisruptionBudget"),
     *_platform("autoscaling/v1", "HorizontalPodAutoscaler"),
     *_platform("autoscaling/v2", "HorizontalPodAutoscaler"),
-    *_platform("networking.k8s.io/v1", "Ingress NetworkPolicy"),
-    *_platform("networking.k8s.io/v1", "IngressClass", namespaced=False),
+    *_platform("networking.k8s.io/v1", "NetworkPolicy"),
     *_platform("rbac.authorization.k8s.io/v1", "Role RoleBinding"),
     *_platform("rbac.authorization.k8s.io/v1", "ClusterRole ClusterRoleBinding", namespaced=False),
     *_platform("apiextensions.k8s.io/v1", "CustomResourceDefinition", namespaced=False),

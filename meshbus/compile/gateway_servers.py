@@ -6,6 +6,7 @@ from meshbus.compile.endpoints import target_ports
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Report
 from meshbus.compile.inbound import namespace_services
+from meshbus.compile.ingress import ingress_gateways
 from meshbus.compile.names import HTTP, fqdn, narrower
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.scope import Ref, age, istio_objects, object_namespaces
@@ -31,11 +32,13 @@ class Server(NamedTuple):
     """`NAMESPACE/HOST` or `HOST`."""
     tls: dict[str, Any] | None
     bind: str
+    owner: tuple[str, str]
+    """Namespace and name of the gateway."""
 
     @property
     def name(self) -> str:
         """`NAMESPACE/NAME` of the gateway."""
-        return f"{self.gateway.namespace}/{self.gateway.name}"
+        return "/".join(self.owner)
 
     @property
     def mode(self) -> str:
@@ -64,8 +67,8 @@ class Server(NamedTuple):
         bind = f".{self.bind}" if self.bind else ""
         if self.is_http:
             return f"http.{self.port}{bind}"
-        gateway = self.gateway
-        return f"https.{self.number}.{self.port_name}.{gateway.name}.{gateway.namespace}{bind}"
+        namespace, name = self.owner
+        return f"https.{self.number}.{self.port_name}.{name}.{namespace}{bind}"
 
     def host_names(self) -> tuple[str, ...]:
         """Hosts without their namespaces."""
@@ -82,7 +85,7 @@ class Server(NamedTuple):
         for host in self.hosts:
             namespace, slash, name = host.rpartition("/")
             if namespace == ".":
-                namespace = self.gateway.namespace
+                namespace = self.owner[0]
             if not slash or namespace == "*" or namespace == vs.row.namespace:
                 own.append(name)
         out: dict[str, None] = {}
@@ -96,15 +99,18 @@ class Server(NamedTuple):
 
 
 def gateways_for(reader: Reader, labels: tuple[tuple[str, str], ...]) -> tuple[Ref, ...]:
-    """Node: Gateways whose selector picks these labels, older first."""
+    """Node: Gateways whose selector picks these labels, older first; those that Ingress objects
+    stand for after all others."""
     held = set(labels)
-    found = [
+    written = [
         ref
         for namespace in reader.node(object_namespaces, "gateways")
         for ref in istio_objects(reader, "gateways", namespace)
-        if held.issuperset((ref.row.spec.get("selector") or {}).items())
     ]
-    return tuple(sorted(found, key=age))
+    every = (*sorted(written, key=age), *reader.node(ingress_gateways))
+    return tuple(
+        ref for ref in every if held.issuperset((ref.row.spec.get("selector") or {}).items())
+    )
 
 
 def listen_ports(reader: Reader, proxy: ProxyKeys) -> dict[int, int]:
@@ -166,4 +172,5 @@ def _server(ref: Ref, spec: dict[str, Any], path: str, ports: dict[int, int]) ->
         hosts=tuple(str(h).lower() for h in spec.get("hosts") or ()),
         tls=spec.get("tls"),
         bind=str(spec.get("bind") or ""),
+        owner=(ref.row.namespace, ref.row.name),
     )

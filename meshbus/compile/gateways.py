@@ -38,6 +38,7 @@ from meshbus.compile.http_routes import (
     http_routes,
     joined_routes,
 )
+from meshbus.compile.ingress import ingress_routes
 from meshbus.compile.l4_routes import L4Route, l4_routes, restrict, tcp_filter
 from meshbus.compile.names import UDP, ClusterName, covers, listener_name, with_port
 from meshbus.compile.outbound import any_address, reporting_of
@@ -83,6 +84,7 @@ def router_resources(
     of its own that it binds (capture mode `proxy`), else all."""
     report = Report()
     servers = router_servers(reader, proxy, report)
+    report.extend(reader.node(ingress_routes).findings)
     reporting = reporting_of(reader, LOG_OUTBOUND)
     if proxy.proxy_config:
         headers = headers_of(reader.node(mesh).proxy_config, proxy.proxy_config)
@@ -278,12 +280,10 @@ def passes_by_name(reader: Reader, proxy: ProxyKeys) -> bool:
 
 
 def gateway_services(reader: Reader, viewer: Viewer, gateway: str) -> tuple[Ref, ...]:
-    """Node: virtual services bound to a gateway, as seen from a router's namespace."""
-    return tuple(
-        ref
-        for ref in reader.node(visible_virtual_services, viewer)
-        if gateway in bound_gateways(ref)
-    )
+    """Node: virtual services bound to a gateway, as seen from a router's namespace, and those that
+    Ingress objects stand for."""
+    every = (*reader.node(visible_virtual_services, viewer), *reader.node(ingress_routes).services)
+    return tuple(ref for ref in every if gateway in bound_gateways(ref))
 
 
 def _context(reader: Reader, view: View, server: Server) -> RouteContext:

@@ -40,6 +40,12 @@ class MeshSettings:
     """`accessLogFile`, `accessLogFormat`, `accessLogEncoding`, `disableEnvoyListenerLog`."""
     inbound_localhost: bool = False
     """`inboundTrafficPolicy: LOCALHOST`: applications listen on 127.0.0.1."""
+    ingress_mode: str = "STRICT"
+    """`ingressControllerMode`: OFF, STRICT (Ingress objects of our class), DEFAULT (also those of
+    none)."""
+    ingress_class: str = "istio"
+    ingress_selector: str = "ingressgateway"
+    """Label `istio` of the gateways for Ingress objects."""
     dns_refresh_ns: int = 0
     """`dnsRefreshRate`; 0: the default."""
     outbound_stat_name: str = ""
@@ -111,6 +117,11 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
             not spec.get("disableEnvoyListenerLog"),
         ),
         inbound_localhost=_record(spec, "inboundTrafficPolicy").get("mode") == "LOCALHOST",
+        ingress_mode=str(spec.get("ingressControllerMode") or "STRICT").replace(
+            "UNSPECIFIED", "STRICT"
+        ),
+        ingress_class=str(spec.get("ingressClass") or "istio"),
+        ingress_selector=str(spec.get("ingressSelector") or "ingressgateway"),
         dns_refresh_ns=_nanos(spec.get("dnsRefreshRate"), 0),
         outbound_stat_name=str(spec.get("outboundClusterStatName") or ""),
         path_normalization=str(

@@ -17,7 +17,9 @@ from meshbus.schema.types import struct_schema
 _PRESERVE = "x-kubernetes-preserve-unknown-fields"
 _INT_OR_STRING = "x-kubernetes-int-or-string"
 _NOT_IN_DEFINITIONS = ("x-kubernetes-patch", "x-kubernetes-group-version-kind")
-_WITHOUT = frozenset({"", "discovery.k8s.io", "mesh.istio.io", "standalone.meshbus.io"})
+_WITHOUT = frozenset(
+    {"", "discovery.k8s.io", "networking.k8s.io", "mesh.istio.io", "standalone.meshbus.io"}
+)
 """Groups without definitions: Kubernetes' own, the mesh config (a ConfigMap there), and what only
 a mesh without Kubernetes has."""
 _PROGRAMMED = PrinterColumn(

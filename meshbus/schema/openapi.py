@@ -25,7 +25,7 @@ _PATCHES = (
     "application/apply-patch+yaml",
 )
 _STRATEGIC = "application/strategic-merge-patch+json"
-_KUBERNETES_GROUPS = ("", "discovery.k8s.io")
+_KUBERNETES_GROUPS = ("", "discovery.k8s.io", "networking.k8s.io")
 
 
 def openapi_of(group: str, version: str) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def schema_name(info: KindInfo, version: str) -> str:
     """The name of a kind's schema: `io.istio.networking.v1.VirtualService`."""
     if not info.group:
         return f"io.k8s.api.core.{version}.{info.kind}"
-    if info.group == "discovery.k8s.io":
-        return f"io.k8s.api.discovery.{version}.{info.kind}"
+    if info.group in _KUBERNETES_GROUPS:
+        return f"io.k8s.api.{info.group.split('.')[0]}.{version}.{info.kind}"
     return ".".join([*reversed(info.group.split(".")), version, info.kind])
 
 

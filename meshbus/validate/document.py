@@ -18,6 +18,8 @@ _RULES = {
     ("", "ConfigMap"): "kubernetes:check_config_map",
     ("", "Secret"): "kubernetes:check_secret",
     ("discovery.k8s.io", "EndpointSlice"): "kubernetes:check_endpoint_slice",
+    ("networking.k8s.io", "Ingress"): "ingress:check",
+    ("networking.k8s.io", "IngressClass"): "ingress:check_class",
     (_NETWORKING, "VirtualService"): "virtual_service:check",
     (_NETWORKING, "DestinationRule"): "destination_rule:check",
     (_NETWORKING, "Gateway"): "gateway:check",
