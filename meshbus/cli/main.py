@@ -10,6 +10,7 @@ from meshbus.cli.cluster_keys import cluster_keys
 from meshbus.cli.compile import compile_command
 from meshbus.cli.demo import demo
 from meshbus.cli.down import down
+from meshbus.cli.egress import egress
 from meshbus.cli.events import events
 from meshbus.cli.install import install, precheck, uninstall, upgrade
 from meshbus.cli.kube_inject import kube_inject
@@ -52,6 +53,7 @@ app.command("wait", rich_help_panel=_CONFIG)(wait)
 app.add_typer(workload, name="workload", rich_help_panel=_CONFIG)
 app.command("proxy-status", rich_help_panel=_LOOK)(proxy_status)
 app.command("proxy-config", rich_help_panel=_LOOK)(proxy_config)
+app.command("egress", rich_help_panel=_LOOK)(egress)
 app.command("events", rich_help_panel=_LOOK)(events)
 app.add_typer(certs, name="certs", rich_help_panel=_LOOK)
 app.add_typer(authz, name="authz", rich_help_panel=_LOOK)

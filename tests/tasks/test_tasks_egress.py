@@ -4,7 +4,7 @@ import base64
 import ssl
 
 import pytest
-from standalone import until
+from standalone import meshbus, until
 from task_mesh import EGRESS, Config, TaskMesh
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.root]
@@ -300,3 +300,36 @@ spec:
         )
 
     until(by_gateway, "it goes by the gateway")
+
+
+def test_a_report_of_who_reaches_what(task_mesh: TaskMesh, config: Config) -> None:
+    def ways(**query: str) -> dict[tuple[str, str, str], dict[str, object]]:
+        text = "&".join(f"{k}={v}" for k, v in query.items())
+        found = task_mesh.api.get(f"/v1/egress?{text}")["egress"]
+        return {(e["source"], e["host"], e["way"]): e for e in found}
+
+    config.apply(ENTRY)
+    task_mesh.get(PLAIN, client="default/sleep-0")
+    task_mesh.get("http://unlisted.example.org/", client="default/sleep-0")
+    address = task_mesh.address("elsewhere/outside-0")
+    task_mesh.say(address, 9000, client="default/sleep-0")
+    sleep = "default/sleep"
+    until(lambda: (sleep, "outside.example.com", "registered") in ways(), "by the entry")
+    entry = ways()[sleep, "outside.example.com", "registered"]
+    assert (entry["by"], entry["port"]) == ("ServiceEntry default/outside", "80")
+    until(lambda: (sleep, "unlisted.example.org", "unregistered") in ways(), "by nobody's leave")
+    until(lambda: (sleep, address, "unregistered") in ways(), "TCP, by its address")
+    config.apply(REGISTRY_ONLY)
+    until(
+        lambda: (
+            task_mesh.get("http://unlisted.example.org/", client="default/sleep-0").status == 502
+        ),
+        "it is refused",
+    )
+    refused = (sleep, "unlisted.example.org", "refused")
+    until(lambda: refused in ways(way="refused"), "refusals are seen")
+    assert refused not in ways(way="registered")
+    assert not ways(namespace="nobody")
+    assert not any(host.startswith("echo") for _, host, _ in ways()), "what is inside is not listed"
+    result = meshbus("egress", "--home", str(task_mesh.home.path), "--way", "refused")
+    assert "unlisted.example.org" in result.stdout, result.stderr

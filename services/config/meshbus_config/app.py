@@ -185,6 +185,7 @@ def make_app(
         post("/v1/authz/check", authorization.check),
         get("/v1/authz/suggest", authorization.suggest),
         get("/v1/graph", mesh.graph),
+        get("/v1/egress", mesh.egress),
         get("/v1/traces", mesh.traces),
         get("/v1/events", mesh.events),
     ]

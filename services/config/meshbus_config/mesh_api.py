@@ -39,6 +39,7 @@ from meshbus_config.status_board import StatusBoard
 from meshbus_config.targets import flag, number
 
 GRAPH = "x.telemetry.graph"
+EGRESS = "x.telemetry.egress"
 TRACES = "x.telemetry.traces"
 CONFIG_TYPES = ("all", "clusters", "listeners", "routes", "endpoints", "secrets", "extensions")
 MAX_READERS = 200
@@ -200,6 +201,10 @@ class MeshApi:
     async def graph(self, request: Request) -> Response:
         """`/v1/graph`: who calls whom, and how that goes."""
         return await self._telemetry(request, GRAPH)
+
+    async def egress(self, request: Request) -> Response:
+        """`/v1/egress?namespace=&way=`: who reaches what outside the mesh."""
+        return await self._telemetry(request, EGRESS)
 
     async def traces(self, request: Request) -> Response:
         """`/v1/traces`: the latest traces."""

@@ -80,6 +80,16 @@ class Ends(NamedTuple):
     security: str
     """`mutual_tls`, `none`, or `unknown` where the reporter cannot know."""
     flags: str
+    cluster: str = ""
+    """That was called, of a source's report."""
+    authority: str = ""
+    """That was asked for, of HTTP."""
+    address: str = ""
+    """`ADDRESS:PORT` that was reached; empty: none."""
+    local: str = ""
+    """`ADDRESS:PORT` that the caller meant."""
+    route: str = ""
+    """Name of the route that was taken."""
 
 
 class Request(NamedTuple):
@@ -167,7 +177,19 @@ def _ends(common: Any, reporter: Reporter, authority: str, directory: Directory)
         target = directory.called(common.upstream_cluster, authority)
         address = _address(common.upstream_remote_address)
         destination = directory.endpoint(target.host, address) if address else NOBODY
-        return Ends(SOURCE, own, destination, target, UNKNOWN, flags)
+        return Ends(
+            SOURCE,
+            own,
+            destination,
+            target,
+            UNKNOWN,
+            flags,
+            common.upstream_cluster,
+            authority,
+            _place(common.upstream_remote_address),
+            _place(common.downstream_local_address),
+            common.route_name,
+        )
     tls = common.tls_properties
     peer = Peer(
         _uri(tls.peer_certificate_properties),
@@ -194,6 +216,14 @@ def _uri(certificate: Any) -> str:
 
 def _address(address: Any) -> str:
     return str(address.socket_address.address)
+
+
+def _place(address: Any) -> str:
+    found = address.socket_address
+    if not found.address:
+        return ""
+    host = f"[{found.address}]" if ":" in found.address else found.address
+    return f"{host}:{found.port_value}"
 
 
 def _duration_ms(common: Any) -> float:

@@ -186,12 +186,13 @@ def _histogram(name: str, text: str) -> HistogramMetricFamily:
 
 
 def _labels(ends: Ends, protocol: str) -> Labels:
-    """Values of COMMON_LABELS: the fields of Party and Target stand in their order."""
+    """Values of COMMON_LABELS: the fields of Party, and the names of Target, stand in
+    their order."""
     return (
         ends.reporter,
         *ends.source,
         *ends.destination,
-        *ends.target,
+        *ends.target[:3],
         ends.flags,
         ends.security,
         protocol,

@@ -40,6 +40,8 @@ class Target(NamedTuple):
     host: str = UNKNOWN
     name: str = UNKNOWN
     namespace: str = UNKNOWN
+    external: bool = False
+    """Outside the mesh."""
 
 
 _A = TypeVar("_A", Party, Target)
@@ -173,7 +175,7 @@ def _target_of_cluster(world: World, cluster: str, authority: str) -> Target:
     host = rest.rpartition("|")[2]
     for entry in world.entries(Query("reg.services", "host", host)):
         row: Service = entry.row
-        return Target(host, row.name or host, row.namespace)
+        return Target(host, row.name or host, row.namespace, row.external)
     return Target(host, host, UNKNOWN)
 
 

@@ -19,6 +19,7 @@ from meshbus.runtime.proxy_server import ProxyServer
 from meshbus.runtime.service import Context
 from meshbus_telemetry.access import RBAC, Access
 from meshbus_telemetry.denials import Denials
+from meshbus_telemetry.egress import REFUSED, REGISTERED, UNREGISTERED, EgressReport
 from meshbus_telemetry.entries import Connection, Request
 from meshbus_telemetry.forward import Batch, Forwarder, exporter_of
 from meshbus_telemetry.graph import ServiceGraph
@@ -31,6 +32,7 @@ from meshbus_telemetry.spans import spans_of
 from meshbus_telemetry.traces import TraceRing
 
 GRAPH = "x.telemetry.graph"
+EGRESS = "x.telemetry.egress"
 TRACES = "x.telemetry.traces"
 MAX_TRACES = 100
 
@@ -70,6 +72,15 @@ class GraphQuestion(msgspec.Struct, frozen=True):
     """Seconds."""
 
 
+class EgressQuestion(msgspec.Struct, frozen=True):
+    """Which ways out are wanted."""
+
+    namespace: str = ""
+    """Of callers; empty: all."""
+    way: str = ""
+    """`registered`, `unregistered`, `refused`; empty: all."""
+
+
 class TracesQuestion(msgspec.Struct, frozen=True):
     """Which traces are wanted."""
 
@@ -94,6 +105,8 @@ class TelemetryService:
         """Istio's metrics."""
         self.graph = ServiceGraph(settings.edges)
         """Who calls whom."""
+        self.egress = EgressReport(settings.edges, context.clock.now())
+        """Who reaches what outside."""
         self.denials = Denials()
         """What policies refused since the last events."""
         self.observed = Observed(settings.observed)
@@ -148,11 +161,13 @@ class TelemetryService:
         """Take one request."""
         self.metrics.request(report)
         self.graph.request(report, self._context.clock.now())
+        self.egress.request(report, self._context.clock.now())
 
     def connection(self, report: Connection) -> None:
         """Take one report of a connection."""
         self.metrics.connection(report)
         self.graph.connection(report, self._context.clock.now())
+        self.egress.connection(report, self._context.clock.now())
 
     def access(self, access: Access | None) -> None:
         """Take what was decided about a request."""
@@ -191,6 +206,7 @@ class TelemetryService:
         context.admin.add_debug("graph", lambda: self.graph.describe(context.clock.now()))
         exporter = exporter_of(context.settings.otlp, context.settings.zipkin)
         await answer(context.bus, GRAPH, GraphQuestion, self._answer_graph, queue=self.name)
+        await answer(context.bus, EGRESS, EgressQuestion, self._answer_egress, queue=self.name)
         await answer(context.bus, TRACES, TracesQuestion, self._answer_traces, queue=self.name)
         await answer(context.bus, OBSERVED, ObservedRequest, self._answer_observed, queue=self.name)
         async with asyncio.TaskGroup() as tasks:
@@ -211,6 +227,13 @@ class TelemetryService:
         if not 0 < window_s < float("inf"):
             raise CallError("invalid", "window: more than 0 seconds")
         return self.graph.describe(self._context.clock.now(), window_s)
+
+    async def _answer_egress(self, question: EgressQuestion) -> dict[str, Any]:
+        if question.way not in ("", REGISTERED, UNREGISTERED, REFUSED):
+            raise CallError(
+                "invalid", f"way: registered, unregistered or refused, not {question.way!r}"
+            )
+        return self.egress.describe(self._context.clock.now(), question.namespace, question.way)
 
     async def _tell_denials(self) -> None:
         """An event for each kind of refusal of a window; never one for each request."""
@@ -252,6 +275,7 @@ class _Own(Collector):
         )
         overflow.add_metric(["series"], service.metrics.overflowed)
         overflow.add_metric(["edges"], service.graph.overflowed)
+        overflow.add_metric(["egress"], service.egress.overflowed)
         overflow.add_metric(["calls"], service.observed.overflowed)
         spans = CounterMetricFamily(
             "meshbus_telemetry_forwarded_spans",
@@ -265,6 +289,7 @@ class _Own(Collector):
         )
         sizes.add_metric(["series"], service.metrics.series)
         sizes.add_metric(["edges"], len(service.graph))
+        sizes.add_metric(["egress"], len(service.egress))
         sizes.add_metric(["calls"], len(service.observed))
         sizes.add_metric(["spans"], service.ring.spans)
         sizes.add_metric(["batches"], service.forwarder.waiting)
