@@ -23,6 +23,8 @@ _WRITES_PER_S, _WRITES_BURST = 50.0, 100.0
 _LIST_S = 60.0
 
 JSON = "application/json"
+_ACCEPTED = f"{JSON}, application/jwk-set+json"
+"""The keys of tokens are served as the latter alone."""
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
@@ -175,6 +177,8 @@ class KubeClient:
                     rest = lines.pop()
                     if lines:
                         yield lines
+        except aiohttp.SocketTimeoutError:
+            return  # Nothing was said for long: whoever watches asks again, and finds out.
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self.connected = False
             raise KubeUnavailable(f"watch {path}: {_text(error)}") from error
@@ -194,7 +198,7 @@ class KubeClient:
         return self._session
 
     def _headers(self) -> dict[str, str]:
-        headers = {"Accept": JSON, "User-Agent": self._agent}
+        headers = {"Accept": _ACCEPTED, "User-Agent": self._agent}
         authorization = self._access.authorization(time.monotonic())
         if authorization:
             headers["Authorization"] = authorization

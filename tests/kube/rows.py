@@ -46,6 +46,11 @@ class Rows:
                 found += shard.endpoints
         return found
 
+    def endpoints_of_shard(self, namespace: str, name: str, shard: str) -> list[Any]:
+        host = f"{name}.{namespace}.svc.cluster.local"
+        row = self.mirror.world.get(Key(C, "reg", "endpoints", namespace, host, shard))
+        return row.endpoints if isinstance(row, EndpointShard) else []
+
     def workload(self, namespace: str, name: str) -> WorkloadInstance | None:
         row: WorkloadInstance | None = self.mirror.world.get(
             Key(C, "reg", "workloads", namespace, name)

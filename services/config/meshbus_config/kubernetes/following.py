@@ -203,8 +203,10 @@ class Following:
         }
 
     def namespaces(self) -> tuple[str, ...]:
-        """Names of the namespaces that we are for."""
-        return self._kubernetes.namespaces or tuple(self._labels)
+        """Names of the namespaces that we are for: those that we are limited to, or that
+        `discoverySelectors` choose."""
+        limited = self._kubernetes.namespaces
+        return limited or tuple(name for name in self._labels if self.selected(name))
 
     def take_fresh(self) -> set[Key]:
         """Keys that have changed since this was asked last."""
@@ -364,6 +366,8 @@ class Following:
         self._labels[name[1]] = row.labels
         if before != row.labels:
             self._namespace_moved(name[1])
+        if before is None and self.synced:
+            self._changed()
 
     def _drop_namespace(self, name: Name) -> None:
         if self._labels.pop(name[1], None) is not None:

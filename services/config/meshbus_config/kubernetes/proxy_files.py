@@ -42,6 +42,7 @@ class ProxyFiles:
             leads: Whether this replica writes.
         """
         self._client: KubeClient = kubernetes.client
+        self._limited = kubernetes.namespaces
         self._namespaces = namespaces
         self._roots = roots
         self._leads = leads
@@ -78,12 +79,21 @@ class ProxyFiles:
 
     async def run(self) -> None:
         """Until cancelled."""
-        source = Source(object_path("", "v1", "configmaps"), labels=_PART)
         decoder = msgspec.json.Decoder(_Data)
-        reflector: Reflector[_Data] = Reflector(self._client, source, decoder.decode, self)
+        reflectors: list[Reflector[_Data]] = [
+            Reflector(
+                self._client,
+                Source(object_path("", "v1", "configmaps", place), labels=_PART),
+                decoder.decode,
+                self,
+            )
+            for place in self._limited or ("",)
+        ]
         async with asyncio.TaskGroup() as group:
-            group.create_task(reflector.run())
-            await reflector.wait_synced()
+            for reflector in reflectors:
+                group.create_task(reflector.run())
+            for reflector in reflectors:
+                await reflector.wait_synced()
             while True:
                 await self._settle()
                 # Who becomes the leader is told by nobody.
