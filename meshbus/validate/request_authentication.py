@@ -40,4 +40,15 @@ def is_key_set(text: str) -> bool:
     if not isinstance(parsed, dict):
         return False
     keys = parsed.get("keys", [parsed])
-    return isinstance(keys, list) and all(isinstance(k, dict) and "kty" in k for k in keys)
+    return isinstance(keys, list) and all(_is_key(key) for key in keys)
+
+
+_MATERIAL = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x"), "oct": ("k",)}
+"""Parameters that a key must have. Source: RFC 7518 §6, RFC 8037."""
+
+
+def _is_key(key: object) -> bool:
+    if not isinstance(key, dict):
+        return False
+    names = _MATERIAL.get(str(key.get("kty")))
+    return names is not None and all(isinstance(key.get(n), str) and key[n] for n in names)

@@ -156,7 +156,8 @@ VERBS = {
     "issued": "A certificate was issued",
     "registered": "A workload instance came",
     "gone": "A workload instance went",
-    "denied": "A request was denied",
+    "denied": "Requests were denied, or would be by what runs dry",
+    "audited": "Requests matched an AUDIT policy",
     "exhausted": "A quota is used up",
 }
 

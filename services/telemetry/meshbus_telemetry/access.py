@@ -18,6 +18,7 @@ _RBAC_DETAILS = "rbac_access_denied_matched_policy["
 _CAUSES = (("jwt_authn_access_denied", TOKEN), ("ext_authz_denied", PROVIDER))
 _FILTERS = ("envoy.filters.http.rbac", "envoy.filters.network.rbac")
 _DRY = (("DENY", "istio_dry_run_deny_"), ("ALLOW", "istio_dry_run_allow_"))
+_COMMON, _HINT = "envoy.common", "access_log_hint"
 MAX_TEXT = 256
 
 
@@ -47,6 +48,8 @@ class Access(NamedTuple):
     rule: str
     """The rule that refused it; empty: that no rule allowed it did, or it was not RBAC."""
     dry_run: tuple[DryRun, ...]
+    audited: bool = False
+    """A rule of an AUDIT policy matched."""
 
 
 def access_of(entry: Any, reporter: Reporter, directory: Directory, http: bool) -> Access | None:
@@ -74,6 +77,7 @@ def access_of(entry: Any, reporter: Reporter, directory: Directory, http: bool) 
         cause,
         rule,
         _dry_run(common.metadata.filter_metadata),
+        _audited(common.metadata.filter_metadata),
     )
 
 
@@ -104,6 +108,14 @@ def _dry_run(metadata: Any) -> tuple[DryRun, ...]:
                 rule = f"{prefix}shadow_effective_policy_id"
                 out.append(DryRun(action, fields[rule].string_value if rule in fields else ""))
     return tuple(out)
+
+
+def _audited(metadata: Any) -> bool:
+    """Envoy's RBAC with action LOG leaves a hint for who writes logs."""
+    if _COMMON not in metadata:
+        return False
+    fields = metadata[_COMMON].fields
+    return _HINT in fields and bool(fields[_HINT].bool_value)
 
 
 def identity_of(party: Party) -> str:

@@ -1,4 +1,4 @@
-"""Refusals, counted by who, where and why, and told once for each window. Pure."""
+"""Refusals, and what is audited, counted by who, where and why, told once a window. Pure."""
 
 import re
 from dataclasses import dataclass, field
@@ -37,9 +37,15 @@ class _Count:
     samples: dict[tuple[str, str, str, int], None] = field(default_factory=dict)
 
 
-class Event(NamedTuple):
-    """One event to publish, verb `denied`."""
+AUDIT = "audit"
+"""The cause of what was not refused but is to be told."""
 
+
+class Event(NamedTuple):
+    """One event to publish."""
+
+    verb: str
+    """`denied` or `audited`."""
     kind: str
     namespace: str
     name: str
@@ -60,6 +66,8 @@ class Denials:
             self._count(access, access.cause, access.rule, "", now)
         for dry in access.dry_run:
             self._count(access, RBAC, dry.rule, dry.action, now)
+        if access.audited:
+            self._count(access, AUDIT, "", "", now)
 
     def _count(self, access: Access, cause: str, rule: str, action: str, now: float) -> None:
         at = access.at
@@ -116,11 +124,12 @@ def _event(refusal: _Refusal, count: _Count) -> Event:
         ],
     }
     if refusal.cause != RBAC:
-        data["action"] = ""
+        data["action"] = "AUDIT" if refusal.cause == AUDIT else ""
     if found is None:
-        return Event("Workload", _known(refusal.namespace), _known(refusal.workload), data)
+        verb = "audited" if refusal.cause == AUDIT else "denied"
+        return Event(verb, "Workload", _known(refusal.namespace), _known(refusal.workload), data)
     data["ruleIndex"] = int(found["rule"])
-    return Event(_KINDS[found["kind"]], found["namespace"], found["name"], data)
+    return Event("denied", _KINDS[found["kind"]], found["namespace"], found["name"], data)
 
 
 def _known(text: str) -> str:

@@ -175,7 +175,7 @@ class TelemetryService:
             return
         now = self._context.clock.now()
         self.observed.add(access, now)
-        if not access.cause and not access.dry_run:
+        if not (access.cause or access.dry_run or access.audited):
             return
         self.denials.add(access, now)
         if access.cause:
@@ -242,7 +242,7 @@ class TelemetryService:
             await context.clock.sleep(context.settings.denials_s)
             for event in self.denials.take():
                 name, data = (event.kind, event.namespace, event.name), event.data
-                await publish_event(context.bus, context.cluster, *name, "denied", data)
+                await publish_event(context.bus, context.cluster, *name, event.verb, data)
             if self.denials.left_out > before:
                 self.left_out("refusals", self.denials.left_out - before)
                 before = self.denials.left_out

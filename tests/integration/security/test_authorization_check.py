@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
 from gateway_mesh import envoy_binary, free_port
-from policy_cases import ISSUER, OTHER_ISSUER, policies, request
+from policy_cases import ACCOUNTS, ISSUER, OTHER_ISSUER, policies, request
 
 from meshbus.compile.authorization_check import Question, check
 from meshbus.compile.engine import Engine
@@ -91,7 +91,9 @@ class Authority:
         return f"{text}.{base64url(r.to_bytes(32) + s.to_bytes(32))}"
 
 
-def documents(port: int, jwks: str, written: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def documents(
+    port: int, jwks: str, written: list[dict[str, Any]], protocol: str = "http"
+) -> list[dict[str, Any]]:
     return [
         {
             "kind": "Workload",
@@ -100,7 +102,7 @@ def documents(port: int, jwks: str, written: list[dict[str, Any]]) -> list[dict[
             "spec": {
                 "address": "127.0.0.1",
                 "serviceAccount": "server",
-                "ports": [{"name": "http", "port": port}],
+                "ports": [{"name": protocol, "port": port}],
             },
         },
         {
@@ -122,7 +124,7 @@ SETTINGS = {
     "pathNormalization": {"normalization": "DECODE_AND_MERGE_SLASHES"},
     "trustDomainAliases": ["old.local"],
 }
-_RBAC = ("deny", "allow")
+_ACTIONS = ("deny", "allow")
 _PER_ROUTE = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
 
 
@@ -131,7 +133,7 @@ def bootstrap(port: int, server: tuple[str, str], root: str, worlds: list[Any]) 
     routes = []
     for number, extensions in enumerate(worlds):
         overrides = {}
-        for name in _RBAC:
+        for name in _ACTIONS:
             config = dict(extensions[f"envoy.filters.http.rbac.{name}"])
             config.pop("@type")
             overrides[name] = {"@type": _PER_ROUTE, "rbac": config}
@@ -160,7 +162,7 @@ def bootstrap(port: int, server: tuple[str, str], root: str, worlds: list[Any]) 
                 "name": "envoy.filters.http.jwt_authn",
                 "typedConfig": worlds[0]["envoy.filters.http.jwt_authn"],
             },
-            *({"name": name, "typedConfig": {"@type": empty}} for name in _RBAC),
+            *({"name": name, "typedConfig": {"@type": empty}} for name in _ACTIONS),
             {
                 "name": "envoy.filters.http.router",
                 "typedConfig": {
@@ -169,6 +171,13 @@ def bootstrap(port: int, server: tuple[str, str], root: str, worlds: list[Any]) 
             },
         ],
     }
+    return static([listener(port, server, root, "http_connection_manager", [manager])])
+
+
+def listener(
+    port: int, server: tuple[str, str], root: str, name: str, filters: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Takes TLS with or without a certificate of the client."""
     pem, private = server
     tls = {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
@@ -183,10 +192,7 @@ def bootstrap(port: int, server: tuple[str, str], root: str, worlds: list[Any]) 
     address = {"socketAddress": {"address": "127.0.0.1", "portValue": port}}
     chain = {
         "filters": [
-            {
-                "name": "envoy.filters.network.http_connection_manager",
-                "typedConfig": manager,
-            }
+            {"name": f"envoy.filters.network.{name}", "typedConfig": config} for config in filters
         ],
         "transportSocket": {"name": "envoy.transport_sockets.tls", "typedConfig": tls},
     }
@@ -197,16 +203,16 @@ def bootstrap(port: int, server: tuple[str, str], root: str, worlds: list[Any]) 
             "TlsInspector"
         },
     }
-    listener = {
-        "name": "a",
+    return {
+        "name": str(port),
         "address": address,
         "listenerFilters": [inspector],
         "filterChains": [chain],
     }
-    return {
-        "node": {"id": "a", "cluster": "a"},
-        "static_resources": {"listeners": [listener]},
-    }
+
+
+def static(listeners: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"node": {"id": "a", "cluster": "a"}, "static_resources": {"listeners": listeners}}
 
 
 @contextlib.contextmanager
@@ -241,9 +247,9 @@ class Caller:
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._connections: dict[str, http.client.HTTPSConnection] = {}
 
-    def _connection(self, account: str) -> http.client.HTTPSConnection:
-        held = self._connections.get(account)
-        if held is None:
+    def _context(self, account: str) -> ssl.SSLContext:
+        context = self._contexts.get(account)
+        if context is None:
             context = ssl.create_default_context(cafile=str(self.authority.folder / "root.pem"))
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
             context.check_hostname = False
@@ -251,11 +257,30 @@ class Caller:
                 namespace, name = account.split("/")
                 uri = f"spiffe://cluster.local/ns/{namespace}/sa/{name}"
                 context.load_cert_chain(*self.authority.leaf(account.replace("/", "-"), uri))
-            raw = socket.create_connection(("127.0.0.1", self.port), 10)
+            self._contexts[account] = context
+        return context
+
+    def connected(self, account: str, port: int) -> ssl.SSLSocket:
+        """A connection of its own."""
+        raw = socket.create_connection(("127.0.0.1", port), 10)
+        return self._context(account).wrap_socket(raw, server_hostname="server")
+
+    def _connection(self, account: str) -> http.client.HTTPSConnection:
+        held = self._connections.get(account)
+        if held is None:
             held = http.client.HTTPSConnection("127.0.0.1", self.port)
-            held.sock = context.wrap_socket(raw, server_hostname="server")
+            held.sock = self.connected(account, self.port)
             self._connections[account] = held
         return held
+
+    def echoed(self, account: str, port: int) -> bool:
+        """A TCP connection gets back what it sends."""
+        with self.connected(account, port) as connection:
+            try:
+                connection.sendall(b"x")
+                return connection.recv(1) == b"x"
+            except OSError:
+                return False
 
     def ask(self, case: int, asked: dict[str, Any]) -> tuple[int, str]:
         """Status, and the response's details."""
@@ -329,3 +354,42 @@ def test_the_answer_is_what_envoy_does(tmp_path):
     assert not wrong, f"{len(wrong)} differ; the first: {json.dumps(wrong[0], default=str)}"
     # The cases are worth something: each outcome is met often.
     assert min(seen.get(k, 0) for k in ("200 ", "401 ", "403 ", "403 none", "403 rule")) > 100, seen
+
+
+_ECHO = {"@type": "type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo"}
+
+
+def test_the_answer_about_tcp_is_what_envoy_does(tmp_path):
+    """Rules that only HTTP can decide are among them: both fail safe the same way."""
+    rng = random.Random(3)
+    authority = Authority(tmp_path)
+    server = authority.leaf("server", "spiffe://cluster.local/ns/default/sa/server")
+    root = str(tmp_path / "root.pem")
+    worlds, listeners, taken = [], [], set()
+    while len(worlds) < WORLDS:
+        port = free_port("127.0.0.1")
+        if port in taken:
+            continue
+        taken.add(port)
+        written = policies(rng, port)
+        given = documents(port, authority.jwks, written, "tcp")
+        world = world_of_documents(given, SETTINGS)
+        worlds.append((port, written, Engine(world), find_instance(world, "default/server")))
+        compiled = compile_documents(given, workload="default/server", mesh_config=SETTINGS)
+        configs = {e["name"]: e["typedConfig"] for e in compiled.document["extensions"]}
+        filters = [configs[f"envoy.filters.network.rbac.{action}"] for action in _ACTIONS]
+        listeners.append(listener(port, server, root, "of_tcp", [*filters, _ECHO]))
+    seen = {True: 0, False: 0}
+    wrong = []
+    with running(tmp_path, static(listeners), worlds[-1][0]):
+        caller = Caller(0, authority)
+        for port, written, engine, proxy in worlds:
+            for account in ("", *ACCOUNTS):
+                asked = {**request(rng), "account": account, "claims": None}
+                answer = check(engine, proxy, question(asked, port))
+                passed = caller.echoed(account, port)
+                seen[passed] += 1
+                if passed != (answer.outcome == "allowed"):
+                    wrong.append((passed, account, answer, written))
+    assert not wrong, f"{len(wrong)} differ; the first: {json.dumps(wrong[0], default=str)}"
+    assert min(seen.values()) > 50, seen

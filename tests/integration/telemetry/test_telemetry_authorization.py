@@ -33,8 +33,8 @@ class Told:
         for message in messages:
             self.events.append((message.subject, json.loads(message.data)["data"]))
 
-    def of(self, kind: str, name: str, *, dry: bool = False) -> list[dict]:
-        end = f".{kind}.default.{name}.denied"
+    def of(self, kind: str, name: str, verb: str = "denied", *, dry: bool = False) -> list[dict]:
+        end = f".{kind}.default.{name}.{verb}"
         return [d for s, d in self.events if s.endswith(end) and d["dryRun"] is dry]
 
 
@@ -97,6 +97,15 @@ async def test_refusals_are_events_with_policy_and_rule(mesh):
 
         await mesh.until(lambda: counted(dry_runs()) >= 5, "what runs dry is told too")
         assert dry_runs()[0]["action"] == "DENY"
+
+        audit = {"action": "AUDIT", "rules": [{"to": [{"operation": {"paths": ["/audit"]}}]}]}
+        await converged(mesh, policy("log", audit))
+        assert (await pair.get("/audit")).status_code == 200
+        assert (await pair.get("/open")).status_code == 200
+        await mesh.until(lambda: events.of("Workload", "server", "audited"), "it is told")
+        (audited,) = events.of("Workload", "server", "audited")
+        assert (audited["action"], audited["count"]) == ("AUDIT", 1)
+        assert audited["samples"][0]["path"] == "/audit"
 
         # That no rule allows it is told of the workload.
         nobody = {"rules": [{"to": [{"operation": {"paths": ["/nothing"]}}]}]}

@@ -1,10 +1,13 @@
 """References to nothing are found; those to something are not."""
 
+import msgspec
 import yaml
 
 from meshbus.analyze.references import missing_references
 from meshbus.compile.offline import object_of_document
+from meshbus.model.key_sources import key_set_key
 from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject, KeySet, Row
 from meshbus.model.world import World, world_of
 
 C = "c"
@@ -123,3 +126,31 @@ spec: {quotaSpecs: [{name: q, namespace: default}]}
 """
     assert paths(text, "rules", "r") == ["spec.actions[0].instances[0]"]
     assert paths(text, "quotaspecbindings", "b") == ["spec.quotaSpecs[0].name"]
+
+
+def test_keys_of_tokens_that_have_not_come_or_are_old() -> None:
+    rule = {"issuer": "https://i.example", "jwksUri": "https://i.example/keys"}
+    spec = {"jwtRules": [{"issuer": "a", "jwks": "{}"}, rule, {"issuer": "https://i.example"}]}
+    row = ConfigObject("security.istio.io/v1", "RequestAuthentication", "default", "a", "u", 1, 0.0)
+    key = Key("c", "cfg", "requestauthentications", "default", "a")
+    mesh: dict[Key, Row] = {key: msgspec.structs.replace(row, spec=spec)}
+
+    def missing() -> list[tuple[str, str]]:
+        return [(m.path, m.message) for m in missing_references(_Rows(world_of(mesh)), key)]
+
+    assert [path for path, _ in missing()] == [
+        "spec.jwtRules[1].jwksUri",
+        "spec.jwtRules[2].issuer",
+    ]
+    there = key_set_key("c", "https://i.example/.well-known/openid-configuration")
+    mesh[there] = KeySet("https://i.example/.well-known/openid-configuration", "{}", 1.0)
+    own = key_set_key("c", "https://i.example/keys")
+    mesh[own] = KeySet("https://i.example/keys", "", error="it is away", failing_since=1.0)
+    ((path, message),) = missing()
+    assert path == "spec.jwtRules[1].jwksUri"
+    assert "it is away" in message
+    mesh[own] = KeySet("https://i.example/keys", "{}", 86400.0, "it is away", 90000.0)
+    ((_, message),) = missing()
+    assert "those of 1970-01-02T00:00:00Z" in message
+    mesh[own] = KeySet("https://i.example/keys", "{}", 86400.0)
+    assert missing() == []
