@@ -25,8 +25,9 @@ from meshbus_ca.certificate_messages import (
     CertificateRequest,
     CertificateResponse,
 )
+from meshbus_ca.external import SignerError
 from meshbus_ca.grants import SERVICES, own_dns_names
-from meshbus_ca.issue import InvalidCsrError, Names, public_key_of
+from meshbus_ca.issue import InvalidCsrError, Names, dns_names_of, public_key_of
 from meshbus_ca.ledger import Ledger, LedgerError
 from meshbus_ca.proofs import ProofError
 from meshbus_ca.signing import OWN_TTL_S, BlockedError, Signing, UntrustedError, key_hash
@@ -170,7 +171,7 @@ class CertificateServer:
         try:
             reply = await self._signing.issue(
                 request.csr,
-                Names(spiffe_id),
+                Names(spiffe_id, self._dns_names(spiffe_id, request.csr)),
                 wanted_s,
                 asker="csr",
                 pod=call.peer(),
@@ -180,7 +181,7 @@ class CertificateServer:
             await call.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except BlockedError as error:
             await call.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        except UntrustedError as error:
+        except (UntrustedError, SignerError) as error:
             await call.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         chain = _each(reply.chain_pem)
         # Istio's clients take the last one for the roots.
@@ -248,6 +249,18 @@ class CertificateServer:
             raise TokenError(
                 "the token was used for another key: renew with the certificate, or get a new token"
             )
+
+    def _dns_names(self, spiffe_id: str, csr_pem: str) -> tuple[str, ...]:
+        """DNS names that a CSR asks for, as far as its caller may have them."""
+        patterns = self._context.settings.dns_names
+        caller = _WORKLOAD.fullmatch(spiffe_id)
+        if not patterns or caller is None:
+            return ()
+        allowed = {
+            pattern.strip().replace("{namespace}", caller[2]).replace("{account}", caller[3])
+            for pattern in patterns.split(",")
+        }
+        return tuple(name for name in dns_names_of(csr_pem) if name in allowed)
 
     def _allows(self, spiffe_id: str) -> bool:
         now = self._context.clock.monotonic()

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 BACKDATE_S = 60
-"""Certificates begin this much before now, for peers whose clock is behind."""
+"""Certificates begin this much before now, for peers whose clock is behind; unless said otherwise.
+"""
 MAX_CSR_BYTES = 8192
 MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 4096
@@ -144,8 +145,23 @@ def public_key_of(csr_pem: str) -> PublicKey:
     raise InvalidCsrError(f"key of type {type(key).__name__}: EC or RSA is needed")
 
 
+def dns_names_of(csr_pem: str) -> tuple[str, ...]:
+    """DNS names that a CSR asks for, each once; nothing of a CSR that cannot be read."""
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        sans = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return ()
+    return tuple(dict.fromkeys(sans.get_values_for_type(x509.DNSName)))
+
+
 def issue_leaf(
-    signer: Signer, key: PublicKey, names: Names, ttl_s: float, now: float
+    signer: Signer,
+    key: PublicKey,
+    names: Names,
+    ttl_s: float,
+    now: float,
+    skew_s: float = BACKDATE_S,
 ) -> x509.Certificate:
     """A leaf for a key. It ends no later than its signer."""
     sans: list[x509.GeneralName] = [x509.UniformResourceIdentifier(names.spiffe_id)]
@@ -163,7 +179,7 @@ def issue_leaf(
         .issuer_name(signer.certificate.subject)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_time(now - BACKDATE_S))
+        .not_valid_before(_time(now - skew_s))
         .not_valid_after(_time(end))
         # Without a subject the names are all there is: RFC 5280 4.2.1.6 wants them critical.
         .add_extension(x509.SubjectAlternativeName(sans), critical=not attributes)

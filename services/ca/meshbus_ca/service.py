@@ -38,6 +38,7 @@ from meshbus.model.requests import (
 )
 from meshbus.model.rows import MeshConfigRow, Trust
 from meshbus.runtime.calls import CallError, answer
+from meshbus.runtime.events import publish_event
 from meshbus.runtime.sealed import Recipient, SealError, seal
 from meshbus.runtime.service import Context
 from meshbus.runtime.workload_tokens import TokenError, check_token
@@ -46,15 +47,18 @@ from meshbus_ca.bundle_server import BundleServer
 from meshbus_ca.bundles import bundle_document
 from meshbus_ca.certificate_service import CertificateServer
 from meshbus_ca.cluster_keys import ClusterKeys
+from meshbus_ca.external import Roots, SignerError
+from meshbus_ca.external_choice import external_signer
 from meshbus_ca.federation import Federation
 from meshbus_ca.fleet_view import FleetView
 from meshbus_ca.grants import SERVICES, ForbiddenError, granted_names, own_dns_names
 from meshbus_ca.in_use import InUse
-from meshbus_ca.issue import InvalidCsrError
+from meshbus_ca.issue import BACKDATE_S, InvalidCsrError
 from meshbus_ca.keystore import Keystore
 from meshbus_ca.ledger import Ledger, LedgerError
 from meshbus_ca.proofs import ProofError
 from meshbus_ca.revoker import Revoker
+from meshbus_ca.rotation import STEADY
 from meshbus_ca.signing import OWN_TTL_S, BlockedError, Signing, UntrustedError
 from meshbus_ca.succeed import RefusedError, Successor
 from meshbus_ca.tokens import InvalidTokenRequestError, issuer_of, join_token
@@ -80,12 +84,33 @@ class CaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         _about("directory with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem"),
     ] = ""
+    clock_skew_s: Annotated[
+        int, _about("certificates begin so many seconds before now", ge=0, le=3600)
+    ] = BACKDATE_S
+    signer: Annotated[
+        str,
+        _about(
+            "who signs for workloads elsewhere: vault+URL, kubernetes:SIGNER or cert-manager:ISSUER"
+        ),
+    ] = ""
+    signer_roots: Annotated[str, _about("roots above that signer (PEM file)")] = ""
+    signer_token: Annotated[str, _about("file with the token for a vault")] = ""
+    signer_tls_roots: Annotated[
+        str, _about("roots of the vault's own certificate (PEM file); empty: this machine's")
+    ] = ""
     require_proof: Annotated[
         bool, _about("sign for a workload only with the token that proves it")
     ] = False
     ledger_wait_s: Annotated[
         float, _about("how long a certificate waits for its record, in seconds", ge=0, le=2)
     ] = 0.2
+    dns_names: Annotated[
+        str,
+        _about(
+            "DNS names that a CSR may ask for by CreateCertificate, separated by commas; "
+            "{account} and {namespace} stand for the caller's"
+        ),
+    ] = ""
     csr_listen: Annotated[
         str, _about("HOST:PORT of IstioCertificateService over TLS, by token; empty: none")
     ] = ""
@@ -120,6 +145,8 @@ class CaService:
         self._keystore = Keystore(context.state, context.trust_domain)
         self._issuer = issuer_of(context.trust_domain, context.root_namespace)
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
+        self._signer_key = self._trust_key._replace(name="signer+")
+        """Of the roots of a signer elsewhere."""
         self._mirror = WorldMirror()
         self._moved = asyncio.Event()
         self._ledger = Ledger(context.bus, context.cluster, context.metrics)
@@ -132,8 +159,16 @@ class CaService:
             self._fleet,
             2 * settings.bundle_refresh_s if settings.bundle_listen else 0,
         )
+        self._external_roots = Roots(settings.signer_roots) if settings.signer else None
         self._signing = Signing(
-            context, self._successor, self._ledger, self._in_use, self._trust_now
+            context,
+            self._successor,
+            self._ledger,
+            self._in_use,
+            self._trust_now,
+            external_signer(context) if settings.signer else None,
+            self._external_roots,
+            self._announced,
         )
         self._revoker = Revoker(
             context,
@@ -156,6 +191,7 @@ class CaService:
             ClusterKeys(kubernetes, context.clock, context.log) if kubernetes is not None else None
         )
         self._warned = float("-inf")
+        self._phase = ""
         self.bundle_port: int | None = None
         """Of the bundle endpoint, once it listens."""
         self.csr_port: int | None = None
@@ -308,6 +344,11 @@ class CaService:
     def _not_ready(self) -> str | None:
         return None if self._signing.vouched else "its root is not in sec.trust yet"
 
+    def _announced(self, roots_pem: str) -> bool:
+        """The mesh has the roots of the signer elsewhere."""
+        row = self._mirror.world.get(self._signer_key)
+        return isinstance(row, Trust) and row.roots_pem == roots_pem
+
     def _trust_now(self) -> Trust | None:
         row = self._mirror.world.get(self._trust_key)
         return row if isinstance(row, Trust) else None
@@ -324,7 +365,7 @@ class CaService:
             written = entry.sequence if entry is not None and row == held else 0
             if self._successor.look(now, written):
                 continue
-            self._warn(now)
+            await self._warn(now)
             writes = self._writes(row, held)
             if writes:
                 await writer.wait_leading()
@@ -363,11 +404,16 @@ class CaService:
             {key.name: other for key, other in others.items()},
         )
         wanted = {own._replace(name=name): r for name, r in self._federation.rows().items()}
+        if self._external_roots is not None:
+            self._external_roots.look()
+            if self._external_roots.pem:
+                made = Trust(self._context.trust_domain, self._external_roots.pem)
+                wanted[self._signer_key] = made
         writes: list[tuple[Key, Trust | None]] = [(own, row)] if row != held else []
         return writes + [
-            (key, made)
+            (key, wanted.get(key))
             for key in sorted({*wanted, *others})
-            if (made := wanted.get(key)) != others.get(key)
+            if wanted.get(key) != others.get(key)
         ]
 
     def _wanted_row(self, held: Trust | None, now: float) -> Trust:
@@ -386,8 +432,15 @@ class CaService:
             issuers = held.issuers
         return self._revoker.on(msgspec.structs.replace(row, issuers=issuers), held, now)
 
-    def _warn(self, now: float) -> None:
+    async def _warn(self, now: float) -> None:
         status = self._successor.status(now)
+        if status.phase != self._phase:
+            if self._phase:
+                await self._tell(
+                    "rotated" if status.phase == STEADY else "rotating",
+                    {"phase": status.phase, "root": status.root, "next": status.next_root},
+                )
+            self._phase = status.phase
         self._ends.set(status.root_ends)
         self._signer_ends.set(status.signer_ends)
         self._rotating.set(self._successor.moving)
@@ -395,6 +448,15 @@ class CaService:
             self._warned = now
             for warning in status.warnings:
                 self._context.log.warning("certificates of the ca", warning=warning)
+            ends = {"rootEnds": status.root_ends, "signerEnds": status.signer_ends}
+            await self._tell("expiring", {"warnings": status.warnings, **ends})
+
+    async def _tell(self, verb: str, data: dict[str, Any]) -> None:
+        """An event about what this trust domain is signed with."""
+        context = self._context
+        await publish_event(
+            context.bus, context.cluster, "trust", "", context.trust_domain, verb, data
+        )
 
     async def _sign(self, asker: str, request: SignRequest) -> SignReply:
         """`asker`: whose subject the question came on, which the bus lets nobody else use."""
@@ -432,7 +494,7 @@ class CaService:
             )
         except (ForbiddenError, ProofError, BlockedError) as error:
             raise CallError("forbidden", str(error)) from error
-        except UntrustedError as error:
+        except (UntrustedError, SignerError) as error:
             raise CallError("unavailable", str(error)) from error
         except InvalidCsrError as error:
             raise CallError("invalid", str(error)) from error

@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from meshbus.model.requests import Issued, SignReply
 from meshbus.model.rows import Trust
 from meshbus.runtime.service import Context
+from meshbus_ca.external import LeafSigner, Roots, Signed, checked
+from meshbus_ca.grants import GATEWAY
 from meshbus_ca.in_use import InUse
 from meshbus_ca.issue import MIN_TTL_S, Names, PublicKey, issue_leaf, pem_of, public_key_of
 from meshbus_ca.ledger import Ledger
@@ -25,6 +27,8 @@ class BlockedError(Exception):
     """The identity gets no certificate any more."""
 
 
+CSR = "csr"
+"""Who asks by CreateCertificate."""
 OWN_TTL_S = 3600.0
 """How long certificates of the ca's own servers live."""
 _RETRY_S = 0.2
@@ -48,12 +52,20 @@ class Signing:
         ledger: Ledger,
         in_use: InUse,
         trust: Callable[[], Trust | None],
+        external: LeafSigner | None = None,
+        roots: Roots | None = None,
+        announced: Callable[[str], bool] = bool,
     ) -> None:
+        """`external`: signs for workloads, with these roots above it; `announced`: the mesh has
+        them."""
         self._context = context
         self._successor = successor
         self._ledger = ledger
         self._in_use = in_use
         self._trust = trust
+        self._external = external
+        self._roots = roots
+        self._announced = announced
 
     @property
     def vouched(self) -> bool:
@@ -70,6 +82,7 @@ class Signing:
             UntrustedError: Nobody would accept it now.
             BlockedError: The identity is blocked.
             InvalidCsrError: The CSR cannot be used.
+            SignerError: The signer elsewhere did not sign.
         """
         trust = self._trust()
         if trust is None or not self.vouched:
@@ -78,9 +91,12 @@ class Signing:
             raise BlockedError(f"{names.spiffe_id} is blocked: its certificates were revoked")
         settings, now = self._context.settings, self._context.clock.now()
         key = public_key_of(csr_pem)
-        authority = self._successor.signing
         lives_s = min(max(ttl_s, MIN_TTL_S), settings.leaf_ttl_s)
-        leaf = issue_leaf(authority.signer, key, names, lives_s, now)
+        if self._external is not None and asker in (GATEWAY, CSR) and proof != "bus":
+            made = await self._elsewhere(csr_pem, key, names, lives_s)
+        else:
+            made = self._here(key, names, lives_s, now)
+        leaf = made.leaf
         record = Issued(
             identity=names.spiffe_id,
             serial=f"{leaf.serial_number:x}",
@@ -90,8 +106,8 @@ class Signing:
             asker=asker,
             pod=pod,
             proof=proof,
-            signer=authority.id,
-            root=authority.root_id,
+            signer=made.signer,
+            root=made.root,
             key=key_hash(key),
             names=[*names.dns_names, *names.ip_addresses],
             subject=names.common_name,
@@ -102,11 +118,28 @@ class Signing:
             "certificate signed", spiffe_id=names.spiffe_id, serial=record.serial
         )
         return SignReply(
-            chain_pem=pem_of(leaf) + authority.chain_pem,
-            roots_pem=trust.roots_pem,
+            chain_pem=made.chain_pem,
+            roots_pem=trust.roots_pem + (self._roots.pem if self._roots is not None else ""),
             not_before=record.not_before,
             not_after=record.not_after,
         )
+
+    def _here(self, key: PublicKey, names: Names, lives_s: float, now: float) -> Signed:
+        authority = self._successor.signing
+        skew_s = self._context.settings.clock_skew_s
+        leaf = issue_leaf(authority.signer, key, names, lives_s, now, skew_s)
+        return Signed(leaf, pem_of(leaf) + authority.chain_pem, authority.id, authority.root_id)
+
+    async def _elsewhere(
+        self, csr_pem: str, key: PublicKey, names: Names, lives_s: float
+    ) -> Signed:
+        assert self._external is not None
+        assert self._roots is not None
+        if not self._roots.pem or not self._announced(self._roots.pem):
+            raise UntrustedError("the roots of the signer are not in the mesh yet: try again")
+        chain = await self._external.sign(csr_pem, names, lives_s)
+        now = self._context.clock.now()
+        return checked(chain, key, names, self._roots.certificates, now)
 
     async def own_identity(
         self, dns_names: tuple[str, ...], ip_addresses: tuple[str, ...] = ()

@@ -144,13 +144,16 @@ class Leaves:
 
     async def _sign(self, holder: Holder, token: Token | None) -> tuple[SignReply, bytes]:
         key = ec.generate_private_key(ec.SECP256R1())
+        name = spiffe(self._context.trust_domain, *holder[:2])
+        # The ca takes the name from the proof; a signer elsewhere may want it in the CSR.
+        san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name)])
         csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-        signed = csr.sign(key, hashes.SHA256())
+        signed = csr.add_extension(san, critical=True).sign(key, hashes.SHA256())
         proof_key = self._proof_key()
         request = SignRequest(
             csr_pem=signed.public_bytes(serialization.Encoding.PEM).decode(),
             service=self._context.name,
-            spiffe_id=spiffe(self._context.trust_domain, *holder[:2]),
+            spiffe_id=name,
             subject=holder[2],
             ttl_s=self._ttl_s,
             proof=seal(proof_key, token.value.encode()) if token and proof_key else "",

@@ -36,6 +36,8 @@ async def mesh(bus_for, tmp_path):
         "require_proof": True,
         "csr_listen": "127.0.0.1:0",
         "csr_mutual_listen": "127.0.0.1:0",
+        "dns_names": "{account}.{namespace}.svc, {account}.{namespace}.svc.cluster.local",
+        "clock_skew_s": 300,
     }
     await running.start()
     try:
@@ -44,11 +46,12 @@ async def mesh(bus_for, tmp_path):
         await running.close()
 
 
-def key_and_csr(name: str = "") -> tuple[bytes, str]:
+def key_and_csr(name: str = "", *dns: str) -> tuple[bytes, str]:
     key = ec.generate_private_key(ec.SECP256R1())
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     if name:
-        san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name)])
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(name)]
+        san = x509.SubjectAlternativeName([*names, *(x509.DNSName(n) for n in dns)])
         builder = builder.add_extension(san, critical=False)
     pem = key.private_bytes(
         serialization.Encoding.PEM,
@@ -181,6 +184,22 @@ async def test_create_certificate_gives_the_callers_name_whatever_the_csr_says(m
     records = (await mesh.certificates(identity=REVIEWS)).certificates
     assert records[0].proof.startswith("certificate ")
     assert records[0].asker == "csr"
+
+
+async def test_dns_names_are_given_where_asked_and_allowed(mesh):
+    await mesh.until(lambda: mesh.ca.csr_port is not None, "it listens")
+    wanted = ("reviews.default.svc", "bank.example", "ratings.default.svc")
+    _, csr = key_and_csr(REVIEWS, *wanted)
+    async with secure_channel(mesh) as channel:
+        chain = await create(channel, await mesh.token("reviews"), csr)
+    leaf = x509.load_pem_x509_certificate(chain[0].encode())
+    sans = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert sans.get_values_for_type(x509.DNSName) == ["reviews.default.svc"]
+    assert uri_of(chain[0]) == [REVIEWS]
+    (record,) = (await mesh.certificates(identity=REVIEWS)).certificates
+    assert record.names == ["reviews.default.svc"]
+    # For peers whose clock is behind.
+    assert 299 <= record.issued - record.not_before <= 301
 
 
 async def test_one_identity_cannot_ask_without_end(mesh):
