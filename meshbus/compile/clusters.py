@@ -18,6 +18,7 @@ from meshbus.compile.endpoints import (
 )
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part, Report
+from meshbus.compile.health_checks import apply_health_check
 from meshbus.compile.locality import Place, Ranking, ranking_of
 from meshbus.compile.names import (
     BLACK_HOLE,
@@ -162,6 +163,8 @@ def _cluster(
             apply_load_balancer(cluster, policy, port.protocol)
     if not cluster.HasField("connect_timeout"):
         cluster.connect_timeout.CopyFrom(seconds(10))
+    with report.guard(blame, place):
+        apply_health_check(cluster, rule.health)
     with report.guard(blame, place):
         if not (style.router or rule.selects):
             policy = _without_secrets(policy)

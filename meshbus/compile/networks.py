@@ -132,6 +132,8 @@ def _outside(reader: Reader, cluster: str, row: Any, port: int) -> Iterable[Netw
         status = reported.status if reported is not None else {}
     given = [str(a) for a in written.spec.get("externalIPs") or ()]
     ingress = _records((status.get("loadBalancer") or {}).get("ingress"))
+    # Discovery puts what Kubernetes says of the load balancer beside the rest of the spec.
+    ingress += _records(written.spec.get("ingress"))
     given += [str(item.get("ip") or "") for item in ingress]
     for where in given:
         if _is_address(where):

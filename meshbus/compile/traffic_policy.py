@@ -9,6 +9,7 @@ from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import percent_pb2
 
+from meshbus.api.health_check import HEALTH_CHECK
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, NotCompiledError, Report
 from meshbus.compile.locality import Ranking
@@ -62,6 +63,8 @@ class Rule(NamedTuple):
     """What of a rule has no effect, because another one of the host says it."""
     selects: bool = False
     """It is for workloads that it selects."""
+    health: str = ""
+    """Annotation `traffic.meshbus.io/health-check`, of the first that has one."""
 
     def subset(self, name: str) -> Subset | None:
         """A subset by name."""
@@ -83,6 +86,7 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
     origins = []
     report = Report()
     selects = False
+    health = ""
     for key in keys:
         row = reader.get(key)
         if row is None:
@@ -90,6 +94,7 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
         origins.append(key)
         selects |= bool(row.spec.get("workloadSelector"))
         own = row.spec.get("trafficPolicy") or {}
+        health = health or row.annotations.get(HEALTH_CHECK, "")
         if own and policy_origin is None:
             policy, policy_origin = own, key
         elif own and policy_origin is not None:
@@ -108,7 +113,7 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
                     f"spec.subsets[{index}]",
                 )
     held = tuple(subsets.values())
-    return Rule(policy, policy_origin, held, tuple(origins), report.findings(), selects)
+    return Rule(policy, policy_origin, held, tuple(origins), report.findings(), selects, health)
 
 
 def _taken(winner: Key, what: str) -> str:

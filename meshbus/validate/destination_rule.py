@@ -5,7 +5,9 @@ Source: https://istio.io/latest/docs/reference/config/networking/destination-rul
 
 from msgspec import UnsetType
 
+from meshbus.api.health_check import HEALTH_CHECK, read_health_check
 from meshbus.api.networking.destination_rule import DestinationRule
+from meshbus.validate.durations import duration_problem
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import is_label, wildcard_domain_problem
 from meshbus.validate.report import Findings
@@ -28,9 +30,24 @@ def check(spec: DestinationRule, name: ObjectName, out: Findings) -> None:
         seen.add(subset.name)
         check_labels(subset.labels, f"{path}.labels", out)
         check_traffic_policy(subset.traffic_policy, f"{path}.trafficPolicy", out)
+    _check_health_check(name.annotations.get(HEALTH_CHECK), out)
     exported = check_export_to(spec.export_to, name.namespace, "spec.exportTo", out)
     if not isinstance(spec.workload_selector, UnsetType):
         check_selector(spec.workload_selector, "spec.workloadSelector", out)
         if exported and exported != {name.namespace}:
             message = "a rule with a workload selector is of its own namespace only"
             out.error("spec.exportTo", message, "Conflict")
+
+
+def _check_health_check(text: str | None, out: Findings) -> None:
+    if text is None:
+        return
+    path = f"metadata.annotations[{HEALTH_CHECK}]"
+    try:
+        check = read_health_check(text)
+    except ValueError as error:
+        out.error(path, str(error))
+        return
+    for field, value in (("interval", check.interval), ("timeout", check.timeout)):
+        if problem := duration_problem(value):
+            out.error(path, f"{field}: {problem}")
