@@ -66,6 +66,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         *(f"{policy}.portLevelSettings[].loadBalancer.zoneAwareLbSetting" for policy in _POLICIES),
         *(f"{policy}.retryBudget.budgetInterval" for policy in _POLICIES),
     ),
+    "EnvoyFilter": ("spec.configPatches[].match.waypoint",),
     "Gateway": ("spec.servers[].defaultEndpoint",),
     "Sidecar": ("spec.outboundTrafficPolicy.tls",),
     "WasmPlugin": ("spec.verificationKey",),
@@ -111,6 +112,7 @@ _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
 _REASONS = {
     "spec.verificationKey": "is not carried out by Istio either",
     "spec.wasm.verificationKey": "is not carried out by Istio either",
+    "spec.configPatches[].match.waypoint": "is for meshes without sidecars",
     "spec.servers[].defaultEndpoint": "is not carried out by Istio either",
     "spec.peers[].jwt": _NEITHER,
     "spec.targets[].subset": _NEITHER,

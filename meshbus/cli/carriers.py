@@ -1,0 +1,178 @@
+"""Which Envoy object carries the fields of a kind, and which tests show it.
+
+By kind and message; a field that its message's object does not carry has its own entry. Messages of
+Envoy are written without their packages (`route` is RouteConfiguration and what it holds).
+"""
+
+GOLDEN = "tests/golden/compile"
+WALK = "tests/golden/walk"
+UNIT = "tests/unit/compile"
+TASKS = "tests/tasks"
+
+CARRIERS: dict[str, tuple[str, str]] = {
+    "DestinationRule": ("Cluster", f"{UNIT}/test_compile_destination_rules.py"),
+    "TrafficPolicy": ("Cluster", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "Subset": ("Cluster, ClusterLoadAssignment", f"{TASKS}/test_tasks_routing.py"),
+    "LoadBalancerSettings": ("Cluster.lb_policy", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "ConnectionPoolSettings": ("Cluster.circuit_breakers", f"{TASKS}/test_tasks_resilience.py"),
+    "OutlierDetection": ("Cluster.outlier_detection", f"{TASKS}/test_tasks_resilience.py"),
+    "ClientTLSSettings": ("UpstreamTlsContext", f"{UNIT}/test_compile_tls_settings.py"),
+    "PortTrafficPolicy": ("Cluster", f"{UNIT}/test_compile_destination_rules.py"),
+    "TunnelSettings": ("TcpProxy.tunneling_config", f"{UNIT}/test_compile_destination_rules.py"),
+    "ProxyProtocol": ("ProxyProtocolUpstreamTransport", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "RetryBudget": (
+        "Cluster.circuit_breakers.retry_budget",
+        f"{UNIT}/test_compile_destination_rules.py",
+    ),
+    "ConsistentHashLB": ("RouteAction.hash_policy", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "HTTPCookie": ("RouteAction.hash_policy.cookie", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "HTTPCookieAttribute": ("RouteAction.hash_policy.cookie", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "RingHash": ("Cluster.ring_hash_lb_config", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "Maglev": ("Cluster.maglev_lb_config", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "LocalityLoadBalancerSetting": (
+        "ClusterLoadAssignment: priority and weight of localities",
+        f"{GOLDEN}/sidecar-locality.in.yaml",
+    ),
+    "LocalityDistribute": (
+        "ClusterLoadAssignment: weight of localities",
+        f"{GOLDEN}/sidecar-locality.in.yaml",
+    ),
+    "LocalityFailover": (
+        "ClusterLoadAssignment: priority of localities",
+        f"{GOLDEN}/sidecar-locality.in.yaml",
+    ),
+    "WarmupConfiguration": ("Cluster: slow_start_config", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "TCPSettings": ("Cluster.circuit_breakers", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "HTTPSettings": ("HttpProtocolOptions", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "TcpKeepalive": (
+        "Cluster.upstream_connection_options",
+        f"{GOLDEN}/sidecar-policies.in.yaml",
+    ),
+    "Http2KeepAlive": (
+        "HttpProtocolOptions: connection_keepalive",
+        f"{GOLDEN}/sidecar-policies.in.yaml",
+    ),
+    "EnvoyFilter": ("what it patches", f"{UNIT}/test_compile_envoy_filter.py"),
+    "EnvoyConfigObjectPatch": ("what it patches", f"{GOLDEN}/sidecar-envoy-filter.in.yaml"),
+    "EnvoyConfigObjectMatch": ("what it patches", f"{UNIT}/test_compile_envoy_filter.py"),
+    "OldFilter": ("a filter of Listener", f"{UNIT}/test_compile_envoy_filter.py"),
+    "Patch": ("what it patches", f"{UNIT}/test_compile_envoy_filter.py"),
+    "OldListenerMatch": ("a filter of Listener", f"{UNIT}/test_compile_envoy_filter.py"),
+    "InsertPosition": ("a filter of Listener", f"{UNIT}/test_compile_envoy_filter.py"),
+    "ProxyMatch": ("which proxies are patched", f"{UNIT}/test_compile_envoy_filter.py"),
+    "ListenerMatch": ("Listener", f"{UNIT}/test_compile_envoy_filter.py"),
+    "RouteConfigurationMatch": ("RouteConfiguration", f"{UNIT}/test_compile_envoy_filter.py"),
+    "ClusterMatch": ("Cluster", f"{UNIT}/test_compile_envoy_filter.py"),
+    "FilterChainMatch": ("FilterChain", f"{UNIT}/test_compile_envoy_filter.py"),
+    "VirtualHostMatch": ("VirtualHost", f"{UNIT}/test_compile_envoy_filter.py"),
+    "FilterMatch": ("a filter of FilterChain", f"{UNIT}/test_compile_envoy_filter.py"),
+    "RouteMatch": ("Route", f"{UNIT}/test_compile_envoy_filter.py"),
+    "PolicyTargetReference": ("which proxies", f"{UNIT}/test_compile_envoy_filter.py"),
+    "SubFilterMatch": ("HttpFilter", f"{UNIT}/test_compile_envoy_filter.py"),
+    "Gateway": ("Listener of a router", f"{WALK}/gateway.yaml"),
+    "Server": ("FilterChain, RouteConfiguration", f"{WALK}/gateway.yaml"),
+    "Port": ("Listener.address", f"{WALK}/gateway.yaml"),
+    "ServerTLSSettings": ("DownstreamTlsContext", f"{UNIT}/test_compile_gateway_tls.py"),
+    "TLSCertificate": ("DownstreamTlsContext", f"{UNIT}/test_compile_gateway_tls.py"),
+    "ServiceEntry": ("Cluster, Listener, VirtualHost", f"{WALK}/external.yaml"),
+    "ServicePort": ("Listener.address, Cluster", f"{WALK}/external.yaml"),
+    "WorkloadEntry": ("ClusterLoadAssignment", f"{WALK}/networks.yaml"),
+    "Sidecar": ("which objects a proxy is sent", f"{WALK}/sidecar.yaml"),
+    "IstioIngressListener": ("FilterChain of virtualInbound", f"{WALK}/inbound.yaml"),
+    "IstioEgressListener": ("Listener", f"{WALK}/sidecar.yaml"),
+    "OutboundTrafficPolicy": ("the last VirtualHost and FilterChain", f"{WALK}/sidecar.yaml"),
+    "SidecarPort": ("Listener.address", f"{WALK}/sidecar.yaml"),
+    "VirtualService": ("VirtualHost, FilterChain", f"{WALK}/routes.yaml"),
+    "HTTPRoute": ("Route", f"{GOLDEN}/sidecar-routes.in.yaml"),
+    "TLSRoute": ("FilterChain", f"{WALK}/routes.yaml"),
+    "TCPRoute": ("FilterChain", f"{WALK}/routes.yaml"),
+    "HTTPMatchRequest": ("RouteMatch", f"{WALK}/routes.yaml"),
+    "HTTPRouteDestination": ("RouteAction.weighted_clusters", f"{WALK}/routes.yaml"),
+    "HTTPRedirect": ("RedirectAction", f"{WALK}/routes.yaml"),
+    "HTTPDirectResponse": ("DirectResponseAction", f"{WALK}/routes.yaml"),
+    "Delegate": ("Route", f"{GOLDEN}/sidecar-delegates.in.yaml"),
+    "HTTPRewrite": ("RouteAction: prefix and host rewrite", f"{GOLDEN}/sidecar-routes.in.yaml"),
+    "HTTPRetry": ("RetryPolicy", f"{TASKS}/test_tasks_resilience.py"),
+    "HTTPFaultInjection": ("HTTPFault of a Route", f"{TASKS}/test_tasks_resilience.py"),
+    "FaultDelay": ("HTTPFault.delay", f"{TASKS}/test_tasks_resilience.py"),
+    "FaultAbort": ("HTTPFault.abort", f"{TASKS}/test_tasks_resilience.py"),
+    "Destination": ("RouteAction.cluster", f"{WALK}/routes.yaml"),
+    "HTTPMirrorPolicy": (
+        "RouteAction.request_mirror_policies",
+        f"{GOLDEN}/sidecar-routes.in.yaml",
+    ),
+    "Percent": ("FractionalPercent", f"{GOLDEN}/sidecar-routes.in.yaml"),
+    "CorsPolicy": ("CorsPolicy of a Route", f"{GOLDEN}/sidecar-routes.in.yaml"),
+    "Headers": ("Route: headers to add and remove", f"{GOLDEN}/sidecar-routes.in.yaml"),
+    "HeaderOperations": ("Route: headers to add and remove", f"{GOLDEN}/sidecar-routes.in.yaml"),
+    "TLSMatchAttributes": ("FilterChainMatch", f"{WALK}/routes.yaml"),
+    "RouteDestination": ("TcpProxy.weighted_clusters", f"{WALK}/routes.yaml"),
+    "L4MatchAttributes": ("FilterChainMatch", f"{WALK}/routes.yaml"),
+    "StringMatch": ("StringMatcher", f"{WALK}/routes.yaml"),
+    "HTTPBody": ("DirectResponseAction.body", f"{GOLDEN}/sidecar-routes.in.yaml"),
+    "RegexRewrite": ("RouteAction.regex_rewrite", f"{GOLDEN}/sidecar-routes.in.yaml"),
+    "PortSelector": ("which Cluster", f"{WALK}/routes.yaml"),
+    "LabelSelector": ("which proxies", f"{WALK}/sidecar.yaml"),
+    "WorkloadSelector": ("which proxies", f"{UNIT}/test_compile_destination_rules.py"),
+}
+"""By message: the object, the test that shows it best."""
+FIELDS: dict[tuple[str, str], tuple[str, str]] = {
+    ("VirtualService", "exportTo"): ("which proxies", f"{WALK}/routes.yaml"),
+    ("VirtualService", "gateways"): ("which proxies", f"{WALK}/gateway.yaml"),
+    ("DestinationRule", "exportTo"): ("which proxies", f"{UNIT}/test_compile_destination_rules.py"),
+    ("ServiceEntry", "exportTo"): ("which proxies", f"{WALK}/external.yaml"),
+    ("ServiceEntry", "endpoints"): ("ClusterLoadAssignment", f"{WALK}/networks.yaml"),
+    ("ServiceEntry", "resolution"): ("Cluster.type", f"{WALK}/external.yaml"),
+    ("Gateway", "selector"): ("which proxies", f"{WALK}/gateway.yaml"),
+    ("Sidecar", "inboundConnectionPool"): (
+        "Cluster of the application",
+        f"{UNIT}/test_compile_sidecar_scope.py",
+    ),
+    ("HTTPRoute", "timeout"): ("RouteAction.timeout", f"{TASKS}/test_tasks_resilience.py"),
+    ("HTTPRoute", "delegate"): ("Route", f"{GOLDEN}/sidecar-delegates.in.yaml"),
+    ("HTTPMatchRequest", "sourceLabels"): ("which proxies", f"{WALK}/routes.yaml"),
+    ("HTTPMatchRequest", "sourceNamespace"): ("which proxies", f"{WALK}/routes.yaml"),
+    ("HTTPMatchRequest", "gateways"): ("which proxies", f"{WALK}/routes.yaml"),
+    ("MeshConfig", "outboundTrafficPolicy"): ("the last VirtualHost", f"{WALK}/outbound.yaml"),
+    ("MeshConfig", "inboundTrafficPolicy"): (
+        "Cluster of the application",
+        f"{GOLDEN}/sidecar-settings.in.yaml",
+    ),
+    ("MeshConfig", "accessLogFile"): ("FileAccessLog", f"{GOLDEN}/router-settings.in.yaml"),
+    ("MeshConfig", "accessLogFormat"): ("FileAccessLog", f"{GOLDEN}/router-settings.in.yaml"),
+    ("MeshConfig", "accessLogEncoding"): ("FileAccessLog", f"{GOLDEN}/sidecar-settings.in.yaml"),
+    ("MeshConfig", "disableEnvoyListenerLog"): (
+        "Listener.access_log",
+        f"{GOLDEN}/sidecar-settings.in.yaml",
+    ),
+    ("MeshConfig", "dnsRefreshRate"): (
+        "Cluster.dns_refresh_rate",
+        f"{GOLDEN}/router-settings.in.yaml",
+    ),
+    ("MeshConfig", "outboundClusterStatName"): (
+        "Cluster.alt_stat_name",
+        f"{GOLDEN}/router-settings.in.yaml",
+    ),
+    ("MeshConfig", "defaultTrafficPolicy"): ("Cluster", f"{GOLDEN}/sidecar-settings.in.yaml"),
+    ("MeshConfig", "defaultInboundHttpRetryPolicy"): (
+        "RetryPolicy of virtualInbound",
+        f"{GOLDEN}/sidecar-settings.in.yaml",
+    ),
+    ("MeshConfig", "ingressClass"): ("Listener of a router", f"{WALK}/ingress.yaml"),
+    ("MeshConfig", "ingressControllerMode"): ("Listener of a router", f"{WALK}/ingress.yaml"),
+    ("MeshConfig", "ingressSelector"): ("Listener of a router", f"{WALK}/ingress.yaml"),
+    ("MeshProxyConfig", "gatewayTopology"): (
+        "HttpConnectionManager of a router",
+        f"{GOLDEN}/router-settings.in.yaml",
+    ),
+    ("MeshProxyConfig", "proxyHeaders"): (
+        "HttpConnectionManager",
+        f"{GOLDEN}/sidecar-settings.in.yaml",
+    ),
+}
+"""By message and field, where the message's own entry does not say it."""
+
+
+def carrier_of(struct: str, field: str) -> tuple[str, str]:
+    """What carries a field, and the test that shows it; empty where nobody has written it down."""
+    return FIELDS.get((struct, field)) or CARRIERS.get(struct) or ("", "")
