@@ -116,6 +116,9 @@ class Limits:
     """Between two pings of the server."""
     keepalive_timeout_s: float = 10.0
     """A connection whose ping is not answered for so long is dropped."""
+    connection_age_s: float = 2700.0
+    """After about so long peers are asked not to begin calls on a connection any more, where a
+    carrier cannot ask it of a single one (`leave`). Calls go on."""
     reuse_port: bool = False
     """Several processes listen on the same port and share what comes."""
 

@@ -29,8 +29,7 @@ from meshbus_xds_gateway.carrier import (
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _IDENTITY_ONLY = 1
 """Bit set of compression algorithms: a small compressed message may be a large one."""
-
-_CONNECTION_AGE_MS = 5000
+_UNREQUESTED_S = 120
 
 
 class _Stream:
@@ -52,8 +51,8 @@ class _Stream:
 
 class GrpcCarrier(grpc.GenericRpcHandler):  # type: ignore[misc]
     """One listener. Shared ticket keys are beyond what gRPC lets a server do. It cannot end one
-    connection either, so that `leave` is the rule: each connection is told soon that it is not to
-    be used again (GOAWAY), its streams go on, and the next one is on another connection."""
+    connection either, so that `leave` is nothing to it: each connection is told at a certain age
+    not to be used again (GOAWAY), its streams go on, and the next one is on another."""
 
     name: ClassVar[str] = "grpc"
 
@@ -254,7 +253,9 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         # Envoys ping each 30 s; a little sooner is no flood.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.max_connection_age_ms", _CONNECTION_AGE_MS),
+        # Seconds that a call may wait for Python: half a minute is too little for a whole fleet.
+        ("grpc.server_max_unrequested_time_in_server", _UNREQUESTED_S),
+        ("grpc.max_connection_age_ms", int(limits.connection_age_s * 1000)),
         ("grpc.so_reuseport", int(limits.reuse_port)),
     ]
 

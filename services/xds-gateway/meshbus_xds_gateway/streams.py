@@ -173,6 +173,7 @@ class XdsServer:
             max_connections=2 * self._limits.max_streams,
             max_streams=self._limits.max_streams,
             max_message_bytes=MAX_REQUEST_BYTES,
+            connection_age_s=self._limits.age_s,
             reuse_port=reuse_port,
         )
         port = await self._carrier.start(listen, self._handle, tls, limits)
