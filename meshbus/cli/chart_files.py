@@ -1,25 +1,79 @@
-"""Files of the chart that are made from code: `python -m meshbus.cli.chart_files [--check]`."""
+"""Files of the chart, and references of what it grants and what injection reads, that are made
+from code: `python -m meshbus.cli.chart_files [--check]`."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
+from meshbus.inject.annotations import KNOWN
 from meshbus.inject.yaml_output import to_yaml
 from meshbus.kube.permissions import (
     ALWAYS_CLUSTER,
     CLUSTER,
+    PERMISSIONS,
     ROOT,
     rules_of,
     services_with_access,
 )
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "helm" / "meshbus" / "files"
+_TOP = Path(__file__).parents[2]
+FOLDER = _TOP / "deploy" / "helm" / "meshbus" / "files"
+REFERENCE = _TOP / "docs" / "reference"
 _MADE = "# Made by `python -m meshbus.cli.chart_files`.\n"
 
 
-def files() -> dict[str, str]:
-    """Content by name below `FOLDER`."""
-    return {"rbac.yaml": _MADE + to_yaml(rules())}
+def files() -> dict[Path, str]:
+    """Content by path."""
+    return {
+        FOLDER / "rbac.yaml": _MADE + to_yaml(rules()),
+        REFERENCE / "annotations.md": annotations_page(),
+        REFERENCE / "rbac.md": rbac_page(),
+    }
+
+
+def annotations_page() -> str:
+    """What each annotation of a pod does."""
+    lines = [
+        "# Annotations that injection reads",
+        "",
+        "Made by `python -m meshbus.cli.chart_files`. On pods (the template of a Deployment, not the "
+        "Deployment). A value that an annotation does not take refuses the pod.",
+        "",
+        "| annotation | does |",
+        "|---|---|",
+    ]
+    for name, known in KNOWN.items():
+        does = known.does
+        if known.refused:
+            does += f" **Refused**: {known.refused}."
+        if known.without_effect:
+            does += f" **No effect**, with a warning: {known.without_effect}."
+        lines.append(f"| `{name}` | {does} |")
+    return "\n".join(lines) + "\n"
+
+
+def rbac_page() -> str:
+    """What each service may do in a cluster, and why."""
+    lines = [
+        "# What services may do in a cluster",
+        "",
+        "Made by `python -m meshbus.cli.chart_files` from the list that the chart's roles are made "
+        "of. `cluster`: in every namespace, or in those of `global.namespaces` (Roles then); "
+        "`always-cluster`: kinds without a namespace; `root`: in the namespace of the control plane. "
+        "xds-gateway, policy and telemetry have no access, and no token mounted. Gateways read "
+        "Secrets of their own namespace.",
+        "",
+        "| service | where | verbs | on | why |",
+        "|---|---|---|---|---|",
+    ]
+    for rule in PERMISSIONS:
+        groups = " ".join(sorted({group or "core" for group in rule.groups}))
+        on = ", ".join(rule.paths or rule.resources) + (f" ({groups})" if groups else "")
+        if rule.names:
+            on += f" named {', '.join(rule.names)}"
+        verbs = ", ".join(rule.verbs)
+        lines.append(f"| {rule.service} | {rule.scope} | {verbs} | {on} | {rule.why} |")
+    return "\n".join(lines) + "\n"
 
 
 def rules() -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -39,10 +93,9 @@ def main() -> int:
     """Write the files, or with `--check` say which differ."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for name, text in files().items():
-        path = FOLDER / name
+    for path, text in files().items():
         if not path.exists() or path.read_text() != text:
-            stale.append(name)
+            stale.append(str(path.relative_to(_TOP)))
             if not check:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)

@@ -13,9 +13,7 @@ CHART = FOLDER.parent
 
 def test_files_made_from_code_are_current() -> None:
     stale = [
-        name
-        for name, text in files().items()
-        if not (FOLDER / name).exists() or (FOLDER / name).read_text() != text
+        path.name for path, text in files().items() if not path.exists() or path.read_text() != text
     ]
     assert not stale, "run python -m meshbus.cli.chart_files"
 
