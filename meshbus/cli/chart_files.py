@@ -19,6 +19,7 @@ from meshbus.kube.permissions import (
 _TOP = Path(__file__).parents[2]
 FOLDER = _TOP / "deploy" / "helm" / "meshbus" / "files"
 REFERENCE = _TOP / "docs" / "reference"
+_BY = "Made by `python -m meshbus.cli.chart_files`."
 _MADE = "# Made by `python -m meshbus.cli.chart_files`.\n"
 
 
@@ -36,8 +37,8 @@ def annotations_page() -> str:
     lines = [
         "# Annotations that injection reads",
         "",
-        "Made by `python -m meshbus.cli.chart_files`. On pods (the template of a Deployment, not the "
-        "Deployment). A value that an annotation does not take refuses the pod.",
+        f"{_BY} On pods (the template of a Deployment, not the Deployment).",
+        "A value that an annotation does not take refuses the pod.",
         "",
         "| annotation | does |",
         "|---|---|",
@@ -57,11 +58,14 @@ def rbac_page() -> str:
     lines = [
         "# What services may do in a cluster",
         "",
-        "Made by `python -m meshbus.cli.chart_files` from the list that the chart's roles are made "
-        "of. `cluster`: in every namespace, or in those of `global.namespaces` (Roles then); "
-        "`always-cluster`: kinds without a namespace; `root`: in the namespace of the control plane. "
-        "xds-gateway, policy and telemetry have no access, and no token mounted. Gateways read "
-        "Secrets of their own namespace.",
+        f"{_BY} The chart's roles are made of the same list.",
+        "",
+        "- `cluster`: in every namespace, or in those of `global.namespaces` (Roles then)",
+        "- `always-cluster`: kinds without a namespace",
+        "- `root`: in the namespace of the control plane",
+        "",
+        "xds-gateway, policy and telemetry have no access, and no token mounted. Gateways read",
+        "Secrets of their own namespace. The agent of nodes (`nodeCapture`) gets pods.",
         "",
         "| service | where | verbs | on | why |",
         "|---|---|---|---|---|",

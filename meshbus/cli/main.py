@@ -14,6 +14,7 @@ from meshbus.cli.egress import egress
 from meshbus.cli.events import events
 from meshbus.cli.install import install, precheck, uninstall, upgrade
 from meshbus.cli.kube_inject import kube_inject
+from meshbus.cli.node_capture import node_capture
 from meshbus.cli.objects import apply, delete, get
 from meshbus.cli.proxies import proxy_config, proxy_status
 from meshbus.cli.serve import serve
@@ -62,6 +63,7 @@ app.command("validate", rich_help_panel=_OFFLINE)(validate)
 app.command("compile", rich_help_panel=_OFFLINE)(compile_command)
 app.command("kube-inject", rich_help_panel=_KUBERNETES)(kube_inject)
 app.command("cluster-keys", rich_help_panel=_SERVER)(cluster_keys)
+app.command("node-capture", rich_help_panel=_SERVER)(node_capture)
 app.command("serve", rich_help_panel=_SERVER)(serve)
 
 

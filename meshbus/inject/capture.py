@@ -145,3 +145,42 @@ def _with_network(networks: str) -> str:
     if ours in [part.strip() for part in networks.split(",")]:
         return networks
     return f"{networks}, {ours}"
+
+
+def node_capture_args(pod: dict[str, Any]) -> list[str] | None:
+    """Arguments of capture for a pod that is there, by its annotations; None: nothing to set up.
+
+    Pods of the mesh have the record of their injection and a proxy; those that capture by
+    themselves have an init container for it.
+    """
+    metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
+    notes: dict[str, str] = metadata.get("annotations") or {}
+    containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
+    held = {container.get("name"): container for container in containers}
+    if a.STATUS not in notes or "istio-proxy" not in held or INIT in held:
+        return None
+    if spec.get("hostNetwork") or VALIDATION not in held:
+        return None
+    if notes.get(a.INTERCEPTION, "REDIRECT") == "NONE":
+        return None
+    security = held["istio-proxy"].get("securityContext") or {}
+    args = ["istio-iptables", "-u", str(security.get("runAsUser") or 1337)]
+    flags = (
+        ("-i", a.INCLUDE_RANGES, "*"),
+        ("-x", a.EXCLUDE_RANGES, ""),
+        ("-b", a.INCLUDE_IN, "*"),
+        ("-d", a.EXCLUDE_IN, ""),
+        ("-q", a.INCLUDE_OUT, ""),
+        ("-o", a.EXCLUDE_OUT, ""),
+        ("-c", a.EXCLUDE_INTERFACES, ""),
+        ("-k", a.REROUTE if a.REROUTE in notes else a.KUBEVIRT, ""),
+    )
+    for flag, name, default in flags:
+        known = a.KNOWN[name]
+        value = notes.get(name, default)
+        if known.check is not None and value:
+            # What a pod says becomes arguments of a program with rights on the node.
+            known.check(value)
+        if value or name in notes:
+            args += [flag, value]
+    return args

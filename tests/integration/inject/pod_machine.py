@@ -132,6 +132,8 @@ class PodMachine:
         mounts = "".join(
             f"mount --bind {source} {target}; " for target, source in self.volumes.items()
         )
+        if security.get("readOnlyRootFilesystem"):
+            mounts += "mount -o remount,bind,ro /; "
         drop = [
             *("setpriv", "--reuid", user, "--regid", group, "--clear-groups", "--no-new-privs"),
             *("--bounding-set", ",".join(filter(None, ("-all", kept)))),
