@@ -15,6 +15,7 @@ from meshbus_telemetry.parties import UNKNOWN, Directory, Party
 
 RBAC, TOKEN, PROVIDER = "rbac", "token", "provider"
 _RBAC_DETAILS = "rbac_access_denied_matched_policy["
+_PASSED_ON = "via_upstream"
 _CAUSES = (("jwt_authn_access_denied", TOKEN), ("ext_authz_denied", PROVIDER))
 _FILTERS = ("envoy.filters.http.rbac", "envoy.filters.network.rbac")
 _DRY = (("DENY", "istio_dry_run_deny_"), ("ALLOW", "istio_dry_run_allow_"))
@@ -65,31 +66,33 @@ def access_of(entry: Any, reporter: Reporter, directory: Directory, http: bool) 
     uri = next((name.uri for name in tls.subject_alt_name if name.uri), "")
     remote = common.downstream_direct_remote_address or common.downstream_remote_address
     request = entry.request if http else None
+    left = common.metadata.filter_metadata
     return Access(
         reporter.party,
         common.downstream_local_address.socket_address.port_value,
         directory.peer(Peer(uri, tls.subject, str(remote.socket_address.address))),
         "http" if http else "tcp",
-        _method(request.request_method) if request is not None else "",
+        _METHODS.get(request.request_method, "") if request is not None else "",
         _path(request.original_path or request.path) if request is not None else "",
         request.authority[:MAX_TEXT] if request is not None else "",
         int(entry.response.response_code.value) if http else 0,
         cause,
         rule,
-        _dry_run(common.metadata.filter_metadata),
-        _audited(common.metadata.filter_metadata),
+        _dry_run(left) if left else (),
+        _audited(left) if left else False,
     )
 
 
 def _refusal(details: str) -> tuple[str, str]:
+    if details == _PASSED_ON:
+        return "", ""
     if details.startswith(_RBAC_DETAILS):
         rule = details[len(_RBAC_DETAILS) :].removesuffix("]")
         return RBAC, "" if rule == "none" else rule
     return next(((cause, "") for prefix, cause in _CAUSES if details.startswith(prefix)), ("", ""))
 
 
-def _method(number: int) -> str:
-    return "" if number == 0 else str(base_pb2.RequestMethod.Name(number))
+_METHODS = {value: name for name, value in base_pb2.RequestMethod.items() if value}
 
 
 def _path(path: str) -> str:

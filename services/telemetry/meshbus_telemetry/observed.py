@@ -5,6 +5,7 @@ Paths are generalised as they come in: a segment that looks like an identifier b
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from meshbus.model.requests import ObservedCall
@@ -43,6 +44,7 @@ class _Seen:
     host: str
 
 
+@lru_cache(maxsize=4096)
 def general_path(path: str) -> str:
     """A path in which identifiers are `{*}`."""
     if not path.startswith("/"):
