@@ -276,6 +276,15 @@ _MESH = (
         proto_json=True,
     ),
     _kind(
+        "gateway.networking.k8s.io",
+        "v1beta1 v1",
+        "ReferenceGrant",
+        "reference_grant:ReferenceGrant",
+        short="refgrant",
+        has_status=False,
+        categories=("gateway-api",),
+    ),
+    _kind(
         "meshbus.io",
         "v1alpha1",
         "Tenant",

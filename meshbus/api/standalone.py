@@ -46,5 +46,7 @@ class Workload(Shape, frozen=True, kw_only=True):
     """Share of traffic relative to others."""
     network: Annotated[str, Meta(max_length=253)] = ""
     """Network it is on."""
+    keys: Annotated[str, Meta(max_length=1024, pattern="^(/.*)?$")] = ""
+    """Directory with its own `cert-chain.pem` and `key.pem`; made by the mesh if empty."""
     locality: Annotated[str, Meta(max_length=2048)] = ""
     """`region/zone/sub-zone`."""

@@ -2,12 +2,14 @@
 
 import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from meshbus.cli.api_client import NO, WRONG_USE, ApiClient, ApiError, HomeOption, end, print_json
 from meshbus.cli.objects import print_columns
+from meshbus.cli.own_key import CHAIN_FILE, OwnKeyError, request_certificate
 
 certs = typer.Typer(
     no_args_is_help=True,
@@ -173,6 +175,24 @@ def bundle(
             for one in document.get("others", [])
         ]
         print_columns(lines)
+
+
+@certs.command("request")
+def request(
+    ca: Annotated[str, typer.Option(help="HOST:PORT of CreateCertificate.")],
+    roots: Annotated[Path, typer.Option(help="Roots of the mesh (PEM).")],
+    out: Annotated[Path, typer.Option(help="Directory for cert-chain.pem and key.pem.")],
+    token: Annotated[
+        Path | None, typer.Option(help="File with a token; left out: renew with what is in --out.")
+    ] = None,
+    ttl: Annotated[int, typer.Option(help="Life in seconds.", min=60)] = 86400,
+) -> None:
+    """Make a key on this machine and have its certificate signed: the key stays here."""
+    try:
+        ends = request_certificate(ca, roots, out, token, ttl)
+    except OwnKeyError as error:
+        end("certs request", str(error), NO)
+    typer.echo(f"{out / CHAIN_FILE}: until {_time(ends)}")
 
 
 @certs.command("rotation")

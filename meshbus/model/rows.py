@@ -156,6 +156,10 @@ class WorkloadPort(msgspec.Struct, array_like=True, frozen=True):
     """As `ServicePort.protocol`; empty: taken from the services that select it, else detected."""
 
 
+KEYS_ANNOTATION = "security.meshbus.io/keys"
+"""A directory on the proxy's machine with its own certificate: `cert-chain.pem` and `key.pem`."""
+
+
 class WorkloadInstance(msgspec.Struct, array_like=True, frozen=True):
     """One instance of a workload: everything about a proxy that compile may depend on.
 

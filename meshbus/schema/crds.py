@@ -18,10 +18,17 @@ _PRESERVE = "x-kubernetes-preserve-unknown-fields"
 _INT_OR_STRING = "x-kubernetes-int-or-string"
 _NOT_IN_DEFINITIONS = ("x-kubernetes-patch", "x-kubernetes-group-version-kind")
 _WITHOUT = frozenset(
-    {"", "discovery.k8s.io", "networking.k8s.io", "mesh.istio.io", "standalone.meshbus.io"}
+    {
+        "",
+        "discovery.k8s.io",
+        "networking.k8s.io",
+        "gateway.networking.k8s.io",
+        "mesh.istio.io",
+        "standalone.meshbus.io",
+    }
 )
-"""Groups without definitions: Kubernetes' own, the mesh config (a ConfigMap there), and what only
-a mesh without Kubernetes has."""
+"""Groups without definitions: Kubernetes' own, that of the Gateway API (which brings them itself),
+the mesh config (a ConfigMap there), and what only a mesh without Kubernetes has."""
 _PROGRAMMED = PrinterColumn(
     "Programmed", "condition:Programmed", 1, description="Whether all proxies have it."
 )
@@ -84,6 +91,13 @@ _STATUS: dict[str, Any] = {
 def defined_kinds() -> tuple[KindInfo, ...]:
     """Kinds that a cluster learns of by our definitions."""
     return tuple(info for info in all_kinds() if info.group not in _WITHOUT)
+
+
+def followed_kinds() -> tuple[KindInfo, ...]:
+    """Kinds of definitions that a cluster may have: ours, and those of the Gateway API that are
+    read here."""
+    others = (info for info in all_kinds() if info.group == "gateway.networking.k8s.io")
+    return (*defined_kinds(), *others)
 
 
 @cache

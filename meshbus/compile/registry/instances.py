@@ -7,7 +7,13 @@ from typing import Any
 import msgspec
 
 from meshbus.compile.registry.protocols import declared_protocol, integer
-from meshbus.model.rows import ConfigObject, Namespace, WorkloadInstance, WorkloadPort
+from meshbus.model.rows import (
+    KEYS_ANNOTATION,
+    ConfigObject,
+    Namespace,
+    WorkloadInstance,
+    WorkloadPort,
+)
 from meshbus.model.status import InstanceReport
 from meshbus.model.world import NETWORK_LABEL
 
@@ -48,7 +54,14 @@ def instance_of_report(report: InstanceReport, cluster: str, spec: Mapping[str, 
         target_ports=targets,
         tls_mode=MUTUAL if report.sidecar and not report.gateway else DISABLED,
         dns=report.dns,
+        annotations=_notes_of(spec),
     )
+
+
+def _notes_of(spec: Mapping[str, Any]) -> dict[str, str]:
+    """What a Workload says in its spec and a pod in its annotations."""
+    keys = spec.get("keys")
+    return {KEYS_ANNOTATION: keys} if isinstance(keys, str) and keys else {}
 
 
 def instances_of_workload(object: ConfigObject, cluster: str, *, offline: bool) -> list[Any]:
@@ -230,7 +243,9 @@ def instance_of_pod(
         locality=_locality(labels, node_labels),
         node=str(spec.get("nodeName") or ""),
         ready=not ready or ready[0] == "True",
-        annotations={k: v for k, v in object.annotations.items() if "istio.io/" in k},
+        annotations={
+            k: v for k, v in object.annotations.items() if "istio.io/" in k or "meshbus.io/" in k
+        },
         dual_stack=any(":" in a for a in addresses) and any("." in a for a in addresses),
         created=object.created,
         origin="pod",

@@ -16,9 +16,9 @@ from meshbus.compile.proxy import Snapshot
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance
 from meshbus.compile.resources import SDS, Resource
 from meshbus.compile.settings import settings_of
-from meshbus.compile.tls_contexts import TRUSTED_ROOTS
+from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
 from meshbus.model.keys import Key
-from meshbus.model.rows import Trust, WorkloadInstance
+from meshbus.model.rows import KEYS_ANNOTATION, Trust, WorkloadInstance
 from meshbus.model.world import Query, World
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.classes import Classes, ProxyClass, collect_rarely
@@ -29,7 +29,7 @@ from meshbus_xds_gateway.leaves import Account, Holder, Leaves
 from meshbus_xds_gateway.losses import Losses
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.node import Token
-from meshbus_xds_gateway.secret_resources import trust_secret
+from meshbus_xds_gateway.secret_resources import certificate_at, trust_secret
 from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.verdicts import Verdicts
 
@@ -79,6 +79,8 @@ class Client:
     secrets: _Names = field(default_factory=dict)
     credentials: frozenset[Key] = frozenset()
     holder: Holder | None = None
+    own_keys: Resource | None = None
+    """Its certificate, where its machine keeps the key."""
     token: Token | None = None
     """What proved its account."""
     """Of the certificate that it is given, from when it joined."""
@@ -285,7 +287,9 @@ class Fleet:
         if client.account is not None:
             client.holder = (*client.account, client.keys.workload)
             self._by_holder.setdefault(client.holder, set()).add(client)
-            self._leaves.hold(client.holder, client.token)
+            client.own_keys = self._keys_at_home(client)
+            if client.own_keys is None:
+                self._leaves.hold(client.holder, client.token)
         self._give(client, proxies, proxies.contents, self.world.sequence)
         self._unsettled.add(client)
         self._metrics.connected.set(len(self.clients))
@@ -301,7 +305,8 @@ class Fleet:
             _discard(self._by_workload, client.workload, client)
         if client.holder is not None:
             _discard(self._by_holder, client.holder, client)
-            self._leaves.release(client.holder)
+            if client.own_keys is None:
+                self._leaves.release(client.holder)
         for key in client.credentials:
             self._credentials.release(key)
         self._metrics.connected.set(len(self.clients))
@@ -406,7 +411,7 @@ class Fleet:
             elif client.holder is None:
                 continue  # it has proved nothing: no private keys
             elif need.key is None:
-                made = self._leaves.resource(client.holder)
+                made = client.own_keys or self._leaves.resource(client.holder)
             else:
                 made = self._credentials.resource(need)
             # What it has serves until there is another.
@@ -441,6 +446,12 @@ class Fleet:
 
     def _proof_key(self) -> str:
         return self.trust.proof_key if self.trust else ""
+
+    def _keys_at_home(self, client: Client) -> Resource | None:
+        """Where a proxy's machine keeps its certificate; None: it is made here."""
+        row = self.workload_now(client.workload) if client.workload is not None else None
+        folder = row.annotations.get(KEYS_ANNOTATION, "") if row is not None else ""
+        return certificate_at(OWN_CERTIFICATE, folder.rstrip("/")) if folder[:1] == "/" else None
 
     def _leaf_changed(self, holder: Holder) -> None:
         self._secrets_changed(self._by_holder.get(holder, ()))

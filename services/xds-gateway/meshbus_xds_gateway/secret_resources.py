@@ -41,6 +41,20 @@ def certificate_secret(
     return _resource(secret_pb2.Secret(name=name, tls_certificate=certificate), origins)
 
 
+def certificate_at(name: str, folder: str) -> Resource:
+    """A certificate that the proxy's machine keeps, with its key, in a directory that is watched:
+    we never see the key.
+
+    Source: envoy.extensions.transport_sockets.tls.v3.TlsCertificate.watched_directory.
+    """
+    certificate = common_pb2.TlsCertificate(
+        certificate_chain=base_pb2.DataSource(filename=f"{folder}/cert-chain.pem"),
+        private_key=base_pb2.DataSource(filename=f"{folder}/key.pem"),
+        watched_directory=base_pb2.WatchedDirectory(path=folder),
+    )
+    return _resource(secret_pb2.Secret(name=name, tls_certificate=certificate), ())
+
+
 def roots_message(name: str, roots_pem: bytes) -> secret_pb2.Secret:
     """What peers are checked with."""
     return secret_pb2.Secret(

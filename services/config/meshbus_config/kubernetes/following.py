@@ -19,7 +19,7 @@ from meshbus.kube.reflector import Name, Reflector, Source
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
 from meshbus.runtime.kubernetes import Kubernetes
-from meshbus.schema.crds import defined_kinds
+from meshbus.schema.crds import followed_kinds
 from meshbus_config.kubernetes.objects import (
     HeldSecret,
     Judged,
@@ -89,7 +89,7 @@ class Following:
         self._client: KubeClient = kubernetes.client
         self._cluster = cluster
         self._changed = changed
-        self._infos = {f"{info.plural}.{info.group}": info for info in defined_kinds()}
+        self._infos = {f"{info.plural}.{info.group}": info for info in followed_kinds()}
         self._by_plural = {info.plural: info for info in self._infos.values()}
         self._kinds: dict[str, _Kind] = {}
         self._tasks: asyncio.TaskGroup | None = None
