@@ -125,17 +125,21 @@ class Runner:
     async def slow(self) -> None:
         """Some sidecars read nothing, some refuse everything: what the others notice."""
         given = self.given
-        for title, share, manner in (
-            ("nobody slow: ", 0.0, ""),
-            ("5 % deaf: ", 0.05, "deaf"),
-            ("all others nacking: ", 0.5, "nacking"),
+        everybody = range(given.sidecars)
+        for title, deaf, nacking in (
+            ("nobody slow: ", (), ()),
+            ("5 % deaf: ", everybody[::20], ()),
+            ("5 % deaf, 25 % nacking: ", everybody[::20], everybody[1::4]),
         ):
             async with self.bench(scoped=False) as bench:
-                chosen = range(0, given.sidecars, round(1 / share)) if share else ()
-                await bench.cold(given.sidecars, {str(i): manner for i in chosen})
-                self.add(await bench.endpoint(given.rounds), title)
-                if manner == "nacking":
-                    self.add(await bench.route(given.rounds), title)
+                manners = dict.fromkeys(map(str, deaf), "deaf")
+                manners |= dict.fromkeys(map(str, nacking), "nacking")
+                await bench.cold(given.sidecars, manners)
+                if nacking:
+                    row = await bench.endpoint_beside_refusals(given.rounds, len(deaf))
+                else:
+                    row = await bench.endpoint(given.rounds, len(deaf))
+                self.add(row, title)
 
     async def memory(self) -> None:
         """Idle sidecars."""

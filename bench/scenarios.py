@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 from processes import Bus, Driver, Gateway, cpu_seconds, peak_mb, resident_mb
-from topology import Rows, Topology
+from topology import PORT, Rows, Topology
 
 
 class Row(msgspec.Struct):
@@ -60,9 +60,11 @@ class Bench:
         )
 
     async def changes(
-        self, name: str, count: int, change: Callable[[int], Rows], note: str = ""
+        self, name: str, count: int, change: Callable[[int], Rows], note: str = "", deaf: int = 0
     ) -> Row:
-        """Write changes one by one, each once the one before has arrived everywhere."""
+        """Write changes one by one, each once the one before has arrived everywhere; `deaf`: as
+        many sidecars read nothing, so that the gateway cannot say when it has: then endpoints are
+        waited for, and theirs are the times."""
         per_sidecar: list[float] = []
         lasts: list[float] = []
         totals = dict.fromkeys(("messages", "bytes", "changed", "wasted"), 0)
@@ -70,12 +72,17 @@ class Bench:
         before = self._cpu()
         for step in range(count):
             rows = change(step)
-            await self.driver.tell("mark")
+            track = [f"outbound|{PORT}||{key.name}" for key in rows if key.table == "reg.endpoints"]
+            await self.driver.tell("mark", track=track if deaf else [])
             began = time.monotonic()
             sequence = await self.bus.write(rows)
-            await self.gateway.converged(sequence)
+            if deaf:
+                await self._heard_by(self.connected - deaf)
+                times = [at - began for at, *_ in await self.driver.tell("arrivals")]
+            else:
+                await self.gateway.converged(sequence)
+                times = [at - began for at in (await self.driver.tell("lasts")).values()]
             stats = await self.driver.tell("stats")
-            times = [at - began for at in (await self.driver.tell("lasts")).values()]
             per_sidecar += times
             reached += len(times)
             lasts.append(max(times, default=0.0))
@@ -97,6 +104,14 @@ class Bench:
             rss_mb=resident_mb(self.gateway.pids),
             note=note,
         )
+
+    async def _heard_by(self, count: int) -> None:
+        """Until so many sidecars were told the endpoints of the change."""
+        for _ in range(1000):
+            if (await self.driver.tell("stats"))["arrived"] >= count:
+                return
+            await asyncio.sleep(0.01)
+        raise TimeoutError("not everybody who reads was told")
 
     async def storm(self, name: str, act: Callable[[], Awaitable[None]]) -> Row:
         """All sidecars at once: until they are connected and nothing comes any more."""
@@ -170,17 +185,22 @@ class Bench:
 
     # ------------------------------------------------------------------ one by one
 
-    async def endpoint(self, count: int) -> Row:
+    async def endpoint(self, count: int, deaf: int = 0) -> Row:
         """An endpoint comes or goes."""
-        return await self.changes("endpoint", count, self._flapped, self._seen())
+        return await self.changes("endpoint", count, self._flapped, deaf=deaf)
 
     def _flapped(self, step: int) -> Rows:
         self._marks += 1
         number = (7 + 13 * step) % self.topology.size.services
         return self.topology.endpoints(number, self._marks)
 
-    def _seen(self) -> str:
-        return "scoped" if self.topology.size.scoped else "unscoped"
+    async def endpoint_beside_refusals(self, count: int, deaf: int) -> Row:
+        """An endpoint, and in the same change a route that some refuse."""
+
+        def change(step: int) -> Rows:
+            return {**self._flapped(step), **self.topology.route(10 * (step % 3), 10 + step % 80)}
+
+        return await self.changes("endpoint, a route refused", count, change, deaf=deaf)
 
     async def service_added(self, count: int) -> Row:
         """A service with endpoints in a namespace that is there."""

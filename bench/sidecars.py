@@ -20,7 +20,7 @@ from fleet_state import NO_NAMES, NOTHING, Held, Names, Told, nack, request, tol
 from http2_client import GrpcStream
 from topology import Size, Topology
 
-from meshbus.compile.resources import CDS, EDS, LDS
+from meshbus.compile.resources import CDS, EDS, LDS, RDS
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 _BACK_S = 0.05
@@ -37,10 +37,22 @@ class Fleet:
         self.port = 0
         self.tracked: set[str] = set()
         self.opening = asyncio.Semaphore(_AT_ONCE)
+        self.marks = -1
         self.mark()
+
+    def node(self, index: int) -> tuple[str, dict[str, Any]]:
+        """Of a sidecar; beyond the instances of the mesh come more of the same workloads."""
+        more, at = divmod(index, len(self.nodes))
+        identity, metadata = self.nodes[at]
+        if more:
+            kind, address, instance, domain = identity.split("~")
+            name, _, namespace = instance.rpartition(".")
+            identity = f"{kind}~{address}~{name}-more{more}.{namespace}~{domain}"
+        return identity, metadata
 
     def mark(self) -> None:
         """Measure from now on."""
+        self.marks += 1
         self.messages = self.bytes = self.changed = self.wasted = self.resources = 0
         self.uploaded = self.ends = self.refused = 0
         self.last_at = 0.0
@@ -60,6 +72,7 @@ class Fleet:
         used = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "connected": sum(s.ready for s in self.sidecars.values()),
+            "arrived": len({index for _, index, _, _ in self.arrivals}),
             "messages": self.messages,
             "bytes": self.wire_bytes(),
             "changed": self.changed,
@@ -95,8 +108,9 @@ class Sidecar:
         self.fleet = fleet
         self.index = index
         self.manner = manner
-        """`good`, `deaf` (reads nothing once it is connected) or `nacking`."""
-        self.node = fleet.nodes[index % len(fleet.nodes)]
+        """`good`, `deaf` (reads nothing once it is connected) or `nacking` (refuses every
+        route that comes once all are connected)."""
+        self.node = fleet.node(index)
         self.held: dict[str, Held] = {}
         self.names: dict[str, Names] = {}
         self.answered: set[str] = set()
@@ -157,7 +171,7 @@ class Sidecar:
         fleet.resources += len(response.versions) + len(response.removed)
         fleet.last_at = fleet.last_of[self.index] = now
         type_url = response.type_url
-        if self.manner == "nacking" and self.ready and response.versions:
+        if self.manner == "nacking" and fleet.marks > 1 and type_url == RDS:
             self._say(nack(response, f"refused by the bench: {next(iter(response.versions))}"))
             return
         held, changed, wasted = self.held.get(type_url, NOTHING).after(response)

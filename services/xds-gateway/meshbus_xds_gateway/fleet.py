@@ -341,6 +341,14 @@ class Fleet:
         """Whether a client has everything."""
         return client not in self._unsettled
 
+    def behind(self, sequence: int) -> list[Client]:
+        """Clients that have not all of a version; `sequence` of the fleet is at least that."""
+        return [c for c in self._unsettled if self.converged_at(c) < sequence]
+
+    def refusing(self) -> list[Client]:
+        """Clients that do not get something because it was refused."""
+        return [c for c in self.clients if c.session.blocked]
+
     def converged(self) -> int:
         """The smallest of all clients."""
         return min((self.converged_at(c) for c in self._unsettled), default=self.sequence)

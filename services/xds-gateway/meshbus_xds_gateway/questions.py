@@ -1,6 +1,7 @@
 """What the gateway answers over the bus and on its admin port."""
 
 import asyncio
+import heapq
 from typing import Any
 
 from meshbus.compile.render import render_snapshot
@@ -57,25 +58,26 @@ class Questions:
             await self._fleet.changed(min(left, _RECHECK_S))
 
     def _converged_now(self, sequence: int, change: int) -> tuple[ConvergedReply, bool]:
+        """Asked again with each acknowledgement while somebody waits for a change: looks at those
+        that have not settled, not at the whole fleet."""
         fleet = self._fleet
-        waiting: list[str] = []
         refused: list[dict[str, str]] = []
-        converged = 0
-        for client in sorted(fleet.clients, key=lambda c: c.id):
+        refusing: set[Client] = set()
+        for client in sorted(fleet.refusing(), key=_id):
             against = rejections(client, change)
             if against:
+                refusing.add(client)
                 refused.extend(against)
-            elif fleet.sequence >= sequence and fleet.converged_at(client) >= sequence:
-                converged += 1
-            else:
-                waiting.append(client.id)
-        done = fleet.sequence >= sequence and not waiting
+        there = fleet.sequence >= sequence
+        waiting = fleet.behind(sequence) if there else fleet.clients
+        behind = [client for client in waiting if client not in refusing]
+        done = there and not behind
         reply = ConvergedReply(
             pod=self._context.pod,
             sequence=fleet.sequence,
             total=len(fleet.clients),
-            converged=converged,
-            waiting=waiting[:MAX_NAMES],
+            converged=len(fleet.clients) - len(behind) - len(refusing),
+            waiting=[client.id for client in heapq.nsmallest(MAX_NAMES, behind, key=_id)],
             rejected=refused[:MAX_NAMES],
             latency_s=fleet.convergence.latency_s(sequence) if done and not refused else None,
         )
@@ -128,3 +130,7 @@ class Questions:
             types=types,
             problems=problems_of_client(client),
         )
+
+
+def _id(client: Client) -> str:
+    return client.id

@@ -57,6 +57,8 @@ _AGE_JITTER = 0.2
 _SLICE_S = 0.02
 """How long responses are made before other work of the process gets its turn."""
 _OPENING_SHARE = 0.25
+_REFUSALS_TOLD = 20
+"""Refusals in the log in a second: a fleet that refuses everything is told in numbers."""
 _ADMIT_SLICE_S = 0.01
 _LONG_WAIT_S = 15.0
 """Longer than this nobody waits who could go elsewhere: Envoys give up their first fetch then."""
@@ -162,6 +164,7 @@ class XdsServer:
         self._due_opening: dict[_Stream, None] = {}
         """Those that are opening: what the others are due comes first."""
         self._draining = False
+        self._refusals_since, self._refusals_told, self._refusals_untold = 0.0, 0, 0
 
     async def start(self, listen: str, tls: Tls | None, *, reuse_port: bool = False) -> int:
         """Listen; gives the port.
@@ -401,13 +404,7 @@ class XdsServer:
         if request.HasField("error_detail"):
             kind = SHORT_NAMES.get(request.type_url, "other")
             self._metrics.nacks.labels(kind).inc()
-            self._context.log.warning(
-                "a proxy refuses a response",
-                proxy=stream.client.id,
-                type=kind,
-                resource=refusal.resource.name if refusal else "being searched",
-                message=request.error_detail.message[:500],
-            )
+            self._tell_refusal(stream.client, kind, request.error_detail.message, refusal, now)
         if refusal is not None:
             self._refused(refusal)
         self._fleet.progressed(stream.client)
@@ -417,6 +414,26 @@ class XdsServer:
                 self.due(stream)
             if self._gate.waiting:
                 self._admit_soon()
+
+    def _tell_refusal(
+        self, client: Client, kind: str, message: str, refusal: Refusal | None, now: float
+    ) -> None:
+        """A line in the log; of a fleet that refuses the same only some, and how many more."""
+        if now - self._refusals_since >= 1:
+            if self._refusals_untold:
+                self._context.log.warning("more refusals", count=self._refusals_untold)
+            self._refusals_since, self._refusals_told, self._refusals_untold = now, 0, 0
+        if self._refusals_told >= _REFUSALS_TOLD:
+            self._refusals_untold += 1
+            return
+        self._refusals_told += 1
+        self._context.log.warning(
+            "a proxy refuses a response",
+            proxy=client.id,
+            type=kind,
+            resource=refusal.resource.name if refusal else "being searched",
+            message=message[:500],
+        )
 
     # ------------------------------------------------------------------ what goes
 
