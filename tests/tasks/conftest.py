@@ -15,12 +15,19 @@ from task_mesh import Config, TaskMesh
 
 
 @pytest.fixture(scope="session")
-def task_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskMesh]:
+def started_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskMesh]:
     """The mesh: clients, versions of services, gateways, a server outside."""
     if os.geteuid() != 0 or shutil.which("iptables-restore") is None:
         pytest.skip("capture mode netns needs root and iptables")
     with TaskMesh(tmp_path_factory.mktemp("tasks")) as running:
         yield running
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def task_mesh(request: pytest.FixtureRequest, started_mesh: TaskMesh) -> TaskMesh:
+    """The mesh, called by one family of addresses."""
+    started_mesh.family = request.param
+    return started_mesh
 
 
 @pytest.fixture

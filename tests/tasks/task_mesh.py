@@ -123,6 +123,7 @@ def service(
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "selector": {"app": name},
+            "ipFamilyPolicy": "PreferDualStack",
             "ports": [{"name": n, "port": p, "targetPort": t} for n, p, t in ports],
             **spec,
         },
@@ -153,7 +154,7 @@ def manifests(certificates: Path) -> list[dict[str, Any]]:
         echo("echo", "v1", locality="region1/zone1/a"),
         echo("echo", "v2", locality="region1/zone2/b"),
         echo("echo", "v3", locality="region2/zone3/c"),
-        service("echo", *echo_ports, ipFamilyPolicy="PreferDualStack"),
+        service("echo", *echo_ports),
         echo("tcp-echo", "v1"),
         echo("tcp-echo", "v2"),
         service("tcp-echo", ("tcp", 9000, 9000), ("tcp-other", 9001, 9001)),
@@ -206,6 +207,8 @@ class TaskMesh:
         self.folder = folder
         self.home = Home(folder / "h")
         self.certificates = folder / "certificates"
+        self.family = 4
+        """Addresses that clients call, unless a call says otherwise."""
         self._stack = ExitStack()
 
     def __enter__(self) -> "TaskMesh":
@@ -262,8 +265,9 @@ class TaskMesh:
 
     # ------------------------------------------------------------------ addresses
 
-    def address(self, instance: str, family: int = 4) -> str:
+    def address(self, instance: str, family: int = 0) -> str:
         """Where an instance (`NAMESPACE/NAME`) is."""
+        family = family or self.family
         found = status_of(self.home).instances[instance].addresses
         return next(a for a in found if (":" in a) == (family == 6))
 
@@ -283,8 +287,9 @@ class TaskMesh:
         _, body = asyncio.run(ask_envoy(folder, ADMIN_SOCKET, path))
         return body
 
-    def resolve(self, client: str, host: str, family: int = 4) -> str:
+    def resolve(self, client: str, host: str, family: int = 0) -> str:
         """What a client's resolver says of a name."""
+        family = family or self.family
         literal = host.strip("[]")
         if literal.replace(".", "").isdigit() or ":" in literal:
             return literal
@@ -302,9 +307,10 @@ class TaskMesh:
     # ------------------------------------------------------------------ requests
 
     def connect(
-        self, client: str, host: str, port: int, family: int = 4, timeout_s: float = 20
+        self, client: str, host: str, port: int, family: int = 0, timeout_s: float = 20
     ) -> socket.socket:
         """A connection of a client's to a name; no client: from the machine itself."""
+        family = family or self.family
         kind = socket.AF_INET6 if family == 6 else socket.AF_INET
         if not client:
             return socket.create_connection((host, port), timeout=timeout_s)
@@ -321,7 +327,7 @@ class TaskMesh:
         client: str = "default/curl-0",
         method: str = "GET",
         body: bytes | None = None,
-        family: int = 4,
+        family: int = 0,
         via: tuple[str, int] | None = None,
         trust: ssl.SSLContext | None = None,
         timeout_s: float = 20,
@@ -383,7 +389,7 @@ class TaskMesh:
         """A request from outside to the ingress gateway, at the port that the URL says."""
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        via = (self.address(INGRESS, kwargs.get("family", 4)), port)
+        via = (self.address(INGRESS, kwargs.get("family", 0)), port)
         return self.get(url, *args, client="", via=via, **kwargs)
 
 

@@ -31,7 +31,7 @@ def looked_up(mesh: TaskMesh, client: str, *names: str) -> list[str]:
 
 def test_names_of_services_pods_and_the_world(task_mesh: TaskMesh) -> None:
     client = "default/curl-0"
-    echo = task_mesh.resolve(client, "echo")
+    echo = task_mesh.resolve(client, "echo", 4)
     assert echo.startswith("240.240.")
     assert task_mesh.resolve(client, "echo", 6).startswith("2001:2:")
     pod = task_mesh.address("default/pool-v1-2")
@@ -56,7 +56,7 @@ def test_names_of_services_pods_and_the_world(task_mesh: TaskMesh) -> None:
 
 
 def test_who_is_outside_the_mesh_is_given_pods(task_mesh: TaskMesh) -> None:
-    pods = {task_mesh.address(f"default/tcp-echo-{v}-0") for v in ("v1", "v2")}
+    pods = {task_mesh.address(f"default/tcp-echo-{v}-0", 4) for v in ("v1", "v2")}
     state = task_mesh.home.state()
     assert state is not None
     sock = socket_in(task_mesh.namespace("elsewhere/outside-0"), kind=2)

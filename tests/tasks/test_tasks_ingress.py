@@ -2,6 +2,7 @@
 
 import base64
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -66,8 +67,7 @@ def trust(mesh: TaskMesh, *, client: bool = False) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_plain_ingress_by_host_and_path(task_mesh: TaskMesh, config: Config, family: int) -> None:
+def test_plain_ingress_by_host_and_path(task_mesh: TaskMesh, config: Config) -> None:
     config.apply(
         gateway(
             "  - {port: {number: 80, name: http, protocol: HTTP}, hosts: [httpbin.example.com]}"
@@ -83,9 +83,9 @@ def test_plain_ingress_by_host_and_path(task_mesh: TaskMesh, config: Config, fam
     )
     known = "http://httpbin.example.com"
     until(lambda: task_mesh.ingress(f"{known}/status/200").status == 200, "the gateway listens")
-    assert task_mesh.ingress(f"{known}/status/201", family=family).status == 201
-    assert task_mesh.ingress(f"{known}/headers", family=family).status == 404
-    assert task_mesh.ingress("http://other.example.com/status/200", family=family).status == 404
+    assert task_mesh.ingress(f"{known}/status/201").status == 201
+    assert task_mesh.ingress(f"{known}/headers").status == 404
+    assert task_mesh.ingress("http://other.example.com/status/200").status == 404
 
 
 def test_the_caller_cannot_pretend_to_be_inside(task_mesh: TaskMesh, config: Config) -> None:
@@ -198,32 +198,48 @@ spec:
     assert task_mesh.ingress("https://other.example.com/").status == 0
 
 
+def echoed(connection: socket.socket, words: list[bytes]) -> list[bytes]:
+    """What a WebSocket answers to these words; nothing if it is not let in."""
+    lines = [
+        "GET /chat HTTP/1.1",
+        "host: httpbin:8000",
+        "connection: Upgrade",
+        "upgrade: websocket",
+        f"sec-websocket-key: {base64.b64encode(bytes(16)).decode()}",
+        "sec-websocket-version: 13",
+    ]
+    connection.sendall("\r\n".join([*lines, "", ""]).encode())
+    stream = connection.makefile("rb")
+    if b" 101 " not in stream.readline():
+        return []
+    while stream.readline() != b"\r\n":
+        pass
+    answers = []
+    for word in words:
+        connection.sendall(bytes([0x81, 0x80 | len(word)]) + bytes(4) + word)
+        answers.append(stream.read(stream.read(2)[1]))
+    return answers
+
+
 def test_a_websocket_through_gateway_and_sidecar(task_mesh: TaskMesh, config: Config) -> None:
     config.apply(gateway(PLAIN) + served("*", TO_HTTPBIN))
-    until(lambda: task_mesh.ingress("http://ws.example.com/").status == 200, "the gateway listens")
     for client, host, port in (
         ("", task_mesh.address(INGRESS), 80),
         ("default/curl-0", "httpbin", 8000),
     ):
-        with task_mesh.connect(client, host, port) as connection:
-            lines = [
-                "GET /chat HTTP/1.1",
-                "host: httpbin:8000",
-                "connection: Upgrade",
-                "upgrade: websocket",
-                f"sec-websocket-key: {base64.b64encode(bytes(16)).decode()}",
-                "sec-websocket-version: 13",
-            ]
-            connection.sendall("\r\n".join([*lines, "", ""]).encode())
-            stream = connection.makefile("rb")
-            assert b" 101 " in stream.readline()
-            while stream.readline() != b"\r\n":
-                pass
-            for word in (b"one", b"two"):
-                frame = bytes([0x81, 0x80 | len(word)]) + bytes(4) + word
-                connection.sendall(frame)
-                size = stream.read(2)[1]
-                assert stream.read(size).split(b" ") in ([b"v1", word], [b"v2", word])
+
+        def answers(client: str = client, host: str = host, port: int = port) -> list[bytes]:
+            with task_mesh.connect(client, host, port) as connection:
+                return echoed(connection, [b"one", b"two"])
+
+        # Connections between Envoys may still be on a listener that is drained.
+        until(answers, "it is let in")
+        found = answers()
+        assert found in ([b"v1 one", b"v1 two"], [b"v2 one", b"v2 two"])
+
+
+def bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 GRPC = """
@@ -256,7 +272,7 @@ def grpc(mesh: TaskMesh, client: str, target: str, authority: str, *words: str) 
 def test_grpc_calls_of_one_connection_are_spread_and_shifted(
     task_mesh: TaskMesh, config: Config
 ) -> None:
-    target = f"{task_mesh.resolve('default/curl-0', 'echo')}:7070"
+    target = f"{bracketed(task_mesh.resolve('default/curl-0', 'echo'))}:7070"
     spread = grpc(task_mesh, "default/curl-0", target, "echo:7070", *["a"] * 30)
     assert set(spread) == {"v1 a", "v2 a", "v3 a"}
     config.apply("""
@@ -289,7 +305,7 @@ def test_grpc_through_the_gateway(task_mesh: TaskMesh, config: Config) -> None:
         gateway('  - {port: {number: 80, name: grpc, protocol: GRPC}, hosts: ["*"]}')
         + served("*", "  http: [{route: [{destination: {host: echo, port: {number: 7070}}}]}]")
     )
-    target = f"{task_mesh.address(INGRESS)}:80"
+    target = f"{bracketed(task_mesh.address(INGRESS))}:80"
     until(
         lambda: grpc(task_mesh, "", target, "e.example.com", "a")[0].endswith(" a"),
         "the gateway listens",

@@ -293,5 +293,5 @@ def test_consistent_hashing_sticks(task_mesh: TaskMesh, config: Config) -> None:
 
 def test_one_pod_of_a_headless_service_by_its_address(task_mesh: TaskMesh) -> None:
     address = task_mesh.address("default/pool-v1-1")
-    answer = task_mesh.get(f"http://{address}:8080/", {"host": "pool-pods:8000"})
+    answer = task_mesh.get("http://pool-pods:8000/", via=(address, 8080))
     assert answer.json["instance"] == "pool-v1-1"
