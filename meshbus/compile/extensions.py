@@ -1,7 +1,8 @@
 """WasmPlugin and TrafficExtension: filters that chains name, and what fills them, by ECDS.
 
-Modules are rows: the policy service fetches them. One that is not there, or cannot be had, is
-stood in for as its failStrategy says: everything is refused, or let through.
+Modules are rows: the policy service fetches them. Until the first one of an object has come its
+filter is in no chain; one that cannot be had is stood in for as its failStrategy says: everything
+is refused, or let through.
 Source: https://istio.io/latest/docs/reference/config/proxy_extensions/, Istio's order of filters.
 """
 
@@ -31,7 +32,7 @@ from meshbus.compile.targets import Labels, Target, target_of
 from meshbus.compile.values import ads, any_of
 from meshbus.compile.written import entries, fields, number
 from meshbus.model.keys import Key
-from meshbus.model.module_sources import source_of, wasm_of
+from meshbus.model.module_sources import module_key, source_of, wasm_of
 from meshbus.model.rows import ConfigObject, WasmChunk, WasmModule
 from meshbus.model.world import Query
 
@@ -105,7 +106,7 @@ def extension_heads(reader: Reader, namespace: str) -> tuple[_Head, ...]:
     for table in ("cfg.trafficextensions", "cfg.wasmplugins"):
         for entry in reader.entries(Query(table, "namespace", namespace)):
             row: ConfigObject = entry.row
-            if row.deletion is not None:
+            if row.deletion is not None or _is_awaited(reader, entry.key, row):
                 continue
             spec = row.spec
             phase = str(spec.get("phase") or "")
@@ -121,6 +122,11 @@ def extension_heads(reader: Reader, namespace: str) -> tuple[_Head, ...]:
             order = (-first, row.created, row.name, row.namespace, row.kind)
             out.append(_Head(made, target_of(spec), order))
     return tuple(out)
+
+
+def _is_awaited(reader: Reader, key: Key, row: ConfigObject) -> bool:
+    """Its first module is being fetched: until then traffic goes on as it was."""
+    return source_of(row) is not None and reader.get(module_key(key, row.uid)) is None
 
 
 def _side(selector: Mapping[str, Any]) -> str:
@@ -195,7 +201,7 @@ def extension_resource(reader: Reader, key: Key, kind: str) -> Part:
         config.default_source_code.inline_string = code
     else:
         plugin = wasm_pb2.PluginConfig(name=extension_name(key))
-        problem = _fill_code(reader, key.cluster, row, plugin.vm_config)
+        problem = _fill_code(reader, key, row, plugin.vm_config)
         if problem:
             config = _stand_in(kind, str(part.get("failStrategy") or ""))
             path = "spec.url" if row.kind == "WasmPlugin" else "spec.wasm.url"
@@ -226,14 +232,14 @@ def _fill(plugin: wasm_pb2.PluginConfig, part: Mapping[str, Any]) -> None:
             plugin.vm_config.environment_variables.key_values[name] = value
 
 
-def _fill_code(reader: Reader, cluster: str, row: ConfigObject, machine: wasm_pb2.VmConfig) -> str:
+def _fill_code(reader: Reader, key: Key, row: ConfigObject, machine: wasm_pb2.VmConfig) -> str:
     """Put the module in; why there is none."""
     part = wasm_of(row) or {}
     source = source_of(row)
     if source is None:
         machine.code.local.filename = str(part.get("url") or "").removeprefix("file://")
         return ""
-    module = reader.get(source.key(cluster))
+    module = reader.get(module_key(key, row.uid))
     if not isinstance(module, WasmModule):
         return "the module has not been fetched yet"
     if module.elsewhere:
@@ -246,7 +252,7 @@ def _fill_code(reader: Reader, cluster: str, row: ConfigObject, machine: wasm_pb
         return f"the module cannot be had: {module.error}"
     parts = []
     for index in range(module.chunks):
-        chunk = reader.get(Key(cluster, "wasm", "chunks", "", module.sha256, str(index)))
+        chunk = reader.get(Key(key.cluster, "wasm", "chunks", "", module.sha256, str(index)))
         if not isinstance(chunk, WasmChunk):
             return "the module is not there as a whole"
         parts.append(chunk.data)

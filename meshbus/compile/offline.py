@@ -110,9 +110,9 @@ def world_of_documents(
         rows[Key(CLUSTER, "mesh", "config", "", "mesh")] = MeshConfigRow(dict(settings))
     rows.update(rows_of_objects(objects))
     world = world_of(rows)
-    for source in needed_modules(world):
+    for key, need in needed_modules(world).items():
         # Nothing is fetched: the proxy is shown where its module would come from.
-        rows[source.key(CLUSTER)] = WasmModule(source.url, elsewhere=True)
+        rows[key] = WasmModule(need.source.url, elsewhere=True)
     return world_of(rows)
 
 

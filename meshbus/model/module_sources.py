@@ -3,8 +3,7 @@
 Source: https://istio.io/latest/docs/reference/config/proxy_extensions/wasm-plugin/
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from meshbus.model.keys import Key
@@ -26,10 +25,20 @@ class ModuleSource(NamedTuple):
     sha256: str = ""
     """What it must be; empty: anything."""
 
-    def key(self, cluster: str) -> Key:
-        """The row that says what was fetched, a `WasmModule`."""
-        name = hashlib.blake2b("\n".join(self).encode(), digest_size=16).hexdigest()
-        return Key(cluster, "wasm", "modules", "", name)
+
+class Need(NamedTuple):
+    """What an object wants to have fetched."""
+
+    source: ModuleSource
+    asked: str
+    """Another text each time that it is to be fetched anew."""
+
+
+def module_key(object_key: Key, uid: str) -> Key:
+    """The row that says which module an object has, a `WasmModule`. It is the object's own, so that
+    the module it had goes on while another one is fetched; one that is made anew has none."""
+    name = f"{object_key.kind.removesuffix('s')}.{object_key.name}"
+    return object_key._replace(plane="wasm", kind="modules", name=name, shard=uid)
 
 
 def wasm_of(row: ConfigObject) -> Mapping[str, Any] | None:
@@ -71,17 +80,13 @@ def asks_again(row: ConfigObject, source: ModuleSource) -> str:
     return f"{row.uid}/{row.generation}" if policy == "Always" else ""
 
 
-def needed_modules(world: World) -> dict[ModuleSource, str]:
-    """Every module that objects name, with what they say about fetching it anew."""
-    found: dict[ModuleSource, set[str]] = {}
-    for row in _objects(world):
-        source = source_of(row)
-        if source is not None:
-            found.setdefault(source, set()).add(asks_again(row, source))
-    return {source: " ".join(sorted(filter(None, asks))) for source, asks in found.items()}
-
-
-def _objects(world: World) -> Iterable[ConfigObject]:
+def needed_modules(world: World) -> dict[Key, Need]:
+    """What objects want, by the key of the row that says what they have."""
+    found: dict[Key, Need] = {}
     for table in TABLES:
         for entry in world.all(table):
-            yield entry.row
+            source = source_of(entry.row)
+            if source is not None:
+                asked = "\n".join((*source, asks_again(entry.row, source)))
+                found[module_key(entry.key, entry.row.uid)] = Need(source, asked)
+    return found

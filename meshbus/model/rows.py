@@ -321,14 +321,15 @@ class KeySet(msgspec.Struct, array_like=True, frozen=True):
 
 
 class WasmModule(msgspec.Struct, array_like=True, frozen=True):
-    """A WebAssembly module that objects name. Key: ("", hash of where it is)."""
+    """The WebAssembly module that an object has. Key: (namespace, `KIND.NAME` of the
+    object), shard: its uid."""
 
     url: str
     sha256: str = ""
     """Of its bytes, which are the rows `wasm.chunks` of this name; empty: it was never had."""
     chunks: int = 0
     asked: str = ""
-    """What objects said about fetching it anew, when it was fetched."""
+    """What the object said when it was fetched: where it is, and whether to fetch it anew."""
     fetched: float = 0.0
     error: str = ""
     """Why the last attempt failed; what was fetched before stands."""

@@ -36,7 +36,8 @@ class Credentials:
         """
         space = self._space()
         wanted = f"{request.namespace}/{request.name}"
-        if not any(source.secret == wanted for source in needed_modules(space.world)):
+        needs = needed_modules(space.world).values()
+        if not any(need.source.secret == wanted for need in needs):
             raise CallError("not-found", f"nothing names {wanted} as its imagePullSecret")
         info = by_plural("", "v1", "secrets")
         assert info is not None

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+from collections.abc import Set
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from meshbus.bus.interface import BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter, Write
 from meshbus.model.keys import Key
-from meshbus.model.module_sources import TOUCHING, ModuleSource, needed_modules
+from meshbus.model.module_sources import TOUCHING, ModuleSource, Need, needed_modules
 from meshbus.model.requests import PULL_SECRET, CredentialReply, CredentialRequest
 from meshbus.model.rows import WasmChunk, WasmModule
 from meshbus.model.world import Query, World
@@ -60,8 +61,8 @@ class Modules:
         if any(query.table in TOUCHING for query in touched):
             self._moved.set()
 
-    def _row(self, source: ModuleSource) -> WasmModule | None:
-        row = self._mirror.world.get(source.key(self._context.cluster))
+    def _row(self, key: Key) -> WasmModule | None:
+        row = self._mirror.world.get(key)
         return row if isinstance(row, WasmModule) else None
 
     def describe(self) -> Any:
@@ -79,12 +80,13 @@ class Modules:
             await self._mirror.reached(self._writer.fenced_at, _LOOK_S)
             self._moved.clear()
             needed = dict(sorted(needed_modules(self._mirror.world).items())[:MAX_MODULES])
-            await self._drop(needed)
-            names = {"\n".join(source): source for source in needed}
+            await self._drop(needed.keys())
+            # Another text is another thing to be done: what was tried before is tried at once.
+            names = {f"{key}\n{need.asked}": key for key, need in needed.items()}
             self._schedule.keep(dict.fromkeys(names), clock.now())
-            for name, source in names.items():
-                row = self._row(source)
-                if row is not None and row.sha256 and row.asked == needed[source] and not row.error:
+            for name, key in names.items():
+                row = self._row(key)
+                if row is not None and row.sha256 and row.asked == needed[key].asked:
                     self._schedule.done(name, clock.now(), good=True)
             due = self._schedule.due(clock.now())
             if due:
@@ -95,10 +97,9 @@ class Modules:
                 async with asyncio.timeout(min(max(wait_s, 0.01), _LOOK_S)):
                     await self._moved.wait()
 
-    async def _drop(self, needed: dict[ModuleSource, str]) -> None:
+    async def _drop(self, keep: Set[Key]) -> None:
         """Rows that nobody needs any more."""
-        world, cluster = self._mirror.world, self._context.cluster
-        keep = {source.key(cluster) for source in needed}
+        world = self._mirror.world
         gone: list[Write] = [(e.key, None) for e in world.all("wasm.modules") if e.key not in keep]
         used = {e.row.sha256 for e in world.all("wasm.modules") if e.key in keep}
         gone += [(e.key, None) for e in world.all("wasm.chunks") if e.key.name not in used]
@@ -107,25 +108,29 @@ class Modules:
                 sequence = await self._writer.commit(gone[start : start + 500])
                 await self._mirror.reached(sequence, _LOOK_S)
 
-    async def _fetch(self, name: str, source: ModuleSource, asked: str) -> None:
-        clock = self._context.clock
-        known = self._row(source) or WasmModule(source.url)
+    async def _fetch(self, name: str, key: Key, need: Need) -> None:
+        clock, source = self._context.clock, need.source
+        known = self._row(key) or WasmModule(source.url)
+        row = self._same(need)
+        writes: list[Write] = []
+        if row is None:
+            try:
+                logins = await self._logins(source)
+                module = await fetch_module(self._fetcher, source.url, source.sha256, logins)
+                held = sum(len(e.row.data) for e in self._mirror.world.all("wasm.chunks"))
+                if held + len(module) > MAX_ALL_BYTES:
+                    raise FetchError(f"all modules together have more than {MAX_ALL_BYTES} bytes")
+            except FetchError as error:
+                row = msgspec.structs.replace(known, error=str(error)[:500])
+                self._context.log.warning("module not fetched", url=source.url, error=str(error))
+            else:
+                row, writes = self._pieces(need, module)
+            self._fetches.labels("failed" if row.error else "good").inc()
         try:
-            logins = await self._logins(source)
-            module = await fetch_module(self._fetcher, source.url, source.sha256, logins)
-            held = sum(len(e.row.data) for e in self._mirror.world.all("wasm.chunks"))
-            if held + len(module) > MAX_ALL_BYTES:
-                raise FetchError(f"all modules together have more than {MAX_ALL_BYTES} bytes")
-        except FetchError as error:
-            row = msgspec.structs.replace(known, error=str(error)[:500])
-            writes: list[Write] = [(source.key(self._context.cluster), row)]
-            self._context.log.warning("module not fetched", url=source.url, error=str(error))
-        else:
-            row, writes = self._rows(source, module, asked)
-        self._fetches.labels("failed" if row.error else "good").inc()
-        try:
-            if row != known:
-                for write in writes:  # a piece each: together they may be more than a batch takes
+            if row != known or self._row(key) is None:
+                # The pieces first, so that whoever reads finds it whole; each by itself, for
+                # together they may be more than a batch takes.
+                for write in (*writes, (key, row)):
                     await self._mirror.reached(await self._writer.commit([write]), _LOOK_S)
         except BusError as error:
             self._context.log.info("module not written yet", url=source.url, error=str(error))
@@ -133,10 +138,16 @@ class Modules:
             return
         self._schedule.done(name, clock.now(), good=not row.error)
 
-    def _rows(
-        self, source: ModuleSource, module: bytes, asked: str
-    ) -> tuple[WasmModule, list[Write]]:
-        """The module and its pieces; the pieces first, so that whoever reads finds it whole."""
+    def _same(self, need: Need) -> WasmModule | None:
+        """What another object has that asks for the very same."""
+        for entry in self._mirror.world.all("wasm.modules"):
+            row: WasmModule = entry.row
+            if row.asked == need.asked and row.sha256 and not row.error:
+                return row
+        return None
+
+    def _pieces(self, need: Need, module: bytes) -> tuple[WasmModule, list[Write]]:
+        """The row of a module, and its pieces."""
         cluster, digest = self._context.cluster, hashlib.sha256(module).hexdigest()
         pieces = [module[i : i + CHUNK_BYTES] for i in range(0, len(module), CHUNK_BYTES)]
         writes: list[Write] = [
@@ -144,8 +155,7 @@ class Modules:
             for index, piece in enumerate(pieces)
         ]
         now = self._context.clock.now()
-        row = WasmModule(source.url, digest, len(pieces), asked, now)
-        return row, [*writes, (source.key(cluster), row)]
+        return WasmModule(need.source.url, digest, len(pieces), need.asked, now), writes
 
     async def _logins(self, source: ModuleSource) -> Logins:
         if not source.secret:

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from meshbus.compile.engine import Engine
-from meshbus.compile.extensions import extension_resource
+from meshbus.compile.extensions import extension_resource, extensions_of
 from meshbus.compile.offline import compile_documents, world_of_documents
 from meshbus.model.keys import Key
-from meshbus.model.module_sources import ModuleSource, asks_again, source_of
+from meshbus.model.module_sources import asks_again, needed_modules, source_of
 from meshbus.model.rows import ConfigObject, WasmChunk, WasmModule
 from meshbus.model.world import Put
 
@@ -180,7 +180,7 @@ def filled(plugin: dict[str, Any], *rows: tuple[Key, Any]) -> tuple[str, list[st
 
 def test_a_module_in_pieces_or_none() -> None:
     plugin = wasm("w")
-    key = ModuleSource("https://a.example.com/a.wasm").key("Kubernetes")
+    (key,) = needed_modules(world_of_documents([plugin]))
     pieces = [
         (Key("Kubernetes", "wasm", "chunks", "", "d" * 64, str(i)), WasmChunk(b"ab"))
         for i in range(2)
@@ -213,3 +213,18 @@ def test_when_it_is_fetched_again(spec: dict[str, Any], url: str, again: bool) -
     assert source is not None
     assert source.url == url
     assert bool(asks_again(row, source)) == again
+
+
+def test_until_its_first_module_is_there_it_is_in_no_chain() -> None:
+    world = world_of_documents([SERVICE, wasm("w")])
+    (key,) = needed_modules(world)
+
+    def seen() -> int:
+        labels = (("app", "a"),)
+        return len(Engine(world).get(extensions_of, "default", labels))
+
+    assert seen() == 1
+    world, _ = world.apply([Put(key, 2, 0.0, None)])
+    assert seen() == 0
+    world, _ = world.apply([Put(key, 3, 0.0, WasmModule("u", error="404"))])
+    assert seen() == 1
