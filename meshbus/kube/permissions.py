@@ -89,6 +89,23 @@ PERMISSIONS = (
     ),
     Rule(
         "config",
+        ALWAYS_CLUSTER,
+        (_OWN, "authentication.istio.io", "rbac.istio.io", _GATEWAY_API),
+        ("tenants", "meshpolicies", "clusterrbacconfigs", "gatewayclasses"),
+        _READ,
+        "kinds of the mesh that are in no namespace",
+    ),
+    Rule(
+        "config",
+        ROOT,
+        ("",),
+        ("configmaps",),
+        _READ,
+        "the mesh config",
+        ("istio{revision}",),
+    ),
+    Rule(
+        "config",
         CLUSTER,
         (*_ISTIO_GROUPS, _GATEWAY_API, _OWN),
         ("*/status",),

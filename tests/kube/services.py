@@ -65,7 +65,7 @@ def rbac_of(
     wide = rules_of(service, ALWAYS_CLUSTER, revision)
     if not namespaces:
         wide += rules_of(service, CLUSTER, revision)
-        grant("ClusterRole", name, "", wide)
+    grant("ClusterRole", name, "", wide)
     for namespace in namespaces:
         grant("Role", name, namespace, rules_of(service, CLUSTER, revision))
     grant("Role", f"{name}-root", root, rules_of(service, ROOT, revision))

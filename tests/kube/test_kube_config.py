@@ -414,3 +414,46 @@ async def test_five_thousand_objects_at_once(mesh: Mesh) -> None:
         await call(mesh.cluster.request, "DELETE", base)
         await rows.until(lambda: not rows.mirror.world.all("cfg.virtualservices"), limit_s=120)
         print(f"gone {time.monotonic() - began:.1f} s after")
+
+
+async def test_limited_to_a_namespace(
+    cluster: Cluster, namespace: str, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """By Roles in it: what is elsewhere is not seen, and need not be readable."""
+    install_definitions(cluster)
+    own, other = f"{namespace}-own", f"{namespace}-other"
+    for name in (own, other):
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    mesh_config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "istio", "namespace": namespace},
+        "data": {"mesh": "trustDomain: cluster.local"},
+    }
+    cluster.apply(mesh_config)
+    env = {"MESHBUS_CONFIG_API": "127.0.0.1:0"}
+    try:
+        with serving(
+            cluster,
+            nats_server,
+            "config",
+            tmp_path / "c",
+            root=namespace,
+            env=env,
+            namespaces=(own,),
+        ) as process:
+            async with rows_of(nats_server) as rows:
+                await call(process.wait_ready)
+                await call(cluster.apply, virtual_service(other, "theirs"))
+                ours = virtual_service(own, "ours")
+                await call(cluster.apply, ours)
+                await rows.until(lambda: rows.mirror.world.get(key_of(own, "ours")))
+                await settled(rows, cluster, ours, "Accepted")
+                assert [e.key.name for e in rows.mirror.world.all("cfg.virtualservices")] == [
+                    "ours"
+                ]
+                await rows.until(lambda: rows.mirror.world.all("mesh.config"))
+    finally:
+        for name in (own, other):
+            path = f"/api/v1/namespaces/{name}"
+            cluster.request("DELETE", path)

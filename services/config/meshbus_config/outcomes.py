@@ -37,6 +37,7 @@ from meshbus_config.field_sets import (
     managed_fields_of,
     owners_of,
 )
+from meshbus_config.tenants import check_tenants
 
 Write = tuple[Key, Row | None]
 
@@ -174,6 +175,8 @@ def finish(
         owners = _owners_after(space, info, document, live, given, owners, intent)
     key = space.key(info, namespace, given.name)
     row = _row(space, info, key, document, live, owners or [], intent)
+    if row.deletion is None:
+        check_tenants(space, info, row)
     told = _status_as_data(info, key, row, live, status)
     if live is not None and row == live.row and not told:
         return Plan(UNCHANGED, live, (), tuple(warnings))
