@@ -5,7 +5,7 @@ Source: OpenID Connect Discovery 1.0 §4.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from meshbus.model.keys import Key
 from meshbus.model.world import World
@@ -51,12 +51,23 @@ def _records(path: str, value: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
             yield f"{path}[{index}]", item
 
 
-def needed_sources(world: World) -> dict[str, frozenset[str]]:
-    """Every URL that rules of this world name, with the issuers whose tokens it is for."""
-    found: dict[str, set[str]] = {}
+class Need(NamedTuple):
+    """What rules say of a source."""
+
+    issuers: frozenset[str]
+    """Whose tokens its keys are for."""
+    timeouts: frozenset[str]
+    """How long fetching may take, as the rules have it (`5s`)."""
+
+
+def needed_sources(world: World) -> dict[str, Need]:
+    """Every URL that rules of this world name."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
     for table in sorted(TOUCHING - {"jwks.keys"}):
         for entry in world.all(table):
             for _, rule in token_rules(entry.row.spec):
                 if source := source_of(rule):
-                    found.setdefault(source, set()).add(str(rule.get("issuer") or ""))
-    return {source: frozenset(issuers) for source, issuers in found.items()}
+                    issuers, timeouts = found.setdefault(source, (set(), set()))
+                    issuers.add(str(rule.get("issuer") or ""))
+                    timeouts.add(str(rule.get("timeout") or ""))
+    return {s: Need(frozenset(i), frozenset(t - {""})) for s, (i, t) in found.items()}

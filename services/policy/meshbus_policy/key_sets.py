@@ -19,8 +19,10 @@ from prometheus_client import Counter, Gauge
 from meshbus.bus.interface import BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
+from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.key_sets import public_key_set
-from meshbus.model.key_sources import DISCOVERY, TOUCHING, key_set_key, needed_sources
+from meshbus.compile.values import nanos_of
+from meshbus.model.key_sources import DISCOVERY, TOUCHING, Need, key_set_key, needed_sources
 from meshbus.model.rows import KeySet
 from meshbus.model.world import Query, World
 from meshbus.runtime.service import Context
@@ -28,7 +30,7 @@ from meshbus_policy.fetch import Fetcher, FetchError
 
 MAX_SOURCES = 1000
 AT_ONCE = 8
-TIMEOUT_S = 5.0
+TIMEOUT_S, MAX_TIMEOUT_S = 5.0, 30.0
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 300.0
 JITTER = 0.1
 _LOOK_S = 5.0
@@ -90,23 +92,33 @@ class Schedule:
         plan.at = now + wait_s * (0.5 + self._chance() / 2)
 
 
-async def fetch_keys(fetcher: Fetcher, source: str, issuers: frozenset[str]) -> str:
+def timeout_of(need: Need) -> float:
+    """The longest that a rule allows."""
+    given = []
+    for text in need.timeouts:
+        with contextlib.suppress(NotCompiledError):
+            given.append(nanos_of(text) / 1e9)
+    return min(max(given, default=TIMEOUT_S), MAX_TIMEOUT_S) or TIMEOUT_S
+
+
+async def fetch_keys(fetcher: Fetcher, source: str, need: Need) -> str:
     """The public keys of a source, by way of the OpenID configuration where it is one.
 
     Raises:
         FetchError: There are none.
     """
-    body = await fetcher.get(source, TIMEOUT_S)
+    timeout_s = timeout_of(need)
+    body = await fetcher.get(source, timeout_s)
     if urlsplit(source).path.endswith(DISCOVERY):
         configuration = _object(body)
         issuer, uri = configuration.get("issuer"), configuration.get("jwks_uri")
-        if issuer not in issuers:
+        if issuer not in need.issuers:
             raise FetchError("the OpenID configuration is of another issuer")
         if not isinstance(uri, str) or not uri.startswith(("https://", "http://")):
             raise FetchError("the OpenID configuration names no jwks_uri")
         if source.startswith("https://") and not uri.startswith("https://"):
             raise FetchError("the OpenID configuration sends from HTTPS to plain text")
-        body = await fetcher.get(uri, TIMEOUT_S)
+        body = await fetcher.get(uri, timeout_s)
     found = public_key_set(body.decode(errors="replace"))
     if not found:
         raise FetchError("no key that can be used is in the answer")
@@ -212,11 +224,11 @@ class KeySets:
                 sequence = await self._writer.commit([(key_set_key(cluster, source), None)])
                 await self._mirror.reached(sequence, _LOOK_S)
 
-    async def _fetch(self, source: str, issuers: frozenset[str], known: KeySet | None) -> None:
+    async def _fetch(self, source: str, need: Need, known: KeySet | None) -> None:
         known = known or KeySet(source)
         clock = self._context.clock
         try:
-            keys = await fetch_keys(self._fetcher, source, issuers)
+            keys = await fetch_keys(self._fetcher, source, need)
         except FetchError as error:
             row = msgspec.structs.replace(
                 known,

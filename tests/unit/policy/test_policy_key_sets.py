@@ -12,9 +12,11 @@ from meshbus_policy.key_sets import (
     LAST_RETRY_S,
     Schedule,
     fetch_keys,
+    timeout_of,
 )
 
 from meshbus.compile.key_sets import public_key_set
+from meshbus.model.key_sources import Need
 from meshbus.model.rows import KeySet
 
 EC = {"kty": "EC", "crv": "P-256", "x": "eA", "y": "eQ", "kid": "one"}
@@ -98,6 +100,17 @@ def test_only_what_is_public_is_kept() -> None:
 def test_addresses(address: str, refused: bool) -> None:
     assert forbidden(address, []) is refused
     assert not forbidden(address, networks("0.0.0.0/0,::/0"))
+
+
+def of(issuer: str, *timeouts: str) -> Need:
+    return Need(frozenset({issuer}), frozenset(timeouts))
+
+
+def test_the_longest_time_that_a_rule_allows() -> None:
+    assert timeout_of(of("i")) == 5
+    assert timeout_of(of("i", "1s", "2500ms")) == 2.5
+    assert timeout_of(of("i", "1h")) == 30
+    assert timeout_of(of("i", "nonsense")) == 5
 
 
 Answer = Callable[[str], bytes]
@@ -205,10 +218,10 @@ async def test_openid_configuration_leads_to_the_keys() -> None:
     async with serving(answer) as base:
         issuer = base
         fetcher = Fetcher(LOOPBACK)
-        found = await fetch_keys(fetcher, base + place, frozenset({base}))
+        found = await fetch_keys(fetcher, base + place, of(base))
         assert json.loads(found) == {"keys": [EC]}
         with pytest.raises(FetchError, match="another issuer"):
-            await fetch_keys(fetcher, base + place, frozenset({"https://you"}))
+            await fetch_keys(fetcher, base + place, of("https://you"))
     for wrong in (
         "[]",
         "{",
@@ -217,4 +230,4 @@ async def test_openid_configuration_leads_to_the_keys() -> None:
     ):
         async with serving(lambda _path, wrong=wrong: ok(wrong)) as base:
             with pytest.raises(FetchError, match="OpenID"):
-                await fetch_keys(fetcher, base + place, frozenset({"i"}))
+                await fetch_keys(fetcher, base + place, of("i"))
