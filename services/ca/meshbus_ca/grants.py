@@ -44,9 +44,8 @@ def granted_names(request: SignRequest, *, trust_domain: str, root_namespace: st
                 "the certificate of a workload has its SPIFFE id and no other name"
             )
         return Names(request.spiffe_id, common_name=_printable(request.subject))
-    allowed = own_dns_names(service, root_namespace)
     for name in request.dns_names:
-        if name not in allowed:
+        if not is_own_dns_name(name, service, root_namespace):
             raise ForbiddenError(f"{service} may not have the DNS name {name!r}")
     for address in request.ip_addresses:
         try:
@@ -62,9 +61,30 @@ def granted_names(request: SignRequest, *, trust_domain: str, root_namespace: st
 
 
 def own_dns_names(service: str, root_namespace: str) -> frozenset[str]:
-    """DNS names that a service goes by."""
-    base = f"{service}.{root_namespace}"
-    return frozenset({"localhost", base, f"{base}.svc", f"{base}.svc.cluster.local"})
+    """DNS names that a service of the default revision goes by."""
+    bases = [f"{name}.{root_namespace}" for name in (service, f"meshbus-{service}")]
+    return frozenset(
+        {"localhost"}.union(*({base, f"{base}.svc", f"{base}.svc.cluster.local"} for base in bases))
+    )
+
+
+def is_own_dns_name(name: str, service: str, root_namespace: str) -> bool:
+    """Whether a DNS name is one that a service goes by: `localhost`, or that of its Kubernetes
+    Service, which has the service's name, maybe after `meshbus-` and before `-REVISION`. Webhooks
+    of a pod that runs all services are called at `meshbus-all`."""
+    if name == "localhost":
+        return True
+    host, _, rest = name.partition(".")
+    if rest not in (
+        root_namespace,
+        f"{root_namespace}.svc",
+        f"{root_namespace}.svc.cluster.local",
+    ):
+        return False
+    bases = [service, f"meshbus-{service}", *(["meshbus-all"] if service == "config" else ())]
+    return any(
+        host == base or (host.startswith(f"{base}-") and NAMESPACE.match(host)) for base in bases
+    )
 
 
 def _check_workload(spiffe_id: str, trust_domain: str, root_namespace: str) -> None:

@@ -39,6 +39,7 @@ class XdsGatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Settings of the xds-gateway."""
 
     listen: Annotated[str, _about("HOST:PORT of ADS over TLS; port 0: any")] = "127.0.0.1:15012"
+    names: Annotated[str, _about("further DNS names that proxies call it by, comma between")] = ""
     plaintext: Annotated[
         str, _about("HOST:PORT on loopback of ADS without TLS and tokens; empty: none")
     ] = ""
@@ -199,13 +200,17 @@ class XdsGatewayService:
         worker = self._context.worker
         return keys if keys or worker is None else worker.ticket_keys
 
+    def _further_names(self) -> list[str]:
+        names = self._context.settings.names.split(",")
+        return [name.strip() for name in names if name.strip()]
+
     def _identity(self, host: str) -> ServingIdentity:
         context = self._context
         base = f"{self.name}.{context.root_namespace}.svc"
         return ServingIdentity(
             context,
             f"spiffe://{context.trust_domain}/ns/{context.root_namespace}/sa/meshbus-{self.name}",
-            [base, f"{base}.cluster.local", "localhost"],
+            [base, f"{base}.cluster.local", "localhost", *self._further_names()],
             [host] if _is_address(host) and not ipaddress.ip_address(host).is_unspecified else [],
         )
 

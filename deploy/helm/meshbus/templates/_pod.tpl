@@ -88,6 +88,9 @@ spec:
         {{- end }}
         {{- if has "xds-gateway" $mine }}
         - {name: MESHBUS_XDS_GATEWAY_LISTEN, value: "{{ $bind }}:15012"}
+        {{- if $suffix }}
+        - {name: MESHBUS_XDS_GATEWAY_NAMES, value: "xds-gateway{{ $suffix }}.{{ $ns }}.svc"}
+        {{- end }}
         {{- end }}
         {{- range $service, $settings := $root.Values.settings }}
         {{- if has $service $mine }}
