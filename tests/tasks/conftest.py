@@ -31,9 +31,9 @@ def task_mesh(request: pytest.FixtureRequest, started_mesh: TaskMesh) -> TaskMes
 
 
 @pytest.fixture
-def config(task_mesh: TaskMesh) -> Iterator[Config]:
+def config(started_mesh: TaskMesh) -> Iterator[Config]:
     """Objects of one test; gone when it ends."""
-    held = Config(task_mesh)
+    held = Config(started_mesh)
     try:
         yield held
     finally:

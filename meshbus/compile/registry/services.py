@@ -5,6 +5,8 @@ import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from meshbus.compile.engine import Reader
 from meshbus.compile.names import CLUSTER_DOMAIN, is_wildcard
 from meshbus.compile.registry.instances import DISABLED, instance_of_entry_spec
@@ -142,7 +144,8 @@ def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Row
             endpoint
             for instance in selected(reader, namespace, selector)
             if not (slices and instance.origin == "pod")
-            and (endpoint := _endpoint(instance, row.ports, targets)) is not None
+            and (own := _of_families(instance, spec)) is not None
+            and (endpoint := _endpoint(own, row.ports, targets)) is not None
         ]
         if endpoints or not slices:
             key = Key(cluster, "reg", "endpoints", namespace, host, "selected")
@@ -180,6 +183,32 @@ def _addresses(reader: Reader, source_object: ConfigObject) -> list[str]:
     if "IPv6" in families or dual:
         addresses.append(str(VIP_NETWORK_V6[offset]))
     return addresses
+
+
+def _of_families(instance: WorkloadInstance, spec: Mapping[str, Any]) -> WorkloadInstance | None:
+    """The instance with the addresses that a service takes, the preferred family first; None: it
+    has none of these.
+
+    Source: Kubernetes, dual-stack services.
+    """
+    wanted = [str(family) for family in spec.get("ipFamilies") or ()]
+    if not wanted:
+        return instance
+    if str(spec.get("ipFamilyPolicy") or "").endswith("DualStack") and len(wanted) == 1:
+        wanted.append("IPv4" if wanted[0] == "IPv6" else "IPv6")
+    addresses = [a for family in wanted for a in instance.addresses if _family(a) == family]
+    addresses += [a for a in instance.addresses if not _family(a)]
+    if addresses == instance.addresses:
+        return instance
+    return msgspec.structs.replace(instance, addresses=addresses) if addresses else None
+
+
+def _family(address: str) -> str:
+    """`IPv4`, `IPv6`; empty: a name."""
+    try:
+        return f"IPv{ipaddress.ip_address(address).version}"
+    except ValueError:
+        return ""
 
 
 def _service_port(port: Mapping[str, Any]) -> ServicePort:

@@ -407,3 +407,31 @@ def test_traffic_distribution_stands_with_the_annotations() -> None:
     )["reg.services/default/a.default.svc.cluster.local"]
     assert isinstance(row, Service)
     assert row.annotations == {"networking.istio.io/traffic-distribution": "PreferClose"}
+
+
+def families(**spec: Any) -> tuple[list[str], list[list[str]]]:
+    """Virtual addresses of a service, by family, and addresses of its endpoint."""
+    document = yaml.safe_load(REVIEWS)
+    del document["spec"]["clusterIP"]
+    document["spec"] |= spec
+    rows = derived(yaml.safe_dump(document) + "---" + POD)
+    service, shard = (
+        rows[f"reg.services/default/{HOST}"],
+        rows[f"reg.endpoints/default/{HOST}/selected"],
+    )
+    assert isinstance(service, Service)
+    assert isinstance(shard, EndpointShard)
+    kinds = ["IPv6" if ":" in address else "IPv4" for address in service.addresses]
+    return kinds, [endpoint.addresses for endpoint in shard.endpoints]
+
+
+def test_families_of_a_service() -> None:
+    four, six = "10.0.0.1", "fd00::1"
+    assert families() == (["IPv4"], [[four, six]])
+    assert families(ipFamilies=["IPv4"]) == (["IPv4"], [[four]])
+    assert families(ipFamilies=["IPv6"]) == (["IPv6"], [[six]])
+    both = ["IPv4", "IPv6"]
+    assert families(ipFamilies=["IPv6", "IPv4"]) == (both, [[six, four]])
+    dual = {"ipFamilyPolicy": "PreferDualStack"}
+    assert families(ipFamilies=["IPv6"], **dual) == (both, [[six, four]])
+    assert families(**dual) == (both, [[four, six]])
