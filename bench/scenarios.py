@@ -25,6 +25,8 @@ class Row(msgspec.Struct):
     p99_ms: float | None = None
     last_ms: float | None = None
     """To the last sidecar's; median of the changes."""
+    known_ms: float | None = None
+    """From the last sidecar's message to the gateway's word that all have the change; median."""
     server_cpu: float = 0.0
     """Seconds per change, of all processes of the gateway."""
     bus_cpu: float = 0.0
@@ -67,6 +69,7 @@ class Bench:
         waited for, and theirs are the times."""
         per_sidecar: list[float] = []
         lasts: list[float] = []
+        known: list[float] = []
         totals = dict.fromkeys(("messages", "bytes", "changed", "wasted"), 0)
         reached = 0
         before = self._cpu()
@@ -81,7 +84,9 @@ class Bench:
                 times = [at - began for at, *_ in await self.driver.tell("arrivals")]
             else:
                 await self.gateway.converged(sequence)
+                told = time.monotonic() - began
                 times = [at - began for at in (await self.driver.tell("lasts")).values()]
+                known.append(told - max(times, default=told))
             stats = await self.driver.tell("stats")
             per_sidecar += times
             reached += len(times)
@@ -96,6 +101,7 @@ class Bench:
             _ms(statistics.median(per_sidecar)) if per_sidecar else None,
             _ms(_quantile(per_sidecar, 0.99)) if per_sidecar else None,
             _ms(statistics.median(lasts)),
+            _ms(statistics.median(known)) if known else None,
             *(part / count for part in used),
             bytes=totals["bytes"] / count,
             over=totals["bytes"] / totals["changed"] if totals["changed"] else None,
@@ -129,6 +135,7 @@ class Bench:
             _ms(statistics.median(lasts)),
             _ms(_quantile(lasts, 0.99)),
             _ms(max(lasts)),
+            None,
             after[0] - fresh,
             after[1] - before[1],
             after[2] - before[2],
@@ -290,6 +297,7 @@ class Bench:
             _ms(statistics.median(stale)) if stale else None,
             _ms(_quantile(stale, 0.99)) if stale else None,
             _ms(max(stale, default=0.0)),
+            None,
             *((a - b) / count for a, b in zip(after, before, strict=True)),
             bytes=stats["bytes"] / count,
             over=stats["bytes"] / stats["changed"] if stats["changed"] else None,

@@ -121,6 +121,8 @@ class Fleet:
         self._stale = asyncio.Event()
         self._trust_changed = False
         self._moved_rows: set[Key] = set()
+        self._giving = 0
+        """Version that clients are being given."""
         self._pushing = False
         self._next_world: World | None = None
         self._next_touched: set[Query] = set()
@@ -205,7 +207,7 @@ class Fleet:
             await asyncio.sleep(0)
             turn = clock.monotonic()
         # Without a pause: what is given is of this version.
-        sequence = self.world.sequence
+        sequence = self._giving = self.world.sequence
         trust_changed, self._trust_changed = self._trust_changed, False
         moved_rows, self._moved_rows = self._moved_rows, set()
         classes, clients = self._classes.changed()
@@ -369,10 +371,13 @@ class Fleet:
         self._pulse = asyncio.Event()
 
     def _settle(self, candidates: Iterable[Client]) -> None:
-        for client in candidates:
-            if self.converged_at(client) >= self.sequence:
-                self._unsettled.discard(client)
         now = self._context.clock.monotonic()
+        # While a version is being given, who has been given it has settled when it has that one:
+        # by the version before, all of them would have, and be taken for converged at its end.
+        upto = max(self.sequence, self._giving)
+        for client in candidates:
+            if client.session.converged(upto, now) >= upto:
+                self._unsettled.discard(client)
         if self._unsettled and now < self._next_look:
             return
         # Asking everyone on every acknowledgement would cost the square of the fleet: the last one

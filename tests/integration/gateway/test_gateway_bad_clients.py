@@ -25,7 +25,7 @@ NATIVE = pytest.mark.skipif(not native_is_installed(), reason="meshbus_native is
 
 @pytest_asyncio.fixture(params=["grpc", pytest.param("native", marks=NATIVE)])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    topology = Topology(Size(services=60, scoped=False))
+    topology = Topology(Size(services=200, scoped=False))
     async with bus(tmp_path) as rows, driver(topology.size) as sidecars:
         sequence = await rows.write(topology.rows())
         gateway = Gateway(rows, tmp_path, 1, request.param)
@@ -35,6 +35,22 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             yield Bench(topology, rows, gateway, sidecars)
         finally:
             gateway.kill()
+
+
+async def test_the_word_that_all_have_a_change_is_not_early(bench: Bench) -> None:
+    """A change of many bytes for a fleet: it takes the gateway some turns to give it to all."""
+    count = 400
+    await bench.cold(count)
+    early = []
+    for step in range(6):
+        await bench.driver.tell("mark")
+        sequence = await bench.bus.write(bench.topology.route(10 * (step % 3), 10 + step))
+        replies = await bench.gateway.converged(sequence)
+        told = len(await bench.driver.tell("lasts"))
+        assert [reply.converged for reply in replies] == [count]
+        await bench.driver.quiet(count)
+        early.append(len(await bench.driver.tell("lasts")) - told)
+    assert early == [0] * 6
 
 
 async def test_clients_that_read_nothing_or_refuse_everything_delay_nobody(bench: Bench) -> None:
