@@ -8,8 +8,8 @@
 ```
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
@@ -19,7 +19,8 @@ from meshbus.api.kinds import plural_of
 from meshbus.compile.authorization_check import Answer, Question, RuleMatched, check
 from meshbus.compile.engine import Engine
 from meshbus.compile.offline import find_instance, object_of_document
-from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance
+from meshbus.compile.proxy_keys import SIDECAR, ProxyKeys, proxy_of_instance
+from meshbus.compile.written import fields, pairs
 from meshbus.model.keys import Key
 from meshbus.model.rows import MeshConfigRow, Row, Service
 from meshbus.model.world import Put, Query, World
@@ -52,12 +53,12 @@ class CheckRequest(
     """Documents that hold as if they were applied."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Proposal:
     """A world in which proposed policies hold."""
 
     world: World
-    refused: list[str] = field(default_factory=list)
+    refused: list[str] = dataclasses.field(default_factory=list)
     """Documents that cannot be proposed, and why."""
 
 
@@ -105,7 +106,39 @@ def _target(world: World, name: str) -> ProxyKeys:
                 for found in world.entries(Query("reg.workloads", "namespace", namespace)):
                     if service.selector.items() <= found.row.labels.items():
                         return proxy_of_instance(found.row)
-        raise
+        described = _described(world, namespace, short)
+        if described is None:
+            raise
+        return described
+
+
+_TEMPLATES = ("cfg.deployments", "cfg.statefulsets", "cfg.daemonsets", "cfg.replicasets")
+
+
+def _described(world: World, namespace: str, name: str) -> ProxyKeys | None:
+    """A workload that manifests describe and of which no instance is there: by its own name, or by
+    that of a service that selects it."""
+    selectors = [
+        e.row.selector
+        for e in world.entries(Query("reg.services", "namespace", namespace))
+        if e.row.name == name and e.row.selector
+    ]
+    for table in _TEMPLATES:
+        for entry in world.entries(Query(table, "namespace", namespace)):
+            template = fields(entry.row.spec.get("template"))
+            labels = pairs(fields(template.get("metadata")).get("labels"))
+            selected = any(selector.items() <= dict(labels).items() for selector in selectors)
+            if entry.row.name == name or selected:
+                account = fields(template.get("spec")).get("serviceAccountName")
+                return ProxyKeys(
+                    type=SIDECAR,
+                    name=entry.row.name,
+                    namespace=namespace,
+                    labels=labels,
+                    service_account=str(account or "default"),
+                    workload=entry.row.name,
+                )
+    return None
 
 
 def question_of(request: CheckRequest) -> Question:

@@ -110,6 +110,28 @@ def test_tokens() -> None:
     assert asked(people, claims=good).status == 403, "no RequestAuthentication: tokens are not read"
 
 
+def test_a_workload_that_only_a_template_describes() -> None:
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "shop-v1", "namespace": "default"},
+        "spec": {"template": {"metadata": {"labels": {"app": "shop"}}, "spec": {}}},
+    }
+    there = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "shop", "namespace": "default"},
+        "spec": {"selector": {"app": "shop"}, "ports": [{"name": "http", "port": 80}]},
+    }
+    deny = policy(
+        "no", {"action": "DENY", "rules": [{}], "selector": {"matchLabels": {"app": "shop"}}}
+    )
+    world = world_of_documents([WORKLOAD, deployment, there, deny])
+    for name, outcome in (("shop-v1", "denied"), ("shop", "denied"), ("server", "allowed")):
+        request = CheckRequest(to=f"default/{name}", from_="default/client")
+        assert answer_of(world, request)["outcome"] == outcome, name
+
+
 def test_proposed_objects_hold_and_others_are_refused() -> None:
     world = world_of_documents([WORKLOAD])
     deny = policy("no", {"action": "DENY", "rules": [{}]})
