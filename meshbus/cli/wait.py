@@ -99,7 +99,8 @@ def describe(receipt: dict[str, Any], limit_s: float) -> list[str]:
         took = f" in {latency:.0f} ms" if latency is not None else ""
         return [f"change {change} live on {converged} of {total} proxies{took}"]
     if receipt["state"] == "rejected":
-        lines = [f"change {change} was refused by {len(receipt['rejected'])} of {total} proxies:"]
+        refusing = len({problem.get("proxy") for problem in receipt["rejected"]})
+        lines = [f"change {change} was refused by {refusing} of {total} proxies:"]
         lines += [
             f"  {problem.get('proxy')}: {problem.get('object') or problem.get('resource')}: "
             f"{problem.get('message')}"

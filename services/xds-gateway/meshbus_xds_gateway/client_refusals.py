@@ -1,5 +1,6 @@
 """What one client has refused, and what it gets instead."""
 
+import re
 from dataclasses import dataclass
 
 from meshbus.compile.resources import LDS, Resource
@@ -7,6 +8,10 @@ from meshbus_xds_gateway.verdicts import Refusal, Verdicts
 
 RETRY_S, MAX_RETRY_S = 2.0, 60.0
 """When a listener whose address was in use is offered again; doubles."""
+
+_CONTENT = re.compile(r"goo\.gle/debug\w*")
+"""Where a message printed by Envoy begins."""
+_CUT = "a constraint of Envoy is broken; its message ended before the reason"
 
 Named = tuple[str, str]
 """Type URL, name."""
@@ -75,7 +80,9 @@ class ClientRefusals:
         """
         key = (resource.type_url, resource.name)
         fallback = before or self._verdicts.fallback_of(resource)
-        refusal = self._own[key] = Refusal(resource, message, self._proxy, since, fallback)
+        refusal = self._own[key] = Refusal(
+            resource, reason_of(message), self._proxy, since, fallback
+        )
         if not cannot_bind(resource.type_url, message):
             self._verdicts.refuse(refusal)
             return refusal
@@ -132,3 +139,13 @@ def cannot_bind(type_url: str, message: str) -> bool:
     Source: what Envoy 1.40 says, `cannot bind '127.0.0.1:80': Address already in use`.
     """
     return type_url == LDS and "cannot bind" in message
+
+
+def reason_of(message: str) -> str:
+    """What Envoy says without the content that it repeats: that is long, the reason comes after
+    it, and Envoy cuts what is too long."""
+    content = _CONTENT.search(message)
+    if content is None:
+        return message
+    _, found, reason = message[content.end() :].rpartition("\n: ")
+    return message[: content.start()] + (reason if found else _CUT)

@@ -468,3 +468,23 @@ async def test_what_has_no_effect_is_reported_with_the_proxies_concerned(mesh):
         return await losses() == []
 
     await mesh.until(mended, "the report has no losses any more")
+
+
+@pytest.mark.slow
+async def test_what_real_envoy_says_is_told_without_the_content_it_repeats(mesh):
+    envoy_binary()
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    value = {"lb_policy": "RING_HASH", "ring_hash_lb_config": {"minimum_ring_size": 9000000}}
+    patch = {"applyTo": "CLUSTER", "patch": {"operation": "MERGE", "value": value}}
+    await mesh.write(config("EnvoyFilter", "envoyfilters", "rings", {"configPatches": [patch]}))
+    async with mesh.envoy("server", "127.0.0.9"):
+
+        async def refused() -> bool:
+            proxy = (await mesh.proxies()).get("server-0.default")
+            return proxy is not None and len(proxy.problems) > 1
+
+        await mesh.until(refused, "Envoy refuses clusters")
+        messages = [p.message for p in (await mesh.proxies())["server-0.default"].problems]
+        assert not [m for m in messages if "debugproto" in m or "connect_timeout" in m]
+        assert any("MinimumRingSize" in m for m in messages), messages

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from meshbus_xds_gateway.client_refusals import reason_of
 from meshbus_xds_gateway.session import HOLD_S, Session
 from meshbus_xds_gateway.session_state import ProtocolError
 from meshbus_xds_gateway.verdicts import Verdicts
@@ -482,3 +483,12 @@ def test_a_filter_that_goes_is_left_to_the_client_to_forget(by_name):
     stream.settle()
     assert set(client.held[ECDS]) == {"f"}
     assert stream.session.converged(3, stream.now) == 3
+
+
+def test_reason_of_a_refusal_is_told_without_the_content():
+    assert reason_of("cannot bind '127.0.0.1:80'") == "cannot bind '127.0.0.1:80'"
+    content = 'goo.gle/debugproto    \nname: "a"\nload_assignment {\n  policy {\n  }\n}\n'
+    head = "Error adding/updating cluster(s) a: "
+    assert reason_of(f"{head}{content}: Proto constraint: x: y") == f"{head}Proto constraint: x: y"
+    assert "constraint" in reason_of(head + content), "cut by Envoy"
+    assert "load_assignment" not in reason_of(head + content)

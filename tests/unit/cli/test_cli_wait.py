@@ -1,0 +1,20 @@
+"""Receipts in words."""
+
+from meshbus.cli.wait import describe
+
+
+def test_proxies_that_refuse_are_counted_once():
+    rejected = [
+        {"proxy": "a.default", "resource": f"cds {name}", "object": "Service x", "message": "no"}
+        for name in ("one", "two")
+    ]
+    receipt = {
+        "change": 7,
+        "state": "rejected",
+        "proxies": {"total": 3, "converged": 2},
+        "rejected": rejected,
+        "waiting": [],
+    }
+    first, *lines = describe(receipt, 1)
+    assert first == "change 7 was refused by 1 of 3 proxies:"
+    assert len(lines) == 2
