@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from meshbus.api.kinds import kind_of, plural_of
+from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import compile_proxy
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance, proxy_of_json
@@ -18,6 +19,8 @@ from meshbus.model.world import World, world_of
 
 CLUSTER = "Kubernetes"
 """The cluster token of offline worlds."""
+_MESH_MAP = ("istio-system", "istio")
+"""Namespace and name of the ConfigMap in which Istio keeps its mesh config."""
 _DATA_KINDS = frozenset({"Pod", "Node", "Service"})
 """Kinds whose status says what they are: addresses and readiness."""
 _NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status", "spec"})
@@ -90,14 +93,14 @@ def world_of_documents(
 ) -> World:
     """The world that these documents make: config rows, and what discovery derives from them.
 
-    A document of kind `List` stands for its items, one of kind MeshConfig for the mesh config
-    unless `mesh_config` (its fields) is given.
+    A document of kind `List` stands for its items. The mesh config is `mesh_config` (its fields),
+    else the document of kind MeshConfig, else key `mesh` of ConfigMap `istio-system/istio`.
 
     Raises:
         ValueError: A document is not a Kubernetes object.
     """
     objects: dict[Key, ConfigObject] = {}
-    settings = mesh_config
+    settings, mapped = mesh_config, None
     for document in _flat(documents):
         row = object_of_document(document)
         if row.kind == "MeshConfig":
@@ -105,6 +108,9 @@ def world_of_documents(
             continue
         key = Key(CLUSTER, "cfg", plural_of(row.kind), row.namespace, row.name)
         objects[key] = row
+        if (row.kind, row.namespace, row.name) == ("ConfigMap", *_MESH_MAP):
+            mapped = _mapped_settings(row)
+    settings = settings if settings is not None else mapped
     rows: dict[Key, Row] = dict(objects)
     if settings is not None:
         rows[Key(CLUSTER, "mesh", "config", "", "mesh")] = MeshConfigRow(dict(settings))
@@ -114,6 +120,16 @@ def world_of_documents(
         # Nothing is fetched: the proxy is shown where its module would come from.
         rows[key] = WasmModule(need.source.url, elsewhere=True)
     return world_of(rows)
+
+
+def _mapped_settings(row: ConfigObject) -> dict[str, Any] | None:
+    """The mesh config of Istio's ConfigMap; None: it has none, or it cannot be read."""
+    text = (row.spec.get("data") or {}).get("mesh")
+    try:
+        held = read_yaml(text) if isinstance(text, str) else None
+    except NotReadableError:
+        return None
+    return held if isinstance(held, dict) else None
 
 
 def _flat(documents: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:

@@ -10,8 +10,11 @@ from meshbus.api.discovery import EndpointSliceContent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_ip, is_namespace
 from meshbus.validate.report import Findings
+from meshbus.validate.support import SILENT
 from meshbus.validate.targets import check_labels
 
+_MESH_MAP = ("istio-system", "istio")
+"""Namespace and name of the ConfigMap in which Istio keeps its mesh config."""
 _DATA_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _LARGEST_DATA_BYTES = 1024 * 1024
@@ -64,6 +67,9 @@ def check_config_map(content: ConfigMapContent, name: ObjectName, out: Findings)
     _check_keys("binaryData", content.binary_data, out)
     for key in content.data.keys() & content.binary_data.keys():
         out.error(f"binaryData[{key}]", "is in data too", "Duplicate")
+    if (name.namespace, name.name) == _MESH_MAP and "mesh" in content.data:
+        message = "is read on Kubernetes alone; elsewhere an object MeshConfig says it"
+        out.warn("data[mesh]", message, SILENT)
 
 
 def check_secret(content: SecretContent, name: ObjectName, out: Findings) -> None:
