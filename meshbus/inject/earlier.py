@@ -51,6 +51,8 @@ def before_injection(pod: Mapping[str, Any]) -> dict[str, Any]:
     spec = restored.setdefault("spec", {})
     metadata["annotations"] = notes = dict(metadata.get("annotations") or {})
     if status is None:
+        # Overrides may also be written by hand.
+        _put_back(spec, notes)
         return restored
     variables = _variables(spec)
     for field in _LISTS:
@@ -59,13 +61,20 @@ def before_injection(pod: Mapping[str, Any]) -> dict[str, Any]:
     _take(spec, "volumes", [*_names(status, "volumes"), *sorted(user)])
     # Secrets that the pod had itself are not told apart: they stay, and are merged again.
     notes.pop(a.STATUS, None)
-    for field, containers in _overridden(notes).items():
-        held = {c.get("name") for f in _LISTS for c in spec.get(f) or ()}
-        spec[field] = [*spec.get(field, ()), *(c for c in containers if c.get("name") not in held)]
-    notes.pop(a.OVERRIDES, None)
+    _put_back(spec, notes)
     restore_probes(restored, _json(variables.get(PROBERS_VARIABLE)) or {})
     restore_scraping(notes, _json(variables.get(SCRAPE_VARIABLE)))
     return restored
+
+
+def _put_back(spec: dict[str, Any], notes: dict[str, str]) -> None:
+    """The containers that people changed are theirs again."""
+    for field, containers in _overridden(notes).items():
+        held = {c.get("name") for f in _LISTS for c in spec.get(f) or ()}
+        added = [c for c in containers if c.get("name") not in held]
+        if added:
+            spec[field] = [*(spec.get(field) or ()), *added]
+    notes.pop(a.OVERRIDES, None)
 
 
 def overridden_containers(
@@ -126,8 +135,11 @@ def _overridden(notes: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for field in _LISTS:
         containers = held.get(field) or []
-        if not isinstance(containers, list) or not all(isinstance(c, dict) for c in containers):
-            raise InjectionError(f"metadata.annotations[{a.OVERRIDES}]", f"{field}: not a list")
+        if not isinstance(containers, list) or not all(
+            isinstance(c, dict) and isinstance(c.get("name"), str) for c in containers
+        ):
+            place = f"metadata.annotations[{a.OVERRIDES}]"
+            raise InjectionError(place, f"{field}: must be a list of containers")
         found[field] = [_with_image(container) for container in containers]
     return found
 

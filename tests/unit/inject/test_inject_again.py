@@ -1,0 +1,76 @@
+"""Whatever a pod says: it is injected, or refused with a reason; and again is the same."""
+
+from typing import Any
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from meshbus.inject import InjectionError, Injector, Owner
+from meshbus.inject.annotations import KNOWN, OVERRIDES, STATUS
+
+OWNER = Owner("apps/v1", "Deployment", "web", "shop")
+VALUES = st.sampled_from(
+    [
+        "", "0", "-1", "true", "false", "x", "{}", "[]", '{"a":{}}', '{"a":1}', "*", "1,2", "1,,2",
+        "10.0.0.0/8", "70000", "null", "a: b", "{{", "sidecar", "gateway", "sidecar,gateway", '"',
+        "\x00", "é", "1e3", "100m", "concurrency: 0", "concurrency: -5", "discoveryAddress: x",
+        "drainDuration: 0s", "proxyMetadata: {A: b}", "statusPort: 0", "interceptionMode: NONE",
+        "interceptionMode: TPROXY", "image: {imageType: debug}", "terminationDrainDuration: 1h",
+        "holdApplicationUntilProxyStarts: true", '{"containers":[{}]}', '{"initContainers":3}',
+        '{"containers":[{"name":"istio-proxy"}]}', '{"containers":["istio-proxy","web"]}',
+    ]
+)  # fmt: skip
+NOTES = st.dictionaries(st.sampled_from(sorted(KNOWN)), VALUES, max_size=4)
+PROBES = st.sampled_from(
+    [
+        {},
+        {"livenessProbe": {"httpGet": {"port": "http", "path": "/a?b=c"}}},
+        {"readinessProbe": {"tcpSocket": {"port": 8080}, "timeoutSeconds": 3}},
+        {"startupProbe": {"grpc": {"port": 9090, "service": "s"}}},
+        {"livenessProbe": {"httpGet": {"port": "nowhere"}}},
+        {"livenessProbe": {"exec": {"command": ["true"]}}},
+        {"lifecycle": {"preStop": {"httpGet": {"port": 8080}}}},
+    ]
+)
+VALUES_OF_CHART = st.sampled_from(
+    [
+        {},
+        {"pilot": {"cni": {"enabled": True}}},
+        {"pilot": {"env": {"ENABLE_NATIVE_SIDECARS": "false"}}},
+        {"global": {"imagePullSecrets": ["s"], "network": "n", "logAsJson": True}},
+        {"global": {"proxy": {"holdApplicationUntilProxyStarts": True, "statusPort": 0}}},
+    ]
+)
+
+
+def written(notes: dict[str, str], probes: dict[str, Any], proxy: bool) -> dict[str, Any]:
+    containers = [{"name": "web", "image": "w", "ports": [{"name": "http", "containerPort": 8080}],
+                   **probes}]  # fmt: skip
+    if proxy:
+        containers.append({"name": "istio-proxy", "image": "auto", "env": [{"name": "A"}]})
+    return {
+        "metadata": {"labels": {"app": "web"}, "annotations": notes},
+        "spec": {"containers": containers, "volumes": [{"name": "v", "emptyDir": {}}]},
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(NOTES, PROBES, st.booleans(), VALUES_OF_CHART)
+@example({OVERRIDES: "{}"}, {}, False, {})
+@example({OVERRIDES: '{"containers":[{"name":"istio-proxy"}]}'}, {}, False, {})
+@example({STATUS: "x", OVERRIDES: '{"a":1}'}, {}, True, {})
+def test_injected_or_refused_and_again_the_same(
+    notes: dict[str, str], probes: dict[str, Any], proxy: bool, values: dict[str, Any]
+) -> None:
+    injector = Injector(values)
+    pod = written(notes, probes, proxy)
+    try:
+        once = injector.inject(pod, OWNER).pod
+    except InjectionError as refused:
+        why = refused.path
+    else:
+        why = ""
+    if why:
+        return
+    assert pod == written(notes, probes, proxy), "what was given is not changed"
+    assert injector.inject(once, OWNER).pod == once
