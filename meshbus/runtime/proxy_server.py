@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
+from cryptography import x509
 
 from meshbus.bus.interface import BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
 from meshbus.model.keys import Key, escape_token
-from meshbus.model.rows import ServiceAddress
+from meshbus.model.rows import ServiceAddress, Trust
 from meshbus.runtime.identity import ServingIdentity
 from meshbus.runtime.service import Context
 from meshbus.runtime.settings import SettingsError
@@ -41,11 +42,14 @@ def host_and_port(text: str, setting: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def require_workload(call: Any, trust_domain: str) -> str:
-    """The SPIFFE id of who calls; ends the call unless it is a workload of the mesh.
+async def require_workload(call: Any, trust_domain: str, trust: Trust | None = None) -> str:
+    """The SPIFFE id of who calls; ends the call unless it is a workload of the mesh whose
+    certificate is not revoked.
 
     TLS has already proved that a root of the mesh vouches for the certificate.
     """
+    if trust is not None and trust.revoked and _serial(call) in {c.serial for c in trust.revoked}:
+        await call.abort(grpc.StatusCode.PERMISSION_DENIED, "the certificate is revoked")
     for name in call.auth_context().get("x509_subject_alternative_name", ()):
         found = _WORKLOAD.fullmatch(name.decode(errors="replace"))
         if found and found[1] == trust_domain:
@@ -54,6 +58,13 @@ async def require_workload(call: Any, trust_domain: str) -> str:
         grpc.StatusCode.PERMISSION_DENIED, f"no workload of the trust domain {trust_domain}"
     )
     raise AssertionError("abort raises")
+
+
+def _serial(call: Any) -> str:
+    """Of the certificate that a caller shows, hex."""
+    for pem in call.auth_context().get("x509_pem_cert", ()):
+        return f"{x509.load_pem_x509_certificate(bytes(pem)).serial_number:x}"
+    return ""
 
 
 class ProxyServer:
@@ -75,7 +86,7 @@ class ProxyServer:
     ) -> None:
         """
         Args:
-            mirror: Follows `mesh` and the planes or kinds of `reads`: `reg`, `reg.workloads`.
+            mirror: Follows `mesh`, `sec` and what `reads` names: `reg`, `reg.workloads`, ...
             listen: HOST:PORT; port 0: any.
             advertise: HOST:PORT that proxies call; empty: what was bound.
             register: Adds the services to the gRPC server.
@@ -84,7 +95,7 @@ class ProxyServer:
         """
         prefix = f"MESHBUS_{context.name.upper()}"
         cluster = escape_token(context.cluster)
-        self._subjects = [f"m.{cluster}.{part}.>" for part in ("mesh", *reads)]
+        self._subjects = [f"m.{cluster}.{part}.>" for part in ("mesh", "sec", *reads)]
         self._context = context
         self._mirror = mirror
         self._listen = host_and_port(listen, f"{prefix}_LISTEN")
@@ -105,6 +116,13 @@ class ProxyServer:
         """Of the service's rows; runs while this does."""
         self._synced = asyncio.Event()
         mirror.subscribe(lambda _world, _touched: self._moved.set())
+
+    @property
+    def trust(self) -> Trust | None:
+        """What callers are checked with."""
+        context = self._context
+        row = self._mirror.world.get(Key(context.cluster, "sec", "trust", "", context.trust_domain))
+        return row if isinstance(row, Trust) else None
 
     def not_ready(self) -> str | None:
         """Why proxies cannot reach it yet."""

@@ -15,6 +15,7 @@ import grpc
 from cryptography import x509
 
 from meshbus.model.rows import Trust
+from meshbus.model.world import Query, World
 from meshbus.runtime.proxy_server import host_and_port
 from meshbus.runtime.service import Context
 from meshbus.runtime.settings import SettingsError
@@ -26,7 +27,7 @@ from meshbus_ca.certificate_messages import (
     CertificateResponse,
 )
 from meshbus_ca.external import SignerError
-from meshbus_ca.grants import SERVICES, own_dns_names
+from meshbus_ca.grants import SERVICES, ForbiddenError, own_dns_names
 from meshbus_ca.issue import InvalidCsrError, Names, dns_names_of, public_key_of
 from meshbus_ca.ledger import Ledger, LedgerError
 from meshbus_ca.proofs import ProofError
@@ -54,11 +55,13 @@ class CertificateServer:
         signing: Signing,
         trust: Callable[[], Trust | None],
         ledger: Ledger,
+        world: Callable[[], World],
     ) -> None:
         self._context = context
         self._signing = signing
         self._trust = trust
         self._ledger = ledger
+        self._world = world
         self._spent: dict[str, tuple[str, float]] = {}
         self._spent_known = False
         self._server: Any = None
@@ -75,6 +78,8 @@ class CertificateServer:
         """
         self._host = host_and_port(listen or mutual, "MESHBUS_CA_CSR_LISTEN")[0]
         await self._renew()
+        with contextlib.suppress(TokenError):
+            await self._load_spent(self._context.clock.now())
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=MAX_CALLS,
             options=[
@@ -147,7 +152,7 @@ class CertificateServer:
 
     async def _create(self, request: Any, call: Any) -> Any:
         try:
-            spiffe_id, proof = await self._caller(call, request.csr)
+            spiffe_id, proof, node = await self._caller(call, request.csr)
         except TokenError as error:
             code = grpc.StatusCode.UNAVAILABLE
             await call.abort(code if error.unavailable else _UNAUTHENTICATED, str(error))
@@ -156,10 +161,11 @@ class CertificateServer:
         except ProofError as error:
             await call.abort(_UNAUTHENTICATED, str(error))
         if _IMPERSONATED in request.metadata.fields:
-            await call.abort(
-                grpc.StatusCode.PERMISSION_DENIED,
-                "impersonation is for nodes that may, and none may here",
-            )
+            wanted = request.metadata.fields[_IMPERSONATED].string_value
+            try:
+                spiffe_id, proof = self._for_another(node, wanted, spiffe_id, proof)
+            except ForbiddenError as error:
+                await call.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         if not self._allows(spiffe_id):
             await call.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -187,8 +193,8 @@ class CertificateServer:
         # Istio's clients take the last one for the roots.
         return CertificateResponse(cert_chain=[*chain, reply.roots_pem])
 
-    async def _caller(self, call: Any, csr_pem: str) -> tuple[str, str]:
-        """(SPIFFE id, what proved it).
+    async def _caller(self, call: Any, csr_pem: str) -> tuple[str, str, str]:
+        """(SPIFFE id, what proved it, the node that it runs on if that is proved).
 
         Raises:
             ProofError: Nothing did.
@@ -206,7 +212,7 @@ class CertificateServer:
             found = self._allowed(proof.spiffe_id(context.trust_domain))
             if proof.joins:
                 await self._spend(proof, key_hash(public_key_of(csr_pem)), now)
-            return found, f"token {proof.token_id} of {proof.instance}"
+            return found, f"token {proof.token_id} of {proof.instance}", proof.node
         peer = call.auth_context()
         certificates = peer.get("x509_pem_cert", ())
         for name in peer.get("x509_subject_alternative_name", ()):
@@ -217,8 +223,33 @@ class CertificateServer:
                 trust = self._trust()
                 if trust is not None and serial in {c.serial for c in trust.revoked}:
                     raise ProofError("the certificate is revoked")
-                return self._allowed(text), f"certificate {serial}"
+                return self._allowed(text), f"certificate {serial}", ""
         raise ProofError("a token (authorization: Bearer) or a certificate of the mesh is needed")
+
+    def _for_another(self, node: str, wanted: str, caller: str, proof: str) -> tuple[str, str]:
+        """(SPIFFE id, what proved it) of a workload that a node agent asks for.
+
+        Raises:
+            ForbiddenError: Not one of those that may, or no such workload runs on its node.
+        """
+        context = self._context
+        found = _WORKLOAD.fullmatch(caller)
+        agents = {a.strip() for a in context.settings.impersonators.split(",") if a.strip()}
+        if found is None or f"{found[2]}/{found[3]}" not in agents:
+            raise ForbiddenError(f"{caller} may not ask for others")
+        target = _WORKLOAD.fullmatch(wanted)
+        if target is None or target[1] != context.trust_domain:
+            raise ForbiddenError(f"{wanted[:200]!r} is no workload of {context.trust_domain}")
+        if not node:
+            raise ForbiddenError("the token does not say on which node its pod runs")
+        for entry in self._world().entries(Query("reg.workloads", "namespace", target[2])):
+            row = entry.row
+            if row.node == node and (row.service_account or "default") == target[3]:
+                try:
+                    return self._allowed(wanted), f"{proof} on {node} for {row.name}"
+                except ProofError as error:
+                    raise ForbiddenError(str(error)) from error
+        raise ForbiddenError(f"no workload {wanted} runs on the caller's node")
 
     async def _load_spent(self, now: float) -> None:
         """Raises: TokenError: The ledger cannot be read now."""

@@ -111,6 +111,13 @@ class CaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "{account} and {namespace} stand for the caller's"
         ),
     ] = ""
+    impersonators: Annotated[
+        str,
+        _about(
+            "NAMESPACE/ACCOUNT, separated by commas, of node agents that may ask by "
+            "CreateCertificate for workloads on their own node"
+        ),
+    ] = ""
     csr_listen: Annotated[
         str, _about("HOST:PORT of IstioCertificateService over TLS, by token; empty: none")
     ] = ""
@@ -250,6 +257,12 @@ class CaService:
             (
                 f"m.{escape_token(context.cluster)}.sec.>",
                 f"m.{escape_token(context.cluster)}.mesh.config.>",
+                # Who runs where: needed for node agents alone.
+                *(
+                    (f"m.{escape_token(context.cluster)}.reg.workloads.>",)
+                    if context.settings.impersonators
+                    else ()
+                ),
             ),
             name=context.pod,
         )
@@ -286,7 +299,13 @@ class CaService:
             await self._keep_trust(writer)
 
     async def _serve_csr(self) -> None:
-        server = CertificateServer(self._context, self._signing, self._trust_now, self._ledger)
+        server = CertificateServer(
+            self._context,
+            self._signing,
+            self._trust_now,
+            self._ledger,
+            lambda: self._mirror.world,
+        )
         settings = self._context.settings
         self.csr_port, self.csr_mutual_port = await server.start(
             settings.csr_listen, settings.csr_mutual_listen

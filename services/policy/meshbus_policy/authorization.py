@@ -32,7 +32,7 @@ class AuthorizationServer(external_auth_pb2_grpc.AuthorizationServicer):  # type
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         """Allowed, or denied with the status that Mixer's client answered with."""
         began = time.perf_counter()
-        caller = await require_workload(context, self._policy.trust_domain)
+        caller = await require_workload(context, self._policy.trust_domain, self._policy.trust)
         policy = self._policy
         attributes = attributes_of(request.attributes, caller, policy.world, policy.now_ns())
         namespace = str(attributes.get("destination.namespace", ""))

@@ -13,6 +13,7 @@ from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 from meshbus.mixer.program import Bag
 from meshbus.mixer.quota import ChargeError, charges_of
 from meshbus.mixer.windows import Cells
+from meshbus.model.rows import Trust
 from meshbus.model.world import World
 from meshbus.runtime.proxy_server import require_workload
 from meshbus_policy.descriptors import question_of
@@ -29,6 +30,9 @@ class Policy(Protocol):
 
     @property
     def trust_domain(self) -> str: ...
+
+    @property
+    def trust(self) -> Trust | None: ...
     @property
     def world(self) -> World: ...
     @property
@@ -50,7 +54,7 @@ class RateLimitServer(rls_pb2_grpc.RateLimitServiceServicer):  # type: ignore[mi
     async def ShouldRateLimit(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         """One answer for each descriptor; over the limit if one of them is."""
         began = time.perf_counter()
-        await require_workload(context, self._policy.trust_domain)
+        await require_workload(context, self._policy.trust_domain, self._policy.trust)
         descriptors = request.descriptors
         if len(descriptors) > MAX_DESCRIPTORS or any(
             len(d.entries) > MAX_ENTRIES for d in descriptors

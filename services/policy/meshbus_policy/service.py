@@ -14,6 +14,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from meshbus.bus.mirror import WorldMirror
 from meshbus.mixer.quota_objects import TABLES
 from meshbus.model import key_sources, module_sources
+from meshbus.model.rows import Trust
 from meshbus.model.world import Query, World
 from meshbus.runtime.proxy_server import ProxyServer
 from meshbus.runtime.service import Context
@@ -134,6 +135,11 @@ class PolicyService:
         )
 
     # -------------------------------------------------------------- what the servers need
+
+    @property
+    def trust(self) -> Trust | None:
+        """What callers are checked with."""
+        return self._server.trust
 
     @property
     def trust_domain(self) -> str:

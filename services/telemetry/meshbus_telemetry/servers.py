@@ -7,7 +7,7 @@ import grpc
 from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 
 from meshbus.mixer.workloads import Peer
-from meshbus.model.rows import WorkloadInstance
+from meshbus.model.rows import Trust, WorkloadInstance
 from meshbus.runtime.proxy_server import require_workload
 from meshbus_telemetry.access import Access, access_of
 from meshbus_telemetry.entries import (
@@ -31,6 +31,9 @@ class Telemetry(Protocol):
 
     @property
     def trust_domain(self) -> str: ...
+
+    @property
+    def trust(self) -> Trust | None: ...
     @property
     def directory(self) -> Directory: ...
     def instance(self, namespace: str, name: str) -> WorkloadInstance | None: ...
@@ -52,7 +55,7 @@ class AccessLogServer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[mi
     ) -> Any:
         """One stream of one proxy and one log. The first message says which."""
         telemetry = self._telemetry
-        uri = await require_workload(context, telemetry.trust_domain)
+        uri = await require_workload(context, telemetry.trust_domain, telemetry.trust)
         side = node_id = ""
         async for message in messages:
             if message.HasField("identifier"):
@@ -110,7 +113,7 @@ class TraceServer:
 
     async def export(self, request: Any, context: Any) -> Any:
         """Spans of one proxy; its own id is in each, and names their service."""
-        uri = await require_workload(context, self._telemetry.trust_domain)
+        uri = await require_workload(context, self._telemetry.trust_domain, self._telemetry.trust)
         count = sum(len(spans) for _, spans in resources_of(request))
         if count > MAX_SPANS:
             self._telemetry.left_out("export too large", count)

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from meshbus.bus.mirror import WorldMirror
 from meshbus.model.keys import Key
 from meshbus.model.requests import OBSERVED, ObservedReply, ObservedRequest
-from meshbus.model.rows import WorkloadInstance
+from meshbus.model.rows import Trust, WorkloadInstance
 from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.events import publish_event
 from meshbus.runtime.proxy_server import ProxyServer
@@ -140,6 +140,11 @@ class TelemetryService:
         )
 
     # -------------------------------------------------------------- what the servers need
+
+    @property
+    def trust(self) -> Trust | None:
+        """What callers are checked with."""
+        return self._server.trust
 
     @property
     def trust_domain(self) -> str:

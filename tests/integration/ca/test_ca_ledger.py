@@ -3,12 +3,15 @@
 import time
 
 import grpc
+import jwt
+import msgspec
 import pytest
 import pytest_asyncio
 from ca_mesh import CaMesh
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from gateway_mesh import workload
 from meshbus_ca.certificate_messages import (
     METHOD,
     METHOD_SERVICE,
@@ -200,6 +203,60 @@ async def test_dns_names_are_given_where_asked_and_allowed(mesh):
     assert record.names == ["reviews.default.svc"]
     # For peers whose clock is behind.
     assert 299 <= record.issued - record.not_before <= 301
+
+
+async def test_a_node_agent_asks_for_the_workloads_of_its_own_node(bus_for, tmp_path):
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    mesh = CaMesh(tmp_path, {i: await bus_for(i) for i in identities}, bus_for)
+    mesh.ca_settings = {"csr_listen": "127.0.0.1:0", "impersonators": "default/ztunnel"}
+    await mesh.start()
+    try:
+        await mesh.until(lambda: mesh.ca.csr_port is not None, "it listens")
+        for name, node in (("reviews", "n1"), ("ratings", "n2")):
+            ((key, row),) = workload(name, "127.0.0.7").items()
+            await mesh.write({key: msgspec.structs.replace(row, node=node)})
+
+        def token(account: str, node: str) -> str:
+            own, now = mesh.ca._token_key, int(time.time())
+            bound = {"pod": {"name": f"{account}-0"}, **({"node": {"name": node}} if node else {})}
+            claims = {
+                "iss": mesh.trust.issuer,
+                "aud": ["istio-ca"],
+                "iat": now,
+                "exp": now + 600,
+                "jti": f"{time.monotonic_ns()}",
+                "sub": f"system:serviceaccount:default:{account}",
+                "kubernetes.io": bound,
+            }
+            return jwt.encode(claims, own.key, "ES256", headers={"kid": own.key_id})
+
+        async with secure_channel(mesh) as channel:
+
+            async def ask(account: str, node: str, identity: str) -> list[str]:
+                metadata = {"ImpersonatedIdentity": identity}
+                return await create(channel, token(account, node), metadata=metadata)
+
+            async def given() -> bool:
+                try:
+                    return uri_of((await ask("ztunnel", "n1", REVIEWS))[0]) == [REVIEWS]
+                except grpc.aio.AioRpcError:
+                    return False
+
+            await mesh.until(given, "the agent has a certificate for its workload")
+            (record, *_) = (await mesh.certificates(identity=REVIEWS)).certificates
+            assert record.proof.endswith(" of ztunnel-0 on n1 for reviews-0")
+            for account, node, identity, message in (
+                ("ztunnel", "n1", RATINGS, "no workload"),
+                ("ztunnel", "", REVIEWS, "on which node"),
+                ("reviews", "n1", REVIEWS, "may not ask for others"),
+                ("ztunnel", "n1", "spiffe://other/ns/default/sa/reviews", "is no workload of"),
+                ("ztunnel", "n1", "reviews", "is no workload of"),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError, match=message) as refused:
+                    await ask(account, node, identity)
+                assert refused.value.code().name == "PERMISSION_DENIED"
+    finally:
+        await mesh.close()
 
 
 async def test_one_identity_cannot_ask_without_end(mesh):

@@ -25,6 +25,8 @@ from meshbus_policy.service import PolicyService, PolicySettings
 from workload_identity import identity_of
 
 from meshbus.model.keys import Key
+from meshbus.model.requests import REVOKE, RevokeReply, RevokeRequest
+from meshbus.runtime.calls import call
 from meshbus.runtime.process import make_context
 
 pytestmark = pytest.mark.real
@@ -327,3 +329,16 @@ async def test_checks_of_rules_by_ext_authz(mesh):
             many = rls_pb2.RateLimitRequest(descriptors=[{}] * 65)
             with pytest.raises(grpc.aio.AioRpcError, match="more than 64 descriptors"):
                 await limits.ShouldRateLimit(many, timeout=5)
+
+            # Who shows a certificate that was taken back is not answered any more.
+            who = RevokeRequest(identity="spiffe://cluster.local/ns/default/sa/ratings")
+            await call(mesh.buses["config"], REVOKE, who, RevokeReply, timeout=5)
+
+            async def refused() -> bool:
+                try:
+                    await stub.Check(request, timeout=5)
+                except grpc.aio.AioRpcError as fault:
+                    return "revoked" in (fault.details() or "")
+                return False
+
+            await mesh.until(refused, "the certificate is refused")
