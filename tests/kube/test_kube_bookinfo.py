@@ -140,6 +140,10 @@ spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews, subset: v
         return next((c["message"] for c in conditions if c["type"] == "Programmed"), "")
 
     world.cluster.wait(lambda: programmed() == "6 of 6 proxies have it", 60)
+    said = world.cluster.kubectl(
+        "-n", NAMESPACE, "wait", "--for=condition=Programmed", "vs/reviews", "--timeout=30s"
+    )
+    assert "condition met" in said
 
 
 def test_mutual_tls_by_the_accounts_of_pods(world: World) -> None:

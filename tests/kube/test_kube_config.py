@@ -15,6 +15,7 @@ from cluster import Cluster, Refused
 from nats_process import NatsServer
 from rows import Rows, call, rows_of
 from test_kube_crds import install_definitions
+from test_kube_discovery import service
 
 from meshbus.model.keys import Key
 from services import Process, serving
@@ -306,14 +307,17 @@ def test_who_may_use_the_api(mesh: Mesh) -> None:
     api = json.loads((mesh.folder / "api.json").read_text())
     trust = ssl.create_default_context(cafile=api["ca"])
 
-    def ask(path: str, token: str = "") -> int:
+    def answer(path: str, token: str = "") -> tuple[int, str]:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         asked = urllib.request.Request(api["url"] + path, headers=headers)
         try:
             with urllib.request.urlopen(asked, timeout=10, context=trust) as response:
-                return int(response.status)
+                return int(response.status), response.read().decode()
         except urllib.error.HTTPError as error:
-            return error.code
+            return error.code, error.read().decode()
+
+    def ask(path: str, token: str = "") -> int:
+        return answer(path, token)[0]
 
     assert ask("/v1/proxies") == 401
     assert ask("/v1/proxies", "nonsense") == 401
@@ -345,6 +349,13 @@ def test_who_may_use_the_api(mesh: Mesh) -> None:
     )
     mesh.cluster.wait(lambda: ask("/v1/changes", token) == 200, 30)
     assert ask("/v1/certificates/rotation", token) in (200, 503, 504)
+    # Who changed what: without a webhook that saw the user, the field manager.
+    mesh.cluster.apply(virtual_service(mesh.root, "audited"))
+    mesh.cluster.wait(lambda: '"audited"' in answer("/v1/changes", token)[1], 30)
+    changes = json.loads(answer("/v1/changes", token)[1])
+    changes = changes.get("changes", changes) if isinstance(changes, dict) else changes
+    made = next(c for c in changes if any(o["name"] == "audited" for o in c["objects"]))
+    assert made["user"] == "test"
     # Objects are the API server's, and are asked for there.
     assert ask("/apis/networking.istio.io/v1/virtualservices", token) == 404
 
@@ -457,3 +468,53 @@ async def test_limited_to_a_namespace(
         for name in (own, other):
             path = f"/api/v1/namespaces/{name}"
             cluster.request("DELETE", path)
+
+
+async def test_discovery_selectors_choose_namespaces(
+    mesh: Mesh, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Objects and services of namespaces come and go with the labels that are selected by."""
+    inside, outside = f"{mesh.root}-in", f"{mesh.root}-out"
+
+    def namespace_document(name: str, **labels: str) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name, "labels": labels},
+        }
+
+    selectors = f'discoverySelectors: [{{matchLabels: {{mesh: "{mesh.root}"}}}}]'
+    cluster.apply(namespace_document(inside, mesh=mesh.root))
+    cluster.apply(namespace_document(outside))
+    for name in (inside, outside):
+        cluster.apply(virtual_service(name, "vs"))
+        cluster.apply(service(name, "svc"))
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "istio", "namespace": mesh.root},
+            "data": {"mesh": selectors},
+        }
+    )
+
+    def there(rows: Rows, name: str) -> tuple[bool, bool]:
+        return (
+            rows.mirror.world.get(key_of(name, "vs")) is not None,
+            rows.service(name, "svc") is not None,
+        )
+
+    try:
+        with serving(cluster, mesh.nats, "discovery", tmp_path / "d", root=mesh.root) as discovery:
+            async with rows_of(mesh.nats) as rows:
+                await call(discovery.wait_ready)
+                await rows.until(lambda: there(rows, inside) == (True, True))
+                await rows.until(lambda: there(rows, outside) == (False, False))
+                await call(cluster.apply, namespace_document(outside, mesh=mesh.root))
+                await rows.until(lambda: there(rows, outside) == (True, True))
+                await call(cluster.apply, namespace_document(inside, mesh="other"))
+                await rows.until(lambda: there(rows, inside) == (False, False))
+                assert there(rows, outside) == (True, True)
+    finally:
+        for name in (inside, outside):
+            cluster.delete(namespace_document(name))
