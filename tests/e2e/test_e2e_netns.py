@@ -1,6 +1,8 @@
 """Capture mode netns: applications know nothing of the mesh, nothing is left behind."""
 
 import http.client
+import ipaddress
+import json
 import os
 import shutil
 import signal
@@ -59,6 +61,43 @@ def test_an_application_calls_by_name_and_its_envoy_runs_as_a_user_of_its_own(ho
     inside = ["nsenter", "-n", "-m", "-t", str(application), sys.executable, "-c", call]
     result = subprocess.run(inside, capture_output=True, text=True, timeout=20, check=False)
     assert result.stdout.strip() == "200", result.stderr
+
+
+PROBE = """
+import json, socket, sys
+reached = []
+for address, port in json.loads(sys.argv[1]):
+    try:
+        with socket.socket(socket.AF_INET) as probe:
+            probe.settimeout(2)
+            probe.connect((address, port))
+            # Captured connections are taken by the Envoy, which then says what became of them.
+            probe.sendall(b"INFO\\r\\n")
+            if probe.recv(64):
+                reached.append([address, port])
+    except OSError:
+        pass
+print(json.dumps(reached))
+"""
+
+
+def test_an_application_reaches_neither_the_bus_nor_the_pages_of_services(home: Home) -> None:
+    state = home.state()
+    assert state is not None
+    pages = [json.loads(p.read_text()) for p in home.services.glob("admin-*.json")]
+    ports = {state.ports["bus"], *(int(str(p["address"]).rpartition(":")[2]) for p in pages)}
+    assert len(ports) == 7, pages
+    host = next(iter(ipaddress.ip_network(state.block).hosts()))
+    wanted = [[address, port] for port in ports for address in ("127.0.0.1", str(host))]
+    application = pid_of(home, "app/default/productpage-v1-0")
+    inside = ["nsenter", "-n", "-m", "-t", str(application)]
+    probe = [sys.executable, "-c", PROBE, json.dumps(wanted)]
+    outside = subprocess.run(probe, capture_output=True, text=True, timeout=60, check=True)
+    assert ["127.0.0.1", state.ports["bus"]] in json.loads(outside.stdout), "the probe works"
+    result = subprocess.run(
+        [*inside, *probe], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert json.loads(result.stdout) == [], result.stderr
 
 
 def test_the_supervisor_dies_and_nothing_else_does(home: Home) -> None:
