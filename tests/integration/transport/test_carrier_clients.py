@@ -132,10 +132,25 @@ async def test_h2spec(tools: Path, tmp_path: Path) -> None:
     """gRPC's own server refuses requests that are not gRPC's, as those of h2spec are: it cannot be
     held to them."""
     tool = await build(tmp_path, tools / "h2spec", "install", H2SPEC)
-    report = tmp_path / "report.xml"
-    async with echoing("native") as (_, port):
-        address = ["-h", "127.0.0.1", "-p", str(port), "-P", "/any.Service/Method"]
-        _, output = await run(str(tool), *address, "-j", str(report), folder=tmp_path)
+    # Cases that send two frames and expect an answer to the second see one to the first when the
+    # machine lets the server run between them: what counts is what never passes.
+    never_passed: set[str] | None = None
+    output = ""
+    for attempt in range(3):
+        report = tmp_path / f"report-{attempt}.xml"
+        async with echoing("native") as (_, port):
+            address = ["-h", "127.0.0.1", "-p", str(port), "-P", "/any.Service/Method"]
+            _, output = await run(str(tool), *address, "-j", str(report), folder=tmp_path)
+        passed, failed = outcomes(report)
+        assert passed + len(failed) >= 140, output[-3000:]
+        never_passed = failed if never_passed is None else never_passed & failed
+        if never_passed <= set(DEVIATIONS):
+            return
+    raise AssertionError(f"{never_passed}\n{output[-3000:]}")
+
+
+def outcomes(report: Path) -> tuple[int, set[str]]:
+    """How many cases of a report passed, and which failed."""
     passed, failed = 0, set()
     for suite in ElementTree.parse(report).getroot().iter("testsuite"):
         for case in suite.iter("testcase"):
@@ -143,5 +158,4 @@ async def test_h2spec(tools: Path, tmp_path: Path) -> None:
                 failed.add(f"{suite.get('name')}: {case.get('classname')}")
             elif case.find("skipped") is None:
                 passed += 1
-    assert failed <= set(DEVIATIONS), output[-3000:]
-    assert passed >= 135
+    return passed, failed
