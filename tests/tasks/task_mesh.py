@@ -212,6 +212,13 @@ class TaskMesh:
         self._stack = ExitStack()
 
     def __enter__(self) -> "TaskMesh":
+        try:
+            return self._begin()
+        except BaseException:
+            self._stack.close()  # what was started must not outlive the test
+            raise
+
+    def _begin(self) -> "TaskMesh":
         write_certificates(self.certificates)
         self.home.create()
         self.zone = ZoneThread()
@@ -223,9 +230,7 @@ class TaskMesh:
         self._stack.callback(end_mesh, self.home)
         arguments = ("up", "--home", str(self.home.path), "-d", "-f", str(file))
         result = meshbus(*arguments, "--capture", "netns")
-        if result.returncode != 0:
-            self._stack.close()
-            raise AssertionError(result.stderr)
+        assert result.returncode == 0, result.stderr
         self.api = self._stack.enter_context(MeshApi(self.home))
         addresses = status_of(self.home).instances
         for host, instance in OUTSIDE.items():
