@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 from meshbus_xds_gateway.carrier_choice import native_is_installed
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "bench"))
+# Last: the bench has a module `standalone`, and so have the tests of whole meshes.
+sys.path.append(str(Path(__file__).parents[3] / "bench"))
 
 from processes import Gateway, bus, driver, resident_mb
 from scenarios import Bench
