@@ -122,7 +122,8 @@ ROWS = {
 """Subjects of rows, by who alone may write them."""
 QUESTIONS = {
     "x.config.credential": {"xds-gateway", "config"},
-    "x.ca.join-token": {"local"},
+    "x.ca.join-token": {"local", "config"},
+    "x.config.pull-secret": {"policy", "config"},
     "x.ca.revoke": {"config"},
     "x.ca.rotation": {"config"},
     "x.ca.certificates": {"config"},
@@ -260,8 +261,8 @@ async def test_a_join_token_is_for_the_machine_that_used_it_first(mesh):
     assert admission.identity([("authorization", f"Bearer {fresh}")], "203.0.113.9:1")
 
 
-async def test_only_the_supervisor_gets_join_tokens(mesh):
-    for name in ("xds-gateway", "config", "discovery", "policy"):
+async def test_only_who_lets_workloads_in_gets_join_tokens(mesh):
+    for name in ("xds-gateway", "discovery", "policy"):
         with pytest.raises(Exception, match=r"(?i)permission|time|respond|unavailable"):
             await call(mesh.buses[name], JOIN_TOKEN, {}, dict, timeout=0.5)
 
