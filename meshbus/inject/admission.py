@@ -90,8 +90,6 @@ def path_variables(path: str) -> dict[str, str]:
 def json_patch(before: Any, after: Any, path: str = "") -> list[Operation]:
     """What turns one document into the other. Lists of the same length are compared item by item;
     others are replaced as a whole."""
-    if before == after and type(before) is type(after):
-        return []
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         patch: list[Operation] = [
             {"op": "remove", "path": f"{path}/{_pointer(name)}"}
@@ -111,6 +109,9 @@ def json_patch(before: Any, after: Any, path: str = "") -> list[Operation]:
             for index, (held, wanted) in enumerate(zip(before, after, strict=True))
             for operation in json_patch(held, wanted, f"{path}/{index}")
         ]
+    # Python takes true for 1, also within lists: only single values of one type are compared.
+    if type(before) is type(after) and not isinstance(before, list) and before == after:
+        return []
     return [{"op": "replace", "path": path, "value": after}]
 
 

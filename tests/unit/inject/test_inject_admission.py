@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meshbus.inject import InjectionError, Injector
@@ -38,6 +38,7 @@ def applied(document: Any, patch: list[dict[str, Any]]) -> Any:
 
 
 @given(VALUES, VALUES)
+@example([False, True, True], [False, True, 1])
 def test_patch_turns_one_into_the_other(before: Any, after: Any) -> None:
     assert json.dumps(applied(before, json_patch(before, after)), sort_keys=True) == json.dumps(
         after, sort_keys=True
