@@ -7,6 +7,7 @@ import signal
 import ssl
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -27,13 +28,20 @@ SECRET = {
 }
 
 
+async def read(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
+    return (await client.get(path)).json()
+
+
 async def test_a_restart_loses_nothing(nats_server, bus_for, tmp_path):
     context = make_context(await bus_for("config"), tmp_path)
     async with running(context), client_of(context) as client:
         documents = [reviews_virtual_service(), reviews_service(), SECRET]
         applied = await client.post("/v1/apply", json=documents)
         assert applied.status_code == 200, applied.text
-        before = (await client.get(f"{VIRTUAL_SERVICES}/reviews")).json()
+        async with asyncio.timeout(30):
+            # The route names a subset that nobody has: its status is written a moment later.
+            while "status" not in (before := await read(client, f"{VIRTUAL_SERVICES}/reviews")):
+                await asyncio.sleep(0.02)
     nats_server.kill()
     nats_server.start()
     context = make_context(await bus_for("config"), tmp_path)
