@@ -1,9 +1,10 @@
 """What proxies say to contents, shared by all streams of a gateway: accepted, refused, being tried.
 
 A content (type, name, version) that nobody has accepted yet goes to one proxy first; the others
-wait for its answer, at most `TRIAL_S`. If it refuses, the content goes to nobody else: they keep,
-or get, the last content that was accepted in its place. A content that some proxy has accepted is
-not taken away from others for the fault of one.
+wait for its answer, at most `TRIAL_S`. If it refuses, a second one is asked in the same way: one
+proxy that refuses everything must not speak for the fleet. If both refuse, the content goes to
+nobody else: they keep, or get, the last content that was accepted in its place. A content that some
+proxy has accepted is not taken away from others for the fault of one.
 """
 
 from collections import OrderedDict
@@ -61,6 +62,8 @@ class Verdicts:
     def __init__(self, decided: Callable[[], None] = lambda: None) -> None:
         self._decided = decided
         self._refused: OrderedDict[Content, Refusal] = OrderedDict()
+        self._doubted: OrderedDict[Content, Refusal] = OrderedDict()
+        """Refused by one proxy; blocked for it alone until another says the same."""
         self._accepted: OrderedDict[Content, None] = OrderedDict()
         self._trials: dict[Content, _Trial] = {}
         self.epoch = 0
@@ -85,6 +88,7 @@ class Verdicts:
     def accept(self, resource: Resource) -> None:
         """A proxy took this content."""
         content = content_of(resource)
+        self._doubted.pop(content, None)
         self._accepted[content] = None
         self._accepted.move_to_end(content)
         if len(self._accepted) > MAX_ACCEPTED:
@@ -92,16 +96,20 @@ class Verdicts:
         self._end(content)
 
     def refuse(self, refusal: Refusal) -> None:
-        """A proxy refused a content: it is blocked for the others, unless one has accepted it."""
+        """A proxy refused a content: once two have, and none has accepted it, it is blocked for the
+        others."""
         content = content_of(refusal.resource)
         if content not in self._accepted and content not in self._refused:
-            fallback = refusal.fallback
-            if fallback is not None and content_of(fallback) == content:
-                refusal = replace(refusal, fallback=None)
-            self._refused[content] = refusal
-            self.epoch += 1
-            if len(self._refused) > MAX_REFUSALS:
-                self._refused.popitem(last=False)
+            first = self._doubted.get(content)
+            if first is None:
+                fallback = refusal.fallback
+                if fallback is not None and content_of(fallback) == content:
+                    refusal = replace(refusal, fallback=None)
+                _keep(self._doubted, content, refusal)
+            elif first.proxy != refusal.proxy:
+                del self._doubted[content]
+                _keep(self._refused, content, first)
+                self.epoch += 1
         self._end(content)
 
     def held_any(self, change: Change, session: object, now: float) -> bool:
@@ -160,14 +168,21 @@ class Verdicts:
 
     def fallback_of(self, resource: Resource) -> Resource | None:
         """What stands in for a blocked content."""
-        refusal = self._refused.get(content_of(resource))
+        content = content_of(resource)
+        refusal = self._refused.get(content) or self._doubted.get(content)
         return None if refusal is None else refusal.fallback
 
     def refusals(self) -> tuple[Refusal, ...]:
-        """Every blocked content, oldest first."""
+        """Every content that is blocked for all, oldest first."""
         return tuple(self._refused.values())
 
     def _end(self, content: Content) -> None:
         trial = self._trials.pop(content, None)
         if trial is not None and trial.awaited:
             self._decided()
+
+
+def _keep(held: OrderedDict[Content, Refusal], content: Content, refusal: Refusal) -> None:
+    held[content] = refusal
+    if len(held) > MAX_REFUSALS:
+        held.popitem(last=False)

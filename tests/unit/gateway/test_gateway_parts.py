@@ -64,7 +64,8 @@ def test_latency_from_the_write_to_the_last_ack():
 def test_refusals_are_bounded():
     refusals = Verdicts()
     for i in range(MAX_REFUSALS + 10):
-        refusals.refuse(Refusal(res(CDS, "a", str(i)), "no", "p", 1, None))
+        for proxy in ("p", "q"):
+            refusals.refuse(Refusal(res(CDS, "a", str(i)), "no", proxy, 1, None))
     assert len(refusals.refusals()) == MAX_REFUSALS
 
 

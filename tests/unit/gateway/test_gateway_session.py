@@ -167,20 +167,38 @@ def test_refused_resource_is_found_and_the_others_go_on(partial):
     assert not stream.session.blocked
 
 
-def test_refused_content_goes_to_nobody_else():
+def test_content_that_two_refuse_goes_to_nobody_else():
     refusals = Verdicts()
     good, bad = mesh(cds_a="1", lds_l="1"), mesh(cds_a="bad", lds_l="1")
-    first = connected(good, refusals=refusals, name="first")
-    second = connected(good, refusals=refusals, name="second")
-    first.session.update(bad, 2, first.now)
-    first.settle()
-    second.sent()
-    second.session.update(bad, 2, second.now)
-    second.settle()
-    assert second.sent() == []
-    assert (CDS, "a") in second.session.blocked
+    fleet = [connected(good, refusals=refusals, name=f"p{i}") for i in range(3)]
+    for stream in fleet:
+        stream.sent()
+        stream.session.update(bad, 2, stream.now)
+        stream.settle()
+    first, second, third = fleet
+    assert [s[1] for s in first.sent()] == [["a"]]
+    assert [s[1] for s in second.sent()] == [["a"]], "asked for a second opinion"
+    assert third.sent() == []
+    assert all((CDS, "a") in stream.session.blocked for stream in fleet)
+    assert all(contents(stream.client, CDS)["a"].endswith(b"=1") for stream in fleet)
     newcomer = connected(bad, refusals=refusals, name="newcomer")
     assert contents(newcomer.client, CDS)["a"].endswith(b"=1"), "the last good one instead"
+
+
+def test_a_proxy_that_refuses_everything_speaks_for_itself_alone():
+    verdicts = Verdicts()
+    fleet = [connected(mesh(rds_a="1"), refusals=verdicts, name=f"p{i}") for i in range(3)]
+    for stream in fleet:
+        stream.sent()
+        stream.session.update(mesh(rds_a="2"), 2, stream.now)
+    broken, *others = fleet
+    assert broken.server_writes()
+    assert broken.session.nack(RDS, broken.nonce(RDS), "I am broken", broken.now) is not None
+    for stream in others:
+        stream.settle()
+        assert contents(stream.client, RDS)["a"].endswith(b"=2")
+    assert (RDS, "a") not in others[0].session.blocked
+    assert not verdicts.refusals()
 
 
 def test_content_that_another_has_accepted_is_blocked_only_where_it_was_refused():
