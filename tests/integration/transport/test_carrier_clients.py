@@ -26,6 +26,7 @@ DEVIATIONS = {
     "3.5. HTTP/2 Connection Preface: Sends invalid connection preface": "it is reset, not closed",
     "5.1. Stream States: closed: Sends a HEADERS frame after sending RST_STREAM frame": "what was "
     "on its way for the stream before the reset is seen as the answer",
+    "5.1. Stream States: closed: Sends a DATA frame after sending RST_STREAM frame": "too",
     "5.1.2. Stream Concurrency: Sends HEADERS frames that causes their advertised concurrent "
     "stream limit to be exceeded": "gRPC's status RESOURCE_EXHAUSTED instead of a reset",
     "8.1.2.1. Pseudo-Header Fields: Sends a HEADERS frame that contains a pseudo-header field as "
