@@ -19,6 +19,9 @@ from meshbus.inject import Injector, Owner
 from meshbus.model.keys import Key
 from meshbus.model.rows import WorkloadInstance, WorkloadPort
 
+APPLICATION = Path(__file__).parent / "pod_app.py"
+"""Given as text: the user that it runs as may not read this folder."""
+
 pytestmark = [
     pytest.mark.real,
     pytest.mark.slow,
@@ -152,9 +155,7 @@ async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
         assert pod.init() == 0, machine.log("istio-init")
         proxy = pod.start("istio-proxy", envoy_binary())
         app = pod.container("app")
-        pod.machine.start(
-            app, pod.fields, program=[machine.python, str(Path(__file__).parent / "pod_app.py")]
-        )
+        pod.machine.start(app, pod.fields, program=[machine.python, "-c", APPLICATION.read_text()])
 
         def answers(container: str, kind: str, status: int = 200) -> Any:
             async def ask() -> bool:
