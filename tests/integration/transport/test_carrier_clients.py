@@ -7,7 +7,6 @@ Where one is missing its tests are skipped.
 import asyncio
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,7 +26,6 @@ DEVIATIONS = {
     "3.5. HTTP/2 Connection Preface: Sends invalid connection preface": "it is reset, not closed",
     "5.1. Stream States: closed: Sends a HEADERS frame after sending RST_STREAM frame": "what was "
     "on its way for the stream before the reset is seen as the answer",
-    "5.1. Stream States: closed: Sends a DATA frame after sending RST_STREAM frame": "too",
     "5.1.2. Stream Concurrency: Sends HEADERS frames that causes their advertised concurrent "
     "stream limit to be exceeded": "gRPC's status RESOURCE_EXHAUSTED instead of a reset",
     "8.1.2.1. Pseudo-Header Fields: Sends a HEADERS frame that contains a pseudo-header field as "
@@ -135,39 +133,33 @@ async def test_h2spec(tools: Path, tmp_path: Path) -> None:
     held to them."""
     tool = await build(tmp_path, tools / "h2spec", "install", H2SPEC)
     # Cases that send two frames and expect an answer to the second see one to the first when the
-    # machine lets the server run between them: what counts is what never passes.
-    never_passed: set[str] | None = None
-    output = ""
-    for attempt in range(3):
+    # machine lets the server run between them. Each has to pass in some run all the same.
+    passed: set[str] = set()
+    missing, output = set[str](), ""
+    for attempt in range(ATTEMPTS):
         report = tmp_path / f"report-{attempt}.xml"
         async with echoing("native") as (_, port):
             address = ["-h", "127.0.0.1", "-p", str(port), "-P", "/any.Service/Method"]
             _, output = await run(str(tool), *address, "-j", str(report), folder=tmp_path)
-        passed, failed = outcomes(report)
-        assert passed + len(failed) >= 140, output[-3000:]
-        never_passed = failed if never_passed is None else never_passed & failed
-        if never_passed <= set(DEVIATIONS):
+        good, bad = outcomes(report)
+        passed |= good
+        missing = bad - passed - set(DEVIATIONS)
+        if not missing and len(passed) >= 135:
             return
-    raise AssertionError(f"{never_passed}\n{output[-3000:]}")
+    raise AssertionError(f"{len(passed)} passed, never: {missing}\n{output[-3000:]}")
 
 
-ANSWERED = re.compile(r"HEADERS Frame \(length:\d+, flags:0x05, stream_id:\d+\)$")
-"""The whole answer to a call. A request that is not gRPC's has it before the frame that a case is
-about has come, when the machine lets the server run first: the case then shows nothing."""
-MOST_ANSWERED = 16
+ATTEMPTS = 10
 
 
-def outcomes(report: Path) -> tuple[int, set[str]]:
-    """How many cases of a report passed or were answered before their point, and which failed."""
-    passed, early, failed = 0, 0, set()
+def outcomes(report: Path) -> tuple[set[str], set[str]]:
+    """Names of the cases of a report that passed, and that failed."""
+    passed, failed = set(), set()
     for suite in ElementTree.parse(report).getroot().iter("testsuite"):
         for case in suite.iter("testcase"):
-            wrong = case.find("failure") if case.find("error") is None else case.find("error")
-            if wrong is not None and ANSWERED.search(wrong.text or ""):
-                early += 1
-            elif wrong is not None:
-                failed.add(f"{suite.get('name')}: {case.get('classname')}")
+            name = f"{suite.get('name')}: {case.get('classname')}"
+            if case.find("failure") is not None or case.find("error") is not None:
+                failed.add(name)
             elif case.find("skipped") is None:
-                passed += 1
-    assert early <= MOST_ANSWERED
-    return passed + early, failed
+                passed.add(name)
+    return passed, failed
