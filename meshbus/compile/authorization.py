@@ -1,8 +1,8 @@
 """AuthorizationPolicy: which policies a workload follows, and the filters that carry them out.
 
 The filters are in every server-side chain, by reference; what they do comes by ECDS. So a listener
-does not change when policies come and go, and a permission that is taken away is gone for the next
-request of connections that are open.
+does not change when policies come and go, nor when the mesh config first names a provider: what
+policies say holds for the next request of connections that are open.
 
 | filter (HTTP and TCP) | is |
 |---|---|
@@ -12,7 +12,7 @@ request of connections that are open.
 | `envoy.filters.*.rbac.deny` | DENY, and CUSTOM whose provider cannot be used: refused |
 | `envoy.filters.*.rbac.allow` | ALLOW |
 
-The first two are there when the mesh config names an authorization provider.
+A filter without policies does nothing: an RBAC filter without rules.
 Source: https://istio.io/latest/docs/reference/config/security/authorization-policy/
 """
 
@@ -28,7 +28,6 @@ from meshbus.compile.authorization_providers import (
     RBAC_NETWORK,
     SHADOW_PREFIX,
     Provider,
-    any_provider,
     authorization_providers,
     policy_prefix,
 )
@@ -95,26 +94,21 @@ class Policies(NamedTuple):
     custom: tuple[Key, ...] = ()
 
 
-def http_slots(reader: Reader) -> tuple[Slot, ...]:
-    """Node: filters that decide about requests, before and after tokens are looked at."""
-    asking = (
-        Slot(f"{RBAC_HTTP}.custom", (HTTP_RBAC_TYPE,)),
-        Slot(ASK_HTTP, (ASK_HTTP_TYPE, HTTP_RBAC_TYPE)),
-    )
-    rbac = tuple(Slot(f"{RBAC_HTTP}.{n}", (HTTP_RBAC_TYPE,)) for n in ("audit", "deny", "allow"))
-    return (*asking, *rbac) if reader.node(any_provider) else rbac
-
-
-def network_slots(reader: Reader) -> tuple[Slot, ...]:
-    """Node: filters that decide about TCP connections."""
-    asking = (
-        Slot(f"{RBAC_NETWORK}.custom", (NETWORK_RBAC_TYPE,)),
-        Slot(ASK_NETWORK, (ASK_NETWORK_TYPE, NETWORK_RBAC_TYPE)),
-    )
-    rbac = tuple(
-        Slot(f"{RBAC_NETWORK}.{n}", (NETWORK_RBAC_TYPE,)) for n in ("audit", "deny", "allow")
-    )
-    return (*asking, *rbac) if reader.node(any_provider) else rbac
+ASKING_HTTP = (
+    Slot(f"{RBAC_HTTP}.custom", (HTTP_RBAC_TYPE,)),
+    Slot(ASK_HTTP, (ASK_HTTP_TYPE, HTTP_RBAC_TYPE)),
+)
+"""Filters that ask about requests, before tokens are looked at."""
+DECIDING_HTTP = tuple(
+    Slot(f"{RBAC_HTTP}.{action}", (HTTP_RBAC_TYPE,)) for action in ("audit", "deny", "allow")
+)
+"""Filters that decide about requests, after tokens were looked at."""
+NETWORK_SLOTS = (
+    Slot(f"{RBAC_NETWORK}.custom", (NETWORK_RBAC_TYPE,)),
+    Slot(ASK_NETWORK, (ASK_NETWORK_TYPE, NETWORK_RBAC_TYPE)),
+    *(Slot(f"{RBAC_NETWORK}.{a}", (NETWORK_RBAC_TYPE,)) for a in ("audit", "deny", "allow")),
+)
+"""Filters that decide about TCP connections."""
 
 
 # --------------------------------------------------------------------------- selection
@@ -290,9 +284,8 @@ def authorization_filters(reader: Reader, policies: Policies, access: Access | N
     custom = reader.node(asked, policies.custom)
     parts = []
     for tcp in (False, True):
-        if reader.node(any_provider):
-            parts.append(reader.node(asking_filters, policies.custom, tcp))
         parts += [
+            reader.node(asking_filters, policies.custom, tcp),
             reader.node(rbac_filter, AUDIT, policies.audit, (), tcp),
             reader.node(rbac_filter, DENY, policies.deny, custom.refused, tcp),
             reader.node(rbac_filter, ALLOW, policies.allow, (), tcp)

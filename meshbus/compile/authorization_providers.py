@@ -55,11 +55,6 @@ def authorization_providers(reader: Reader) -> dict[str, Provider | str]:
     return found
 
 
-def any_provider(reader: Reader) -> bool:
-    """Node: CUSTOM policies can be carried out in this mesh."""
-    return bool(reader.node(authorization_providers))
-
-
 def policy_prefix(provider: str) -> str:
     """What names of rules begin with that ask a provider."""
     return f"istio-ext-authz-{provider}"

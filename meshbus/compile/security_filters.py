@@ -11,11 +11,12 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 )
 
 from meshbus.compile.authorization import (
+    ASKING_HTTP,
+    DECIDING_HTTP,
+    NETWORK_SLOTS,
     Policies,
     Slot,
     authorization_filters,
-    http_slots,
-    network_slots,
     policies_of,
 )
 from meshbus.compile.engine import Reader
@@ -68,14 +69,12 @@ def http_security(
 ) -> list[hcm_pb2.HttpFilter]:
     """Filters of a server-side connection manager: whom CUSTOM policies ask, tokens, RBAC, and
     extensions in their phases."""
-    slots = reader.node(http_slots)
-    asking = len(slots) - 3
     return [
-        *map(_http_slot, slots[:asking]),
+        *map(_http_slot, ASKING_HTTP),
         *http_filters(extensions, (AUTHN,), side, port),
         _http_slot(Slot(TOKENS, (TOKENS_TYPE,))),
         *http_filters(extensions, (AUTHZ,), side, port),
-        *map(_http_slot, slots[asking:]),
+        *map(_http_slot, DECIDING_HTTP),
         *http_filters(extensions, (STATS, LAST), side, port),
     ]
 
@@ -92,7 +91,7 @@ def network_security(
 ) -> list[lc_pb2.Filter]:
     """Filters of a server-side TCP chain, before what forwards."""
     out = network_filters(extensions, (AUTHN, AUTHZ), side, port)
-    for slot in reader.node(network_slots):
+    for slot in NETWORK_SLOTS:
         made = lc_pb2.Filter(name=slot.name)
         made.config_discovery.config_source.CopyFrom(ads())
         made.config_discovery.type_urls.extend(slot.types)

@@ -65,30 +65,27 @@ def custom(*rules: dict[str, Any]) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def guarded(mesh: Any) -> AsyncIterator[tuple[Any, Authorizer, int]]:
-    """A client and a server in a mesh that has an authorizer. The mesh has it first: its filter is
-    in listeners that are made from then on, and connections that are open stay on older ones."""
+async def guarded(mesh: Any) -> AsyncIterator[tuple[Any, Authorizer, int, int]]:
+    """A client and a server in a mesh that gets an authorizer once their connection is open."""
     address = loopback()
     async with authorizer(address) as (guard, port):
         body = {"maxRequestBytes": 16, "allowPartialMessage": True}
-        await mesh.write(
-            service("guard", port, "GRPC"),
-            endpoints("guard", {"g": address}, port, "disabled"),
-            provider(port, includeRequestBodyInCheck=body),
-        )
         async with serving(mesh) as served:
-            yield served, guard, port
+            before = await served.connections()
+            await served.applied(
+                service("guard", port, "GRPC"),
+                endpoints("guard", {"g": address}, port, "disabled"),
+                provider(port, includeRequestBodyInCheck=body),
+            )
+            yield served, guard, port, before
 
 
 async def test_requests_are_decided_over_grpc(mesh):
-    async with guarded(mesh) as (served, guard, port):
+    async with guarded(mesh) as (served, guard, port, before):
         pair = served.pair
         await served.applied(custom({"to": [{"operation": {"paths": ["/guarded*"]}}]}))
-
-        async def asked() -> bool:
-            return await pair.get("/guarded") == 402
-
-        await mesh.until(asked, "the authorizer's own status comes back")
+        assert await pair.get("/guarded") == 402, "the authorizer's own status comes back"
+        assert await served.connections() == before, "on the connection that was open"
         assert await pair.get("/guarded", **{"x-pass": "yes"}) == 200
         assert await pair.get("/open") == 200
         sent = await pair.connection.post(
@@ -122,7 +119,7 @@ async def test_requests_are_decided_over_grpc(mesh):
 
 
 async def test_connections_are_decided_over_grpc(mesh):
-    async with guarded(mesh) as (served, guard, _):
+    async with guarded(mesh) as (served, guard, _, _):
         pair = served.pair
         ((key, row),) = workload("server", pair.server, app=pair.app, port=pair.port).items()
         tcp = msgspec.structs.replace(row, ports=[WorkloadPort("tcp", pair.port, "TCP")])

@@ -61,8 +61,10 @@ async def test_a_dry_run_is_seen_and_not_felt(served):
     rows = policy("try", {"action": "DENY", "rules": [{}]})
     ((key, row),) = rows.items()
     dry = msgspec.structs.replace(row, annotations={"istio.io/dry-run": "true"})
+    before = await served.connections()
     await served.applied({key: dry})
     assert await served.pair.get() == 200
+    assert await served.connections() == before, "seen on the connection that was open"
     stats = await served.server.admin("/stats?filter=istio_dry_run_deny_")
     denied = [line for line in stats.splitlines() if "shadow_denied: " in line]
     assert any(not line.endswith(": 0") for line in denied), stats
@@ -100,6 +102,8 @@ def authentication(issuer: Issuer, **rule: Any) -> Any:
 async def test_tokens(served):
     pair, issuer, stranger = served.pair, Issuer(), Issuer()
     claims = [{"header": "x-team", "claim": "org.team"}]
+    before = await served.connections()
+    assert await pair.get(**stranger.bearer()) == 200, "nobody looks at tokens yet"
     await served.applied(
         authentication(
             issuer,
@@ -127,6 +131,9 @@ async def test_tokens(served):
     await served.applied(authentication(issuer, forwardOriginalToken=True))
     assert await pair.get(**issuer.bearer()) == 200
     assert "authorization" in served.got[-1]
+    await served.applied(gone(authentication(issuer)))
+    assert await pair.get(**stranger.bearer()) == 200
+    assert await served.connections() == before, "one connection was open all the time"
 
 
 async def test_policies_read_tokens(served):
@@ -166,18 +173,15 @@ async def test_a_provider_is_asked(mesh):
     }
     rules = [{"to": [{"operation": {"paths": ["/guarded*"]}}]}]
     custom = {"action": "CUSTOM", "provider": {"name": "guard"}, "rules": rules}
-    # The filter that asks is in listeners that are made once the mesh has a provider.
-    await mesh.write(
-        service("guard", port), endpoints("guard", {"g": address}, port, "disabled"), settings
-    )
     async with guard(address, port), serving(mesh) as served:
         pair = served.pair
-        await served.applied(policy("ask", custom))
-
-        async def felt() -> bool:
-            return await pair.get("/guarded") == 403
-
-        await mesh.until(felt, "the provider's verdict is felt")
+        before = await served.connections()
+        assert await pair.get("/guarded") == 200
+        # The mesh's first provider and its first policy hold on the connection that is open.
+        guards = (service("guard", port), endpoints("guard", {"g": address}, port, "disabled"))
+        await served.applied(*guards, settings, policy("ask", custom))
+        assert await pair.get("/guarded") == 403
+        assert await served.connections() == before, "it is the connection from before"
         assert await pair.get("/open") == 200, "nobody is asked about other paths"
         assert await pair.get("/guarded", **{"x-pass": "yes"}) == 200
         assert served.got[-1]["x-seen-by"] == "guard"
