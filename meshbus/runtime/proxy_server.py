@@ -105,14 +105,7 @@ class ProxyServer:
         self._moved = asyncio.Event()
         self.port = 0
         """What was bound; 0 before."""
-        self.writer = ModelWriter(
-            context.bus,
-            cluster=context.cluster,
-            service=context.name,
-            pod=context.pod,
-            now=context.clock.now,
-            monotonic=context.clock.monotonic,
-        )
+        self.writer = context.model_writer()
         """Of the service's rows; runs while this does."""
         self._synced = asyncio.Event()
         mirror.subscribe(lambda _world, _touched: self._moved.set())

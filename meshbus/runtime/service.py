@@ -9,6 +9,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from meshbus.bus.interface import Bus
+from meshbus.bus.writer import ModelWriter
 from meshbus.runtime.admin import Admin
 from meshbus.runtime.clock import Clock
 from meshbus.runtime.kubernetes import Kubernetes
@@ -44,6 +45,17 @@ class Context(Generic[S]):
     """What the supervisor tells, where this is one of several workers."""
     kubernetes: Kubernetes | None = None
     """The cluster that it runs for; None without Kubernetes."""
+
+    def model_writer(self) -> ModelWriter:
+        """A writer of the service's rows; it writes once it `run`s and leads."""
+        return ModelWriter(
+            self.bus,
+            cluster=self.cluster,
+            service=self.name,
+            pod=self.pod,
+            now=self.clock.now,
+            monotonic=self.clock.monotonic,
+        )
 
 
 class Service(Protocol):

@@ -243,14 +243,7 @@ class CaService:
         self._recipient = Recipient(self._keystore.proof_key())
         context.admin.add_ready("trust", self._not_ready)
         self._mirror.subscribe(lambda _world, _touched: self._moved.set())
-        writer = ModelWriter(
-            context.bus,
-            cluster=context.cluster,
-            service=self.name,
-            pod=context.pod,
-            now=context.clock.now,
-            monotonic=context.clock.monotonic,
-        )
+        writer = context.model_writer()
         bus = context.bus
         follower = self._mirror.follow(
             bus,

@@ -11,7 +11,6 @@ import msgspec
 
 from meshbus.bus.interface import EVENTS, STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
-from meshbus.bus.writer import ModelWriter
 from meshbus.model.requests import CREDENTIAL, PULL_SECRET, CredentialRequest
 from meshbus.runtime.calls import answer
 from meshbus.runtime.http import bind, bound_address, serve_http, split_address
@@ -90,13 +89,7 @@ class ConfigService:
         self._mirror = WorldMirror()
         self._history = History()
         self._mirror.subscribe(self._history.record)
-        self._writer = ModelWriter(
-            context.bus,
-            cluster=context.cluster,
-            service=self.name,
-            pod=context.pod,
-            now=context.clock.now,
-        )
+        self._writer = context.model_writer()
         self._board = StatusBoard(context.cluster)
         self._feed = EventsFeed(context.cluster)
         self._receipts = Receipts(

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from meshbus.bus.backoff import Backoff
 from meshbus.bus.interface import STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
-from meshbus.bus.writer import BATCH_ROWS, ModelWriter, Write
+from meshbus.bus.writer import BATCH_ROWS, Write
 from meshbus.compile.registry import Registry, instance_of_report
 from meshbus.compile.registry.derive import SOURCES
 from meshbus.model.keys import Key, escape_token
@@ -88,14 +88,7 @@ class DiscoveryService:
         self._log = context.log
         self._bus = context.bus
         self._mirror = WorldMirror()
-        self._writer = ModelWriter(
-            context.bus,
-            cluster=context.cluster,
-            service=self.name,
-            pod=context.pod,
-            now=context.clock.now,
-            monotonic=context.clock.monotonic,
-        )
+        self._writer = context.model_writer()
         self._registry = Registry(context.cluster)
         self._wake = asyncio.Event()
         self._board = ReportBoard(self._wake.set)

@@ -5,11 +5,7 @@ each time. The last good keys stand for ever: an issuer that is away locks nobod
 they are shows in the row, the metric and the status of the objects that name them.
 """
 
-import asyncio
 import contextlib
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,72 +20,13 @@ from meshbus.compile.key_sets import public_key_set
 from meshbus.compile.values import nanos_of
 from meshbus.model.key_sources import DISCOVERY, TOUCHING, Need, key_set_key, needed_sources
 from meshbus.model.rows import KeySet
-from meshbus.model.world import Query, World
 from meshbus.runtime.service import Context
 from meshbus_policy.fetch import Fetcher, FetchError
+from meshbus_policy.fetching import Keeper
 
 MAX_SOURCES = 1000
 AT_ONCE = 8
 TIMEOUT_S, MAX_TIMEOUT_S = 5.0, 30.0
-FIRST_RETRY_S, LAST_RETRY_S = 1.0, 300.0
-JITTER = 0.1
-_LOOK_S = 5.0
-
-
-@dataclass
-class _Plan:
-    """When a source is fetched next."""
-
-    at: float
-    failures: int = 0
-
-
-class Schedule:
-    """When which source is due. Pure but for the chance it is given."""
-
-    def __init__(self, refresh_s: float, chance: Callable[[], float]) -> None:
-        """
-        Args:
-            chance: A number from 0 to 1, another one each time.
-        """
-        self._refresh_s = refresh_s
-        self._chance = chance
-        self._plans: dict[str, _Plan] = {}
-
-    def keep(self, sources: dict[str, KeySet | None], now: float) -> None:
-        """These sources and no others; of those that are new, what is known already."""
-        for source in set(self._plans) - set(sources):
-            del self._plans[source]
-        for source, known in sources.items():
-            if source not in self._plans:
-                fresh = known is not None and known.jwks and not known.error
-                at = known.fetched + self._refresh_s if known is not None and fresh else now
-                # A clock that was set back must not keep it from being fetched.
-                self._plans[source] = _Plan(min(at, now + self._refresh_s))
-
-    def due(self, now: float) -> list[str]:
-        """Sources whose time has come, the longest due first."""
-        return sorted(
-            (s for s, p in self._plans.items() if p.at <= now), key=lambda s: self._plans[s].at
-        )
-
-    def next_at(self, otherwise: float) -> float:
-        """When something is due next."""
-        return min((plan.at for plan in self._plans.values()), default=otherwise)
-
-    def done(self, source: str, now: float, *, good: bool) -> None:
-        """It was tried."""
-        plan = self._plans.get(source)
-        if plan is None:
-            return
-        spread = 1 + JITTER * (2 * self._chance() - 1)
-        if good:
-            plan.failures = 0
-            plan.at = now + self._refresh_s * spread
-            return
-        plan.failures += 1
-        wait_s = min(FIRST_RETRY_S * 2 ** min(plan.failures - 1, 30), LAST_RETRY_S)
-        plan.at = now + wait_s * (0.5 + self._chance() / 2)
 
 
 def timeout_of(need: Need) -> float:
@@ -135,8 +72,14 @@ def _object(body: bytes) -> dict[str, Any]:
     return parsed
 
 
-class KeySets:
-    """Keeps the rows of `jwks.keys`. `run` it where the mirror is followed."""
+def fetched_well(row: KeySet | None) -> float | None:
+    """When its keys were fetched, seconds since the epoch; None where the last attempt failed or
+    there was none."""
+    return row.fetched if row is not None and row.jwks and not row.error else None
+
+
+class KeySets(Keeper):
+    """Keeps the rows of `jwks.keys`."""
 
     def __init__(
         self,
@@ -146,36 +89,34 @@ class KeySets:
         fetcher: Fetcher,
         refresh_s: float,
     ) -> None:
-        self._context = context
-        self._mirror = mirror
-        self._writer = writer
-        self._fetcher = fetcher
-        # Jitter is no secret.
-        self._schedule = Schedule(refresh_s, random.random)
-        self._moved = asyncio.Event()
-        self._fetches = Counter(
-            "meshbus_policy_key_set_fetches",
-            "Attempts to fetch keys of tokens, by outcome (good, failed).",
-            ["outcome"],
-            registry=context.metrics,
+        super().__init__(
+            context,
+            mirror,
+            writer,
+            fetcher,
+            touching=TOUCHING,
+            fetches=Counter(
+                "meshbus_policy_key_set_fetches",
+                "Attempts to fetch keys of tokens, by outcome (good, failed).",
+                ["outcome"],
+                registry=context.metrics,
+            ),
+            refresh_s=refresh_s,
+            at_once=AT_ONCE,
         )
-        self._ages = Gauge(
+        self._needed: dict[str, Need] = {}
+        ages = Gauge(
             "meshbus_policy_key_set_age_seconds",
             "Since keys of tokens were last fetched well; of the source that is oldest.",
             registry=context.metrics,
         )
-        self._ages.set_function(self._oldest_s)
-        self._failing = Gauge(
+        ages.set_function(self._oldest_s)
+        failing = Gauge(
             "meshbus_policy_key_sets_failing",
             "Sources of keys whose last attempt failed.",
             registry=context.metrics,
         )
-        self._failing.set_function(lambda: sum(bool(row.error) for row in self._rows().values()))
-        mirror.subscribe(self._changed)
-
-    def _changed(self, _world: World, touched: frozenset[Query]) -> None:
-        if any(query.table in TOUCHING for query in touched):
-            self._moved.set()
+        failing.set_function(lambda: sum(bool(row.error) for row in self._rows().values()))
 
     def _rows(self) -> dict[str, KeySet]:
         return {e.row.source: e.row for e in self._mirror.world.all("jwks.keys")}
@@ -197,54 +138,29 @@ class KeySets:
             for row in self._rows().values()
         ]
 
-    async def run(self) -> None:
-        """Fetch what is due whenever this replica leads, until cancelled."""
-        clock = self._context.clock
-        while True:
-            await self._writer.wait_leading()
-            await self._mirror.reached(self._writer.fenced_at, _LOOK_S)
-            self._moved.clear()
-            needed = dict(sorted(needed_sources(self._mirror.world).items())[:MAX_SOURCES])
-            rows = self._rows()
-            await self._drop(set(rows) - set(needed))
-            self._schedule.keep({source: rows.get(source) for source in needed}, clock.now())
-            due = self._schedule.due(clock.now())[:AT_ONCE]
-            if due:
-                await asyncio.gather(*(self._fetch(s, needed[s], rows.get(s)) for s in due))
-                continue
-            wait_s = self._schedule.next_at(clock.now() + _LOOK_S) - clock.now()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(max(wait_s, 0.01), _LOOK_S)):
-                    await self._moved.wait()
-
-    async def _drop(self, sources: set[str]) -> None:
-        cluster = self._context.cluster
-        for source in sorted(sources):
+    async def _review(self, now: float) -> None:
+        self._needed = dict(sorted(needed_sources(self._mirror.world).items())[:MAX_SOURCES])
+        rows = self._rows()
+        for source in sorted(set(rows) - set(self._needed)):
             with contextlib.suppress(BusError):
-                sequence = await self._writer.commit([(key_set_key(cluster, source), None)])
-                await self._mirror.reached(sequence, _LOOK_S)
+                await self._commit([(key_set_key(self._context.cluster, source), None)])
+        self._schedule.keep({s: fetched_well(rows.get(s)) for s in self._needed}, now)
 
-    async def _fetch(self, source: str, need: Need, known: KeySet | None) -> None:
-        known = known or KeySet(source)
+    async def _fetch(self, name: str) -> bool:
+        known = self._rows().get(name) or KeySet(name)
         clock = self._context.clock
         try:
-            keys = await fetch_keys(self._fetcher, source, need)
+            keys = await fetch_keys(self._fetcher, name, self._needed[name])
         except FetchError as error:
             row = msgspec.structs.replace(
                 known,
                 error=str(error)[:500],
                 failing_since=known.failing_since if known.error else clock.now(),
             )
-            self._context.log.warning("keys not fetched", source=source, error=str(error))
+            self._context.log.warning("keys not fetched", source=name, error=str(error))
         else:
-            row = KeySet(source, keys, clock.now())
+            row = KeySet(name, keys, clock.now())
         self._fetches.labels("failed" if row.error else "good").inc()
         if row != known:
-            try:
-                key = key_set_key(self._context.cluster, source)
-                await self._mirror.reached(await self._writer.commit([(key, row)]), _LOOK_S)
-            except BusError as error:
-                self._context.log.info("keys not written yet", source=source, error=str(error))
-                self._schedule.done(source, clock.now(), good=False)
-                return
-        self._schedule.done(source, clock.now(), good=not row.error)
+            await self._commit([(key_set_key(self._context.cluster, name), row)])
+        return not row.error

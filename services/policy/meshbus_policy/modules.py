@@ -4,10 +4,8 @@ The leader fetches what objects name: once, and again when an object with imageP
 changed. A failure is tried again, later each time; what was fetched before stands.
 """
 
-import asyncio
 import contextlib
 import hashlib
-import random
 from collections.abc import Set
 from typing import Any
 
@@ -21,45 +19,41 @@ from meshbus.model.keys import Key
 from meshbus.model.module_sources import TOUCHING, ModuleSource, Need, needed_modules
 from meshbus.model.requests import PULL_SECRET, CredentialReply, CredentialRequest
 from meshbus.model.rows import WasmChunk, WasmModule
-from meshbus.model.world import Query, World
 from meshbus.runtime.calls import CallError, call
 from meshbus.runtime.sealed import SealError, recipient
 from meshbus.runtime.service import Context
 from meshbus_policy.fetch import Fetcher, FetchError
-from meshbus_policy.key_sets import Schedule
+from meshbus_policy.fetching import Keeper
 from meshbus_policy.registries import MAX_MODULE_BYTES, Logins, fetch_module, logins_of
 
 MAX_MODULES = 64
 MAX_ALL_BYTES = 4 * MAX_MODULE_BYTES
 CHUNK_BYTES = 512 * 1024
 NEVER_S = 10 * 365 * 86400.0
-_LOOK_S = 5.0
 
 
-class Modules:
-    """Keeps the rows of `wasm.modules` and `wasm.chunks`. `run` it where the mirror is followed."""
+class Modules(Keeper):
+    """Keeps the rows of `wasm.modules` and `wasm.chunks`."""
 
     def __init__(
         self, context: Context[Any], mirror: WorldMirror, writer: ModelWriter, fetcher: Fetcher
     ) -> None:
-        self._context = context
-        self._mirror = mirror
-        self._writer = writer
-        self._fetcher = fetcher
-        # Jitter is no secret.
-        self._schedule = Schedule(NEVER_S, random.random)
-        self._moved = asyncio.Event()
-        self._fetches = Counter(
-            "meshbus_policy_module_fetches",
-            "Attempts to fetch modules, by outcome (good, failed).",
-            ["outcome"],
-            registry=context.metrics,
+        super().__init__(
+            context,
+            mirror,
+            writer,
+            fetcher,
+            touching=TOUCHING,
+            fetches=Counter(
+                "meshbus_policy_module_fetches",
+                "Attempts to fetch modules, by outcome (good, failed).",
+                ["outcome"],
+                registry=context.metrics,
+            ),
+            refresh_s=NEVER_S,
+            at_once=1,  # each may be large
         )
-        mirror.subscribe(self._changed)
-
-    def _changed(self, _world: World, touched: frozenset[Query]) -> None:
-        if any(query.table in TOUCHING for query in touched):
-            self._moved.set()
+        self._needed: dict[str, tuple[Key, Need]] = {}
 
     def _row(self, key: Key) -> WasmModule | None:
         row = self._mirror.world.get(key)
@@ -72,30 +66,16 @@ class Modules:
             for e in self._mirror.world.all("wasm.modules")
         ]
 
-    async def run(self) -> None:
-        """Fetch what is missing whenever this replica leads, until cancelled."""
-        clock = self._context.clock
-        while True:
-            await self._writer.wait_leading()
-            await self._mirror.reached(self._writer.fenced_at, _LOOK_S)
-            self._moved.clear()
-            needed = dict(sorted(needed_modules(self._mirror.world).items())[:MAX_MODULES])
-            await self._drop(needed.keys())
-            # Another text is another thing to be done: what was tried before is tried at once.
-            names = {f"{key}\n{need.asked}": key for key, need in needed.items()}
-            self._schedule.keep(dict.fromkeys(names), clock.now())
-            for name, key in names.items():
-                row = self._row(key)
-                if row is not None and row.sha256 and row.asked == needed[key].asked:
-                    self._schedule.done(name, clock.now(), good=True)
-            due = self._schedule.due(clock.now())
-            if due:
-                await self._fetch(due[0], names[due[0]], needed[names[due[0]]])
-                continue
-            wait_s = self._schedule.next_at(clock.now() + _LOOK_S) - clock.now()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(max(wait_s, 0.01), _LOOK_S)):
-                    await self._moved.wait()
+    async def _review(self, now: float) -> None:
+        needed = dict(sorted(needed_modules(self._mirror.world).items())[:MAX_MODULES])
+        await self._drop(needed.keys())
+        # Another text is another thing to be done: what was tried before is tried at once.
+        self._needed = {f"{key}\n{need.asked}": (key, need) for key, need in needed.items()}
+        self._schedule.keep(dict.fromkeys(self._needed), now)
+        for name, (key, need) in self._needed.items():
+            row = self._row(key)
+            if row is not None and row.sha256 and row.asked == need.asked:
+                self._schedule.done(name, now, good=True)
 
     async def _drop(self, keep: Set[Key]) -> None:
         """Rows that nobody needs any more."""
@@ -105,11 +85,11 @@ class Modules:
         gone += [(e.key, None) for e in world.all("wasm.chunks") if e.key.name not in used]
         for start in range(0, len(gone), 500):
             with contextlib.suppress(BusError):
-                sequence = await self._writer.commit(gone[start : start + 500])
-                await self._mirror.reached(sequence, _LOOK_S)
+                await self._commit(gone[start : start + 500])
 
-    async def _fetch(self, name: str, key: Key, need: Need) -> None:
-        clock, source = self._context.clock, need.source
+    async def _fetch(self, name: str) -> bool:
+        key, need = self._needed[name]
+        source = need.source
         known = self._row(key) or WasmModule(source.url)
         row = self._same(need)
         writes: list[Write] = []
@@ -126,17 +106,12 @@ class Modules:
             else:
                 row, writes = self._pieces(need, module)
             self._fetches.labels("failed" if row.error else "good").inc()
-        try:
-            if row != known or self._row(key) is None:
-                # The pieces first, so that whoever reads finds it whole; each by itself, for
-                # together they may be more than a batch takes.
-                for write in (*writes, (key, row)):
-                    await self._mirror.reached(await self._writer.commit([write]), _LOOK_S)
-        except BusError as error:
-            self._context.log.info("module not written yet", url=source.url, error=str(error))
-            self._schedule.done(name, clock.now(), good=False)
-            return
-        self._schedule.done(name, clock.now(), good=not row.error)
+        if row != known or self._row(key) is None:
+            # The pieces first, so that whoever reads finds it whole; each by itself, for together
+            # they may be more than a batch takes.
+            for write in (*writes, (key, row)):
+                await self._commit([write])
+        return not row.error
 
     def _same(self, need: Need) -> WasmModule | None:
         """What another object has that asks for the very same."""

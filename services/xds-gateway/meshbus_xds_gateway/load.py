@@ -4,15 +4,11 @@ stream had better go elsewhere, and how many of the streams here should."""
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-import structlog
-
-from meshbus.bus.interface import Message
-from meshbus.model.keys import escape_token, unescape_token
+from meshbus.bus.gateway_reports import GatewayReports
 from meshbus.model.status import GatewayReport
 
 SILENT_S = 25.0
@@ -33,8 +29,6 @@ _CGROUPS = (
 )
 _UNLIMITED = 1 << 60
 
-log = structlog.get_logger("xds-gateway")
-
 
 @dataclass(frozen=True)
 class LoadLimits:
@@ -46,17 +40,14 @@ class LoadLimits:
     """Of the process; 0: no limit."""
 
 
-class Load:
-    """An Applier of STATUS, and the measure of this process."""
+class Load(GatewayReports):
+    """The load of this process, and what the other replicas report of theirs."""
 
     def __init__(
         self, cluster: str, pod: str, limits: LoadLimits, monotonic: Callable[[], float]
     ) -> None:
-        self.subjects = [f"s.{escape_token(cluster)}.xds-gateway.*.report"]
-        self._pod = pod
+        super().__init__(cluster, monotonic, but=pod)
         self._limits = limits
-        self._monotonic = monotonic
-        self._heard: dict[str, tuple[GatewayReport, float]] = {}
         self._looked = monotonic()
         self._used = time.thread_time()
         self.cpu = 0.0
@@ -91,36 +82,12 @@ class Load:
 
     # ------------------------------------------------------------------ the others
 
-    def begin(self) -> None:
-        """What was heard before is kept until it is too old."""
-
-    def apply(self, messages: Sequence[Message]) -> None:
-        """Reports."""
-        for message in messages:
-            pod = unescape_token(message.subject.split(".")[3])
-            if pod == self._pod:
-                continue
-            if not message.data:
-                self._heard.pop(pod, None)
-                continue
-            try:
-                report = msgspec.json.decode(message.data, type=GatewayReport)
-            except msgspec.MsgspecError as error:
-                log.warning("a report cannot be read", pod=pod, error=str(error))
-                continue
-            self._heard[pod] = (report, self._monotonic())
-
-    def end(self, sequence: int) -> None:
-        """The snapshot is whole."""
-
     def with_room(self) -> list[GatewayReport]:
         """Other replicas that are heard and are not overloaded themselves."""
-        now = self._monotonic()
         return [
             report
-            for report, heard in self._heard.values()
-            if now - heard <= SILENT_S
-            and report.sequence
+            for report in self.heard_within(SILENT_S).values()
+            if report.sequence
             and report.cpu <= max(self._limits.cpu, 0.5)
             and report.memory <= FULL
         ]

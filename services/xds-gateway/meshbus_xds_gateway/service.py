@@ -8,7 +8,6 @@ import msgspec
 
 from meshbus.bus.interface import STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
-from meshbus.bus.writer import ModelWriter
 from meshbus.model.keys import Key
 from meshbus.model.rows import ServiceAddress
 from meshbus.runtime.http import AddressInUseError
@@ -228,14 +227,7 @@ class XdsGatewayService:
     async def _advertise(self, tasks: asyncio.TaskGroup, host: str, port: int) -> None:
         """Write where proxies reach the gateway; the leader of the replicas does."""
         context = self._context
-        writer = ModelWriter(
-            context.bus,
-            cluster=context.cluster,
-            service=self.name,
-            pod=context.pod,
-            now=context.clock.now,
-            monotonic=context.clock.monotonic,
-        )
+        writer = context.model_writer()
         tasks.create_task(writer.run())
         key = Key(context.cluster, "mesh", "addresses", "", self.name)
         row = ServiceAddress(self.name, host, port)

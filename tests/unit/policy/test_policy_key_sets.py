@@ -7,13 +7,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from meshbus_policy.fetch import MAX_BYTES, MAX_REDIRECTS, Fetcher, FetchError, forbidden, networks
-from meshbus_policy.key_sets import (
-    FIRST_RETRY_S,
-    LAST_RETRY_S,
-    Schedule,
-    fetch_keys,
-    timeout_of,
-)
+from meshbus_policy.fetching import FIRST_RETRY_S, LAST_RETRY_S, Schedule
+from meshbus_policy.key_sets import fetch_keys, fetched_well, timeout_of
 
 from meshbus.compile.key_sets import public_key_set
 from meshbus.model.key_sources import Need
@@ -29,7 +24,7 @@ LOOPBACK = networks("127.0.0.0/8")
 
 def test_each_source_is_due_at_once_and_then_after_a_while() -> None:
     schedule = Schedule(100, lambda: 0.5)
-    schedule.keep({"a": None, "b": KeySet("b", KEYS, fetched=50)}, now=100)
+    schedule.keep({"a": None, "b": fetched_well(KeySet("b", KEYS, fetched=50))}, now=100)
     assert schedule.due(100) == ["a"], "b was fetched before this process began"
     schedule.done("a", 100, good=True)
     assert schedule.due(149) == []
@@ -60,8 +55,8 @@ def test_a_failing_source_is_tried_at_once_by_a_new_leader_and_a_clock_set_back_
     None
 ):
     schedule = Schedule(100, lambda: 0.5)
-    failing = KeySet("a", KEYS, fetched=95, error="away", failing_since=96)
-    schedule.keep({"a": failing, "b": KeySet("b", KEYS, fetched=9_000)}, now=100)
+    failing = fetched_well(KeySet("a", KEYS, fetched=95, error="away", failing_since=96))
+    schedule.keep({"a": failing, "b": fetched_well(KeySet("b", KEYS, fetched=9_000))}, now=100)
     assert schedule.due(100) == ["a"]
     assert schedule.due(200) == ["a", "b"]
 
