@@ -35,7 +35,14 @@ from meshbus.compile.names import (
     listener_name,
 )
 from meshbus.compile.outbound import ANY_V4, INBOUND_PORT, OUTBOUND_PORT, any_address, reporting_of
-from meshbus.compile.peer_authentication import DISABLE, PERMISSIVE, STRICT, MutualTls, mutual_tls
+from meshbus.compile.peer_authentication import (
+    DISABLE,
+    NO_SELECTOR_IN_ROOT,
+    PERMISSIVE,
+    STRICT,
+    MutualTls,
+    mutual_tls,
+)
 from meshbus.compile.proxy_headers import forward_certificate
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.quota import inbound_quota, quota_filters
@@ -389,7 +396,7 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
         loop = out.filter_chains.add(name="virtualInbound-blackhole")
         loop.filter_chain_match.destination_port.CopyFrom(uint32(port))
         loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
-    report = Report()
+    report = _report_of(view)
     for served in view.ports:
         if not served.bound:
             out.filter_chains.extend(_guarded_chains(reader, view, served, False, report))
@@ -401,6 +408,14 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
         if served.bound
     ]
     return Part((encode(reader, LDS, out.name, out, view.origins), *own), report.findings())
+
+
+def _report_of(view: ListenerView) -> Report:
+    """Begins with the policies that the workload passes over."""
+    report = Report()
+    for key in view.mutual.passed_over:
+        report.add(key, "spec.selector", NO_SELECTOR_IN_ROOT)
+    return report
 
 
 def unserved_ports(view: InboundView | ListenerView) -> list[ServedPort]:
@@ -415,7 +430,7 @@ def bound_listeners(reader: Reader, view: ListenerView, ips: tuple[str, ...]) ->
     out: list[Resource] = []
     if not ips:
         return Part()
-    report = Report()
+    report = _report_of(view)
     for served in view.ports:
         addresses = (served.bind,) if served.bind else ips
         out.append(_bound_listener(reader, view, served, addresses, report))

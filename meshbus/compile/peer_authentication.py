@@ -13,6 +13,11 @@ PERMISSIVE = "PERMISSIVE"
 DISABLE = "DISABLE"
 _MODES = frozenset({STRICT, PERMISSIVE, DISABLE})
 
+NO_SELECTOR_IN_ROOT = (
+    "has no effect in the root namespace, as in Istio: a policy there is for the whole mesh; "
+    "workloads are selected in their own namespaces"
+)
+
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -34,6 +39,8 @@ class MutualTls(NamedTuple):
     mode: str
     ports: tuple[tuple[int, str], ...]
     origins: tuple[Key, ...]
+    passed_over: tuple[Key, ...] = ()
+    """Policies that select the workload and have no effect: see `NO_SELECTOR_IN_ROOT`."""
 
     def at(self, port: int) -> str:
         """The mode of one port of the workload."""
@@ -72,9 +79,10 @@ def _mode(settings: object) -> str:
 
 
 def selecting_labels(reader: Reader, namespace: str) -> frozenset[tuple[str, str]]:
-    """Node: labels that policies of a namespace select workloads by."""
-    own = reader.node(peer_policies, namespace)
-    return frozenset(pair for policy in own for pair in policy.selector)
+    """Node: labels that policies of a namespace, or of the root namespace, select workloads by."""
+    owners = dict.fromkeys((reader.node(mesh).root_namespace, namespace))
+    policies = [policy for owner in owners for policy in reader.node(peer_policies, owner)]
+    return frozenset(pair for policy in policies for pair in policy.selector)
 
 
 def mutual_tls(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
@@ -87,22 +95,24 @@ def mutual_tls(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
 
 def modes(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
     """Node: modes for workloads of these labels. The workload's policy wins over the namespace's,
-    that over the mesh's (root namespace); at each level the oldest counts. Without any the policies
-    of Istio 1.4 count, and PERMISSIVE without those.
+    that over the mesh's (root namespace, where those with a selector do not count); at each level
+    the oldest counts. Without any the policies of Istio 1.4 count, and PERMISSIVE without those.
 
     Source: Istio, PeerAuthentication reference; ComposePeerAuthentication.
     """
     root = reader.node(mesh).root_namespace
     mode, ports, origins = PERMISSIVE, {}, []
     held = set(labels)
-    levels = [next((p for p in reader.node(peer_policies, root) if not p.selector), None)]
-    own = reader.node(peer_policies, namespace)
+    of_mesh = reader.node(peer_policies, root)
+    levels = [next((p for p in of_mesh if not p.selector), None)]
     if namespace != root:
+        own = reader.node(peer_policies, namespace)
         levels.append(next((p for p in own if not p.selector), None))
-    levels.append(next((p for p in own if p.selector and held.issuperset(p.selector)), None))
+        levels.append(next((p for p in own if p.selector and held.issuperset(p.selector)), None))
+    passed_over = tuple(p.key for p in of_mesh if p.selector and held.issuperset(p.selector))
     if not any(levels):
         legacy = reader.node(legacy_modes, namespace, labels)
-        return MutualTls(legacy.mode or PERMISSIVE, legacy.ports, legacy.origins)
+        return MutualTls(legacy.mode or PERMISSIVE, legacy.ports, legacy.origins, passed_over)
     for policy in levels:
         if policy is None:
             continue
@@ -110,4 +120,4 @@ def modes(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
         mode = policy.mode or mode
         if policy.selector:
             ports = {number: own_mode or mode for number, own_mode in policy.ports}
-    return MutualTls(mode, tuple(sorted(ports.items())), tuple(origins))
+    return MutualTls(mode, tuple(sorted(ports.items())), tuple(origins), passed_over)

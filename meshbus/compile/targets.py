@@ -1,5 +1,9 @@
 """Whom a policy concerns: `selector` and `targetRefs` of policies of security.istio.io.
 
+A policy may be attached to a Gateway of the Gateway API, and then concerns its workloads. Services,
+ServiceEntries and GatewayClasses are targets at waypoints alone, which no workload here is: what is
+attached to those concerns nobody.
+
 Source: https://istio.io/latest/docs/reference/config/type/workload-selector/
 """
 
@@ -9,6 +13,7 @@ from typing import Any, NamedTuple
 from meshbus.compile.written import entries, fields, pairs
 
 Labels = tuple[tuple[str, str], ...]
+GATEWAY_API = "gateway.networking.k8s.io"
 GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
 """The label that ties a workload to a Gateway of the Gateway API."""
 
@@ -37,5 +42,9 @@ def target_of(spec: Mapping[str, Any]) -> Target:
         references.append(fields(spec["targetRef"]))
     if not references:
         return Target(selector, None)
-    names = [str(r.get("name") or "") for r in references if r.get("kind") == "Gateway"]
+    names = [
+        str(reference.get("name") or "")
+        for reference in references
+        if (reference.get("group"), reference.get("kind")) == (GATEWAY_API, "Gateway")
+    ]
     return Target((), tuple(sorted(names)))

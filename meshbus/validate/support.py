@@ -120,6 +120,7 @@ _REASONS = {
     "spec.inclusion.workloadSelectors": _NEITHER,
     "spec.exclusion.workloadSelectors": _NEITHER,
 }
+_AT_WAYPOINTS = "is a target at waypoints alone: meshes without sidecars have those"
 _NO_INTERVAL = "is not known to Envoy, whose budget counts the requests of the moment"
 _NEEDS_LOCAL_CLUSTER = "needs a cluster of the proxy's own service in its bootstrap"
 
@@ -139,7 +140,7 @@ def limits_of(info: KindInfo) -> list[Limit] | None:
     if _is_whole(info):
         return None
     out = [Limit(p, _reason(p)) for p in _FIELDS.get(info.kind, ())]
-    out += [Limit(p, _NOT_YET, values) for p, values in _VALUES.get(info.kind, {}).items()]
+    out += [Limit(p, _value(p), values) for p, values in _VALUES.get(info.kind, {}).items()]
     if info.kind == "MeshConfig":
         out += [Limit(path, reason or _NOT_YET) for path, reason in fields_not_carried_out()]
     return sorted(out)
@@ -153,6 +154,11 @@ def _reason(pattern: str) -> str:
     if pattern.startswith("spec.defaultTrafficPolicy."):
         return "is refused, as by Istio"
     return _REASONS.get(pattern, _NOT_YET)
+
+
+def _value(pattern: str) -> str:
+    """Why a value of a field is not carried out."""
+    return _AT_WAYPOINTS if pattern.endswith(("targetRef.kind", "targetRefs[].kind")) else _NOT_YET
 
 
 def unsupported_fields(document: Mapping[str, Any], *, injects: bool = False) -> list[Violation]:
@@ -177,7 +183,7 @@ def unsupported_fields(document: Mapping[str, Any], *, injects: bool = False) ->
     for pattern, values in _VALUES.get(info.kind, {}).items():
         for path, value in _at(document, pattern):
             if isinstance(value, str) and value in values:
-                found.append(Violation(path, CODE, f"{value} {_NOT_YET}"))
+                found.append(Violation(path, CODE, f"{value} {_value(pattern)}"))
     found.extend(_special(info, document))
     return found
 

@@ -182,12 +182,32 @@ def test_a_policy_attached_to_a_gateway_concerns_that_gateway_alone() -> None:
     assert not rules(compiled(mesh, sidecar("x", "bar", labels=labels)), "allow")
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"kind": "Service", "name": "httpbin"},
+        {"group": "networking.istio.io", "kind": "ServiceEntry", "name": "httpbin"},
+        {"group": "networking.istio.io", "kind": "Gateway", "name": "edge"},
+        {"group": "gateway.networking.k8s.io", "kind": "GatewayClass", "name": "istio-waypoint"},
+    ],
+)
+def test_what_is_attached_to_waypoints_concerns_no_sidecar(reference: dict[str, str]) -> None:
+    """Source: Istio, ShouldAttachPolicy."""
+    gateway = {"gateway.networking.k8s.io/gateway-name": "edge"}
+    for namespace in ("foo", "istio-system"):
+        mesh = policy("edge", {"rules": [{}], "targetRefs": [reference]}, namespace=namespace)
+        assert not rules(compiled(mesh, httpbin()), "allow")
+        assert not rules(compiled(mesh, httpbin(labels=gateway)), "allow")
+
+
 def test_without_policies_every_filter_is_there_and_does_nothing() -> None:
     snapshot = compiled(service("httpbin", ("http", 80, "HTTP"), namespace="foo"), httpbin())
     for where in ("http", "network"):
-        for action in ("audit", "deny", "allow"):
-            made = extension(snapshot, f"envoy.filters.{where}.rbac.{action}")
+        for name in ("rbac.custom", "ext_authz", "rbac.audit", "rbac.deny", "rbac.allow"):
+            made = extension(snapshot, f"envoy.filters.{where}.{name}")
+            assert made.DESCRIPTOR.name == "RBAC"
             assert not made.HasField("rules")
+            assert not made.HasField("shadow_rules")
 
 
 def test_a_rule_that_is_not_understood_fails_safe() -> None:

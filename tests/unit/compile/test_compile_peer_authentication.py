@@ -11,6 +11,8 @@ from meshes import Rows, config, mesh_config, rows
 
 from meshbus.compile.engine import Engine
 from meshbus.compile.peer_authentication import mutual_tls
+from meshbus.compile.proxy import compile_proxy
+from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.model.world import world_of
 
 LABELS = (("app", "a"), ("version", "v1"))
@@ -68,7 +70,7 @@ def own(mode: str | None, **fields: Any) -> Rows:
         ((policy(S, selector={"app": "b"}),), P),
         ((policy(S, selector={"app": "a", "version": "v2"}),), P),
         ((policy(S, selector={"app": "a", "version": "v1"}),), S),
-        # In the root namespace a selector is about workloads there.
+        # In the root namespace a selector is about nobody.
         ((root(S, selector={"app": "a"}),), P),
         # The oldest of one level; of equal age the first by name.
         ((policy(S, created=1), policy(D, created=2)), S),
@@ -108,6 +110,25 @@ def test_the_root_namespace_is_that_of_the_mesh_config() -> None:
     assert Engine(world_of(mesh)).get(mutual_tls, "foo", LABELS).mode == S
 
 
-def test_workloads_of_the_root_namespace_follow_their_own() -> None:
-    mesh = rows(root(S), root(D, selector={"app": "a"}))
-    assert Engine(world_of(mesh)).get(mutual_tls, "istio-system", LABELS).mode == D
+@pytest.mark.parametrize("namespace", ["istio-system", "foo"])
+def test_a_selector_in_the_root_namespace_has_no_effect_and_that_is_told(namespace: str) -> None:
+    """Source: Istio, ComposePeerAuthentication: workload-level policies of the root namespace are
+    passed over, also for workloads that run there."""
+    selecting = root(D, selector={"app": "a"}, ports={80: D}, name="selecting")
+    mesh = rows(root(S), selecting, root(D, selector={"app": "b"}, name="of-others"))
+    found = Engine(world_of(mesh)).get(mutual_tls, namespace, LABELS)
+    assert (found.mode, found.ports) == (S, ())
+    assert found.passed_over == tuple(rows(selecting))
+
+    sidecar = ProxyKeys(
+        type="sidecar",
+        name="a-0",
+        namespace=namespace,
+        labels=LABELS,
+        service_account="a",
+        ips=("10.0.0.1",),
+    )
+    snapshot = Engine(world_of(mesh)).get(compile_proxy, sidecar)
+    (told,) = [f for f in snapshot.findings if f.object in rows(selecting)]
+    assert told.path == "spec.selector"
+    assert "no effect in the root namespace" in told.message
