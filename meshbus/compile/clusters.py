@@ -32,6 +32,7 @@ from meshbus.compile.names import (
     is_wildcard,
     spiffe,
 )
+from meshbus.compile.proxy_headers import keep_upstream_case
 from meshbus.compile.resources import CDS, Resource, encode
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.stat_names import outbound_stat_name
@@ -77,6 +78,8 @@ class ClusterStyle(NamedTuple):
     ipv6: bool
     place: Place | None = None
     """Where the proxy is, for what is resolved by itself; None for services not ranked by it."""
+    keep_case: bool = False
+    """See `ProxyHeaders.keep_case`."""
 
 
 def service_clusters(
@@ -153,6 +156,8 @@ def _cluster(
     with report.guard(blame, place):
         apply_connection_pool(cluster, options, policy, settings)
     http2 = apply_protocol(options, port.protocol, policy, settings)
+    if style.keep_case:
+        keep_upstream_case(options)
     with report.guard(blame, place):
         apply_outlier_detection(cluster, policy)
         apply_error_codes(options, policy)
@@ -393,6 +398,8 @@ def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
         passthrough.type = cluster_pb2.Cluster.ORIGINAL_DST
     else:
         resolve_as_named(passthrough, style.ipv6)
+    if style.keep_case:
+        keep_upstream_case(options)
     apply_options(passthrough, options)
     if not style.router:
         out.append(passthrough)
@@ -451,6 +458,8 @@ def _inbound_passthrough(settings: MeshSettings, style: ClusterStyle) -> cluster
     options.use_downstream_protocol_config.http_protocol_options.SetInParent()
     options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
     apply_connection_pool(cluster, options, settings.default_pool, settings)
+    if style.keep_case:
+        keep_upstream_case(options)
     apply_options(cluster, options)
     _from_inpod_address(cluster, style.ipv6)
     return cluster
@@ -473,6 +482,8 @@ def inbound_application(
     app_address: str,
     ipv6: bool,
     policy: dict[str, Any],
+    *,
+    keep_case: bool = False,
 ) -> cluster_pb2.Cluster:
     """The application behind a sidecar: at its own address, at localhost where the mesh says so
     (`inboundTrafficPolicy`), or where the traffic was going.
@@ -481,6 +492,8 @@ def inbound_application(
     options = http_protocol_options_pb2.HttpProtocolOptions()
     apply_connection_pool(cluster, options, policy, settings)
     apply_protocol(options, protocol, {}, MeshSettings())
+    if keep_case:
+        keep_upstream_case(options)
     apply_options(cluster, options)
     if app_address or settings.inbound_localhost:
         cluster.type = cluster_pb2.Cluster.STATIC

@@ -1,6 +1,5 @@
 """Routers: listeners and routes of the Gateways that select them."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from envoy.config.core.v3 import base_pb2
@@ -42,7 +41,7 @@ from meshbus.compile.ingress import ingress_routes
 from meshbus.compile.l4_routes import L4Route, l4_routes, restrict, tcp_filter
 from meshbus.compile.names import UDP, ClusterName, covers, listener_name, with_port
 from meshbus.compile.outbound import any_address, reporting_of
-from meshbus.compile.proxy_headers import forward_certificate, headers_of
+from meshbus.compile.proxy_headers import forward_certificate
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
 from meshbus.compile.scope import (
@@ -85,10 +84,7 @@ def router_resources(
     report = Report()
     servers = router_servers(reader, proxy, report)
     report.extend(reader.node(ingress_routes).findings)
-    reporting = reporting_of(reader, LOG_OUTBOUND)
-    if proxy.proxy_config:
-        headers = headers_of(reader.node(mesh).proxy_config, proxy.proxy_config)
-        reporting = replace(reporting, headers=headers)
+    reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
     secrets: list[SecretNeed] = []
     resources: list[Resource] = []
     ports: dict[tuple[str, int], list[Server]] = {}
@@ -297,6 +293,7 @@ def _context(reader: Reader, view: View, server: Server) -> RouteContext:
         service=lambda host: reader.node(service_of, view.viewer, host),
         read=reader.get,
         policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
+        headers=view.headers,
     )
 
 
@@ -391,10 +388,11 @@ def _routes(
         encode_host(
             with_port(host, held.port),
             [host],
-            encode_tail(joined_routes(held.routes, report), held.require_tls),
+            encode_tail(joined_routes(held.routes, report), view.headers, held.require_tls),
         )
         for host, held in sorted(hosts.items())
     ]
     if not encoded:
-        encoded = [encode_host(f"blackhole:{servers[0].number}", ["*"], encode_tail([]))]
+        tail = encode_tail([], view.headers)
+        encoded = [encode_host(f"blackhole:{servers[0].number}", ["*"], tail)]
     return encode_table(reader, name, encoded, origins, ignore_port=True)

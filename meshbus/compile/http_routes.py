@@ -22,6 +22,7 @@ from meshbus.compile.connections import Tunnel
 from meshbus.compile.delegates import HttpRule, http_rules
 from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.names import MESH_GATEWAY, ClusterName, config_path, fqdn
+from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.route_match import described, is_catch_all, route_match
 from meshbus.compile.scope import Ref
 from meshbus.compile.settings import MeshSettings
@@ -101,6 +102,8 @@ class RouteContext:
     """An object by key."""
     policy: Callable[[str, int, str], Conduct]
     """What the destination rules of (host, port, subset) ask of who calls it."""
+    headers: ProxyHeaders
+    """What the proxy says of itself and callers, in headers."""
 
 
 def bound_gateways(vs: Ref) -> frozenset[str]:
@@ -309,6 +312,7 @@ def _forward(
             _hash(action, cluster, context)
         if not action.weighted_clusters.clusters:
             raise NotCompiledError(f"{path}.route", "all weights are 0")
+    action.append_x_forwarded_host = context.headers.forwarded_host and _changes_host(action)
     retry = retry_policy(
         rule["retries"] if rule.get("retries") is not None else context.settings.retry_policy,
         hashed,
@@ -316,6 +320,11 @@ def _forward(
     )
     if retry is not None:
         action.retry_policy.CopyFrom(retry)
+
+
+def _changes_host(action: rc_pb2.RouteAction) -> bool:
+    entries = (action, *action.weighted_clusters.clusters)
+    return any(entry.host_rewrite_literal for entry in entries)
 
 
 def _hash(action: rc_pb2.RouteAction, cluster: ClusterName, context: RouteContext) -> bool:

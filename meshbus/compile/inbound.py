@@ -43,7 +43,7 @@ from meshbus.compile.peer_authentication import (
     MutualTls,
     mutual_tls,
 )
-from meshbus.compile.proxy_headers import forward_certificate
+from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, forward_certificate, headers_of
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.quota import inbound_quota, quota_filters
 from meshbus.compile.resources import CDS, LDS, Resource, encode
@@ -127,6 +127,8 @@ class ListenerView(NamedTuple):
     """The Sidecar that says the ports."""
     extensions: tuple[Extension, ...] = ()
     """WasmPlugins and TrafficExtensions on the server side."""
+    headers: ProxyHeaders = NO_WISHES
+    """What the proxy says of itself and callers, in headers."""
 
     @property
     def origins(self) -> tuple[Key, ...]:
@@ -140,6 +142,8 @@ class ClusterView(NamedTuple):
     ports: tuple[ServedPort, ...]
     dual_stack: bool
     sidecar: tuple[Key, ...]
+    keep_case: bool
+    """See `ProxyHeaders.keep_case`."""
 
 
 class InboundView(NamedTuple):
@@ -153,20 +157,27 @@ class InboundView(NamedTuple):
     """The Sidecar that says the ports or their limits."""
     extensions: tuple[Extension, ...] = ()
     """WasmPlugins and TrafficExtensions on the server side."""
+    headers: ProxyHeaders = NO_WISHES
+    """What the proxy says of itself and callers, in headers."""
 
     @property
     def listeners(self) -> ListenerView:
         """What of it decides the listeners."""
         ports = tuple(p._replace(services=(), endpoint="", pool="") for p in self.ports)
         return ListenerView(
-            ports, self.mutual, self.proxy.dual_stack, self.sidecar, self.extensions
+            ports,
+            self.mutual,
+            self.proxy.dual_stack,
+            self.sidecar,
+            self.extensions,
+            self.headers,
         )
 
     @property
     def clusters(self) -> ClusterView:
         """What of it decides the clusters."""
         ports = tuple(p._replace(bind="", bound=False, tls="", path="") for p in self.ports)
-        return ClusterView(ports, self.proxy.dual_stack, self.sidecar)
+        return ClusterView(ports, self.proxy.dual_stack, self.sidecar, self.headers.keep_case)
 
 
 def namespace_services(reader: Reader, namespace: str) -> tuple[Ref, ...]:
@@ -233,6 +244,7 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
             for extension in extensions_of(reader, proxy.namespace, proxy.labels)
             if extension.is_on(SERVER)
         ),
+        headers_of(reader.node(mesh).proxy_config, proxy.proxy_config),
     )
 
 
@@ -292,7 +304,7 @@ def _chains(
     Source: Istio, getMTLSInfo and the inbound filter chain options of 1.31.
     """
     settings = reader.node(mesh)
-    reporting = reporting_of(reader, LOG_INBOUND)
+    reporting = reporting_of(reader, LOG_INBOUND, view.headers)
     mode = view.mutual.at(served.port)
     cluster = served.cluster
     before = network_security(reader, view.extensions, SERVER, served.port)
@@ -367,7 +379,7 @@ def _guarded_chains(
         closed = lc_pb2.FilterChain(name=served.chain_name(False))
         if not bound:
             closed.filter_chain_match.destination_port.CopyFrom(uint32(served.port))
-        reporting = reporting_of(reader, LOG_INBOUND)
+        reporting = reporting_of(reader, LOG_INBOUND, view.headers)
         closed.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
         return [closed]
 
@@ -390,7 +402,7 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
         out.additional_addresses.add().address.CopyFrom(address(other, INBOUND_PORT))
     out.listener_filters.append(original_destination_filter())
     _inspectors(out, True)
-    reporting = reporting_of(reader, LOG_INBOUND)
+    reporting = reporting_of(reader, LOG_INBOUND, view.headers)
     log_refused(out, reporting)
     for port in (INBOUND_PORT, OUTBOUND_PORT):
         loop = out.filter_chains.add(name="virtualInbound-blackhole")
@@ -521,6 +533,7 @@ def inbound_clusters(reader: Reader, view: ClusterView, app_address: str) -> Par
             app_address,
             view.dual_stack,
             pool_policy(served.pool) or settings.default_pool,
+            keep_case=view.keep_case,
         )
         if served.endpoint:
             send_to_endpoint(cluster, served.endpoint, app_address)

@@ -48,6 +48,7 @@ from meshbus.compile.names import (
     listener_name,
     most_specific,
 )
+from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import HTTP_PROXY, age, aliased_hosts, visible_services
 from meshbus.compile.settings import mesh
@@ -243,17 +244,17 @@ def _v4_first(addresses: tuple[str, ...]) -> tuple[str, ...]:
 # --------------------------------------------------------------------------- captured
 
 
-def reporting_of(reader: Reader, log_name: str) -> Reporting:
+def reporting_of(reader: Reader, log_name: str, headers: ProxyHeaders) -> Reporting:
     """What is reported, when there is somebody to report to."""
     settings = reader.node(mesh)
     told = reader.node(has_service, "telemetry")
-    return Reporting(log_name, told, settings.file_log, settings.headers)
+    return Reporting(log_name, told, settings.file_log, headers)
 
 
 def captured_listeners(reader: Reader, view: View) -> Part:
     """Node: listeners for captured traffic of a view."""
     report = Report()
-    reporting = reporting_of(reader, LOG_OUTBOUND)
+    reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
     out = [_virtual_outbound(reader, view, reporting)]
     plan = reader.node(capture_plan, view)
     taken: set[str] = set()
@@ -276,7 +277,7 @@ def placed_listeners(reader: Reader, view: View, own_address: str) -> Part:
     """Node: listeners of a Sidecar that bind their port, for a proxy whose traffic is not captured.
     Without `bind` that is at the address at which the application reaches its proxy."""
     report = Report()
-    reporting = reporting_of(reader, LOG_OUTBOUND)
+    reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
     out = []
     for port, shared in reader.node(capture_plan, view).placed():
         bind = own_address if shared.bind == LOCAL else shared.bind
@@ -362,6 +363,7 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
         service=lambda host: reader.node(service_of, view.viewer, host),
         read=reader.get,
         policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
+        headers=view.headers,
     )
 
 
@@ -494,7 +496,7 @@ def _shared_listener(
 
 def http_proxy_listener(reader: Reader, view: View, bind: str, port: int) -> Part:
     """Node: the HTTP proxy that an application uses when its traffic is not captured."""
-    reporting = reporting_of(reader, LOG_OUTBOUND)
+    reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
     cache = None
     if view.unknown == PASSTHROUGH:
         cache = names_cache(view.ipv6)

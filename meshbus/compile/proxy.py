@@ -35,6 +35,7 @@ from meshbus.compile.outbound import (
     http_proxy_listener,
     placed_listeners,
 )
+from meshbus.compile.proxy_headers import headers_of
 from meshbus.compile.proxy_keys import (
     CAPTURE_PROXY,
     ROUTER,
@@ -123,14 +124,23 @@ def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
         selector for selector in reader.node(source_selectors, viewer) if held.issuperset(selector)
     )
     rules = selecting_rules(reader, proxy.namespace, proxy.labels)
-    unknown = unknown_traffic(sidecar, reader.node(mesh))
+    settings = reader.node(mesh)
+    unknown = unknown_traffic(sidecar, settings)
     extensions = tuple(
         extension
         for extension in extensions_of(reader, proxy.namespace, proxy.labels)
         if extension.is_on(CLIENT)
     )
     return View(
-        viewer, sources, rules, proxy.captured, proxy.dual_stack, unknown, proxy.dns, extensions
+        viewer,
+        sources,
+        rules,
+        proxy.captured,
+        proxy.dual_stack,
+        unknown,
+        proxy.dns,
+        extensions,
+        headers_of(settings.proxy_config, proxy.proxy_config),
     )
 
 
@@ -207,7 +217,8 @@ def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
     view = outbound_view(reader, proxy)
     at = proxy.ips[0] if proxy.ips else ""
     place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster, at)
-    style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack, place)
+    keep_case = view.headers.keep_case
+    style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack, place, keep_case)
     clusters = Ask(outbound_clusters, (view, style))
     endpoints = Ask(outbound_assignments, (view, proxy.captured, place))
     filters = Ask(workload_extensions, (proxy.namespace, proxy.labels))

@@ -1,5 +1,7 @@
 """How proxies treat connections and headers, as ProxyConfig says it: `gatewayTopology` and
-`proxyHeaders` of the mesh config's `defaultConfig`, and of a gateway's own annotation.
+`proxyHeaders` of the mesh config's `defaultConfig`, and of a proxy's own annotation.
+
+`metadataExchangeHeaders` needs nothing: no proxy is sent filters that put metadata into headers.
 
 Source: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#ProxyConfig
 """
@@ -7,12 +9,15 @@ Source: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#Proxy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from envoy.config.core.v3 import protocol_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
+from envoy.extensions.http.header_formatters.preserve_case.v3 import preserve_case_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from meshbus.api.yaml_text import NotReadableError, read_yaml
-from meshbus.compile.values import boolean
+from meshbus.compile.values import any_of, boolean
 
 SERVER_NAME = "istio-envoy"
 _DETAILS = ("SANITIZE_SET", "APPEND_FORWARD")
@@ -38,6 +43,14 @@ class ProxyHeaders(NamedTuple):
     """A request without `x-request-id` is given one."""
     debug_headers: bool = True
     """`x-envoy-*` headers of the router."""
+    attempt_count: bool = True
+    """Requests say in `x-envoy-attempt-count` how often they have been sent."""
+    keep_case: bool = False
+    """Names of HTTP/1 headers keep their upper and lower case."""
+    forwarded_host: bool = False
+    """`x-forwarded-host` says what a `rewrite` has changed."""
+    forwarded_port: bool = False
+    """`x-forwarded-port` says where a request came to."""
 
 
 NO_WISHES = ProxyHeaders()
@@ -46,10 +59,15 @@ NO_WISHES = ProxyHeaders()
 
 def headers_of(settings: Mapping[str, Any], own: str = "") -> ProxyHeaders:
     """What holds of a proxy: `defaultConfig`, and fields of its annotation `proxy.istio.io/config`
-    over that. An annotation that cannot be read says nothing."""
-    both = {**settings, **_read(own)}
+    over that; of `proxyHeaders` each header by itself. An annotation that cannot be read says
+    nothing.
+
+    Source: Istio, MergeProxyConfig (pkg/config/mesh).
+    """
+    mine = _read(own)
+    both = {**settings, **mine}
     topology = _record(both.get("gatewayTopology"))
-    said = _record(both.get("proxyHeaders"))
+    said = {**_record(settings.get("proxyHeaders")), **_set(mine.get("proxyHeaders"))}
     server = _record(said.get("server"))
     details = _record(said.get("setCurrentClientCertDetails"))
     hops = topology.get("numTrustedProxies")
@@ -62,6 +80,10 @@ def headers_of(settings: Mapping[str, Any], own: str = "") -> ProxyHeaders:
         server="" if server.get("disabled") else str(server.get("value") or SERVER_NAME),
         request_id=not _record(said.get("requestId")).get("disabled"),
         debug_headers=not _record(said.get("envoyDebugHeaders")).get("disabled"),
+        attempt_count=not _record(said.get("attemptCount")).get("disabled"),
+        keep_case=said.get("preserveHttp1HeaderCase") is True,
+        forwarded_host=_record(said.get("xForwardedHost")).get("enabled") is True,
+        forwarded_port=_record(said.get("xForwardedPort")).get("enabled") is True,
     )
 
 
@@ -71,6 +93,11 @@ def _read(text: str) -> dict[str, Any]:
     except NotReadableError:
         return {}
     return _record(held)
+
+
+def _set(value: Any) -> dict[str, Any]:
+    """Fields that say something."""
+    return {k: v for k, v in _record(value).items() if v not in (None, "UNDEFINED")}
 
 
 def _record(value: Any) -> dict[str, Any]:
@@ -90,6 +117,28 @@ def apply_headers(manager: hcm_pb2.HttpConnectionManager, headers: ProxyHeaders)
         manager.server_header_transformation = hcm_pb2.HttpConnectionManager.PASS_THROUGH
     if not headers.request_id:
         manager.generate_request_id.CopyFrom(boolean(False))
+    manager.append_x_forwarded_port = headers.forwarded_port
+    if headers.keep_case:
+        _keep_case(manager.http_protocol_options)
+
+
+def keep_upstream_case(options: http_protocol_options_pb2.HttpProtocolOptions) -> None:
+    """The same where HTTP/1 goes upstream: both sides have to remember the names."""
+    chosen = options.WhichOneof("upstream_protocol_options")
+    if chosen is not None:
+        protocols = getattr(options, chosen)
+        if protocols.HasField("http_protocol_options"):
+            _keep_case(protocols.http_protocol_options)
+
+
+def _keep_case(options: protocol_pb2.Http1ProtocolOptions) -> None:
+    """Source: envoy, configuration/http/http_conn_man/header_casing."""
+    formatter = options.header_key_format.stateful_formatter
+    formatter.name = "preserve_case"
+    own = preserve_case_pb2.PreserveCaseFormatterConfig(
+        formatter_type_on_envoy_headers=preserve_case_pb2.PreserveCaseFormatterConfig.PROPER_CASE
+    )
+    formatter.typed_config.CopyFrom(any_of(own))
 
 
 def forward_certificate(

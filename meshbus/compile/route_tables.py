@@ -11,6 +11,7 @@ from typing import NamedTuple
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part, Report
 from meshbus.compile.names import BLACK_HOLE, is_wildcard, most_specific, with_port
+from meshbus.compile.proxy_headers import NO_WISHES
 from meshbus.compile.scope import (
     HTTP_PROXY,
     NOBODY,
@@ -44,6 +45,8 @@ from meshbus.model.rows import Service
 
 EVERYBODY = View(Viewer(NOBODY), frozenset(), frozenset(), True, False, "")
 """The view of proxies to whom nothing special applies."""
+UNCOUNTED = EVERYBODY._replace(headers=NO_WISHES._replace(attempt_count=False))
+"""The same without `x-envoy-attempt-count`."""
 
 
 class Chunk(NamedTuple):
@@ -61,7 +64,8 @@ class Chunk(NamedTuple):
 
 
 def route_view(reader: Reader, view: View) -> View:
-    """Node: `EVERYBODY` when routes to other namespaces are everybody's, else the view."""
+    """Node: the view, or where routes to other namespaces are everybody's `EVERYBODY` (without
+    counts of attempts `UNCOUNTED`)."""
     if view.viewer.egress or view.sources or view.rules:
         return view
     if reader.node(common_viewer, view.viewer).namespace != NOBODY:
@@ -72,7 +76,7 @@ def route_view(reader: Reader, view: View) -> View:
         return view
     if reader.node(has_aliases, view.viewer):
         return view
-    return EVERYBODY
+    return EVERYBODY if view.headers.attempt_count else UNCOUNTED
 
 
 def has_aliases(reader: Reader, viewer: Viewer) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 from meshbus.compile.engine import Reader
 from meshbus.compile.file_logs import NO_FILE_LOG, FileLog
 from meshbus.compile.findings import NotCompiledError
-from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, headers_of
 from meshbus.compile.tls_limits import NO_LIMITS, TlsLimits, limits_of
 from meshbus.compile.values import nanos_of
 from meshbus.model.world import Query
@@ -32,10 +31,8 @@ class MeshSettings:
     """`defaultInboundHttpRetryPolicy`, as written."""
     default_traffic: dict[str, Any] = field(default_factory=dict)
     """`defaultTrafficPolicy`: connectionPool and outlierDetection where no rule has them."""
-    headers: ProxyHeaders = NO_WISHES
-    """`gatewayTopology` and `proxyHeaders` of `defaultConfig`."""
     proxy_config: dict[str, Any] = field(default_factory=dict)
-    """The fields of `defaultConfig` that a proxy's annotation goes over: those of `headers`."""
+    """`gatewayTopology` and `proxyHeaders` of `defaultConfig`: see `proxy_headers.headers_of`."""
     file_log: FileLog = NO_FILE_LOG
     """`accessLogFile`, `accessLogFormat`, `accessLogEncoding`, `disableEnvoyListenerLog`."""
     inbound_localhost: bool = False
@@ -108,7 +105,6 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
             for name, value in _record(spec, "defaultTrafficPolicy").items()
             if name in ("connectionPool", "outlierDetection") and isinstance(value, dict)
         },
-        headers=headers_of(proxy),
         proxy_config={k: v for k, v in proxy.items() if k in ("gatewayTopology", "proxyHeaders")},
         file_log=FileLog(
             str(spec.get("accessLogFile") or ""),

@@ -38,6 +38,7 @@ from meshbus.compile.names import (
     service_domains,
     with_port,
 )
+from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders
 from meshbus.compile.resources import RDS, Resource, field, resource_of
 from meshbus.compile.scope import (
     Ref,
@@ -81,6 +82,8 @@ class View(NamedTuple):
     """Applications ask mesh DNS: allocated addresses are called."""
     extensions: tuple[Extension, ...] = ()
     """WasmPlugins and TrafficExtensions on the client side, or of a gateway."""
+    headers: ProxyHeaders = NO_WISHES
+    """What the proxies say of themselves and callers, in headers."""
 
     @property
     def namespace(self) -> str:
@@ -201,6 +204,7 @@ def _context(reader: Reader, view: View, port: int) -> RouteContext:
         service=lambda host: reader.node(service_of, view.viewer, host),
         read=reader.get,
         policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
+        headers=view.headers,
     )
 
 
@@ -224,26 +228,30 @@ def virtual_service_tail(
             made += own
             origins.update(dict.fromkeys((key, *(m.source for m in own))))
     routes = joined_routes(made, report)
-    tail = encode_tail(routes) if routes else b""
+    tail = encode_tail(routes, view.headers) if routes else b""
     return HostRoutes(tail, tuple(origins), report.findings())
 
 
 def service_tail(
-    reader: Reader, host: str, port: int, rules: tuple[Key, ...], affinity: bool
+    reader: Reader, host: str, port: int, rules: tuple[Key, ...], affinity: bool, counted: bool
 ) -> HostRoutes:
     """Node: the default route of a service that no virtual service speaks for. `rules`: its
-    destination rules; `affinity`: it has `sessionAffinity: ClientIP`."""
+    destination rules; `affinity`: it has `sessionAffinity: ClientIP`; `counted`: see
+    `ProxyHeaders.attempt_count`."""
     rule = reader.node(merged_rule, rules) if rules else NO_RULE
     spec = hash_policy_of(policy_in_force(rule, port, None, affinity=affinity))
     route = default_route(
         str(ClusterName(port, "", host)), f"{host}:{port}/*", reader.node(mesh), spec
     )
-    return HostRoutes(encode_tail([route]), (), ())
+    headers = NO_WISHES._replace(attempt_count=counted)
+    return HostRoutes(encode_tail([route], headers), (), ())
 
 
-def encode_tail(routes: list[rc_pb2.Route], require_tls: bool = False) -> bytes:
+def encode_tail(
+    routes: list[rc_pb2.Route], headers: ProxyHeaders, require_tls: bool = False
+) -> bytes:
     """Routes and settings of a virtual host, without name and domains."""
-    host = rc_pb2.VirtualHost(routes=routes, include_request_attempt_count=True)
+    host = rc_pb2.VirtualHost(routes=routes, include_request_attempt_count=headers.attempt_count)
     if require_tls:
         host.require_tls = rc_pb2.VirtualHost.ALL
     encoded: bytes = host.SerializeToString(deterministic=True)
@@ -385,7 +393,8 @@ def service_routes(
     row: Service = reader.get(member.service)
     rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
     affinity = row.session_affinity
-    return reader.node(service_tail, member.host, port, rules, affinity), ()
+    counted = view.headers.attempt_count
+    return reader.node(service_tail, member.host, port, rules, affinity, counted), ()
 
 
 def fill(
@@ -466,7 +475,8 @@ def _add_tunnel(
     reader: Reader, view: View, table: Table, host: str, row: Service, port: ServicePort
 ) -> None:
     rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
-    routes = reader.node(service_tail, host, port.number, rules, row.session_affinity)
+    counted = view.headers.attempt_count
+    routes = reader.node(service_tail, host, port.number, rules, row.session_affinity, counted)
     tail = _tunnel_route(host, port.number) + routes.tail
     names = [with_port(n.strip("[]"), port.number) for n in service_names(row, view.namespace)]
     own = with_port(host, port.number)
@@ -486,7 +496,7 @@ def catch_all(view: View) -> bytes:
             connect.match.connect_matcher.SetInParent()
             connect.direct_response.status = 502
             routes.insert(0, connect)
-        return encode_host("block_all", ["*"], encode_tail(routes))
+        return encode_host("block_all", ["*"], encode_tail(routes, view.headers))
     route = rc_pb2.Route(name="allow_any")
     route.match.prefix = "/"
     route.route.cluster = view.unknown
@@ -497,7 +507,7 @@ def catch_all(view: View) -> bytes:
         connect.match.connect_matcher.SetInParent()
         _forward_tunnel(connect, view.unknown)
         routes.insert(0, connect)
-    return encode_host("allow_any", ["*"], encode_tail(routes))
+    return encode_host("allow_any", ["*"], encode_tail(routes, view.headers))
 
 
 def sniffed_route_name(host: str, port: int) -> str:
@@ -515,7 +525,7 @@ def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
         owner = view.namespace if row is None else row.namespace
         rules = find_rules(reader, view.namespace, owner, host, view.rules)
         affinity = row is not None and row.session_affinity
-        routes = reader.node(service_tail, host, port, rules, affinity)
+        routes = reader.node(service_tail, host, port, rules, affinity, view.headers.attempt_count)
     name = sniffed_route_name(host, port)
     resource = encode_table(
         reader,

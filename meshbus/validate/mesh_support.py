@@ -115,7 +115,6 @@ PROXY_SAYS_NOTHING = {
     "tracingServiceName": _NO_TAGS,
 }
 """The same of `defaultConfig`."""
-_LOST_HEADERS = ("attemptCount", "preserveHttp1HeaderCase")
 _EMPTY: tuple[Any, ...] = (None, "", [], {}, False, 0)
 
 
@@ -144,8 +143,6 @@ def missed_fields(spec: Mapping[str, Any]) -> Iterator[str]:
         if name == "tracing":
             others = set(value) - {"sampling"} if isinstance(value, Mapping) else set()
             yield from (f"{at}.{other}" for other in sorted(others))
-        elif name == "proxyHeaders" and isinstance(value, Mapping):
-            yield from (f"{at}.{header}" for header in _LOST_HEADERS if header in value)
         elif name not in PROXY_CARRIED_OUT | PROXY_SAYS_NOTHING.keys() and value not in _EMPTY:
             yield at
 

@@ -28,16 +28,14 @@ async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             method, path, _ = head[0].split(" ", 2)
-            headers = {}
-            for line in head[1:]:
-                name, _, value = line.partition(": ")
-                if name:
-                    headers[name.lower()] = value
+            pairs = [line.partition(": ")[::2] for line in head[1:] if line]
+            headers = {name.lower(): value for name, value in pairs}
             if headers.get("upgrade", "").lower() == "websocket":
                 await websocket(headers, reader, writer)
                 break
             body = await read_body(headers, reader)
             status, document = await answer(method, path, headers, body)
+            document["names"] = [name for name, _ in pairs]
             empty = method == "HEAD" or status == 204
             payload = b"" if empty else json.dumps(document).encode()
             lines = [

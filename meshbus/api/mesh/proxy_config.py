@@ -3,7 +3,7 @@
 Source: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#ProxyConfig
 """
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from msgspec import UNSET, field
 
@@ -110,6 +110,99 @@ class PrivateKeyProvider(Shape, frozen=True, kw_only=True):
     """QuickAssist."""
 
 
+ForwardClientCert: TypeAlias = Literal[
+    "UNDEFINED",
+    "SANITIZE",
+    "FORWARD_ONLY",
+    "APPEND_FORWARD",
+    "SANITIZE_SET",
+    "ALWAYS_FORWARD_ONLY",
+]
+"""What is done with `x-forwarded-client-cert`."""
+
+
+class GatewayTopology(Shape, frozen=True, kw_only=True):
+    """What stands before gateways."""
+
+    num_trusted_proxies: UInt32 = 0
+    """Proxies before a gateway that say truly whose request it is."""
+    forward_client_cert_details: ForwardClientCert = "UNDEFINED"
+    """What gateways do with `x-forwarded-client-cert`; SANITIZE_SET if undefined."""
+    proxy_protocol: Maybe[Free] = UNSET
+    """Connections to gateways begin with PROXY protocol."""
+
+
+class HeaderSwitch(Shape, frozen=True, kw_only=True):
+    """A header that proxies write unless it is switched off."""
+
+    disabled: bool | None = None
+    """Whether it is off."""
+
+
+class HeaderWish(Shape, frozen=True, kw_only=True):
+    """A header that proxies write where it is switched on."""
+
+    enabled: bool | None = None
+    """Whether it is on."""
+
+
+class ServerHeader(Shape, frozen=True, kw_only=True):
+    """The header `server` of responses."""
+
+    disabled: bool | None = None
+    """Whether that of the application is left as it is."""
+    value: str = ""
+    """Its value; `istio-envoy` if unset."""
+
+
+class ClientCertDetails(Shape, frozen=True, kw_only=True):
+    """Details of the caller's certificate in `x-forwarded-client-cert`."""
+
+    subject: bool | None = None
+    """Its subject; written if unset."""
+    cert: bool | None = None
+    """The certificate."""
+    chain: bool | None = None
+    """Its chain."""
+    dns: bool | None = None
+    """Its DNS names; written if unset."""
+    uri: bool | None = None
+    """Its URI; written if unset."""
+
+
+class MetadataExchangeHeaders(Shape, frozen=True, kw_only=True):
+    """Headers by which proxies of Istio tell each other what they are. Proxies here write none,
+    to nobody."""
+
+    mode: Literal["UNDEFINED", "IN_MESH"] = "UNDEFINED"
+    """To whom."""
+
+
+class ProxyHeaders(Shape, frozen=True, kw_only=True):
+    """Headers that proxies write."""
+
+    forwarded_client_cert: ForwardClientCert = "UNDEFINED"
+    """`x-forwarded-client-cert` at the server side of sidecars; APPEND_FORWARD if undefined."""
+    set_current_client_cert_details: Maybe[ClientCertDetails] = UNSET
+    """What is written there, of the caller."""
+    request_id: Maybe[HeaderSwitch] = UNSET
+    """`x-request-id`."""
+    server: Maybe[ServerHeader] = UNSET
+    """`server`."""
+    attempt_count: Maybe[HeaderSwitch] = UNSET
+    """`x-envoy-attempt-count`."""
+    envoy_debug_headers: Maybe[HeaderSwitch] = UNSET
+    """`x-envoy-*` headers of the router."""
+    metadata_exchange_headers: Maybe[MetadataExchangeHeaders] = UNSET
+    """`x-envoy-peer-metadata`."""
+    preserve_http1_header_case: bool | None = field(name="preserveHttp1HeaderCase", default=None)
+    """Whether names of HTTP/1 headers keep their upper and lower case."""
+    x_forwarded_host: Maybe[HeaderWish] = UNSET
+    """`x-forwarded-host`: the host of a request whose `rewrite` changes it."""
+    x_forwarded_port: Maybe[HeaderWish] = UNSET
+    """`x-forwarded-port`: the port that a request came to."""
+
+
 class MeshProxyConfig(Shape, frozen=True, kw_only=True):
     """How proxies start."""
 
@@ -173,7 +266,7 @@ class MeshProxyConfig(Shape, frozen=True, kw_only=True):
     """Port of the status."""
     extra_stat_tags: list[str] = []
     """Further tags of statistics."""
-    gateway_topology: Maybe[Free] = UNSET
+    gateway_topology: Maybe[GatewayTopology] = UNSET
     """What stands before gateways."""
     termination_drain_duration: Maybe[AnyDuration] = UNSET
     """Time for connections to end at the end."""
@@ -191,7 +284,7 @@ class MeshProxyConfig(Shape, frozen=True, kw_only=True):
     """Image of the proxy."""
     private_key_provider: Maybe[PrivateKeyProvider] = UNSET
     """Who does the arithmetic of private keys."""
-    proxy_headers: Maybe[Free] = UNSET
+    proxy_headers: Maybe[ProxyHeaders] = UNSET
     """Headers that proxies add."""
     stats_compression: bool | None = None
     """Whether statistics are compressed."""

@@ -99,10 +99,10 @@ class Registry:
             for namespace, workload in touched
         )
 
-    def workload_spec(self, namespace: str, name: str) -> Mapping[str, Any]:
-        """The spec of a Workload object; empty when there is none."""
+    def workload(self, namespace: str, name: str) -> ConfigObject | None:
+        """A Workload object; None when there is none."""
         row = self._world.get(Key(self._cluster, "cfg", "workloads", namespace, name))
-        return row.spec if isinstance(row, ConfigObject) else {}
+        return row if isinstance(row, ConfigObject) else None
 
     # ------------------------------------------------------------------ out
 

@@ -23,8 +23,9 @@ MUTUAL = "istio"
 DISABLED = "disabled"
 
 
-def instance_of_report(report: InstanceReport, cluster: str, spec: Mapping[str, Any]) -> Any:
-    """The instance that a supervisor reports; `spec` is that of its Workload object."""
+def instance_of_report(report: InstanceReport, cluster: str, workload: ConfigObject | None) -> Any:
+    """The instance that a supervisor reports, and its Workload object."""
+    spec = workload.spec if workload is not None else {}
     protocols = {
         integer(p.get("port")): declared_protocol(str(p.get("name") or ""))
         for p in _records(spec.get("ports"))
@@ -54,14 +55,19 @@ def instance_of_report(report: InstanceReport, cluster: str, spec: Mapping[str, 
         target_ports=targets,
         tls_mode=MUTUAL if report.sidecar and not report.gateway else DISABLED,
         dns=report.dns,
-        annotations=_notes_of(spec),
+        annotations=_notes_of(workload) if workload is not None else {},
     )
 
 
-def _notes_of(spec: Mapping[str, Any]) -> dict[str, str]:
-    """What a Workload says in its spec and a pod in its annotations."""
-    keys = spec.get("keys")
-    return {KEYS_ANNOTATION: keys} if isinstance(keys, str) and keys else {}
+def _notes_of(workload: ConfigObject) -> dict[str, str]:
+    """Annotations, and what a Workload says in its spec and a pod in an annotation."""
+    keys = workload.spec.get("keys")
+    said = {KEYS_ANNOTATION: keys} if isinstance(keys, str) and keys else {}
+    return {**_mesh_annotations(workload), **said}
+
+
+def _mesh_annotations(object: ConfigObject) -> dict[str, str]:
+    return {k: v for k, v in object.annotations.items() if "istio.io/" in k or "meshbus.io/" in k}
 
 
 def instances_of_workload(object: ConfigObject, cluster: str, *, offline: bool) -> list[Any]:
@@ -97,6 +103,7 @@ def instances_of_workload(object: ConfigObject, cluster: str, *, offline: bool) 
             origin="workload",
             target_ports={n: p for n, p, _ in ports if n},
             tls_mode=MUTUAL if sidecar and not address else DISABLED,
+            annotations=_notes_of(object),
         )
         for index in range(replicas)
     ]
@@ -137,7 +144,7 @@ def instance_of_entry(
     if made is None:
         return None
     notes = object.annotations
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"annotations": own} if (own := _mesh_annotations(object)) else {}
     if notes.get(HEALTH_CHECKED, "").lower() == "true":
         found = {c.get("type"): c.get("status") for c in _records((status or {}).get("conditions"))}
         changes["ready"] = found.get("Healthy") == "True"
@@ -243,9 +250,7 @@ def instance_of_pod(
         locality=_locality(labels, node_labels),
         node=str(spec.get("nodeName") or ""),
         ready=not ready or ready[0] == "True",
-        annotations={
-            k: v for k, v in object.annotations.items() if "istio.io/" in k or "meshbus.io/" in k
-        },
+        annotations=_mesh_annotations(object),
         dual_stack=any(":" in a for a in addresses) and any("." in a for a in addresses),
         created=object.created,
         origin="pod",

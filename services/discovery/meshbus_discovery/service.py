@@ -266,8 +266,8 @@ class DiscoveryService:
         self._registry.report(present, gone)
 
     def _instance(self, report: InstanceReport) -> WorkloadInstance:
-        spec = self._registry.workload_spec(report.namespace, report.workload)
-        instance: WorkloadInstance = instance_of_report(report, self._context.cluster, spec)
+        workload = self._registry.workload(report.namespace, report.workload)
+        instance: WorkloadInstance = instance_of_report(report, self._context.cluster, workload)
         return instance
 
     def _keep_unreported(self) -> None:
@@ -280,9 +280,9 @@ class DiscoveryService:
                 continue
             if (row.namespace, row.workload, row.name) in self._board.known:
                 continue
-            spec = self._registry.workload_spec(row.namespace, row.workload)
+            workload = self._registry.workload(row.namespace, row.workload)
             index = row.name.removeprefix(f"{row.workload}-")
-            wanted = spec.get("replicas", 1) if spec else 0
+            wanted = workload.spec.get("replicas", 1) if workload is not None else 0
             if index.isdigit() and int(index) < wanted:
                 kept.append(row)
         self._registry.report(kept)

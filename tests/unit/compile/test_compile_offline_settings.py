@@ -4,6 +4,7 @@ import pytest
 
 from meshbus.compile.engine import Engine
 from meshbus.compile.offline import world_of_documents
+from meshbus.compile.proxy_headers import headers_of
 from meshbus.compile.settings import mesh
 from meshbus.validate import validate_object
 
@@ -43,7 +44,7 @@ GIVEN = {"defaultConfig": {"gatewayTopology": {"numTrustedProxies": 4}}}
 )
 def test_mesh_config_is_given_or_an_object_or_in_the_config_map(documents, given, hops):
     engine = Engine(world_of_documents(documents, given))
-    assert engine.get(mesh).headers.trusted_hops == hops
+    assert headers_of(engine.get(mesh).proxy_config).trusted_hops == hops
 
 
 def test_a_mesh_config_that_a_standalone_mesh_does_not_read_is_warned_of():

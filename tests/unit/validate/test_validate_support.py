@@ -102,7 +102,7 @@ def mesh(spec: dict[str, Any]) -> dict[str, Any]:
         ),
         (
             mesh({"defaultConfig": {"proxyHeaders": {"attemptCount": {"disabled": True}}}}),
-            ["spec.defaultConfig.proxyHeaders.attemptCount"],
+            [],
         ),
         (mesh({"enablePrometheusMerge": True, "defaultConfig": {"discoveryAddress": "a:1"}}), []),
         (
