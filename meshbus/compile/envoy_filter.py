@@ -7,9 +7,10 @@ Source: https://istio.io/latest/docs/reference/config/networking/envoy-filter/
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from meshbus.api.envoy_types import message_type
+from meshbus.compile.connections import HCM
 from meshbus.compile.engine import Reader
 from meshbus.compile.envoy_filter_patches import (
     GATEWAY,
@@ -21,6 +22,7 @@ from meshbus.compile.envoy_filter_patches import (
     patch_listener,
     patch_routes,
     serves,
+    stage,
 )
 from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.layers import layer_of
@@ -32,7 +34,7 @@ from meshbus.compile.shared_parts import SharedPart, merged
 from meshbus.compile.targets import target_of
 from meshbus.model.keys import Key
 
-Chosen = tuple[tuple[Key, int], ...]
+Patches = tuple[tuple[Key, int], ...]
 """Patches by object and index, in order."""
 
 VERSION = "1.31.0"
@@ -83,6 +85,7 @@ def patches_of(reader: Reader, key: Key) -> tuple[Patch, ...]:
                 dict(inner or {}),
                 str(patch.get("operation") or ""),
                 dict(patch.get("value") or {}),
+                str(patch.get("filterClass") or ""),
             )
         )
     old = enumerate(row.spec.get("filters") or ())
@@ -95,22 +98,35 @@ def _old_patch(key: Key, path: str, item: Mapping[str, Any]) -> Patch:
     position = item.get("insertPosition") or {}
     http = item.get("filterType") == "HTTP"
     beside = {"name": str(position.get("relativeTo") or "")}
-    hcm = "envoy.filters.network.http_connection_manager"
-    inner = {"name": hcm, "subFilter": beside} if http else beside
+    inner = {"name": HCM, "subFilter": beside} if http else beside
+    protocol = str(listener.get("listenerProtocol") or "ALL")
     return Patch(
         key,
         path,
         "HTTP_FILTER" if http else "NETWORK_FILTER",
         str(listener.get("listenerType") or "ANY"),
-        {"portNumber": listener.get("portNumber") or 0, "filterChain": {"filter": inner}},
+        {
+            "portNumber": listener.get("portNumber") or 0,
+            "address": listener.get("address") or [],
+            "filterChain": {"filter": inner, "protocol": "" if protocol == "ALL" else protocol},
+        },
         _OLD_INSERTIONS.get(str(position.get("index") or ""), ""),
         {"name": str(item.get("filterName") or ""), "typedConfig": item.get("filterConfig") or {}},
     )
 
 
+class Chosen(NamedTuple):
+    """The patches of the EnvoyFilters that select a proxy."""
+
+    fit: Patches
+    """Those that can be about it."""
+    unfit: Patches
+    """Those that are for other kinds of proxies, other versions, or other metadata."""
+
+
 def chosen_patches(reader: Reader, proxy: ProxyKeys) -> Chosen:
-    """The patches that a proxy follows: of EnvoyFilters of the root namespace and its own that
-    select it, by priority, root first, older first."""
+    """Patches of EnvoyFilters of the root namespace and a proxy's own that select it, by priority,
+    root first, older first."""
     root = reader.node(mesh).root_namespace
     found: list[tuple[int, int, Ref]] = []
     for rank, namespace in enumerate(dict.fromkeys((root, proxy.namespace))):
@@ -118,15 +134,15 @@ def chosen_patches(reader: Reader, proxy: ProxyKeys) -> Chosen:
             if _selects(ref, proxy):
                 found += [(int(ref.row.spec.get("priority") or 0), rank, ref)]
     found.sort(key=lambda item: item[:2])
-    out: list[tuple[Key, int]] = []
+    fit: list[tuple[Key, int]] = []
+    unfit: list[tuple[Key, int]] = []
     for _, _, ref in found:
         items = ref.row.spec.get("configPatches") or ()
-        out += [
-            (ref.key, index)
-            for index in range(len(reader.node(patches_of, ref.key)))
-            if index >= len(items) or _same_proxy(items[index].get("match") or {}, proxy)
-        ]
-    return tuple(out)
+        for index, patch in enumerate(reader.node(patches_of, ref.key)):
+            same = index >= len(items) or _same_proxy(items[index].get("match") or {}, proxy)
+            fits = same and _concerns_some(patch, proxy.type)
+            (fit if fits else unfit).append((ref.key, index))
+    return Chosen(tuple(fit), tuple(unfit))
 
 
 def namespace_filters(reader: Reader, namespace: str) -> tuple[Ref, ...]:
@@ -155,10 +171,20 @@ def _same_proxy(match: Mapping[str, Any], proxy: ProxyKeys) -> bool:
     return all(held.get(str(k)) == str(v) for k, v in (wanted.get("metadata") or {}).items())
 
 
-def patched_types(reader: Reader, chosen: Chosen) -> frozenset[str]:
+def patched_types(reader: Reader, chosen: Patches) -> frozenset[str]:
     """Types of resources that patches are about."""
     found = {_TYPES.get(reader.node(patches_of, key)[i].apply_to, "") for key, i in chosen}
     return frozenset(found - {""})
+
+
+def unfit_patches(reader: Reader, chosen: Patches) -> SharedPart:
+    """Node: no resources; that these patches do nothing at a proxy."""
+    report = Report()
+    for key, index in chosen:
+        patches = reader.node(patches_of, key)
+        if index < len(patches):
+            report.add(key, f"{patches[index].path}.match", MATCHES_NOTHING)
+    return SharedPart(layer_of({}), report.findings())
 
 
 # --------------------------------------------------------------------------- patching
@@ -169,7 +195,7 @@ def patched_part(
     asks: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...],
     type_url: str,
     role: str,
-    chosen: Chosen,
+    chosen: Patches,
 ) -> SharedPart:
     """Node: all parts of one type of a proxy, patched. `asks`: the nodes of the parts; `role`: the
     type of the proxy."""
@@ -178,20 +204,16 @@ def patched_part(
     report = Report()
     report.extend(whole.findings)
     resources = dict(whole.resources)
-    for key, index in chosen:
-        patches = reader.node(patches_of, key)
-        if index >= len(patches):
-            continue
-        patch = patches[index]
-        if _TYPES.get(patch.apply_to, "") != type_url:
-            if patch.apply_to not in _TYPES and type_url == LDS:
-                report.add(key, f"{patch.path}.applyTo", f"{patch.apply_to} is not carried out")
-            continue
-        with report.guard(key, patch.path):
-            if not _concerns_some(patch, role):
-                continue
+    patches = [
+        patch
+        for key, index in chosen
+        if index < len(held := reader.node(patches_of, key))
+        and _TYPES.get((patch := held[index]).apply_to) == type_url
+    ]
+    for patch in sorted(patches, key=stage):
+        with report.guard(patch.source, patch.path):
             if not _apply(reader, resources, patch, type_url, role):
-                report.add(key, f"{patch.path}.match", MATCHES_NOTHING)
+                report.add(patch.source, f"{patch.path}.match", MATCHES_NOTHING)
     return SharedPart(layer_of(resources), report.findings())
 
 
@@ -204,8 +226,12 @@ def _concerns_some(patch: Patch, role: str) -> bool:
 def _apply(
     reader: Reader, resources: dict[str, Resource], patch: Patch, type_url: str, role: str
 ) -> bool:
-    if patch.apply_to in _WHOLE and patch.operation == "ADD":
+    if patch.apply_to in _WHOLE and patch.adds:
         return _add(reader, resources, patch, type_url)
+    if type_url == ECDS:
+        raise NotCompiledError(
+            f"{patch.path}.patch.operation", f"{patch.operation} is not for an EXTENSION_CONFIG"
+        )
     changed: dict[str, Resource | None] = {}
     for name, resource in resources.items():
         if type_url == CDS and not may_match(name, patch.match):

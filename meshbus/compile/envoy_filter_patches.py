@@ -5,6 +5,7 @@ reference is silent (where an insertion goes that names nothing).
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -29,6 +30,17 @@ _OLD_NAMES = {
     "envoy.fault": "envoy.filters.http.fault",
 }
 _ROUTER = "envoy.filters.http.router"
+_CAPTURING = ("virtualInbound", "virtualOutbound")
+_TERMINAL = (HCM, "envoy.filters.network.tcp_proxy")
+_CLASSES = {
+    "AUTHN": ("envoy.filters.http.jwt_authn",),
+    "AUTHZ": (
+        "envoy.filters.http.jwt_authn",
+        "envoy.filters.http.ext_authz",
+        "envoy.filters.http.rbac",
+    ),
+}
+"""What filters of a class come after; at a proxy that has none of these they are the first."""
 
 
 class Patch(NamedTuple):
@@ -43,6 +55,14 @@ class Patch(NamedTuple):
     """`listener`, `routeConfiguration` or `cluster` of the match; empty: everything."""
     operation: str
     value: dict[str, Any]
+    filter_class: str = ""
+
+    @property
+    def adds(self) -> bool:
+        """It brings something new that has no neighbours."""
+        return self.operation == "ADD" or (
+            self.operation in _INSERTIONS and self.apply_to not in _ORDERED
+        )
 
     def message(self) -> Any:
         """The value as a message.
@@ -64,43 +84,103 @@ def canonical(name: str) -> str:
     return _OLD_NAMES.get(name, name)
 
 
+# --------------------------------------------------------------------------- order
+
+_MERGES = frozenset({"MERGE", "MERGE_AND_REPLACE_LIST"})
+_INSERTIONS = frozenset({"INSERT_FIRST", "INSERT_BEFORE", "INSERT_AFTER"})
+_ORDERED = frozenset({"NETWORK_FILTER", "HTTP_FILTER", "LISTENER_FILTER", "HTTP_ROUTE"})
+"""What has neighbours; of all else an insertion is an addition."""
+_OUTSIDE_IN = {
+    "LISTENER": 0,
+    "CLUSTER": 0,
+    "ROUTE_CONFIGURATION": 0,
+    "EXTENSION_CONFIG": 0,
+    "LISTENER_FILTER": 1,
+    "FILTER_CHAIN": 2,
+    "VIRTUAL_HOST": 2,
+    "NETWORK_FILTER": 3,
+    "HTTP_ROUTE": 3,
+    "HTTP_FILTER": 4,
+}
+_LAST = 9
+
+
+def stage(patch: Patch) -> tuple[int, int]:
+    """When a patch of its type is applied, before the order in which patches are written: from the
+    outside in, filters merged after filters came and went, routes the other way round; what is
+    added whole comes last, as it is written.
+
+    Source: pilot/pkg/networking/core/envoyfilter of 1.31 (patchListener, patchVirtualHosts).
+    """
+    place = _OUTSIDE_IN.get(patch.apply_to, _LAST)
+    merges = patch.operation in _MERGES
+    if patch.apply_to in ("NETWORK_FILTER", "HTTP_FILTER"):
+        return place, int(merges)
+    if patch.apply_to == "HTTP_ROUTE":
+        return place, int(patch.operation == "ADD" or patch.operation in _INSERTIONS)
+    if patch.apply_to in ("LISTENER", "FILTER_CHAIN", "VIRTUAL_HOST", "CLUSTER"):
+        return (_LAST, place) if patch.adds else (place, 0)
+    return place, 0
+
+
 # --------------------------------------------------------------------------- lists
 
 
-def change_list(items: Any, patch: Patch, picks: Callable[[Any], bool], end: int | None) -> bool:
+class Place(NamedTuple):
+    """Where in a list a patch is at work."""
+
+    picks: Callable[[Any], bool]
+    """Members that its match is about."""
+    named: bool = True
+    """The match names members. If not, nothing is removed or replaced, and an insertion goes to
+    one of the ends."""
+    end: int | None = None
+    """Where an addition goes; None: after all."""
+
+
+def change_list(items: Any, patch: Patch, place: Place) -> bool:
     """Apply a patch to the members of a list that it picks. True: something was changed.
 
-    `end`: where an addition goes; None: after all. An insertion that names no neighbour goes
-    before or after all.
+    Raises:
+        NotCompiledError: The operation is none, or needs a match that names something.
     """
     operation = patch.operation
-    chosen = [index for index, item in enumerate(items) if picks(item)]
-    if operation in ("MERGE", "MERGE_AND_REPLACE_LIST"):
+    chosen = [index for index, item in enumerate(items) if place.picks(item)]
+    if operation in _MERGES:
         value = patch.message()
         for index in chosen:
             merge(items[index], value, replace_lists=operation == "MERGE_AND_REPLACE_LIST")
         return bool(chosen)
-    if operation == "REMOVE":
+    if operation in ("REMOVE", "REPLACE"):
+        if not place.named:
+            raise NotCompiledError(
+                f"{patch.path}.match", f"{operation} needs the name of what it is about"
+            )
+        if operation == "REPLACE":
+            for index in chosen[:1]:
+                items[index].CopyFrom(patch.message())
+            return bool(chosen)
         for index in reversed(chosen):
             del items[index]
         return bool(chosen)
-    if operation == "REPLACE":
-        for index in chosen[:1]:
-            items[index].CopyFrom(patch.message())
-        return bool(chosen)
-    if operation == "ADD":
-        items.insert(len(items) if end is None else end, patch.message())
-        return True
-    if operation == "INSERT_FIRST":
-        items.insert(0, patch.message())
-        return True
-    if operation in ("INSERT_BEFORE", "INSERT_AFTER"):
-        if not chosen:
-            return False
-        after = operation == "INSERT_AFTER"
-        items.insert(chosen[-1] + 1 if after else chosen[0], patch.message())
-        return True
-    raise NotCompiledError(f"{patch.path}.patch.operation", f"unknown operation {operation}")
+    if operation != "ADD" and operation not in _INSERTIONS:
+        raise NotCompiledError(f"{patch.path}.patch.operation", f"unknown operation {operation}")
+    where = _position(items, patch, place, chosen)
+    if where is not None:
+        items.insert(where, patch.message())
+    return where is not None
+
+
+def _position(items: Any, patch: Patch, place: Place, chosen: list[int]) -> int | None:
+    """Where a new member goes; None: beside nothing."""
+    operation = patch.operation
+    if patch.adds or (operation == "INSERT_AFTER" and not place.named):
+        return len(items) if place.end is None else place.end
+    if not place.named or (operation == "INSERT_FIRST" and patch.apply_to != "HTTP_ROUTE"):
+        return 0
+    if not chosen:
+        return None
+    return {"INSERT_FIRST": 0, "INSERT_AFTER": chosen[0] + 1}.get(operation, chosen[0])
 
 
 # --------------------------------------------------------------------------- listeners
@@ -111,26 +191,28 @@ def patch_listener(listener: Any, patch: Patch) -> bool:
     match = patch.match
     if match.get("name") and match["name"] != listener.name:
         return False
+    if not _in_ranges(listener.address.socket_address.address, match.get("address")):
+        return False
     wanted = int(match.get("portNumber") or 0)
     own = listener.address.socket_address.port_value
     chains = match.get("filterChain") or {}
-    if wanted and wanted != own:
-        # Captured inbound traffic shares a listener: its chains say the port.
-        if listener.name != "virtualInbound":
-            return False
-        chains = {**chains, "destinationPort": wanted}
+    if listener.name in _CAPTURING and patch.apply_to != "LISTENER":
+        # Captured traffic shares a listener: its chains say the port.
+        if wanted and patch.apply_to != "LISTENER_FILTER":
+            chains = {**chains, "listenerPort": wanted}
+    elif wanted and wanted != own:
+        return False
     if patch.apply_to == "LISTENER":
         return _patch_whole(listener, patch)
     if patch.apply_to == "LISTENER_FILTER":
         name = canonical(str(match.get("listenerFilter") or ""))
-        return change_list(
-            listener.listener_filters, patch, lambda f: not name or f.name == name, None
-        )
+        place = Place(lambda f: not name or f.name == name, bool(name))
+        return change_list(listener.listener_filters, patch, place)
     if patch.apply_to == "FILTER_CHAIN":
         return _patch_chains(listener, patch, chains)
     return _each(
         [chain for chain in _chains(listener) if _chain_matches(chain, chains)],
-        lambda chain: _patch_filters(chain, patch, chains.get("filter") or {}),
+        lambda chain: _patch_filters(chain, patch, chains),
     )
 
 
@@ -139,8 +221,18 @@ def _each(items: list[Any], change: Callable[[Any], bool]) -> bool:
     return any(done)
 
 
+def _in_ranges(where: str, ranges: Any) -> bool:
+    """An address is in one of some networks, if there are any."""
+    if not ranges:
+        return True
+    try:
+        return any(ip_address(where) in ip_network(str(r), strict=False) for r in ranges)
+    except ValueError:
+        return False
+
+
 def _patch_whole(message: Any, patch: Patch) -> bool:
-    if patch.operation not in ("MERGE", "MERGE_AND_REPLACE_LIST"):
+    if patch.operation not in _MERGES:
         raise NotCompiledError(
             f"{patch.path}.patch.operation", f"{patch.operation} is not for a {patch.apply_to}"
         )
@@ -159,47 +251,78 @@ def _patch_chains(listener: Any, patch: Patch, chains: Mapping[str, Any]) -> boo
     def picks(chain: Any) -> bool:
         return _chain_matches(chain, chains)
 
-    changed = change_list(listener.filter_chains, patch, picks, None)
+    changed = change_list(listener.filter_chains, patch, Place(picks))
     if listener.HasField("default_filter_chain") and picks(listener.default_filter_chain):
         if patch.operation == "REMOVE":
             listener.ClearField("default_filter_chain")
             return True
-        if patch.operation.startswith("MERGE"):
+        if patch.operation in _MERGES:
             return _patch_whole(listener.default_filter_chain, patch)
     return changed
 
 
 def _chain_matches(chain: Any, match: Mapping[str, Any]) -> bool:
     own = chain.filter_chain_match
+    port = own.destination_port.value
     if match.get("name") and match["name"] != chain.name:
         return False
     if match.get("sni") and match["sni"] not in own.server_names:
         return False
     if match.get("transportProtocol") and match["transportProtocol"] != own.transport_protocol:
         return False
-    if match.get("applicationProtocols"):
-        wanted = {p.strip() for p in str(match["applicationProtocols"]).split(",")}
-        if wanted != set(own.application_protocols):
-            return False
-    port = int(match.get("destinationPort") or 0)
-    return not port or port == own.destination_port.value
+    wanted = str(match.get("applicationProtocols") or "")
+    if wanted and not {p.strip() for p in wanted.split(",")} <= set(own.application_protocols):
+        return False
+    if match.get("protocol") and match["protocol"] != _protocol_of(chain):
+        return False
+    ports = (int(match.get(name) or 0) for name in ("destinationPort", "listenerPort"))
+    return all(not said or said == port for said in ports)
+
+
+def _protocol_of(chain: Any) -> str:
+    """`HTTP` or `TCP`, as Istio 1.4 told listeners apart."""
+    return "HTTP" if any(item.name == HCM for item in chain.filters) else "TCP"
 
 
 def _patch_filters(chain: Any, patch: Patch, match: Mapping[str, Any]) -> bool:
-    name = canonical(str(match.get("name") or ""))
+    wanted = match.get("filter") or {}
+    name = canonical(str(wanted.get("name") or ""))
     if patch.apply_to == "NETWORK_FILTER":
-        return change_list(chain.filters, patch, lambda f: not name or f.name == name, None)
-    inner = canonical(str((match.get("subFilter") or {}).get("name") or ""))
+        place = Place(lambda f: not name or f.name == name, bool(name), _before_terminal(chain))
+        return change_list(chain.filters, patch, place)
+    inner = canonical(str((wanted.get("subFilter") or {}).get("name") or ""))
     changed = False
     for item in chain.filters:
         if item.name != HCM or (name and name != HCM):
             continue
         manager = hcm_pb2.HttpConnectionManager.FromString(item.typed_config.value)
-        last = next((i for i, f in enumerate(manager.http_filters) if f.name == _ROUTER), None)
-        if change_list(manager.http_filters, patch, lambda f: not inner or f.name == inner, last):
+        place = Place(
+            lambda f: not inner or f.name == inner, bool(inner), _http_end(manager, patch)
+        )
+        if change_list(manager.http_filters, patch, place):
             item.typed_config.CopyFrom(any_of(manager))
             changed = True
     return changed
+
+
+def _before_terminal(chain: Any) -> int | None:
+    """Envoy refuses a chain with anything after the filter that ends connections."""
+    ends = (i for i, item in enumerate(chain.filters) if item.name in _TERMINAL)
+    return next(ends, None)
+
+
+def _http_end(manager: Any, patch: Patch) -> int | None:
+    """Where an added HTTP filter goes: before the router, or where its class stands.
+
+    Source: Istio, EnvoyFilter reference, Patch.FilterClass.
+    """
+    names = [item.name for item in manager.http_filters]
+    router = names.index(_ROUTER) if _ROUTER in names else None
+    if patch.filter_class == "STATS":
+        return next((i for i, name in enumerate(names) if "stats" in name), router)
+    after = _CLASSES.get(patch.filter_class, ())
+    held = [i + 1 for i, name in enumerate(names) if name.startswith(after)] if after else []
+    return held[-1] if held else 0 if after else router
 
 
 # --------------------------------------------------------------------------- routes
@@ -208,14 +331,7 @@ def _patch_filters(chain: Any, patch: Patch, match: Mapping[str, Any]) -> bool:
 def patch_routes(table: Any, patch: Patch) -> bool:
     """Apply a patch to a route configuration, and what is in it."""
     match = patch.match
-    if match.get("name") and match["name"] != table.name:
-        return False
-    port, port_name, gateway = described_table(table.name)
-    if match.get("portNumber") and int(match["portNumber"]) != port:
-        return False
-    if match.get("portName") and match["portName"] != port_name:
-        return False
-    if match.get("gateway") and gateway and match["gateway"] != gateway:
+    if not _table_matches(table, match):
         return False
     if patch.apply_to == "ROUTE_CONFIGURATION":
         return _patch_whole(table, patch)
@@ -228,7 +344,7 @@ def patch_routes(table: Any, patch: Patch) -> bool:
         )
 
     if patch.apply_to == "VIRTUAL_HOST":
-        return change_list(table.virtual_hosts, patch, of_host, None)
+        return change_list(table.virtual_hosts, patch, Place(of_host))
     route = host.get("route") or {}
     action = str(route.get("action") or "ANY").lower()
 
@@ -238,10 +354,38 @@ def patch_routes(table: Any, patch: Patch) -> bool:
             action == "any" or action == kind
         )
 
+    inserts = patch.operation in _INSERTIONS
+    place = Place(of_route, bool(route) or not inserts)
     return _each(
         [item for item in table.virtual_hosts if of_host(item)],
-        lambda item: change_list(item.routes, patch, of_route, None),
+        lambda item: change_list(item.routes, patch, place),
     )
+
+
+def _table_matches(table: Any, match: Mapping[str, Any]) -> bool:
+    """A route configuration is what a match asks for. Names of ports and Gateways are for gateways
+    alone, where only configurations of HTTPS have them.
+
+    Source: pilot/pkg/networking/core/envoyfilter of 1.31, routeConfigurationMatch.
+    """
+    if match.get("name") and match["name"] != table.name:
+        return False
+    port, port_name, gateway = described_table(table.name)
+    wanted = int(match.get("portNumber") or 0)
+    if not table.name.startswith(("http.", "https.")):
+        return not wanted or wanted == port
+    if wanted and wanted not in (_server_ports(table) or {port}):
+        return False
+    if match.get("portName") and match["portName"] != port_name:
+        return False
+    return not match.get("gateway") or match["gateway"] == gateway
+
+
+def _server_ports(table: Any) -> set[int]:
+    """The ports of Gateways behind a configuration: it is named after the one that is listened
+    at, its hosts after those."""
+    ends = (host.name.rpartition(":")[2] for host in table.virtual_hosts)
+    return {int(end) for end in ends if end.isdigit()}
 
 
 def described_table(name: str) -> tuple[int, str, str]:
@@ -264,14 +408,42 @@ def described_table(name: str) -> tuple[int, str, str]:
 
 
 def patch_cluster(cluster: Any, patch: Patch) -> bool:
-    """Merge a patch into a cluster that it matches."""
-    return serves(cluster, patch.match) and _patch_whole(cluster, patch)
+    """Merge a patch into a cluster that it matches.
+
+    TLS goes into the TLS that is there, also where that is chosen by endpoint; TLS of another kind
+    takes its place.
+    Source: pilot/pkg/networking/core/envoyfilter of 1.31, mergeTransportSocketCluster.
+    """
+    if not serves(cluster, patch.match):
+        return False
+    if patch.operation not in _MERGES:
+        return _patch_whole(cluster, patch)
+    value = patch.message()
+    replace = patch.operation == "MERGE_AND_REPLACE_LIST"
+    if value.HasField("transport_socket"):
+        socket = value.transport_socket
+        choices = [m.transport_socket for m in cluster.transport_socket_matches]
+        held = next((c for c in choices if c.name == socket.name), None)
+        if held is not None:
+            merge(held, socket, replace_lists=replace)
+        elif choices:
+            raise NotCompiledError(
+                f"{patch.path}.patch.value.transportSocket",
+                f"none of the transport sockets of {cluster.name} is a {socket.name}",
+            )
+        elif cluster.transport_socket.name == socket.name:
+            merge(cluster.transport_socket, socket, replace_lists=replace)
+        else:
+            cluster.transport_socket.CopyFrom(socket)
+        value.ClearField("transport_socket")
+    merge(cluster, value, replace_lists=replace)
+    return True
 
 
 def serves(cluster: Any, match: Mapping[str, Any]) -> bool:
     """An inbound cluster is of the service that a match names; others say it by their names."""
     wanted = match.get("service")
-    if not wanted or not cluster.name.startswith("inbound|"):
+    if match.get("name") or not wanted or not cluster.name.startswith("inbound|"):
         return True
     # Reading a map of a message by a key that is not there would put it in.
     known = cluster.metadata.filter_metadata
@@ -281,13 +453,25 @@ def serves(cluster: Any, match: Mapping[str, Any]) -> bool:
 
 
 def may_match(name: str, match: Mapping[str, Any]) -> bool:
-    """A cluster's name is what a match asks for; whose an inbound one is, `serves` tells."""
-    if match.get("name") and match["name"] != name:
-        return False
-    parts = name.split("|")
-    port, subset, host = parts[1:] if len(parts) == 4 else ("", "", "")
+    """A cluster's name is what a match asks for; whose an inbound one is, `serves` tells. A match
+    that names a cluster asks for nothing else."""
+    if match.get("name"):
+        return bool(match["name"] == name)
+    port, subset, host = _parts_of(name)
     if match.get("portNumber") and str(match["portNumber"]) != port:
         return False
     if match.get("subset") and match["subset"] != subset:
         return False
-    return not (match.get("service") and match["service"] != host and parts[0] != "inbound")
+    inbound = name.startswith("inbound|")
+    return not (match.get("service") and match["service"] != host and not inbound)
+
+
+def _parts_of(name: str) -> tuple[str, str, str]:
+    """Port, subset and host of a cluster's name, also of one in the form of an SNI."""
+    parts = name.split("|")
+    if len(parts) == 4:
+        return parts[1], parts[2], parts[3]
+    parts = name.split("_.", 3)
+    if len(parts) == 4 and parts[0] == "outbound":
+        return parts[1], parts[2], parts[3]
+    return "", "", ""

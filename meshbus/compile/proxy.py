@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 from meshbus.compile.clusters import ClusterStyle
 from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.engine import Reader
-from meshbus.compile.envoy_filter import chosen_patches, patched_part, patched_types
+from meshbus.compile.envoy_filter import (
+    chosen_patches,
+    patched_part,
+    patched_types,
+    unfit_patches,
+)
 from meshbus.compile.extensions import CLIENT, extensions_of
 from meshbus.compile.findings import Finding
 from meshbus.compile.inbound import (
@@ -199,17 +204,16 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     """Node: which parts a proxy's snapshot is put together from."""
     plan = _generated(reader, proxy)
     chosen = chosen_patches(reader, proxy)
-    if not chosen:
-        return plan
-    types = patched_types(reader, chosen)
-    return plan._replace(
-        layers=tuple(
-            (type_url, (Ask(patched_part, (asks, type_url, proxy.type, chosen)),))
-            if type_url in types
-            else (type_url, asks)
-            for type_url, asks in plan.layers
-        )
-    )
+    types = patched_types(reader, chosen.fit)
+    layers = [
+        (type_url, (Ask(patched_part, (asks, type_url, proxy.type, chosen.fit)),))
+        if type_url in types
+        else (type_url, asks)
+        for type_url, asks in plan.layers
+    ]
+    if chosen.unfit:
+        layers.append((ECDS, (*layers.pop()[1], Ask(unfit_patches, (chosen.unfit,)))))
+    return plan._replace(layers=tuple(layers))
 
 
 def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:

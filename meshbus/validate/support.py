@@ -66,7 +66,10 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         *(f"{policy}.portLevelSettings[].loadBalancer.zoneAwareLbSetting" for policy in _POLICIES),
         *(f"{policy}.retryBudget.budgetInterval" for policy in _POLICIES),
     ),
-    "EnvoyFilter": ("spec.configPatches[].match.waypoint",),
+    "EnvoyFilter": (
+        "spec.configPatches[].match.waypoint",
+        "spec.filters[].listenerMatch.portNamePrefix",
+    ),
     "Gateway": ("spec.servers[].defaultEndpoint",),
     "Sidecar": ("spec.outboundTrafficPolicy.tls",),
     "WasmPlugin": ("spec.verificationKey",),
@@ -121,6 +124,12 @@ _REASONS = {
     "spec.exclusion.workloadSelectors": _NEITHER,
 }
 _AT_WAYPOINTS = "is a target at waypoints alone: meshes without sidecars have those"
+_SAYS_NOTHING: dict[str, dict[str, str]] = {
+    "EnvoyFilter": {
+        "spec.configPatches[].match.listener.portName": "is not carried out by Istio either",
+    },
+}
+"""What changes nothing, here or there: to be warned of."""
 _NO_INTERVAL = "is not known to Envoy, whose budget counts the requests of the moment"
 _NEEDS_LOCAL_CLUSTER = "needs a cluster of the proxy's own service in its bootstrap"
 
@@ -141,6 +150,7 @@ def limits_of(info: KindInfo) -> list[Limit] | None:
         return None
     out = [Limit(p, _reason(p)) for p in _FIELDS.get(info.kind, ())]
     out += [Limit(p, _value(p), values) for p, values in _VALUES.get(info.kind, {}).items()]
+    out += [Limit(p, reason) for p, reason in _SAYS_NOTHING.get(info.kind, {}).items()]
     if info.kind == "MeshConfig":
         out += [Limit(path, reason or _NOT_YET) for path, reason in fields_not_carried_out()]
     return sorted(out)
@@ -238,10 +248,16 @@ def _mesh(document: Mapping[str, Any]) -> Iterator[Violation]:
 
 def silent_fields_of(document: Mapping[str, Any]) -> list[Violation]:
     """What of a valid document says nothing here, and is not missed: to be warned of."""
-    spec = document.get("spec")
-    if document.get("kind") != "MeshConfig" or not isinstance(spec, Mapping):
-        return []
-    return [Violation(path, SILENT, reason) for path, reason in silent_fields(spec)]
+    kind, spec = str(document.get("kind")), document.get("spec")
+    found = [
+        Violation(path, SILENT, reason)
+        for pattern, reason in _SAYS_NOTHING.get(kind, {}).items()
+        for path, value in _at(document, pattern)
+        if value not in (None, "")
+    ]
+    if kind == "MeshConfig" and isinstance(spec, Mapping):
+        found += [Violation(path, SILENT, reason) for path, reason in silent_fields(spec)]
+    return found
 
 
 def _at(document: Any, pattern: str) -> Iterator[tuple[str, Any]]:

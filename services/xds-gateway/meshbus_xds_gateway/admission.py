@@ -2,6 +2,7 @@
 
 from collections import Counter as Count
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from meshbus.compile.names import spiffe
@@ -16,6 +17,7 @@ from meshbus_xds_gateway.node import (
     check_node,
     identity_of_token,
     keys_of_node,
+    metadata_of,
 )
 from meshbus_xds_gateway.session import Session
 
@@ -128,7 +130,7 @@ class Admission:
                 raise RefusedError(
                     "PERMISSION_DENIED", f"the token is of a pod {row.name} that is no more"
                 )
-            keys = proxy_of_instance(row)
+            keys = replace(proxy_of_instance(row), metadata=metadata_of(node))
             account = (identity.namespace, identity.service_account)
         if keys.type != node.kind:
             raise RefusedError(

@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from meshbus.compile.proxy import Snapshot
@@ -242,7 +242,7 @@ class Fleet:
         # The row of an instance that was stopped goes first, its Envoy a moment later.
         if not isinstance(row, WorkloadInstance):
             return False
-        keys = proxy_of_instance(row)
+        keys = replace(proxy_of_instance(row), metadata=client.keys.metadata)
         return keys != client.keys and self._classes.move(client, keys) is not None
 
     # ------------------------------------------------------------------ proxies

@@ -136,6 +136,13 @@ def check_node(node: Node, identity: Identity) -> None:
             )
 
 
+def metadata_of(node: Node) -> tuple[tuple[str, str], ...]:
+    """What EnvoyFilters match of a proxy's metadata: texts. It is the proxy's own word, which
+    decides over its own configuration alone."""
+    texts = ((name, value) for name, value in node.metadata.items() if isinstance(value, str))
+    return tuple(sorted(texts))
+
+
 def keys_of_node(node: Node) -> ProxyKeys:
     """The proxy that a node says it is, for the plaintext listener (nothing is proved there).
 
@@ -156,7 +163,10 @@ def keys_of_node(node: Node) -> ProxyKeys:
         "ips": addresses,
         "cluster": metadata.get("CLUSTER_ID") or "",
         "network": metadata.get("NETWORK") or "",
-        "metadata": {"WORKLOAD_NAME": metadata.get("WORKLOAD_NAME") or node.instance},
+        "metadata": {
+            **dict(metadata_of(node)),
+            "WORKLOAD_NAME": metadata.get("WORKLOAD_NAME") or node.instance,
+        },
     }
     try:
         return proxy_of_json(document)

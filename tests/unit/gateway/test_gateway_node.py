@@ -123,5 +123,8 @@ def test_plaintext_proxy_is_what_its_node_says():
     assert keys.label_map == {"app": "reviews"}
     assert keys.ips == ("10.0.0.1", "fd00::1")
     assert keys.dual_stack
+    # What EnvoyFilters match by: texts.
+    assert dict(keys.metadata)["CLUSTER_ID"] == "c1"
+    assert "LABELS" not in dict(keys.metadata)
     with pytest.raises(RefusedError):
         keys_of_node(node(LABELS="app=reviews"))
