@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from meshbus.compile.endpoints import target_ports
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Report
-from meshbus.compile.inbound import namespace_services
+from meshbus.compile.inbound import namespace_services, serves
 from meshbus.compile.ingress import ingress_gateways
 from meshbus.compile.names import HTTP, fqdn, narrower
 from meshbus.compile.proxy_keys import ProxyKeys
@@ -13,7 +13,29 @@ from meshbus.compile.scope import Ref, age, istio_objects, object_namespaces
 from meshbus.model.keys import Key
 
 AUTO_PASSTHROUGH = "AUTO_PASSTHROUGH"
+NO_TRANSLATION = "experimental.istio.io/disable-gateway-port-translation"
+"""Label of a Service whose ports say nothing about Gateways. Source: Knative's use of Istio."""
+SERVICES_ANNOTATION = "internal.istio.io/gateway-service"
+"""Annotation of a Gateway: hosts of the services in front of it, in place of its selector."""
 TERMINATED = frozenset({"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL"})
+
+
+class Front(NamedTuple):
+    """A service in front of a router."""
+
+    host: str
+    untranslated: bool
+    """Gateways say the ports behind it, not its own."""
+    ports: tuple[tuple[int, int], ...]
+    """Each of its ports, and the one behind."""
+
+
+class Router(NamedTuple):
+    """What decides the servers of a router; replicas share it."""
+
+    proxy: ProxyKeys
+    """Without what tells replicas apart."""
+    fronts: tuple[Front, ...]
 
 
 class Server(NamedTuple):
@@ -109,64 +131,100 @@ def gateways_for(reader: Reader, labels: tuple[tuple[str, str], ...]) -> tuple[R
     ]
     every = (*sorted(written, key=age), *reader.node(ingress_gateways))
     return tuple(
-        ref for ref in every if held.issuperset((ref.row.spec.get("selector") or {}).items())
+        ref
+        for ref in every
+        if SERVICES_ANNOTATION in ref.row.annotations
+        or held.issuperset((ref.row.spec.get("selector") or {}).items())
     )
 
 
-def listen_ports(reader: Reader, proxy: ProxyKeys) -> dict[int, int]:
-    """Ports of services that select a router, and the ports behind them."""
-    out: dict[int, int] = {}
+def router_of(reader: Reader, proxy: ProxyKeys) -> Router:
+    """A router with the services in front of it, older first: those that select it, and those of
+    fixed endpoints that have its address.
+
+    Source: Istio, resolvePorts (pilot/pkg/model/gateway.go).
+    """
+    fronts = []
     by_name = {name: number for name, number, _ in proxy.ports}
-    for ref in reader.node(namespace_services, proxy.namespace):
+    for ref in sorted(reader.node(namespace_services, proxy.namespace), key=age):
         row = ref.row
-        if not row.selector or not row.selector.items() <= proxy.label_map.items():
+        if not serves(reader, row, proxy):
             continue
         targets = {t.name: t.ports for t in reader.node(target_ports, row.namespace, row.host)}
+        ports = []
         for port in row.ports:
             behind = targets.get(port.name) or (
                 port.target_port or by_name.get(port.name) or port.number,
             )
-            out.setdefault(port.number, behind[0])
-    return out
+            ports.append((port.number, behind[0]))
+        fronts.append(Front(row.host, NO_TRANSLATION in row.labels, tuple(ports)))
+    return Router(proxy.as_class(), tuple(fronts))
 
 
-def router_servers(reader: Reader, proxy: ProxyKeys, report: Report) -> list[Server]:
+def _ports_of(gateway: Ref, number: int, fronts: tuple[Front, ...]) -> list[int]:
+    """The ports that a router listens on for a server's port. Of the services in front the oldest
+    says it, and without any it is the port itself; a Gateway that names the services has those of
+    them all, and no other."""
+    named = gateway.row.annotations.get(SERVICES_ANNOTATION)
+    if named is not None:
+        hosts = {host.strip() for host in named.split(",")}
+        found = {t for f in fronts if f.host in hosts for n, t in f.ports if n == number}
+        return sorted(found)
+    for front in fronts:
+        if not front.untranslated:
+            for known, behind in front.ports:
+                if known == number:
+                    return [behind]
+    return [number]
+
+
+def router_servers(reader: Reader, router: Router, report: Report) -> list[Server]:
     """Servers that a router runs, older gateways first; those in conflict are reported."""
-    ports = listen_ports(reader, proxy)
     out: list[Server] = []
     kinds: dict[tuple[str, int], tuple[str, Key]] = {}
     names: set[tuple[str, int, str]] = set()
-    for ref in reader.node(gateways_for, proxy.labels):
+    for ref in reader.node(gateways_for, router.proxy.labels):
         for index, spec in enumerate(ref.row.spec.get("servers") or ()):
             path = f"spec.servers[{index}]"
             with report.guard(ref.key, path):
-                server = _server(ref, spec, path, ports)
-                place = (server.bind, server.port)
-                kind = "http" if server.is_http else "tcp" if not server.mode else "tls"
-                held = kinds.setdefault(place, (kind, ref.key))
-                if held[0] != kind or (kind == "tcp" and held[1] != ref.key):
-                    report.add(
-                        ref.key, f"{path}.port", f"port {server.port} is taken by {held[1].name}"
-                    )
-                    continue
-                if server.ends_https:
-                    mark = (server.bind, server.port, server.route_name())
-                    if mark in names:
-                        report.add(ref.key, f"{path}.port.name", "the name is taken at this port")
-                        continue
-                    names.add(mark)
-                out.append(server)
+                number = int((spec.get("port") or {})["number"])
+                for port in _ports_of(ref, number, router.fronts):
+                    server = _server(ref, spec, path, number, port)
+                    fault = _conflict(server, kinds, names)
+                    if fault:
+                        report.add(ref.key, f"{path}.{fault[0]}", fault[1])
+                    else:
+                        out.append(server)
     return out
 
 
-def _server(ref: Ref, spec: dict[str, Any], path: str, ports: dict[int, int]) -> Server:
+def _conflict(
+    server: Server,
+    kinds: dict[tuple[str, int], tuple[str, Key]],
+    names: set[tuple[str, int, str]],
+) -> tuple[str, str] | None:
+    """Why a server cannot be at its port beside those before it (field, message); None: it can, and
+    is noted."""
+    place = (server.bind, server.port)
+    kind = "http" if server.is_http else "tcp" if not server.mode else "tls"
+    held = kinds.setdefault(place, (kind, server.gateway))
+    if held[0] != kind or (kind == "tcp" and held[1] != server.gateway):
+        return "port", f"port {server.port} is taken by {held[1].name}"
+    if server.ends_https:
+        mark = (*place, server.route_name())
+        if mark in names:
+            return "port.name", "the name is taken at this port"
+        names.add(mark)
+    return None
+
+
+def _server(ref: Ref, spec: dict[str, Any], path: str, number: int, listens: int) -> Server:
     port = spec.get("port") or {}
-    number = int(port["number"])
     return Server(
         gateway=ref.key,
         path=path,
         number=number,
-        port=ports.get(number, number),
+        port=listens,
         port_name=str(port.get("name") or ""),
         protocol=str(port.get("protocol") or "").upper(),
         hosts=tuple(str(h).lower() for h in spec.get("hosts") or ()),

@@ -29,7 +29,7 @@ from meshbus.compile.dynamic_names import named_as_met, names_cache
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import CLIENT
 from meshbus.compile.findings import Finding, Report
-from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Server, router_servers
+from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Router, Server, router_servers
 from meshbus.compile.http_routes import (
     Made,
     RouteContext,
@@ -77,12 +77,13 @@ class RouterPart(NamedTuple):
 
 
 def router_resources(
-    reader: Reader, proxy: ProxyKeys, view: View, binds: tuple[str, ...]
+    reader: Reader, router: Router, view: View, binds: tuple[str, ...]
 ) -> RouterPart:
-    """Node: listeners and route configurations of a router. `proxy`: its class; `binds`: addresses
-    of its own that it binds (capture mode `proxy`), else all."""
+    """Node: listeners and route configurations of a router. `binds`: addresses of its own that it
+    binds (capture mode `proxy`), else all."""
     report = Report()
-    servers = router_servers(reader, proxy, report)
+    proxy = router.proxy
+    servers = router_servers(reader, router, report)
     report.extend(reader.node(ingress_routes).findings)
     reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
     secrets: list[SecretNeed] = []
@@ -270,9 +271,9 @@ def _named_chains(
     return out
 
 
-def passes_by_name(reader: Reader, proxy: ProxyKeys) -> bool:
+def passes_by_name(reader: Reader, router: Router) -> bool:
     """Node: some server of a router is AUTO_PASSTHROUGH."""
-    return any(s.mode == AUTO_PASSTHROUGH for s in router_servers(reader, proxy, Report()))
+    return any(s.mode == AUTO_PASSTHROUGH for s in router_servers(reader, router, Report()))
 
 
 def gateway_services(reader: Reader, viewer: Viewer, gateway: str) -> tuple[Ref, ...]:

@@ -47,7 +47,7 @@ from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, forward_certi
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.quota import inbound_quota, quota_filters
 from meshbus.compile.resources import CDS, LDS, Resource, encode
-from meshbus.compile.scope import Ref, exported_services
+from meshbus.compile.scope import Ref, age, exported_services
 from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.sidecar_ingress import (
@@ -91,6 +91,8 @@ class ServedPort(NamedTuple):
     """Traffic is not redirected to it: it has a listener that binds its port."""
     pool: str = ""
     """Limits towards the application: see `sidecar_ingress.Ingress.pool`."""
+    named_by: str = ANY_V4
+    """The address in the names of its chains and of a listener of its own without `bind`."""
     tls: str = ""
     """TLS of clients outside the mesh that ends here: see `sidecar_ingress.Ingress.tls`."""
     path: str = ""
@@ -112,7 +114,7 @@ class ServedPort(NamedTuple):
         """The name that Istio gives its filter chains: EnvoyFilters match by it."""
         if self.passes:
             return "virtualInbound-catchall-http" if http else "virtualInbound"
-        return listener_name(ANY_V4, self.port)
+        return listener_name(self.named_by, self.port)
 
 
 class ListenerView(NamedTuple):
@@ -176,7 +178,9 @@ class InboundView(NamedTuple):
     @property
     def clusters(self) -> ClusterView:
         """What of it decides the clusters."""
-        ports = tuple(p._replace(bind="", bound=False, tls="", path="") for p in self.ports)
+        ports = tuple(
+            p._replace(bind="", bound=False, named_by=ANY_V4, tls="", path="") for p in self.ports
+        )
         return ClusterView(ports, self.proxy.dual_stack, self.sidecar, self.headers.keep_case)
 
 
@@ -187,7 +191,8 @@ def namespace_services(reader: Reader, namespace: str) -> tuple[Ref, ...]:
     return tuple(sorted(refs, key=lambda ref: ref.key))
 
 
-def _serves(reader: Reader, row: Service, proxy: ProxyKeys) -> bool:
+def serves(reader: Reader, row: Service, proxy: ProxyKeys) -> bool:
+    """A service leads to a proxy."""
     if row.selector:
         return row.selector.items() <= proxy.label_map.items()
     if row.external_name or row.resolution.startswith("DNS"):
@@ -199,14 +204,15 @@ def _serves(reader: Reader, row: Service, proxy: ProxyKeys) -> bool:
 def served_ports(reader: Reader, proxy: ProxyKeys) -> tuple[ServedPort, ...]:
     """Ports of a workload: those of the services that select it, and those it declares.
 
-    The protocol is the service's; of two services that differ the first by host counts.
+    The protocol is the service's; of two services that differ the older counts, of equal age the
+    first by host.
     """
     found: dict[int, tuple[str, list[tuple[str, str, str, int]]]] = {}
     declared = {number: protocol for _, number, protocol in proxy.ports}
     by_name = {name: number for name, number, _ in proxy.ports}
-    for ref in reader.node(namespace_services, proxy.namespace):
+    for ref in sorted(reader.node(namespace_services, proxy.namespace), key=age):
         row: Service = ref.row
-        if not _serves(reader, row, proxy):
+        if not serves(reader, row, proxy):
             continue
         targets = {t.name: t.ports for t in reader.node(target_ports, row.namespace, row.host)}
         for port in row.ports:
@@ -225,7 +231,7 @@ def served_ports(reader: Reader, proxy: ProxyKeys) -> tuple[ServedPort, ...]:
         if protocol != UDP:
             found.setdefault(number, (protocol, []))
     return tuple(
-        ServedPort(number, protocol, tuple(sorted(services)))
+        ServedPort(number, protocol, tuple(services))
         for number, (protocol, services) in sorted(found.items())
     )
 
@@ -235,7 +241,7 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
     sidecar = sidecar_of(reader, proxy.namespace, proxy.labels)
     side = ingress_side(sidecar)
     return InboundView(
-        _with_ingress(served_ports(reader, proxy), side),
+        _with_ingress(served_ports(reader, proxy), side, proxy.ips[0] if proxy.ips else ANY_V4),
         mutual_tls(reader, proxy.namespace, proxy.labels),
         proxy.as_class(),
         (sidecar.key,) if sidecar is not None and side != NO_INGRESS else (),
@@ -248,8 +254,14 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
     )
 
 
-def _with_ingress(served: tuple[ServedPort, ...], side: IngressSide) -> tuple[ServedPort, ...]:
-    """The ports that a Sidecar says in place of those of the services, where it says any."""
+def _with_ingress(
+    served: tuple[ServedPort, ...], side: IngressSide, own_address: str
+) -> tuple[ServedPort, ...]:
+    """The ports that a Sidecar says in place of those of the services, where it says any.
+
+    Source: Istio, buildInboundChainConfigs: they are at the instance's address unless `bind` says
+    another.
+    """
     if not side.listeners:
         return tuple(port._replace(pool=side.pool) for port in served)
     known = {port.port: port for port in served}
@@ -262,6 +274,7 @@ def _with_ingress(served: tuple[ServedPort, ...], side: IngressSide) -> tuple[Se
                 endpoint=ingress.endpoint,
                 bind=ingress.bind,
                 bound=not ingress.captured,
+                named_by=ingress.bind or own_address,
                 pool=ingress.pool,
                 tls=ingress.tls,
                 path=ingress.path,
@@ -335,18 +348,7 @@ def _chains(
 
     if served.tls and mode == DISABLE:
         chain(http or tcp, "tls", (), True)
-        return out
-    if http is not None and not is_sniffed(served.protocol):
-        if mode == STRICT:
-            chain(http, "tls", (), True)
-        elif mode == PERMISSIVE:
-            chain(http, "tls", ALPN_MESH, True)
-        if mode != STRICT:
-            chain(http, "raw_buffer", (), False)
-            if mode == DISABLE:
-                chain(tcp, "tls", (), False)
-        return out
-    if http is not None:
+    elif http is not None and is_sniffed(served.protocol):
         if mode != DISABLE:
             chain(http, "tls", ALPN_MESH_HTTP, True)
             chain(tcp, "tls", ALPN_TCP if mode == PERMISSIVE else (), True)
@@ -354,12 +356,15 @@ def _chains(
             chain(http, "raw_buffer", HTTP_ALPN, False)
             chain(tcp, "raw_buffer", (), False)
             chain(tcp, "tls", (), False)
-        return out
-    if mode != DISABLE:
-        chain(tcp, "tls", ALPN_MESH if mode == PERMISSIVE else (), True)
-    if mode != STRICT:
-        chain(tcp, "raw_buffer", (), False)
-        chain(tcp, "tls", (), False)
+    elif mode == DISABLE:
+        # Whatever comes: nobody waits for the client to speak first.
+        chain(http or tcp, "", (), False)
+    else:
+        chain(http or tcp, "tls", ALPN_MESH if mode == PERMISSIVE else (), True)
+        if mode == PERMISSIVE:
+            chain(http or tcp, "raw_buffer", (), False)
+            if http is None:
+                chain(tcp, "tls", (), False)
     return out
 
 
@@ -384,12 +389,44 @@ def _guarded_chains(
         return [closed]
 
 
-def _inspectors(listener: listener_pb2.Listener, sniff: bool) -> None:
-    listener.listener_filters.append(tls_inspector_filter())
-    if sniff:
-        listener.listener_filters.append(http_inspector_filter())
+def _inspect(listener: listener_pb2.Listener) -> None:
+    """Look at the first bytes where a chain asks what they are, and nowhere else: at a port of a
+    server that speaks first nothing would ever come.
+
+    Source: Istio, populateListenerFilters.
+    """
+    ports: dict[int, tuple[bool, bool]] = {}
+    for chain in listener.filter_chains:
+        match = chain.filter_chain_match
+        tls, http = ports.get(match.destination_port.value, (False, False))
+        ports[match.destination_port.value] = (
+            tls or bool(match.transport_protocol),
+            http or not set(HTTP_ALPN).isdisjoint(match.application_protocols),
+        )
+    for index, inspector in enumerate((tls_inspector_filter(), http_inspector_filter())):
+        blind = sorted(port for port, asks in ports.items() if not asks[index])
+        if len(blind) == len(ports):
+            continue
+        if blind:
+            inspector.filter_disabled.CopyFrom(_at_ports(blind))
+        listener.listener_filters.append(inspector)
     listener.listener_filters_timeout.CopyFrom(duration_pb2.Duration())
     listener.continue_on_listener_filters_timeout = True
+
+
+def _at_ports(ports: list[int]) -> lc_pb2.ListenerFilterChainMatchPredicate:
+    """Connections to one of these ports."""
+    rules = []
+    for port in ports:
+        rule = lc_pb2.ListenerFilterChainMatchPredicate()
+        rule.destination_port_range.start = port
+        rule.destination_port_range.end = port + 1
+        rules.append(rule)
+    if len(rules) == 1:
+        return rules[0]
+    out = lc_pb2.ListenerFilterChainMatchPredicate()
+    out.or_match.rules.extend(rules)
+    return out
 
 
 def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
@@ -401,7 +438,6 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
     for other in addresses[1:]:
         out.additional_addresses.add().address.CopyFrom(address(other, INBOUND_PORT))
     out.listener_filters.append(original_destination_filter())
-    _inspectors(out, True)
     reporting = reporting_of(reader, LOG_INBOUND, view.headers)
     log_refused(out, reporting)
     for port in (INBOUND_PORT, OUTBOUND_PORT):
@@ -414,8 +450,9 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
             out.filter_chains.extend(_guarded_chains(reader, view, served, False, report))
     for served in unserved_ports(view):
         out.filter_chains.extend(_chains(reader, view, served, False))
+    _inspect(out)
     own = [
-        _bound_listener(reader, view, served, (served.bind,) if served.bind else addresses, report)
+        _bound_listener(reader, view, served, (served.named_by,), report)
         for served in view.ports
         if served.bound
     ]
@@ -463,9 +500,8 @@ def _bound_listener(
     )
     for other in addresses[1:]:
         listener.additional_addresses.add().address.CopyFrom(address(other, served.port))
-    sniff = is_sniffed(served.protocol) and view.mutual.at(served.port) != STRICT
-    _inspectors(listener, sniff)
     listener.filter_chains.extend(_guarded_chains(reader, view, served, True, report))
+    _inspect(listener)
     return encode(reader, LDS, listener.name, listener, view.origins)
 
 

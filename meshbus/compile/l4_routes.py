@@ -60,11 +60,15 @@ def tcp_filter(stat_prefix: str, route: L4Route, reporting: Reporting) -> lc_pb2
 
 
 def restrict(chain: lc_pb2.FilterChain, route: L4Route) -> None:
-    """The subnets of a route in the match of its chain."""
-    for subnet in route.subnets:
-        chain.filter_chain_match.prefix_ranges.append(prefix_range(subnet))
-    for subnet in route.sources:
-        chain.filter_chain_match.source_prefix_ranges.append(prefix_range(subnet))
+    """The subnets of a route in the match of its chain; Envoy refuses one that is there twice."""
+    match = chain.filter_chain_match
+    for held, subnets in (
+        (match.prefix_ranges, route.subnets),
+        (match.source_prefix_ranges, route.sources),
+    ):
+        for wanted in map(prefix_range, subnets):
+            if wanted not in held:
+                held.append(wanted)
 
 
 def prefix_range(network: str) -> address_pb2.CidrRange:

@@ -21,6 +21,7 @@ from meshbus.compile.envoy_filter import (
 )
 from meshbus.compile.extensions import CLIENT, extensions_of
 from meshbus.compile.findings import Finding
+from meshbus.compile.gateway_servers import router_of
 from meshbus.compile.inbound import (
     ClusterView,
     InboundView,
@@ -228,17 +229,18 @@ def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
     filters = Ask(workload_extensions, (proxy.namespace, proxy.labels))
     if proxy.type == ROUTER:
         binds = proxy.ips if proxy.capture == CAPTURE_PROXY else ()
-        router = (proxy.as_class(), view, binds)
+        router = router_of(reader, proxy)
+        served = (router, view, binds)
         network = reader.node(networks).network_of(proxy.network, proxy.cluster, at)
         return Plan(
             (
-                (CDS, (clusters, Ask(router_clusters, (proxy.as_class(), view)))),
-                (EDS, (endpoints, Ask(router_assignments, (proxy.as_class(), view, network)))),
-                (LDS, (Ask(router_layer, (*router, LDS)),)),
-                (RDS, (Ask(router_layer, (*router, RDS)),)),
+                (CDS, (clusters, Ask(router_clusters, (router, view)))),
+                (EDS, (endpoints, Ask(router_assignments, (router, view, network)))),
+                (LDS, (Ask(router_layer, (*served, LDS)),)),
+                (RDS, (Ask(router_layer, (*served, RDS)),)),
                 (ECDS, (filters,)),
             ),
-            Ask(router_secrets, router),
+            Ask(router_secrets, served),
         )
     inbound = inbound_view(reader, proxy)
     app_address = proxy.app_address if not proxy.captured else ""

@@ -23,11 +23,11 @@ from meshbus.compile.endpoints import (
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import extension_resource, extensions_of
 from meshbus.compile.findings import Finding, Part
+from meshbus.compile.gateway_servers import Router
 from meshbus.compile.gateways import passes_by_name, router_resources
 from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
 from meshbus.compile.locality import Place
 from meshbus.compile.outbound import capture_plan
-from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.reach import Reach, Reached, reaches
 from meshbus.compile.resources import LDS, RDS, Resource
 from meshbus.compile.route_tables import port_routes
@@ -178,19 +178,19 @@ def workload_extensions(
 
 
 def router_layer(
-    reader: Reader, proxy: ProxyKeys, view: View, binds: tuple[str, ...], type_url: str
+    reader: Reader, router: Router, view: View, binds: tuple[str, ...], type_url: str
 ) -> SharedPart:
     """Node: listeners or routes of a router."""
-    part = reader.node(router_resources, proxy, view, binds)
+    part = reader.node(router_resources, router, view, binds)
     chosen = tuple(r for r in part.resources if r.type_url == type_url)
     return merged([Part(chosen, part.findings if type_url == LDS else ())])
 
 
-def router_clusters(reader: Reader, proxy: ProxyKeys, view: View) -> SharedPart:
+def router_clusters(reader: Reader, router: Router, view: View) -> SharedPart:
     """Node: clusters of a router for connections that name a service by SNI; and what is wrong with
     the secrets of its clusters."""
     findings = Part((), reader.node(cluster_secrets, view, True).findings)
-    if not reader.node(passes_by_name, proxy):
+    if not reader.node(passes_by_name, router):
         return merged([findings]) if findings.findings else NO_PART
     named = [
         reader.node(named_clusters, m.service, m.rules)
@@ -200,9 +200,9 @@ def router_clusters(reader: Reader, proxy: ProxyKeys, view: View) -> SharedPart:
     return merged([findings, *named])
 
 
-def router_assignments(reader: Reader, proxy: ProxyKeys, view: View, network: str) -> SharedPart:
+def router_assignments(reader: Reader, router: Router, view: View, network: str) -> SharedPart:
     """Node: endpoints of those clusters, as seen from a network."""
-    if not reader.node(passes_by_name, proxy):
+    if not reader.node(passes_by_name, router):
         return NO_PART
     return merged(
         reader.node(named_assignments, m.service, m.rules, network)
@@ -212,10 +212,10 @@ def router_assignments(reader: Reader, proxy: ProxyKeys, view: View, network: st
 
 
 def router_secrets(
-    reader: Reader, proxy: ProxyKeys, view: View, binds: tuple[str, ...]
+    reader: Reader, router: Router, view: View, binds: tuple[str, ...]
 ) -> tuple[SecretNeed, ...]:
     """Node: secrets that the Gateways of a router name, and the rules of what it calls."""
-    gateways = reader.node(router_resources, proxy, view, binds).secrets
+    gateways = reader.node(router_resources, router, view, binds).secrets
     return united([*gateways, *reader.node(cluster_secrets, view, True).needs])
 
 

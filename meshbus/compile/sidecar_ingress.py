@@ -16,6 +16,7 @@ from meshbus.compile.values import address, uint32
 from meshbus.compile.written import entries, fields, number
 
 _UNIX = "unix://"
+_AFTER_TLS = {"HTTPS": "HTTP", "TLS": "TCP"}
 _LOCAL = {"127.0.0.1": "127.0.0.1", "": "127.0.0.1", "::1": "::1"}
 
 
@@ -24,6 +25,7 @@ class Ingress(NamedTuple):
 
     port: int
     protocol: str
+    """What is spoken within its own TLS, where it has any."""
     bind: str
     captured: bool
     """Traffic is redirected to it; else it binds its port."""
@@ -58,14 +60,16 @@ def ingress_side(sidecar: Ref | None) -> IngressSide:
     found: dict[int, Ingress] = {}
     for index, listener in enumerate(entries(spec.get("ingress"))):
         port = fields(listener.get("port"))
+        tls = _text(listener.get("tls"))
+        protocol = str(port.get("protocol") or "").upper()
         made = Ingress(
             number(port.get("number")),
-            str(port.get("protocol") or "").upper(),
+            _AFTER_TLS.get(protocol, protocol) if tls else protocol,
             str(listener.get("bind") or ""),
             listener.get("captureMode") != "NONE",
             str(listener.get("defaultEndpoint") or ""),
             _text(listener.get("connectionPool")) or pool,
-            _text(listener.get("tls")),
+            tls,
             f"spec.ingress[{index}]",
         )
         if made.port:

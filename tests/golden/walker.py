@@ -49,6 +49,10 @@ class Call:
     """The call comes to the listener itself, not by redirection."""
     source: str = "10.9.9.9"
 
+    def server_name(self) -> str:
+        """SNI; TLS of a caller's own asks for the host."""
+        return self.sni or (self.host.partition(":")[0] if self.tls == "tls" else "")
+
     def offered(self) -> str:
         """ALPN."""
         if self.alpn:
@@ -77,8 +81,9 @@ class Met:
 
 
 class _Stop(Exception):
-    def __init__(self, error: str) -> None:
+    def __init__(self, error: str, met: "Met | None" = None) -> None:
         self.error = error
+        self.met = met
 
 
 def walk(document: Json, call: Call) -> Met:
@@ -92,7 +97,7 @@ def walk(document: Json, call: Call) -> Met:
         plain = _after_tls(chain, call)
         return _filters(document, chain, plain, met)
     except _Stop as stop:
-        return replace(met, error=stop.error)
+        return replace(stop.met or met, error=stop.error)
 
 
 # --------------------------------------------------------------------------- listeners
@@ -116,11 +121,8 @@ def _listener(listeners: list[Json], call: Call) -> Json:
             if listener["name"] == "virtualInbound":
                 return listener
         raise _Stop(NO_LISTENER)
-    wanted = "OUTBOUND" if not call.inbound else "INBOUND"
     for address in (call.address, _any(call.address)):
         for listener in listeners:
-            if listener.get("trafficDirection") != wanted:
-                continue
             if (address, call.port) in _addresses(listener):
                 if call.gateway and listener.get("bindToPort") is False:
                     continue
@@ -132,16 +134,30 @@ def _listener(listeners: list[Json], call: Call) -> Json:
     raise _Stop(NO_LISTENER)
 
 
-def _inspectors(listener: Json) -> set[str]:
-    return {f["name"].rpartition(".")[2] for f in listener.get("listenerFilters", ())}
+def _inspectors(listener: Json, port: int) -> set[str]:
+    """Listener filters that look at a connection to the port."""
+    return {
+        f["name"].rpartition(".")[2]
+        for f in listener.get("listenerFilters", ())
+        if not _predicate(f.get("filterDisabled", {}), port)
+    }
+
+
+def _predicate(rule: Json, port: int) -> bool:
+    if "orMatch" in rule:
+        return any(_predicate(r, port) for r in rule["orMatch"]["rules"])
+    if "notMatch" in rule:
+        return not _predicate(rule["notMatch"], port)
+    ports = rule.get("destinationPortRange")
+    return ports is not None and ports.get("start", 0) <= port < ports["end"]
 
 
 def _chain(listener: Json, call: Call) -> Json:
     """The chain by the most specific match, criterion by criterion."""
-    seen = _inspectors(listener)
+    seen = _inspectors(listener, call.port)
     transport, names, protocols = "raw_buffer", "", ()
     if "tls_inspector" in seen and call.tls:
-        transport, names = "tls", call.sni.lower()
+        transport, names = "tls", call.server_name().lower()
         protocols = tuple(filter(None, (call.offered(),)))
     elif "http_inspector" in seen and not call.tls and call.protocol != "tcp":
         protocols = ("http/1.1",) if call.protocol == "http" else ("h2c",)
@@ -163,7 +179,8 @@ def _chain(listener: Json, call: Call) -> Json:
             break
         chains = [c for rank, c in ranked if rank == best]
     if len(chains) > 1:
-        raise AssertionError(f"{listener['name']}: several chains match alike: {chains}")
+        names = [c.get("filterChainMatch") for c in chains]
+        raise AssertionError(f"{listener['name']}: several chains match alike: {names}")
     if chains:
         return chains[0]
     if "defaultFilterChain" in listener:
@@ -257,6 +274,8 @@ def _http(document: Json, manager: Json, call: Call, met: Met) -> Met:
     if table is None:
         raise AssertionError(f"no route configuration {name!r}")
     host = _virtual_host(table, call)
+    if host is None:
+        raise _Stop(NO_HOST, met)
     met = replace(met, host=host["name"])
     if host.get("requireTls") == "ALL" and not _ended_tls(call, met, document):
         return replace(met, error=REDIRECT_TLS)
@@ -302,7 +321,7 @@ def _redirected(action: Json, call: Call, met: Met) -> Met:
     return replace(met, status=code, location=where)
 
 
-def _virtual_host(table: Json, call: Call) -> Json:
+def _virtual_host(table: Json, call: Call) -> Json | None:
     host = (call.host or call.address).lower()
     if table.get("ignorePortInHostMatching"):
         host = re.sub(r":\d+$", "", host)
@@ -312,9 +331,7 @@ def _virtual_host(table: Json, call: Call) -> Json:
             rank = _rank_domain(domain.lower(), host)
             if rank and (best is None or rank > best[0]):
                 best = (rank, candidate)
-    if best is None:
-        raise _Stop(NO_HOST)
-    return best[1]
+    return None if best is None else best[1]
 
 
 def _rank_domain(domain: str, host: str) -> int:

@@ -335,7 +335,8 @@ def _instance_at(reader: Reader, address: str, target: Any) -> WorkloadInstance 
 
 def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
     """Node: the rows of one host of the ServiceEntries of a namespace. Of several entries the
-    oldest counts; a Kubernetes service of that host comes before all."""
+    oldest says what the host is; those that are resolved as it is add their addresses, endpoints
+    and ports. A Kubernetes service of that host comes before all."""
     found = [
         entry
         for entry in reader.entries(Query("cfg.serviceentries", "host", host))
@@ -348,23 +349,24 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         kubernetes = Key(cluster, "cfg", "services", namespace, name)
         if reader.get(kubernetes) is not None:
             return ()
-    entry = min(found, key=lambda e: (e.row.created, e.key.name))
-    source_object: ConfigObject = entry.row
+    found.sort(key=lambda e: (e.row.created, e.key.name))
+    source_object: ConfigObject = found[0].row
     spec = source_object.spec
-    ports = [
-        ServicePort(
-            str(p.get("name") or ""),
-            integer(p.get("number")),
-            protocol_of_entry(
-                str(p.get("protocol") or ""), str(p.get("name") or ""), integer(p.get("number"))
-            ),
-            integer(p.get("targetPort")),
-        )
-        for p in _records(spec.get("ports"))
-    ]
+    ports: list[ServicePort] = []
+    addresses: dict[str, None] = {}
+    members: list[Endpoint] = []
+    for entry in found:
+        own = entry.row.spec
+        if any(own.get(f) != spec.get(f) for f in ("resolution", "location", "exportTo")):
+            continue
+        own_ports = _ports_of_entry(own)
+        names = _join_ports(ports, own_ports)
+        addresses.update((str(a), None) for a in own.get("addresses") or ())
+        for member in _members(reader, cluster, entry.row, own_ports):
+            known = {names[name]: number for name, number in member.ports.items()}
+            members.append(msgspec.structs.replace(member, ports=known))
     resolution = str(spec.get("resolution") or "NONE")
     source = f"cfg.serviceentries/{namespace}/{source_object.name}"
-    members = _members(reader, cluster, source_object, ports)
     dynamic = resolution.startswith("DNS")
     row = Service(
         host=host,
@@ -372,7 +374,7 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         name=source_object.name,
         origin="external",
         ports=ports,
-        addresses=[str(a) for a in spec.get("addresses") or []],
+        addresses=list(addresses),
         resolution=resolution,
         external=str(spec.get("location") or "MESH_EXTERNAL") == "MESH_EXTERNAL",
         export_to=[str(e) for e in spec.get("exportTo") or []],
@@ -390,6 +392,34 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         key = Key(cluster, "reg", "endpoints", namespace, host, "entry")
         rows.append((key, EndpointShard(host, namespace, "entry", members, source)))
     return tuple(rows)
+
+
+def _ports_of_entry(spec: Mapping[str, Any]) -> list[ServicePort]:
+    return [
+        ServicePort(
+            str(p.get("name") or ""),
+            integer(p.get("number")),
+            protocol_of_entry(
+                str(p.get("protocol") or ""), str(p.get("name") or ""), integer(p.get("number"))
+            ),
+            integer(p.get("targetPort")),
+        )
+        for p in _records(spec.get("ports"))
+    ]
+
+
+def _join_ports(ports: list[ServicePort], more: list[ServicePort]) -> dict[str, str]:
+    """Add ports to those of a host that it does not have; what each of them is called there."""
+    names = {}
+    for port in more:
+        held = next((p for p in ports if p.number == port.number), None)
+        if held is None:
+            taken = any(p.name == port.name for p in ports)
+            name = f"{port.name}-{port.number}" if taken else port.name
+            held = msgspec.structs.replace(port, name=name)
+            ports.append(held)
+        names[port.name] = held.name
+    return names
 
 
 def _allocated(reader: Reader, namespace: str, host: str) -> list[str]:
