@@ -74,6 +74,21 @@ CARRIERS: dict[str, tuple[str, str]] = {
     "Port": ("Listener.address", f"{WALK}/gateway.yaml"),
     "ServerTLSSettings": ("DownstreamTlsContext", f"{UNIT}/test_compile_gateway_tls.py"),
     "TLSCertificate": ("DownstreamTlsContext", f"{UNIT}/test_compile_gateway_tls.py"),
+    "ProxyConfig": ("the start of Envoy", "tests/tasks/test_tasks_proxies.py"),
+    "ProxyImage": ("container istio-proxy", "tests/kube/test_kube_injection.py"),
+    "ProxyHeaders": ("HttpConnectionManager", f"{UNIT}/test_compile_proxy_headers.py"),
+    "HeaderSwitch": ("HttpConnectionManager", f"{UNIT}/test_compile_proxy_headers.py"),
+    "HeaderWish": ("HttpConnectionManager", f"{UNIT}/test_compile_proxy_headers.py"),
+    "ServerHeader": ("HttpConnectionManager", f"{UNIT}/test_compile_proxy_headers.py"),
+    "MetadataExchangeHeaders": ("nothing: none are sent", f"{UNIT}/test_compile_proxy_headers.py"),
+    "ClientCertDetails": (
+        "HttpConnectionManager.set_current_client_cert_details",
+        f"{GOLDEN}/sidecar-settings.in.yaml",
+    ),
+    "GatewayTopology": (
+        "HttpConnectionManager of a router",
+        f"{GOLDEN}/router-settings.in.yaml",
+    ),
     "ServiceEntry": ("Cluster, Listener, VirtualHost", f"{WALK}/external.yaml"),
     "ServicePort": ("Listener.address, Cluster", f"{WALK}/external.yaml"),
     "WorkloadEntry": ("ClusterLoadAssignment", f"{WALK}/networks.yaml"),
@@ -127,6 +142,22 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
     ("Sidecar", "inboundConnectionPool"): (
         "Cluster of the application",
         f"{UNIT}/test_compile_sidecar_scope.py",
+    ),
+    ("ProxyConfig", "selector"): (
+        "which proxies",
+        "tests/unit/inject/test_inject_proxy_configs.py",
+    ),
+    ("ProxyHeaders", "attemptCount"): (
+        "VirtualHost.include_request_attempt_count",
+        f"{UNIT}/test_compile_proxy_headers.py",
+    ),
+    ("ProxyHeaders", "xForwardedHost"): (
+        "RouteAction.append_x_forwarded_host",
+        f"{UNIT}/test_compile_proxy_headers.py",
+    ),
+    ("ProxyHeaders", "preserveHttp1HeaderCase"): (
+        "HttpConnectionManager, HttpProtocolOptions: header_key_format",
+        f"{UNIT}/test_compile_proxy_headers.py",
     ),
     ("HTTPRoute", "timeout"): ("RouteAction.timeout", f"{TASKS}/test_tasks_resilience.py"),
     ("HTTPRoute", "delegate"): ("Route", f"{GOLDEN}/sidecar-delegates.in.yaml"),

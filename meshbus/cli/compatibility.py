@@ -90,7 +90,9 @@ def _by_field(shape: Struct, limits: list[Limit]) -> dict[tuple[Struct, str], st
         for part in limit.pattern.removeprefix("spec.").split("."):
             struct, name = _inside(struct, name) if name else struct, part.removesuffix("[]")
         said = f"no: {limit.reason}"
-        if limit.values:
+        if limit.where:
+            said = f"yes, but {limit.where} it {limit.reason}"
+        elif limit.values:
             said = f"yes, but {', '.join(f'`{v}`' for v in limit.values)} {limit.reason}"
         out[struct, name] = said
     return out

@@ -92,7 +92,19 @@ def _read(text: str) -> dict[str, Any]:
         held = read_yaml(text) if text else None
     except NotReadableError:
         return {}
-    return _record(held)
+    return _record(_camel_keys(held))
+
+
+def _camel_keys(value: Any) -> Any:
+    """The names of fields as JSON has them: proto text may have them in snake_case."""
+    if not isinstance(value, dict):
+        return value
+    return {_camel(str(k)): _camel_keys(v) for k, v in value.items()}
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word[:1].upper() + word[1:] for word in rest)
 
 
 def _set(value: Any) -> dict[str, Any]:

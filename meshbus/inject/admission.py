@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from meshbus.inject.documents import check_pod
 from meshbus.inject.pod import Injector
+from meshbus.inject.proxy_configs import NO_WISHES, ProxyWishes
 from meshbus.inject.workloads import owner_of_pod
 
 Operation = dict[str, Any]
@@ -33,7 +34,7 @@ def admit_pod(
     namespace: str,
     *,
     path: str = "/inject",
-    proxy_config: Mapping[str, Any] | None = None,
+    wishes: ProxyWishes = NO_WISHES,
     identity: tuple[int, int] | None = None,
 ) -> PodAdmission:
     """The patch of a pod.
@@ -41,7 +42,7 @@ def admit_pod(
     Args:
         namespace: Of the request: a pod need not say its own.
         path: Path the webhook was called at; it may name cluster and network.
-        proxy_config: Fields of the ProxyConfig objects that choose the pod.
+        wishes: What ProxyConfig objects say of the pod.
         identity: User and group of the proxy, where they must be others than 1337.
 
     Raises:
@@ -60,7 +61,7 @@ def admit_pod(
     injected = injector.inject(
         written,
         owner_of_pod(written, namespace),
-        proxy_config=proxy_config,
+        wishes=wishes,
         cluster=variables.pop("ISTIO_META_CLUSTER_ID", ""),
         network=variables.pop("ISTIO_META_NETWORK", ""),
         variables=variables,

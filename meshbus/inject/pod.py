@@ -30,6 +30,7 @@ from meshbus.inject.probes import (
     probers_text,
     rewrite_probes,
 )
+from meshbus.inject.proxy_configs import NO_WISHES, ProxyWishes
 from meshbus.inject.scrape import SCRAPE_VARIABLE, merge_scraping, scrapes_of, scraping_text
 from meshbus.inject.sidecar import (
     ARGS_LATER,
@@ -119,7 +120,7 @@ class Injector:
         pod: Mapping[str, Any],
         owner: Owner,
         *,
-        proxy_config: Mapping[str, Any] | None = None,
+        wishes: ProxyWishes = NO_WISHES,
         cluster: str = "",
         network: str = "",
         variables: Mapping[str, str] | None = None,
@@ -130,7 +131,7 @@ class Injector:
         Args:
             pod: An object with `metadata` and `spec`; it is not changed.
             owner: The workload it belongs to, and its namespace.
-            proxy_config: Fields of ProxyConfig objects that choose the pod.
+            wishes: What ProxyConfig objects say of the pod.
             cluster: Name of its cluster, where the values do not say.
             network: The same for its network.
             variables: Further variables of the proxy.
@@ -142,7 +143,7 @@ class Injector:
         written = before_injection(pod)
         notes: dict[str, str] = written["metadata"]["annotations"]
         warnings = list(a.check_annotations(notes))
-        context = self._context(written, owner, proxy_config, cluster, network, identity)
+        context = self._context(written, owner, wishes, cluster, network, identity)
         if context.interception == "TPROXY":
             warnings.append(
                 "interceptionMode TPROXY: traffic is redirected; the client's address is not kept"
@@ -183,16 +184,15 @@ class Injector:
         self,
         pod: Mapping[str, Any],
         owner: Owner,
-        proxy_config: Mapping[str, Any] | None,
+        wishes: ProxyWishes,
         cluster: str,
         network: str,
         identity: tuple[int, int] | None,
     ) -> PodContext:
         notes: Mapping[str, str] = pod["metadata"]["annotations"]
         labels: Mapping[str, str] = pod["metadata"].get("labels") or {}
-        given = merge_values(self.mesh.get("defaultConfig") or {}, proxy_config or {})
-        if a.PROXY_CONFIG in notes:
-            given = merge_values(given, _own_proxy_config(notes[a.PROXY_CONFIG]))
+        own = _own_proxy_config(notes.get(a.PROXY_CONFIG, ""))
+        given = wishes.over(self.mesh.get("defaultConfig") or {}, own)
         proxy = msgspec.convert(given, MeshProxyConfig, strict=False)
         network = labels.get("topology.istio.io/network") or network
         user, group = identity or (1337, 1337)
@@ -308,7 +308,7 @@ class Injector:
             application="127.0.0.1" if local else "$(INSTANCE_IP)",
             domain=text(context.value("proxy", "clusterDomain")) or "cluster.local",
             runtime=context.proxy.runtime_values,
-            stats=stats_config(notes, context),
+            stats=stats_config(notes, context.proxy),
             json_logs=bool(context.value("logAsJson")),
         )
         proxy["args"] = envoy_args(

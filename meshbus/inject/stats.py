@@ -9,16 +9,16 @@ from typing import Any
 
 from msgspec import UNSET
 
+from meshbus.api.mesh.proxy_config import MeshProxyConfig
 from meshbus.inject import annotations as a
-from meshbus.inject.context import PodContext
 
 _ALWAYS = ("cluster_manager", "listener_manager", "server", "cluster.xds-gateway", "istio", "wasm")
 """Those that are kept in any case: the proxy's state, and the mesh's own metrics."""
 
 
-def stats_config(notes: Mapping[str, str], context: PodContext) -> dict[str, Any]:
+def stats_config(notes: Mapping[str, str], proxy: MeshProxyConfig) -> dict[str, Any]:
     """`stats_config` of the bootstrap; empty where all statistics are kept as Envoy keeps them."""
-    matcher = context.proxy.proxy_stats_matcher
+    matcher = proxy.proxy_stats_matcher
     given: Mapping[str, Any] = {} if matcher is UNSET else matcher
     prefixes = [*(given.get("inclusionPrefixes") or ()), *_words(notes, a.STATS_PREFIXES)]
     suffixes = [*(given.get("inclusionSuffixes") or ()), *_words(notes, a.STATS_SUFFIXES)]

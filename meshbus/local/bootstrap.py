@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meshbus.local.proxy_start import NO_START, ProxyStart
+
 BOOTSTRAP_FILE = "bootstrap.json"
 TOKEN_FILE = "token"  # noqa: S105 - the name of a file
 TOKEN_SDS_FILE = "token-sds.json"  # noqa: S105
@@ -46,7 +48,11 @@ class ProxyIdentity:
 
 
 def envoy_bootstrap(
-    identity: ProxyIdentity, gateway: tuple[str, int], gateway_name: str, folder: str
+    identity: ProxyIdentity,
+    gateway: tuple[str, int],
+    gateway_name: str,
+    folder: str,
+    start: ProxyStart = NO_START,
 ) -> dict[str, Any]:
     """The bootstrap of a proxy.
 
@@ -54,6 +60,7 @@ def envoy_bootstrap(
         gateway: Address and port of the xds-gateway.
         gateway_name: DNS name that its certificate proves, `xds-gateway.istio-system.svc`.
         folder: Where Envoy finds its files, as an absolute path it can see.
+        start: What ProxyConfig says.
     """
     region, zone, sub_zone = [*identity.locality.split("/"), "", "", ""][:3]
     return {
@@ -62,6 +69,7 @@ def envoy_bootstrap(
             "cluster": f"{identity.workload}.{identity.namespace}",
             "locality": {"region": region, "zone": zone, "sub_zone": sub_zone},
             "metadata": {
+                **start.metadata,
                 "NAME": identity.name,
                 "NAMESPACE": identity.namespace,
                 "SERVICE_ACCOUNT": identity.service_account,
@@ -102,7 +110,8 @@ def envoy_bootstrap(
                 {
                     "name": "static",
                     "static_layer": {"envoy.deprecated_features:warn": False},
-                }
+                },
+                *([{"name": "own", "static_layer": dict(start.runtime)}] if start.runtime else []),
             ]
         },
         "overload_manager": {
@@ -117,6 +126,7 @@ def envoy_bootstrap(
                 }
             ]
         },
+        **({"stats_config": dict(start.stats)} if start.stats else {}),
     }
 
 
@@ -309,14 +319,17 @@ def render(document: Mapping[str, Any]) -> bytes:
 
 def envoy_argv(binary: str, *, concurrency: int = 1, log_level: str = "warning") -> list[str]:
     """The command line of an Envoy in the folder of its bootstrap. Envoys of one machine share no
-    memory (`--disable-hot-restart`), so they need no base id."""
+    memory (`--disable-hot-restart`), so they need no base id.
+
+    Args:
+        concurrency: Worker threads; 0: one per CPU.
+    """
     return [
         binary,
         "--config-path",
         BOOTSTRAP_FILE,
         "--disable-hot-restart",
-        "--concurrency",
-        str(concurrency),
+        *(["--concurrency", str(concurrency)] if concurrency else []),
         "--log-level",
         log_level,
         "--drain-time-s",

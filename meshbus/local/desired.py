@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from meshbus.api.standalone import Workload
+from meshbus.compile.proxy_keys import PROXY_CONFIG
 from meshbus.local.addresses import InstanceAddresses
 from meshbus.model.rows import ConfigObject
 from meshbus.model.status import InstanceReport
@@ -21,6 +22,8 @@ class InstanceSpec(msgspec.Struct, frozen=True):
     workload: str
     labels: dict[str, str]
     spec: Workload
+    proxy_config: str = ""
+    """Annotation `proxy.istio.io/config`."""
 
     @property
     def id(self) -> str:
@@ -74,17 +77,19 @@ def instances_of(row: ConfigObject, *, capture: str) -> list[InstanceSpec]:
             workload=row.name,
             labels=row.labels,
             spec=spec,
+            proxy_config=row.annotations.get(PROXY_CONFIG, ""),
         )
         for number in range(count)
     ]
 
 
 def same_process(old: InstanceSpec, new: InstanceSpec) -> bool:
-    """What runs can go on: only what the registry says of it differs, or how many others run."""
+    """What runs can go on: only what the registry says of it differs, or what its Envoy is to start
+    with the next time, or how many others run."""
 
     def essence(instance: InstanceSpec) -> InstanceSpec:
         spec = msgspec.structs.replace(instance.spec, replicas=1, weight=0, network="", locality="")
-        return msgspec.structs.replace(instance, labels={}, spec=spec)
+        return msgspec.structs.replace(instance, labels={}, spec=spec, proxy_config="")
 
     return essence(old) == essence(new)
 

@@ -29,6 +29,7 @@ from meshbus.local.keeper import Keeper
 from meshbus.local.machine import Machine
 from meshbus.local.probe import ask_envoy, takes_connections
 from meshbus.local.processes import Command, runs
+from meshbus.local.proxy_start import NO_START
 from meshbus.runtime.calls import CallError
 
 STARTING_POLL_S = 0.05
@@ -62,6 +63,7 @@ class Instance:
             self.addresses = proxy_addresses(block, index)
         self.folder = machine.home.instances / f"{spec.namespace}.{spec.name}"
         self._proxy_folder = self.folder / "proxy"
+        self._start = NO_START
         self._owner = PROXY_UID if machine.in_namespaces else None
         self._envoy: Keeper | None = None
         self._application: Keeper | None = None
@@ -150,6 +152,7 @@ class Instance:
     async def _once(self) -> None:
         known = [self._machine.records.get(name) for name in self._process_names()]
         adoptable = any(record is not None and runs(record) for record in known)
+        self._start = self._machine.proxy_start(self.spec)
         self._make_folders()
         if not adoptable:
             self._tell()
@@ -230,7 +233,7 @@ class Instance:
         self._write(
             bootstrap.BOOTSTRAP_FILE,
             bootstrap.render(
-                bootstrap.envoy_bootstrap(identity, self._machine.gateway, name, seen)
+                bootstrap.envoy_bootstrap(identity, self._machine.gateway, name, seen, self._start)
             ),
         )
         self._write(bootstrap.TOKEN_SDS_FILE, bootstrap.render(bootstrap.token_sds(seen)))
@@ -271,7 +274,8 @@ class Instance:
     # ------------------------------------------------------------------ processes
 
     def _envoy_command(self) -> Command:
-        argv = bootstrap.envoy_argv(self._machine.envoy)
+        start = self._start
+        argv = bootstrap.envoy_argv(self._machine.envoy, concurrency=start.concurrency)
         folder = self._proxy_folder
         if self._machine.in_namespaces:
             argv = netns.enter_argv(
@@ -286,7 +290,8 @@ class Instance:
                     "argv": argv,
                 }
             )
-        return Command(f"envoy/{self.spec.id}", argv, {}, folder, self._log("envoy"))
+        env = start.environment
+        return Command(f"envoy/{self.spec.id}", argv, env, folder, self._log("envoy"))
 
     def _application_command(self) -> Command:
         spec, state = self.spec.spec, self._machine.state

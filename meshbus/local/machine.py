@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from meshbus.bus.interface import Bus
+from meshbus.local.desired import InstanceSpec
 from meshbus.local.home import Home, HomeState
 from meshbus.local.processes import Records
+from meshbus.local.proxy_start import NO_START, ProxyStart
 from meshbus.model.status import InstanceReport
 
 
@@ -30,6 +32,8 @@ class Machine:
     """Root certificates of the mesh in PEM; empty: not known yet."""
     hosts: Callable[[str], str] = lambda namespace: ""
     """The hosts file for workloads of a namespace."""
+    proxy_start: Callable[[InstanceSpec], ProxyStart] = lambda spec: NO_START
+    """What the Envoy of an instance starts with now."""
     roots_known: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

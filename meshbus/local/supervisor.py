@@ -34,6 +34,7 @@ from meshbus.local.instance import REPORT_FILE, Instance
 from meshbus.local.keeper import Keeper
 from meshbus.local.machine import Machine
 from meshbus.local.processes import Command, Records, limit_logs, record_of_self
+from meshbus.local.proxy_start import ProxyStart, proxy_start
 from meshbus.local.reports import Reporter
 from meshbus.local.status import InstanceStatus, SupervisorStatus, write_status
 from meshbus.model.keys import Key
@@ -47,6 +48,8 @@ LOOK_STEADY_S = 1.0
 LOGS_S = 30.0
 FILTERS = (
     f"m.{CLUSTER}.cfg.workloads.>",
+    f"m.{CLUSTER}.cfg.proxyconfigs.>",
+    f"m.{CLUSTER}.mesh.config.>",
     f"m.{CLUSTER}.reg.services.>",
     f"m.{CLUSTER}.reg.workloads.>",
     f"m.{CLUSTER}.sec.trust.>",
@@ -95,6 +98,7 @@ class Supervisor:
             report=self._reporter.put,
             changed=self._moved.set,
             hosts=self._hosts_for,
+            proxy_start=self._start_of,
         )
         self._forwards = Forwards(self._machine, self._settings.ports.forwards)
         self._guard = Keeper(state.id, self._records, self._guard_command)
@@ -320,6 +324,13 @@ class Supervisor:
 
     def _keep_book(self) -> None:
         write_private(self._home.path / "addresses.json", msgspec.json.encode(self._book))
+
+    def _start_of(self, spec: InstanceSpec) -> ProxyStart:
+        world = self._mirror.world
+        mesh = [entry.row.spec for entry in world.all("mesh.config")]
+        default = (mesh[0].get("defaultConfig") if mesh else None) or {}
+        objects = [entry.row for entry in world.all("cfg.proxyconfigs")]
+        return proxy_start(spec, default, objects, self._settings.root_namespace)
 
     def _hosts_for(self, namespace: str) -> str:
         lines = []

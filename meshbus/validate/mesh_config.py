@@ -33,7 +33,7 @@ def check(spec: MeshConfig, name: ObjectName, out: Findings) -> None:
     if (nanoseconds(spec.protocol_detection_timeout) or 0) % MILLISECOND_NS:
         out.error("spec.protocolDetectionTimeout", "only whole milliseconds are supported")
     if not isinstance(spec.default_config, UnsetType):
-        _check_proxy(spec.default_config, "spec.defaultConfig", out)
+        check_proxy(spec.default_config, "spec.defaultConfig", out)
     check_locality(spec.locality_lb_setting, "spec.localityLbSetting", out, outliers=True)
     for index, setting in enumerate(spec.service_settings):
         for number, host in enumerate(setting.hosts):
@@ -78,7 +78,8 @@ def _check_address(address: str, path: str, out: Findings) -> None:
         out.error(path, problem)
 
 
-def _check_proxy(proxy: MeshProxyConfig, path: str, out: Findings) -> None:
+def check_proxy(proxy: MeshProxyConfig, path: str, out: Findings) -> None:
+    """Rules of ProxyConfig, as `defaultConfig` and as an annotation."""
     for field, text in (
         ("configPath", proxy.config_path),
         ("binaryPath", proxy.binary_path),

@@ -12,6 +12,7 @@ import msgspec
 
 from meshbus.api.mesh.mesh_config import MeshConfig
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
+from meshbus.api.yaml_text import NotReadableError, read_yaml
 
 CARRIED_OUT = frozenset(
     {
@@ -115,6 +116,20 @@ PROXY_SAYS_NOTHING = {
     "tracingServiceName": _NO_TAGS,
 }
 """The same of `defaultConfig`."""
+_ON_A_MACHINE = frozenset(
+    {
+        "concurrency",
+        "gatewayTopology",
+        "proxyHeaders",
+        "proxyMetadata",
+        "proxyStatsMatcher",
+        "runtimeValues",
+    }
+)
+"""Fields that count for a Workload: it has neither an image nor a pod."""
+
+OWN_PROXY_CONFIG = "proxy.istio.io/config"
+"""The annotation with fields of ProxyConfig for one proxy."""
 _EMPTY: tuple[Any, ...] = (None, "", [], {}, False, 0)
 
 
@@ -158,3 +173,15 @@ def silent_fields(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, reason in PROXY_SAYS_NOTHING.items():
         if proxy.get(name) not in _EMPTY:
             yield f"spec.defaultConfig.{name}", reason
+
+
+def lost_on_a_machine(annotations: Mapping[str, Any]) -> Iterator[str]:
+    """Fields of a valid annotation of a Workload that are carried out for pods alone."""
+    text = annotations.get(OWN_PROXY_CONFIG)
+    try:
+        held = read_yaml(text) if isinstance(text, str) else None
+    except NotReadableError:
+        return
+    for name in held if isinstance(held, dict) else ():
+        if name not in _ON_A_MACHINE and name not in PROXY_SAYS_NOTHING:
+            yield str(name)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from meshbus.api.kinds import KindInfo, kind_of
 from meshbus.api.tls import FORGOTTEN_CURVES
 from meshbus.validate.mesh_support import (
+    OWN_PROXY_CONFIG,
     fields_not_carried_out,
+    lost_on_a_machine,
     missed_fields,
     silent_fields,
 )
@@ -22,7 +24,6 @@ SILENT = "NoEffect"
 _NOT_YET = "is not carried out by this release"
 
 _WHOLE = {
-    ("networking.istio.io", "ProxyConfig"),
     ("telemetry.istio.io", "Telemetry"),
     ("config.istio.io", "adapter"),
     ("config.istio.io", "template"),
@@ -71,6 +72,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         "spec.filters[].listenerMatch.portNamePrefix",
     ),
     "Gateway": ("spec.servers[].defaultEndpoint",),
+    "ProxyConfig": ("spec.image",),
     "Sidecar": ("spec.outboundTrafficPolicy.tls",),
     "WasmPlugin": ("spec.verificationKey",),
     "TrafficExtension": ("spec.wasm.verificationKey",),
@@ -113,6 +115,7 @@ _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "TrafficExtension": {"spec.targetRefs[].kind": _ATTACHED_ELSEWHERE},
 }
 _REASONS = {
+    "spec.image": "is for pods: a process of a machine has no image",
     "spec.verificationKey": "is not carried out by Istio either",
     "spec.wasm.verificationKey": "is not carried out by Istio either",
     "spec.configPatches[].match.waypoint": "is for meshes without sidecars",
@@ -130,6 +133,7 @@ _SAYS_NOTHING: dict[str, dict[str, str]] = {
     },
 }
 """What changes nothing, here or there: to be warned of."""
+_WHERE = {"spec.image": "outside Kubernetes"}
 _NO_INTERVAL = "is not known to Envoy, whose budget counts the requests of the moment"
 _NEEDS_LOCAL_CLUSTER = "needs a cluster of the proxy's own service in its bootstrap"
 
@@ -142,13 +146,15 @@ class Limit(NamedTuple):
     reason: str
     values: tuple[str, ...] = ()
     """Those that are refused; empty: any."""
+    where: str = ""
+    """Where alone that is so; empty: everywhere."""
 
 
 def limits_of(info: KindInfo) -> list[Limit] | None:
     """What of a kind is not carried out, in order of path; None: nothing of it is."""
     if _is_whole(info):
         return None
-    out = [Limit(p, _reason(p)) for p in _FIELDS.get(info.kind, ())]
+    out = [Limit(p, _reason(p), (), _WHERE.get(p, "")) for p in _FIELDS.get(info.kind, ())]
     out += [Limit(p, _value(p), values) for p, values in _VALUES.get(info.kind, {}).items()]
     out += [Limit(p, reason) for p, reason in _SAYS_NOTHING.get(info.kind, {}).items()]
     if info.kind == "MeshConfig":
@@ -175,18 +181,17 @@ def unsupported_fields(document: Mapping[str, Any], *, injects: bool = False) ->
     """What of a valid document has no effect, in table order; empty for unknown kinds.
 
     Args:
-        injects: Proxies are injected, as on Kubernetes: ProxyConfig is carried out then.
+        injects: Proxies are injected into pods, as on Kubernetes.
     """
     info = kind_of(str(document.get("apiVersion")), str(document.get("kind")))
     if info is None:
-        return []
-    if injects and info.kind == "ProxyConfig":
         return []
     if _is_whole(info):
         return [Violation("kind", CODE, f"{info.kind} {_NOT_YET}")]
     found = [
         Violation(path, CODE, _reason(pattern))
         for pattern in _FIELDS.get(info.kind, ())
+        if not (injects and pattern in _WHERE)
         for path, value in _at(document, pattern)
         if value not in (None, "", [], {})
     ]
@@ -225,6 +230,12 @@ def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]
         yield from _named(document, "spec.compiledTemplate", _TEMPLATES)
     elif info.kind == "MeshConfig":
         yield from _mesh(document)
+    elif info.kind == "Workload":
+        metadata = document.get("metadata")
+        notes = metadata.get("annotations") if isinstance(metadata, Mapping) else None
+        for name in lost_on_a_machine(notes or {}):
+            path = f"metadata.annotations[{OWN_PROXY_CONFIG}]"
+            yield Violation(path, CODE, f"{name} is for pods: it changes nothing for a process")
 
 
 def _named(document: Mapping[str, Any], pattern: str, known: frozenset[str]) -> Iterator[Violation]:

@@ -3,6 +3,7 @@
 from meshbus.api.standalone import Workload
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_ip, is_namespace, is_subdomain
+from meshbus.validate.own_proxy_config import check_own_proxy_config
 from meshbus.validate.report import Findings
 
 _RESERVED = frozenset(
@@ -12,6 +13,7 @@ _RESERVED = frozenset(
 
 def check(spec: Workload, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
+    check_own_proxy_config(name.annotations, out)
     if not is_subdomain(spec.service_account):
         message = f"{spec.service_account!r} is not the name of a service account"
         out.error("spec.serviceAccount", message)

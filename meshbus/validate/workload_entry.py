@@ -8,6 +8,7 @@ from collections.abc import Collection
 from meshbus.api.networking.workload import WorkloadEntry
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_ip
+from meshbus.validate.own_proxy_config import check_own_proxy_config
 from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_labels
 from meshbus.validate.unix_sockets import UNIX_PREFIX, unix_socket_problem
@@ -15,6 +16,7 @@ from meshbus.validate.unix_sockets import UNIX_PREFIX, unix_socket_problem
 
 def check(spec: WorkloadEntry, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
+    check_own_proxy_config(name.annotations, out)
     check_entry(spec, "spec", out)
 
 

@@ -14,8 +14,7 @@ import structlog
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.inject import InjectionError, Injector
 from meshbus.inject.admission import admit_pod
-from meshbus.inject.helm_set import merge_values
-from meshbus.inject.selectors import selects
+from meshbus.inject.proxy_configs import ProxyWishes, proxy_wishes
 from meshbus.model.rows import ConfigObject
 from meshbus_config.kubernetes.webhooks import AdmissionRequest, Answer
 
@@ -90,7 +89,7 @@ class Injecting:
                 pod,
                 request.namespace,
                 path=request.path,
-                proxy_config=self._proxy_config(pod, request.namespace),
+                wishes=self._wishes(pod, request.namespace),
             )
         except InjectionError as error:
             log.info("refused", namespace=request.namespace, name=request.name, error=str(error))
@@ -102,38 +101,6 @@ class Injecting:
             True, patch=msgspec.json.encode(patch) if patch else b"", warnings=admission.warnings
         )
 
-    def _proxy_config(self, pod: Mapping[str, Any], namespace: str) -> dict[str, Any]:
+    def _wishes(self, pod: Mapping[str, Any], namespace: str) -> ProxyWishes:
         labels = (pod.get("metadata") or {}).get("labels") or {}
-        return effective_proxy_config(self._proxy_configs(), labels, namespace, self._root)
-
-
-def effective_proxy_config(
-    objects: list[ConfigObject], labels: Mapping[str, str], namespace: str, root: str
-) -> dict[str, Any]:
-    """Fields of the mesh config's ProxyConfig that ProxyConfig objects set for a pod: of the mesh,
-    over them those of its namespace, over them those that choose it; of equals the older counts.
-
-    Source: https://istio.io/latest/docs/reference/config/networking/proxy-config/
-    """
-    ranks: dict[int, ConfigObject] = {}
-    for row in sorted(objects, key=lambda row: (row.created, row.name)):
-        selector = row.spec.get("selector") or {}
-        chosen = bool(selector.get("matchLabels"))
-        if row.namespace == namespace and chosen:
-            if selects(selector, labels):
-                ranks.setdefault(2, row)
-        elif row.namespace == namespace and namespace != root:
-            ranks.setdefault(1, row)
-        elif row.namespace == root and not chosen:
-            ranks.setdefault(0, row)
-    config: dict[str, Any] = {}
-    for _, row in sorted(ranks.items()):
-        fields: dict[str, Any] = {}
-        if row.spec.get("concurrency") is not None:
-            fields["concurrency"] = row.spec["concurrency"]
-        if row.spec.get("environmentVariables"):
-            fields["proxyMetadata"] = row.spec["environmentVariables"]
-        if row.spec.get("image"):
-            fields["image"] = row.spec["image"]
-        config = merge_values(config, fields)
-    return config
+        return proxy_wishes(self._proxy_configs(), labels, namespace, self._root)

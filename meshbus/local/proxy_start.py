@@ -1,0 +1,79 @@
+"""What an Envoy of this machine starts with of ProxyConfig: the mesh's `defaultConfig`, ProxyConfig
+objects, and the annotation of its Workload. Pure.
+
+What comes by xDS (headers, topology) is not here. A change counts when a proxy starts the next
+time, as on Kubernetes.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from meshbus.api.mesh.proxy_config import MeshProxyConfig
+from meshbus.api.yaml_text import NotReadableError, read_yaml
+from meshbus.inject.proxy_configs import proxy_wishes
+from meshbus.inject.stats import stats_config
+from meshbus.local.desired import InstanceSpec
+from meshbus.model.rows import ConfigObject
+
+_METADATA = "ISTIO_META_"
+
+
+class ProxyStart(NamedTuple):
+    """What one Envoy starts with."""
+
+    concurrency: int = 1
+    """Worker threads; 0: one per CPU."""
+    environment: Mapping[str, str] = {}
+    metadata: Mapping[str, str] = {}
+    """Of its node: from variables `ISTIO_META_NAME`."""
+    runtime: Mapping[str, str] = {}
+    """Settings of Envoy's runtime."""
+    stats: Mapping[str, Any] = {}
+    """`stats_config` of the bootstrap; empty: all statistics are kept."""
+
+
+NO_START = ProxyStart()
+"""Where nothing is said."""
+
+
+def proxy_start(
+    spec: InstanceSpec,
+    default: Mapping[str, Any],
+    objects: Iterable[ConfigObject],
+    root: str,
+) -> ProxyStart:
+    """What the Envoy of an instance starts with.
+
+    Args:
+        default: `defaultConfig` of the mesh config.
+        objects: ProxyConfig objects.
+        root: The namespace whose objects are for the whole mesh.
+    """
+    wishes = proxy_wishes(objects, spec.labels, spec.namespace, root)
+    given = wishes.over(default, _own(spec.proxy_config))
+    try:
+        proxy = msgspec.convert(given, MeshProxyConfig, strict=False)
+    except msgspec.ValidationError:  # refused where it was written; nothing stops for it here
+        return NO_START
+    variables = proxy.proxy_metadata
+    return ProxyStart(
+        concurrency=1 if proxy.concurrency is None else max(0, proxy.concurrency),
+        environment=variables,
+        metadata={
+            name.removeprefix(_METADATA): value
+            for name, value in variables.items()
+            if name.startswith(_METADATA)
+        },
+        runtime=proxy.runtime_values,
+        stats=stats_config({}, proxy),
+    )
+
+
+def _own(text: str) -> dict[str, Any]:
+    try:
+        held = read_yaml(text) if text else None
+    except NotReadableError:
+        return {}
+    return held if isinstance(held, dict) else {}
