@@ -150,10 +150,15 @@ class Bench:
 
     def __init__(self, services: int, scoped: bool, profile: str) -> None:
         self.services = services
-        self.world: World = world_of(mesh_rows(services, scoped))
-        self.classes = Classes(lambda what: print("not compiled", what, file=sys.stderr))
         self.profile = profile
         self.report: dict[str, Any] = {"services": services, "scoped": scoped}
+        self.start(world_of(mesh_rows(services, scoped)))
+
+    def start(self, world: World) -> None:
+        """Begin with a mesh and no proxies."""
+        self.world = world
+        self.classes = Classes(lambda what: print("not compiled", what, file=sys.stderr))
+        self.classes.update(world, ())
 
     def measure(self, name: str, act: Callable[[], Any]) -> None:
         """Run something once and note what it cost."""
@@ -190,7 +195,6 @@ class Bench:
     def run(self) -> dict[str, Any]:
         """All scenarios."""
         instances = [e.row for e in self.world.all("reg.workloads")]
-        self.classes.update(self.world, ())
         members = [_Member(proxy_of_instance(row)) for row in instances]
         self.measure("first proxy", lambda: self.classes.join(members[0]) and None)
         self.measure("one more of the namespace", lambda: self.classes.join(members[3]) and None)

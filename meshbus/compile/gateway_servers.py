@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 from meshbus.compile.endpoints import target_ports
 from meshbus.compile.engine import Reader
-from meshbus.compile.findings import Report
+from meshbus.compile.findings import Finding, Report
 from meshbus.compile.inbound import namespace_services, serves
 from meshbus.compile.ingress import ingress_gateways
-from meshbus.compile.names import HTTP, fqdn, narrower
+from meshbus.compile.names import HTTP, narrower
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.scope import Ref, age, istio_objects, object_namespaces
 from meshbus.model.keys import Key
@@ -102,7 +102,8 @@ class Server(NamedTuple):
         return () if "*" in names else tuple(dict.fromkeys(names))
 
     def matching_hosts(self, vs: Ref) -> list[str]:
-        """Hosts that both the server and a virtual service are for: the narrower of each pair."""
+        """Hosts that both the server and a virtual service, by its heading, are for: the narrower
+        of each pair."""
         own = []
         for host in self.hosts:
             namespace, slash, name = host.rpartition("/")
@@ -111,8 +112,7 @@ class Server(NamedTuple):
             if not slash or namespace == "*" or namespace == vs.row.namespace:
                 own.append(name)
         out: dict[str, None] = {}
-        for wanted in vs.row.spec.get("hosts") or ():
-            full = fqdn(str(wanted), vs.row.namespace)
+        for full in vs.row.hosts:
             for host in own:
                 both = narrower(host, full)
                 if both is not None:
@@ -178,8 +178,16 @@ def _ports_of(gateway: Ref, number: int, fronts: tuple[Front, ...]) -> list[int]
     return [number]
 
 
-def router_servers(reader: Reader, router: Router, report: Report) -> list[Server]:
-    """Servers that a router runs, older gateways first; those in conflict are reported."""
+class Servers(NamedTuple):
+    """What a router runs, and what of its Gateways it does not."""
+
+    servers: tuple[Server, ...]
+    findings: tuple[Finding, ...]
+
+
+def servers_of(reader: Reader, router: Router) -> Servers:
+    """Node: servers that a router runs, older gateways first; those in conflict are reported."""
+    report = Report()
     out: list[Server] = []
     kinds: dict[tuple[str, int], tuple[str, Key]] = {}
     names: set[tuple[str, int, str]] = set()
@@ -195,7 +203,7 @@ def router_servers(reader: Reader, router: Router, report: Report) -> list[Serve
                         report.add(ref.key, f"{path}.{fault[0]}", fault[1])
                     else:
                         out.append(server)
-    return out
+    return Servers(tuple(out), report.findings())
 
 
 def _conflict(

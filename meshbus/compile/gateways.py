@@ -1,5 +1,6 @@
 """Routers: listeners and routes of the Gateways that select them."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from envoy.config.core.v3 import base_pb2
@@ -28,28 +29,26 @@ from meshbus.compile.credentials import (
 from meshbus.compile.dynamic_names import named_as_met, names_cache
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import CLIENT
-from meshbus.compile.findings import Finding, Report
-from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Router, Server, router_servers
-from meshbus.compile.http_routes import (
-    Made,
-    RouteContext,
-    bound_gateways,
-    http_routes,
-    joined_routes,
+from meshbus.compile.findings import Part, Report
+from meshbus.compile.gateway_routes import (
+    facing_of,
+    gateway_services,
+    gateway_table,
+    route_context,
+    written_service,
 )
+from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Router, Server, servers_of
 from meshbus.compile.ingress import ingress_routes
 from meshbus.compile.l4_routes import L4Route, l4_routes, restrict, tcp_filter
-from meshbus.compile.names import UDP, ClusterName, covers, listener_name, with_port
+from meshbus.compile.names import UDP, ClusterName, covers, listener_name
 from meshbus.compile.outbound import any_address, reporting_of
 from meshbus.compile.proxy_headers import forward_certificate
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
 from meshbus.compile.scope import (
     Ref,
-    Viewer,
     find_rules,
     visible_services,
-    visible_virtual_services,
 )
 from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.settings import mesh
@@ -59,47 +58,45 @@ from meshbus.compile.traffic_policy import merged_rule
 from meshbus.compile.values import address, boolean
 from meshbus.compile.virtual_hosts import (
     View,
-    conduct_of,
-    encode_host,
-    encode_table,
-    encode_tail,
-    service_of,
 )
-from meshbus.model.keys import Key
 
 
-class RouterPart(NamedTuple):
-    """What a router gets from its Gateways."""
+class RouterListeners(NamedTuple):
+    """What a router gets from its Gateways, but for the routes of HTTP."""
 
-    resources: tuple[Resource, ...]
-    findings: tuple[Finding, ...]
+    part: Part
     secrets: tuple[SecretNeed, ...]
+    routed: tuple[tuple[str, tuple[int, ...]], ...]
+    """Names of the route configurations that they ask for, each with its servers: indexes of
+    `servers_of`."""
 
 
-def router_resources(
+def router_listeners(
     reader: Reader, router: Router, view: View, binds: tuple[str, ...]
-) -> RouterPart:
-    """Node: listeners and route configurations of a router. `binds`: addresses of its own that it
-    binds (capture mode `proxy`), else all."""
+) -> RouterListeners:
+    """Node: listeners of a router. `binds`: addresses of its own that it binds (capture mode
+    `proxy`), else all."""
     report = Report()
     proxy = router.proxy
-    servers = router_servers(reader, router, report)
+    servers, findings = reader.node(servers_of, router)
+    report.extend(findings)
     report.extend(reader.node(ingress_routes).findings)
     reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
     secrets: list[SecretNeed] = []
     resources: list[Resource] = []
-    ports: dict[tuple[str, int], list[Server]] = {}
-    for server in servers:
-        ports.setdefault((server.bind, server.port), []).append(server)
-    routed: dict[str, list[Server]] = {}
-    for (bind, port), members in sorted(ports.items()):
+    ports: dict[tuple[str, int], list[int]] = {}
+    for index, server in enumerate(servers):
+        ports.setdefault((server.bind, server.port), []).append(index)
+    routed: dict[str, list[int]] = {}
+    for (bind, port), indexes in sorted(ports.items()):
         listener = _listener(bind, port, proxy, binds)
-        for server in members:
+        members = [servers[index] for index in indexes]
+        for index, server in zip(indexes, members, strict=True):
             with report.guard(server.gateway, server.path):
                 needs = _secrets(reader, proxy, server)
                 chains = _server_chains(reader, view, server, members, reporting, report)
                 if server.is_http or server.ends_https:
-                    routed.setdefault(server.route_name(), []).append(server)
+                    routed.setdefault(server.route_name(), []).append(index)
                 _add_chains(listener, chains, server, report)
                 secrets += needs
         if not listener.filter_chains:
@@ -111,9 +108,18 @@ def router_resources(
         log_refused(listener, reporting)
         origins = {s.gateway for s in members}
         resources.append(encode(reader, LDS, listener.name, listener, origins))
-    for route_name, members in sorted(routed.items()):
-        resources.append(_routes(reader, view, route_name, members, report))
-    return RouterPart(tuple(resources), report.findings(), united(secrets))
+    tables = tuple((name, tuple(routed[name])) for name in sorted(routed))
+    return RouterListeners(Part(tuple(resources), report.findings()), united(secrets), tables)
+
+
+def router_routes(
+    reader: Reader, router: Router, view: View, binds: tuple[str, ...]
+) -> tuple[Part, ...]:
+    """Node: route configurations of a router."""
+    routed = reader.node(router_listeners, router, view, binds).routed
+    return tuple(
+        reader.node(gateway_table, router, view, name, indexes) for name, indexes in routed
+    )
 
 
 def _listener(
@@ -273,40 +279,24 @@ def _named_chains(
 
 def passes_by_name(reader: Reader, router: Router) -> bool:
     """Node: some server of a router is AUTO_PASSTHROUGH."""
-    return any(s.mode == AUTO_PASSTHROUGH for s in router_servers(reader, router, Report()))
+    return any(s.mode == AUTO_PASSTHROUGH for s in reader.node(servers_of, router).servers)
 
 
-def gateway_services(reader: Reader, viewer: Viewer, gateway: str) -> tuple[Ref, ...]:
-    """Node: virtual services bound to a gateway, as seen from a router's namespace, and those that
-    Ingress objects stand for."""
-    every = (*reader.node(visible_virtual_services, viewer), *reader.node(ingress_routes).services)
-    return tuple(ref for ref in every if gateway in bound_gateways(ref))
-
-
-def _context(reader: Reader, view: View, server: Server) -> RouteContext:
-    return RouteContext(
-        namespace=view.namespace,
-        port=server.number,
-        gateways=frozenset({server.name}),
-        sources=view.sources,
-        tls=server.tls is not None,
-        settings=reader.node(mesh),
-        service=lambda host: reader.node(service_of, view.viewer, host),
-        read=reader.get,
-        policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
-        headers=view.headers,
-    )
+def _services(reader: Reader, view: View, server: Server, section: str) -> Iterator[Ref]:
+    """Virtual services with routes for the connections of a server."""
+    for ref in reader.node(gateway_services, view.viewer, server.name):
+        if section in ref.row.sections and server.matching_hosts(ref):
+            found = written_service(reader, (ref.key, ref.row.name))
+            if found is not None:
+                yield found
 
 
 def _passthrough_chains(
     reader: Reader, view: View, server: Server, reporting: Reporting, report: Report
 ) -> list[lc_pb2.FilterChain]:
     out = []
-    for vs in reader.node(gateway_services, view.viewer, server.name):
-        hosts = server.matching_hosts(vs)
-        if not hosts:
-            continue
-        routes = l4_routes(vs, "tls", _context(reader, view, server), report)
+    for vs in _services(reader, view, server, "tls"):
+        routes = l4_routes(vs, "tls", route_context(reader, view, facing_of(server)), report)
         out += [_tcp_chain(reader, view, server, route, reporting) for route in routes]
     return out
 
@@ -314,10 +304,8 @@ def _passthrough_chains(
 def _tcp_chains(
     reader: Reader, view: View, server: Server, reporting: Reporting, report: Report
 ) -> list[lc_pb2.FilterChain]:
-    for vs in reader.node(gateway_services, view.viewer, server.name):
-        if not server.matching_hosts(vs):
-            continue
-        routes = l4_routes(vs, "tcp", _context(reader, view, server), report)
+    for vs in _services(reader, view, server, "tcp"):
+        routes = l4_routes(vs, "tcp", route_context(reader, view, facing_of(server)), report)
         if routes:
             chain = _tcp_chain(reader, view, server, routes[0], reporting)
             if server.mode:
@@ -340,60 +328,3 @@ def _tcp_chain(
     chain.filters.extend(network_security(reader, view.extensions, CLIENT, server.number))
     chain.filters.append(tcp_filter(route.clusters[0][0], route, reporting))
     return chain
-
-
-# --------------------------------------------------------------------------- routes
-
-
-class _VirtualHost:
-    """One host of a route configuration: routes of all virtual services for it, older first."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.routes: list[Made] = []
-        self.require_tls = False
-
-
-def _routes(
-    reader: Reader, view: View, name: str, servers: list[Server], report: Report
-) -> Resource:
-    """A gateway's route configuration. Several virtual services may share a host: their routes
-    follow each other by age, those that catch everything at the end.
-
-    Source: Istio, buildGatewayHTTPRouteConfig.
-    """
-    hosts: dict[str, _VirtualHost] = {}
-    origins: set[Key] = {s.gateway for s in servers}
-    done: set[tuple[str, Key, str]] = set()
-    for server in servers:
-        context = _context(reader, view, server)
-        for vs in reader.node(gateway_services, view.viewer, server.name):
-            matching = server.matching_hosts(vs)
-            if not matching or not vs.row.spec.get("http"):
-                continue
-            routes = http_routes(vs, context, report)
-            if not routes:
-                continue
-            origins.update((vs.key, *(made.source for made in routes)))
-            for host in matching:
-                mark = (server.name, vs.key, host)
-                held = hosts.setdefault(host, _VirtualHost(server.number))
-                held.require_tls |= server.redirects
-                if mark not in done:
-                    done.add(mark)
-                    held.routes += routes
-        if server.redirects:
-            for host in server.host_names():
-                hosts.setdefault(host, _VirtualHost(server.number)).require_tls = True
-    encoded = [
-        encode_host(
-            with_port(host, held.port),
-            [host],
-            encode_tail(joined_routes(held.routes, report), view.headers, held.require_tls),
-        )
-        for host, held in sorted(hosts.items())
-    ]
-    if not encoded:
-        tail = encode_tail([], view.headers)
-        encoded = [encode_host(f"blackhole:{servers[0].number}", ["*"], tail)]
-    return encode_table(reader, name, encoded, origins, ignore_port=True)

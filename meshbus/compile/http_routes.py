@@ -21,8 +21,10 @@ from google.protobuf import duration_pb2
 from meshbus.compile.connections import Tunnel
 from meshbus.compile.delegates import HttpRule, http_rules
 from meshbus.compile.findings import NotCompiledError, Report
-from meshbus.compile.names import MESH_GATEWAY, ClusterName, config_path, fqdn
+from meshbus.compile.headings import Labels, qualified_gateway
+from meshbus.compile.names import ClusterName, config_path, fqdn
 from meshbus.compile.proxy_headers import ProxyHeaders
+from meshbus.compile.resources import field
 from meshbus.compile.route_match import described, is_catch_all, route_match
 from meshbus.compile.scope import Ref
 from meshbus.compile.settings import MeshSettings
@@ -35,6 +37,7 @@ from meshbus.compile.values import (
     string_matcher,
     uint32,
 )
+from meshbus.compile.written import pairs
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Service
 
@@ -71,8 +74,6 @@ _REDIRECT_CODES = {
     308: rc_pb2.RedirectAction.PERMANENT_REDIRECT,
 }
 
-Labels = tuple[tuple[str, str], ...]
-
 
 class Conduct(NamedTuple):
     """What a destination rule asks of the caller's side, besides what stands in the cluster."""
@@ -106,22 +107,6 @@ class RouteContext:
     """What the proxy says of itself and callers, in headers."""
 
 
-def bound_gateways(vs: Ref) -> frozenset[str]:
-    """`gateways` of a virtual service with their namespaces; `mesh` when there are none."""
-    names = vs.row.spec.get("gateways") or [MESH_GATEWAY]
-    return frozenset(qualified_gateway(str(name), vs.row.namespace) for name in names)
-
-
-def qualified_gateway(name: str, namespace: str) -> str:
-    """`NAMESPACE/NAME` of a gateway that an object of `namespace` names."""
-    return name if name == MESH_GATEWAY or "/" in name else f"{namespace}/{name}"
-
-
-def labels_of(selector: Any) -> Labels:
-    """A selector as a value that can be compared."""
-    return tuple(sorted((str(k), str(v)) for k, v in (selector or {}).items()))
-
-
 def source_matches(match: dict[str, Any], context: RouteContext, namespace: str) -> bool:
     """`gateways`, `sourceLabels` and `sourceNamespace` of a match pick this proxy.
 
@@ -130,18 +115,30 @@ def source_matches(match: dict[str, Any], context: RouteContext, namespace: str)
     gateways = match.get("gateways")
     if gateways:
         return any(qualified_gateway(str(g), namespace) in context.gateways for g in gateways)
-    wanted = labels_of(match.get("sourceLabels"))
+    wanted = pairs(match.get("sourceLabels"))
     if wanted and wanted not in context.sources:
         return False
     return match.get("sourceNamespace") in (None, "", context.namespace)
 
 
 class Made(NamedTuple):
-    """A route, and what it was made of."""
+    """An encoded route, and what it was made of."""
 
-    route: rc_pb2.Route
+    data: bytes
+    """An entry of `VirtualHost.routes`, with tag and length."""
+    match: bytes
+    """Its `RouteMatch`."""
     source: Key
     path: str
+    catches_all: bool
+
+
+def encode_route(route: rc_pb2.Route) -> bytes:
+    """A `VirtualHost.routes` entry.
+
+    Source: envoy/config/route/v3/route_components.proto: VirtualHost.routes=3.
+    """
+    return field(3, route.SerializeToString(deterministic=True))
 
 
 def http_routes(vs: Ref, context: RouteContext, report: Report) -> list[Made]:
@@ -157,13 +154,15 @@ def http_routes(vs: Ref, context: RouteContext, report: Report) -> list[Made]:
                 route = _route(vs, item, match, where, context)
                 if route is None:
                     continue
-                out.append(Made(route, item.source.key, where))
-                if is_catch_all(route.match):
+                match_ = route.match.SerializeToString(deterministic=True)
+                last = is_catch_all(route.match)
+                out.append(Made(encode_route(route), match_, item.source.key, where, last))
+                if last:
                     return out
     return out
 
 
-def joined_routes(made: Iterable[Made], report: Report) -> list[rc_pb2.Route]:
+def joined_routes(made: Iterable[Made], report: Report) -> list[bytes]:
     """Routes of several virtual services for one host, those of older ones first: in order, but the
     one that catches everything at the end. Of two for the same requests the older's counts.
 
@@ -172,15 +171,14 @@ def joined_routes(made: Iterable[Made], report: Report) -> list[rc_pb2.Route]:
     seen: dict[bytes, Made] = {}
     out: list[Made] = []
     for item in made:
-        mark = item.route.match.SerializeToString(deterministic=True)
-        held = seen.setdefault(mark, item)
+        held = seen.setdefault(item.match, item)
         if held is item:
             out.append(item)
         elif held.source != item.source:
             name = f"VirtualService {held.source.namespace}/{held.source.name}"
             report.add(item.source, item.path, f"{name} of the same host is for these requests")
-    out.sort(key=lambda item: is_catch_all(item.route.match))
-    return [item.route for item in out]
+    out.sort(key=lambda item: item.catches_all)
+    return [item.data for item in out]
 
 
 def _route(
@@ -476,14 +474,14 @@ def _apply_headers(target: Any, headers: dict[str, Any] | None) -> str:
         ("response", target.response_headers_to_add, target.response_headers_to_remove),
     ):
         operations = headers.get(side) or {}
-        for field, action in (
+        for verb, action in (
             ("set", base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD),
             ("add", base_pb2.HeaderValueOption.APPEND_IF_EXISTS_OR_ADD),
         ):
-            for name in sorted(operations.get(field) or {}):
-                value = str(operations[field][name])
+            for name in sorted(operations.get(verb) or {}):
+                value = str(operations[verb][name])
                 if name.lower() in {":authority", "host"}:
-                    if side == "request" and (field == "set" or not authority):
+                    if side == "request" and (verb == "set" or not authority):
                         authority = value
                 elif not name.startswith(":"):
                     add.append(

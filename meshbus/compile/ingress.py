@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Report
+from meshbus.compile.headings import heading_of
 from meshbus.compile.names import CLUSTER_DOMAIN
 from meshbus.compile.scope import Ref, age
 from meshbus.compile.settings import mesh
@@ -134,6 +135,12 @@ def ingress_routes(reader: Reader) -> IngressRoutes:
             _as("VirtualService", oldest, oldest.row.namespace, f"ingress-{host}", written)
         )
     return IngressRoutes(tuple(services), report.findings())
+
+
+def ingress_headings(reader: Reader) -> tuple[Ref, ...]:
+    """Node: headings of those VirtualServices."""
+    services = reader.node(ingress_routes).services
+    return tuple(Ref(ref.key, heading_of(ref.row)) for ref in services)
 
 
 def _rank(route: Mapping[str, Any]) -> tuple[int, bool]:

@@ -11,13 +11,13 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.http_routes import (
     RouteContext,
-    bound_gateways,
     destination_cluster,
     source_matches,
 )
-from meshbus.compile.names import MESH_GATEWAY, ClusterName, fqdn
+from meshbus.compile.names import ClusterName
 from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
 from meshbus.compile.values import uint32
+from meshbus.model.keys import Key
 
 
 class L4Route(NamedTuple):
@@ -79,14 +79,13 @@ def prefix_range(network: str) -> address_pb2.CidrRange:
     )
 
 
-def mesh_l4_services(reader: Reader, viewer: Viewer) -> dict[str, tuple[Ref, ...]]:
+def mesh_l4_services(reader: Reader, viewer: Viewer) -> dict[str, tuple[Key, ...]]:
     """Node: those with `tls` or `tcp` for sidecars of a viewer by host, older first."""
-    found: dict[str, list[Ref]] = {}
+    found: dict[str, list[Key]] = {}
     for ref in reader.node(visible_virtual_services, viewer):
-        spec = ref.row.spec
-        if MESH_GATEWAY in bound_gateways(ref) and (spec.get("tls") or spec.get("tcp")):
-            for host in spec.get("hosts") or ():
-                found.setdefault(fqdn(str(host), ref.row.namespace), []).append(ref)
+        if ref.row.for_sidecars and not ref.row.sections.isdisjoint({"tls", "tcp"}):
+            for host in ref.row.hosts:
+                found.setdefault(host, []).append(ref.key)
     return {host: tuple(found[host]) for host in sorted(found)}
 
 

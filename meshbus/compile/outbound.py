@@ -50,7 +50,7 @@ from meshbus.compile.names import (
 )
 from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import LDS, encode
-from meshbus.compile.scope import HTTP_PROXY, age, aliased_hosts, visible_services
+from meshbus.compile.scope import HTTP_PROXY, Ref, age, aliased_hosts, visible_services
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
 from meshbus.compile.values import address, boolean, uint32
@@ -372,8 +372,11 @@ def _l4(
 ) -> list[L4Route]:
     hosts = reader.node(mesh_l4_services, view.viewer)
     pattern = most_specific(hosts, host)
-    for ref in hosts[pattern] if pattern is not None else ():
-        found = l4_routes(ref, section, _context(reader, view, port), report)
+    for key in hosts[pattern] if pattern is not None else ():
+        row = reader.get(key)
+        if row is None:
+            continue
+        found = l4_routes(Ref(key, row), section, _context(reader, view, port), report)
         if found:
             return found
     return []

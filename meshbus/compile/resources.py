@@ -40,12 +40,14 @@ class Resource:
     origins: frozenset[Key]
     """Config rows it came from: objects people wrote, not endpoints or the mesh config."""
 
-    def __init__(self, type_url: str, name: str, body: bytes, origins: frozenset[Key]) -> None:
+    def __init__(
+        self, type_url: str, name: str, body: bytes, origins: frozenset[Key], digest: bytes = b""
+    ) -> None:
         self.type_url = type_url
         self.name = name
         self._body_size = len(body)
         self.origins = origins
-        self.version = version_of(body)
+        self.version = _short(digest or _digest(body))
         self.framed = frame(type_url, name, self.version, body)
 
     @property
@@ -68,10 +70,11 @@ _interned: "weakref.WeakValueDictionary[tuple[str, str, bytes, frozenset[Key]], 
 def resource_of(type_url: str, name: str, body: bytes, origins: Iterable[Key] = ()) -> Resource:
     """The one Resource of this content."""
     keys = frozenset(origins)
-    identity = (type_url, name, hashlib.blake2b(body, digest_size=16).digest(), keys)
+    digest = _digest(body)
+    identity = (type_url, name, digest, keys)
     resource = _interned.get(identity)
     if resource is None:
-        resource = Resource(type_url, name, body, keys)
+        resource = Resource(type_url, name, body, keys, digest)
         _interned[identity] = resource
     return resource
 
@@ -84,10 +87,13 @@ def encode(
     return resource_of(type_url, name, message.SerializeToString(deterministic=True), origins)
 
 
-def version_of(body: bytes) -> str:
-    """11 characters that stand for the content of a body."""
-    digest = hashlib.blake2b(body, digest_size=8).digest()
-    return base64.urlsafe_b64encode(digest)[:11].decode()
+def _digest(body: bytes) -> bytes:
+    """Made once for a body, which may be megabytes: the version is the beginning of it."""
+    return hashlib.blake2b(body, digest_size=16).digest()
+
+
+def _short(digest: bytes) -> str:
+    return base64.urlsafe_b64encode(digest[:8])[:11].decode()
 
 
 def varint(value: int) -> bytes:

@@ -18,8 +18,8 @@ from meshbus.compile.scope import (
     Viewer,
     aliased_hosts,
     aliases_of,
+    audiences,
     common_viewer,
-    exported_virtual_services,
     object_namespaces,
     rules_are_common,
     some_rules_are_for_others,
@@ -39,6 +39,7 @@ from meshbus.compile.virtual_hosts import (
     routes_of,
     service_names,
     service_routes,
+    speakers_for,
 )
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service
@@ -97,14 +98,7 @@ def some_name_callers(reader: Reader) -> bool:
 
 def names_callers(reader: Reader, namespace: str) -> bool:
     """Node: a virtual service of a namespace has."""
-    seen = reader.node(exported_virtual_services, namespace)
-    return any(
-        match.get("sourceNamespace")
-        for ref in (*seen.public, *(ref for ref, _ in seen.restricted))
-        for section in ("http", "tls", "tcp")
-        for rule in ref.row.spec.get(section) or ()
-        for match in rule.get("match") or ()
-    )
+    return any(ref.row.names_callers for ref, _ in reader.node(audiences, namespace))
 
 
 # --------------------------------------------------------------------------- chunks
@@ -123,18 +117,28 @@ def members_at(reader: Reader, viewer: Viewer, port: int, owner: str) -> tuple[H
     return reader.node(owners_at, viewer, port).get(owner, ())
 
 
+def speakers(
+    reader: Reader, viewer: Viewer, port: int, owner: str
+) -> tuple[tuple[HttpPort, tuple[Key, ...]], ...]:
+    """Node: `members_at`, each with the virtual services that speak for it."""
+    routed = reader.node(routed_hosts, viewer)
+    return tuple(
+        (member, speakers_for(member.host, routed))
+        for member in reader.node(members_at, viewer, port, owner)
+    )
+
+
 def host_chunk(reader: Reader, view: View, port: int, owner: str) -> Chunk:
     """Node: virtual hosts of one namespace's services at a port."""
     report = Report()
     table = Table()
     viewer = reader.node(common_viewer, view.viewer)
-    members = reader.node(members_at, viewer, port, owner)
-    routed = reader.node(routed_hosts, viewer)
-    table.reserve([m.host for m in members])
+    members = reader.node(speakers, viewer, port, owner)
+    table.reserve([m.host for m, _ in members])
     speaks: set[Key] = set()
     domains: list[str] = []
-    for member in members:
-        routes, keys = service_routes(reader, view, member, routed, port, report)
+    for member, named in members:
+        routes, keys = service_routes(reader, view, member, named, port, report)
         speaks.update(keys)
         row: Service = reader.get(member.service)
         aliases = reader.node(aliases_of, viewer, member.host)

@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.names import MESH_GATEWAY, covers, fqdn, is_wildcard, overlaps
+from meshbus.compile.headings import ISTIO_NETWORKING, heading, virtual_service_keys
+from meshbus.compile.names import covers, fqdn, is_wildcard, overlaps
 from meshbus.compile.settings import mesh
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Service, ServicePort
 from meshbus.model.world import Query
-
-ISTIO_NETWORKING = "networking.istio.io/"
-
 
 HTTP_PROXY = "HTTP_PROXY"
 ANY = "*"
@@ -52,7 +50,8 @@ NOBODY = ""
 
 
 class Ref(NamedTuple):
-    """A row with its key: equal when the row is, whenever it was written."""
+    """A row with its key: equal when the row is, whenever it was written. Of virtual services in
+    lists the row is their `Heading`."""
 
     key: Key
     row: Any
@@ -301,15 +300,36 @@ def routed_destinations(reader: Reader, viewer: Viewer) -> dict[str, frozenset[i
     """Node: destinations of virtual services for sidecars of a viewer; 0 stands for every port."""
     found: dict[str, set[int]] = {}
     for ref in reader.node(visible_virtual_services, viewer):
-        gateways = ref.row.spec.get("gateways")
-        if gateways and MESH_GATEWAY not in gateways:
+        if not ref.row.for_sidecars:
             continue
-        for holder in (ref.row, *_delegates(reader, ref)):
-            for destination in _destinations(holder.spec, viewer.namespace):
-                host = fqdn(str(destination.get("host") or ""), holder.namespace)
-                port = (destination.get("port") or {}).get("number") or 0
-                found.setdefault(host, set()).add(int(port))
+        for destination in reader.node(destinations_of, ref.key):
+            if not destination.callers or viewer.namespace in destination.callers:
+                found.setdefault(destination.host, set()).add(destination.port)
     return {host: frozenset(found[host]) for host in sorted(found)}
+
+
+class Destined(NamedTuple):
+    """A destination of a virtual service."""
+
+    host: str
+    port: int
+    """0: every port."""
+    callers: frozenset[str]
+    """Namespaces that it is for; empty: all."""
+
+
+def destinations_of(reader: Reader, key: Key) -> tuple[Destined, ...]:
+    """Node: destinations of a virtual service and of its delegates."""
+    row = reader.get(key)
+    if row is None:
+        return ()
+    found: dict[Destined, None] = {}
+    for holder in (row, *_delegates(reader, Ref(key, row))):
+        for destination, callers in _destinations(holder.spec):
+            host = fqdn(str(destination.get("host") or ""), holder.namespace)
+            port = (destination.get("port") or {}).get("number") or 0
+            found[Destined(host, int(port), callers)] = None
+    return tuple(found)
 
 
 def _delegates(reader: Reader, vs: Ref) -> Iterable[ConfigObject]:
@@ -323,17 +343,17 @@ def _delegates(reader: Reader, vs: Ref) -> Iterable[ConfigObject]:
                 yield row
 
 
-def _destinations(spec: Mapping[str, Any], namespace: str) -> Iterable[Mapping[str, Any]]:
-    """Destinations of the routes that a namespace's workloads may take."""
+def _destinations(spec: Mapping[str, Any]) -> Iterable[tuple[Mapping[str, Any], frozenset[str]]]:
+    """Destinations, and the namespaces whose workloads alone may take the routes to them."""
     for section in ("http", "tls", "tcp"):
         for rule in spec.get(section) or ():
             matches: list[Mapping[str, Any]] = rule.get("match") or [{}]
-            if all(m.get("sourceNamespace") not in (None, "", namespace) for m in matches):
-                continue
+            named = [m.get("sourceNamespace") for m in matches]
+            callers = frozenset(map(str, named)) if all(named) else frozenset()
             for target in (*(rule.get("route") or ()), *(rule.get("mirrors") or ())):
-                yield target.get("destination") or {}
+                yield target.get("destination") or {}, callers
             if rule.get("mirror"):
-                yield rule["mirror"]
+                yield rule["mirror"], callers
 
 
 def _service_rank(ref: Ref, viewer: str) -> tuple[bool, bool, tuple[float, str, str]]:
@@ -368,22 +388,28 @@ def export_to(row: ConfigObject, default: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def exported_virtual_services(reader: Reader, namespace: str) -> Visible:
-    """Node: virtual services of one namespace, by who sees them."""
+    """Node: headings of the virtual services of one namespace, by who sees them."""
+    return _split(reader.node(audiences, namespace))
+
+
+def audiences(reader: Reader, namespace: str) -> tuple[tuple[Ref, tuple[str, ...]], ...]:
+    """Node: headings of the virtual services of one namespace with the namespaces that see them,
+    older first."""
     default = reader.node(mesh).virtual_service_export_to
-    return _split(
-        (ref, export_to(ref.row, default))
-        for ref in istio_objects(reader, "virtualservices", namespace)
-    )
+    found = []
+    for key in reader.node(virtual_service_keys, namespace):
+        held = reader.node(heading, key)
+        if held is not None:
+            found.append((Ref(key, held), held.export_to or default))
+    return tuple(sorted(found, key=lambda pair: age(pair[0])))
 
 
 def virtual_services_by_host(reader: Reader, namespace: str) -> dict[str, Visible]:
     """Node: virtual services of one namespace by full host, by who sees them."""
-    default = reader.node(mesh).virtual_service_export_to
     found: dict[str, list[tuple[Ref, tuple[str, ...]]]] = {}
-    for ref in istio_objects(reader, "virtualservices", namespace):
-        for host in ref.row.spec.get("hosts") or ():
-            pair = (ref, export_to(ref.row, default))
-            found.setdefault(fqdn(str(host), namespace).lower(), []).append(pair)
+    for ref, seen_by in reader.node(audiences, namespace):
+        for host in ref.row.hosts:
+            found.setdefault(host.lower(), []).append((ref, seen_by))
     return {host: _split(pairs) for host, pairs in sorted(found.items())}
 
 

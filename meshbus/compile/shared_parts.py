@@ -24,12 +24,12 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import extension_resource, extensions_of
 from meshbus.compile.findings import Finding, Part
 from meshbus.compile.gateway_servers import Router
-from meshbus.compile.gateways import passes_by_name, router_resources
+from meshbus.compile.gateways import passes_by_name, router_listeners, router_routes
 from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
 from meshbus.compile.locality import Place
 from meshbus.compile.outbound import capture_plan
 from meshbus.compile.reach import Reach, Reached, reaches
-from meshbus.compile.resources import LDS, RDS, Resource
+from meshbus.compile.resources import Resource
 from meshbus.compile.route_tables import port_routes
 from meshbus.compile.security_filters import Security, security_extensions, security_of
 from meshbus.compile.virtual_hosts import View, sniffed_routes
@@ -177,13 +177,18 @@ def workload_extensions(
 # --------------------------------------------------------------------------- routers
 
 
-def router_layer(
-    reader: Reader, router: Router, view: View, binds: tuple[str, ...], type_url: str
+def listeners_of_router(
+    reader: Reader, router: Router, view: View, binds: tuple[str, ...]
 ) -> SharedPart:
-    """Node: listeners or routes of a router."""
-    part = reader.node(router_resources, router, view, binds)
-    chosen = tuple(r for r in part.resources if r.type_url == type_url)
-    return merged([Part(chosen, part.findings if type_url == LDS else ())])
+    """Node: listeners of a router."""
+    return merged([reader.node(router_listeners, router, view, binds).part])
+
+
+def routes_of_router(
+    reader: Reader, router: Router, view: View, binds: tuple[str, ...]
+) -> SharedPart:
+    """Node: route configurations of a router."""
+    return merged(reader.node(router_routes, router, view, binds))
 
 
 def router_clusters(reader: Reader, router: Router, view: View) -> SharedPart:
@@ -215,7 +220,7 @@ def router_secrets(
     reader: Reader, router: Router, view: View, binds: tuple[str, ...]
 ) -> tuple[SecretNeed, ...]:
     """Node: secrets that the Gateways of a router name, and the rules of what it calls."""
-    gateways = reader.node(router_resources, router, view, binds).secrets
+    gateways = reader.node(router_listeners, router, view, binds).secrets
     return united([*gateways, *reader.node(cluster_secrets, view, True).needs])
 
 
@@ -227,7 +232,3 @@ def selected_secrets(reader: Reader, view: View) -> tuple[SecretNeed, ...]:
 def selected_findings(reader: Reader, view: View) -> SharedPart:
     """Node: what is wrong with those."""
     return merged([Part((), reader.node(cluster_secrets, view, False).findings)])
-
-
-ROUTER_TYPES = (LDS, RDS)
-"""What `router_layer` has."""

@@ -13,16 +13,15 @@ from meshbus.compile.connections import Tunnel
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import Extension
 from meshbus.compile.findings import Finding, Part, Report
+from meshbus.compile.headings import Labels
 from meshbus.compile.http_routes import (
     Conduct,
-    Labels,
     Made,
     RouteContext,
-    bound_gateways,
     default_route,
+    encode_route,
     http_routes,
     joined_routes,
-    labels_of,
 )
 from meshbus.compile.names import (
     BLACK_HOLE,
@@ -30,7 +29,6 @@ from meshbus.compile.names import (
     UDP,
     ClusterName,
     bracketed,
-    fqdn,
     is_http,
     is_sniffed,
     is_wildcard,
@@ -103,30 +101,21 @@ class HostRoutes(NamedTuple):
 # --------------------------------------------------------------------------- what is there
 
 
-def mesh_virtual_services(reader: Reader, viewer: Viewer) -> dict[str, tuple[Ref, ...]]:
-    """Node: virtual services for sidecars of a namespace by full host, older first."""
-    found: dict[str, list[Ref]] = {}
-    for ref in reader.node(visible_virtual_services, viewer):
-        if MESH_GATEWAY not in bound_gateways(ref) or not ref.row.spec.get("http"):
-            continue
-        for host in ref.row.spec.get("hosts") or ():
-            refs = found.setdefault(fqdn(str(host), ref.row.namespace).lower(), [])
-            if ref not in refs:
-                refs.append(ref)
-    return {host: tuple(found[host]) for host in sorted(found)}
-
-
 class RoutedHosts(NamedTuple):
-    """Hosts of `mesh_virtual_services` and who speaks for them; changes less often than content."""
+    """Hosts that virtual services for sidecars are about, and who speaks for each: older first."""
 
     exact: dict[str, tuple[Key, ...]]
     wildcards: dict[str, tuple[Key, ...]]
 
 
 def routed_hosts(reader: Reader, viewer: Viewer) -> RoutedHosts:
-    """Node: keys of the virtual services of each host."""
-    hosts = reader.node(mesh_virtual_services, viewer)
-    keys = {host: tuple(ref.key for ref in refs) for host, refs in hosts.items()}
+    """Node: keys of the virtual services of each host for sidecars of a namespace."""
+    found: dict[str, dict[Key, None]] = {}
+    for ref in reader.node(visible_virtual_services, viewer):
+        if ref.row.for_sidecars and "http" in ref.row.sections:
+            for host in ref.row.hosts:
+                found.setdefault(host.lower(), {})[ref.key] = None
+    keys = {host: tuple(found[host]) for host in sorted(found)}
     return RoutedHosts(
         {h: k for h, k in keys.items() if not is_wildcard(h)},
         {h: k for h, k in keys.items() if is_wildcard(h)},
@@ -135,15 +124,8 @@ def routed_hosts(reader: Reader, viewer: Viewer) -> RoutedHosts:
 
 def source_selectors(reader: Reader, viewer: Viewer) -> frozenset[Labels]:
     """Node: every `sourceLabels` in routes that proxies of a namespace follow."""
-    found = set()
-    for ref in reader.node(visible_virtual_services, viewer):
-        for section in ("http", "tls", "tcp"):
-            for rule in ref.row.spec.get(section) or ():
-                for match in rule.get("match") or ():
-                    labels = labels_of(match.get("sourceLabels"))
-                    if labels:
-                        found.add(labels)
-    return frozenset(found)
+    visible = reader.node(visible_virtual_services, viewer)
+    return frozenset[Labels]().union(*(ref.row.sources for ref in visible))
 
 
 class HttpPort(NamedTuple):
@@ -228,6 +210,7 @@ def virtual_service_tail(
             made += own
             origins.update(dict.fromkeys((key, *(m.source for m in own))))
     routes = joined_routes(made, report)
+    reader.encoded("vhost")
     tail = encode_tail(routes, view.headers) if routes else b""
     return HostRoutes(tail, tuple(origins), report.findings())
 
@@ -243,19 +226,17 @@ def service_tail(
     route = default_route(
         str(ClusterName(port, "", host)), f"{host}:{port}/*", reader.node(mesh), spec
     )
+    reader.encoded("vhost")
     headers = NO_WISHES._replace(attempt_count=counted)
-    return HostRoutes(encode_tail([route], headers), (), ())
+    return HostRoutes(encode_tail([encode_route(route)], headers), (), ())
 
 
-def encode_tail(
-    routes: list[rc_pb2.Route], headers: ProxyHeaders, require_tls: bool = False
-) -> bytes:
-    """Routes and settings of a virtual host, without name and domains."""
-    host = rc_pb2.VirtualHost(routes=routes, include_request_attempt_count=headers.attempt_count)
+def encode_tail(routes: list[bytes], headers: ProxyHeaders, require_tls: bool = False) -> bytes:
+    """Encoded routes and the settings of a virtual host, without name and domains."""
+    host = rc_pb2.VirtualHost(include_request_attempt_count=headers.attempt_count)
     if require_tls:
         host.require_tls = rc_pb2.VirtualHost.ALL
-    encoded: bytes = host.SerializeToString(deterministic=True)
-    return encoded
+    return b"".join((*routes, host.SerializeToString(deterministic=True)))
 
 
 def encode_host(name: str, domains: list[str], tail: bytes) -> bytes:
@@ -336,15 +317,13 @@ def service_names(row: Service, viewer: str, aliases: tuple[str, ...] = ()) -> l
     return [*names, *(bracketed(a) for a in row.addresses if "/" not in a)]
 
 
-def _service_keys(
-    reader: Reader, view: View, host: str, routed: RoutedHosts
-) -> tuple[tuple[Key, ...], bool]:
+def speakers_for(host: str, routed: RoutedHosts) -> tuple[Key, ...]:
     """Virtual services that speak for a service: of its host, else of the longest wildcard."""
     exact = routed.exact.get(host)
     if exact:
-        return exact, True
+        return exact
     pattern = most_specific(routed.wildcards, host)
-    return (routed.wildcards[pattern], False) if pattern is not None else ((), False)
+    return routed.wildcards[pattern] if pattern is not None else ()
 
 
 # --------------------------------------------------------------------------- tables
@@ -383,10 +362,15 @@ def proxy_table(reader: Reader, view: View, name: str) -> Part:
 
 
 def service_routes(
-    reader: Reader, view: View, member: HttpPort, routed: RoutedHosts, port: int, report: Report
+    reader: Reader,
+    view: View,
+    member: HttpPort,
+    keys: tuple[Key, ...],
+    port: int,
+    report: Report,
 ) -> tuple[HostRoutes, tuple[Key, ...]]:
-    """Routes of a service, and the virtual services that they are of."""
-    keys, _ = _service_keys(reader, view, member.host, routed)
+    """Routes of a service, and the virtual services that they are of. `keys`: those that speak for
+    it."""
     routes = routes_of(reader, view, keys, port, report) if keys else None
     if routes is not None:
         return routes, keys
@@ -414,7 +398,8 @@ def fill(
     by_service: list[tuple[HttpPort, HostRoutes]] = []
     speaks: set[Key] = set()
     for member in members:
-        routes, keys = service_routes(reader, view, member, routed, port, report)
+        keys = speakers_for(member.host, routed)
+        routes, keys = service_routes(reader, view, member, keys, port, report)
         speaks.update(keys)
         by_service.append((member, routes))
     for host, keys in {**routed.exact, **routed.wildcards}.items():
@@ -461,7 +446,7 @@ def _tunnel_route(host: str, port: int) -> bytes:
     route = rc_pb2.Route(name="connect")
     route.match.connect_matcher.SetInParent()
     _forward_tunnel(route, str(ClusterName(port, "", host)))
-    return field(3, route.SerializeToString(deterministic=True))
+    return encode_route(route)
 
 
 def _forward_tunnel(route: rc_pb2.Route, cluster: str) -> None:
@@ -496,7 +481,7 @@ def catch_all(view: View) -> bytes:
             connect.match.connect_matcher.SetInParent()
             connect.direct_response.status = 502
             routes.insert(0, connect)
-        return encode_host("block_all", ["*"], encode_tail(routes, view.headers))
+        return encode_host("block_all", ["*"], _tail(routes, view))
     route = rc_pb2.Route(name="allow_any")
     route.match.prefix = "/"
     route.route.cluster = view.unknown
@@ -507,7 +492,11 @@ def catch_all(view: View) -> bytes:
         connect.match.connect_matcher.SetInParent()
         _forward_tunnel(connect, view.unknown)
         routes.insert(0, connect)
-    return encode_host("allow_any", ["*"], encode_tail(routes, view.headers))
+    return encode_host("allow_any", ["*"], _tail(routes, view))
+
+
+def _tail(routes: list[rc_pb2.Route], view: View) -> bytes:
+    return encode_tail([encode_route(route) for route in routes], view.headers)
 
 
 def sniffed_route_name(host: str, port: int) -> str:
@@ -518,7 +507,7 @@ def sniffed_route_name(host: str, port: int) -> str:
 def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
     """Node: the route configuration `HOST:PORT` of a service whose protocol is not declared."""
     report = Report()
-    keys, _ = _service_keys(reader, view, host, reader.node(routed_hosts, view.viewer))
+    keys = speakers_for(host, reader.node(routed_hosts, view.viewer))
     routes = routes_of(reader, view, keys, port, report) if keys else None
     if routes is None:
         row = reader.node(service_of, view.viewer, host)

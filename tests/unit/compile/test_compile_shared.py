@@ -208,7 +208,7 @@ def test_a_route_is_made_once_for_all_others_and_once_for_its_own_namespace():
         namespace="shop",
     )
     done = work(engine, world, change)
-    assert dict(done.encodes) == {"rds": len(PROXIES)}, "a table for each namespace"
+    assert dict(done.encodes) == {"vhost": 2, "rds": len(PROXIES)}, "a table for each namespace"
     assert done.recomputed["host_chunk"] == 2
     assert done.recomputed["domains_are_distinct"] == 0
     assert done.recomputed["plan_proxy"] == 0
