@@ -218,7 +218,7 @@ _WORST = (_MISSING, _UNKNOWN, _AUDIENCE)
 def _verified(provider: jwt_pb2.JwtProvider, claims: Mapping[str, Any] | None) -> str:
     if claims is None:
         return _MISSING
-    if provider.issuer != str(claims.get("iss") or ""):
+    if provider.issuer and provider.issuer != str(claims.get("iss") or ""):
         return _UNKNOWN
     audiences = claims.get("aud")
     given = set(audiences if isinstance(audiences, list) else [audiences])

@@ -58,6 +58,19 @@ def header_matcher(name: str, value: str, *, ignore_case: bool = False) -> rc_pb
     return rc_pb2.HeaderMatcher(name=name, string_match=matcher)
 
 
+def inline_header_matcher(name: str, value: str) -> rc_pb2.HeaderMatcher:
+    """A header that is a list separated by commas, one entry of which has a value."""
+    if value == "*":
+        return rc_pb2.HeaderMatcher(name=name, present_match=True)
+    if value.startswith("*"):
+        entry = f".*{quoted(value[1:])}"
+    elif value.endswith("*"):
+        entry = f"{quoted(value[:-1])}.*"
+    else:
+        entry = quoted(value)
+    return rc_pb2.HeaderMatcher(name=name, string_match=pattern(f"(.*,)?{entry}(,.*)?"))
+
+
 def cidr(value: str) -> address_pb2.CidrRange:
     """An address or a network.
 
@@ -200,7 +213,7 @@ def port_permission(value: str) -> rbac_pb2.Permission:
     Raises:
         NotCompiledError: It is none.
     """
-    if not value.isdigit() or not 0 < int(value) < 65536:
+    if not (value.isascii() and value.isdigit() and int(value) < 65536):
         raise NotCompiledError("", f"{value!r} is not a port")
     return rbac_pb2.Permission(destination_port=int(value))
 

@@ -191,6 +191,11 @@ def _header(name: str) -> Callable[[str], rbac_pb2.Principal]:
     return partial(_header_is, name)
 
 
+@match.remembered
+def _header_lists(name: str, value: str) -> rbac_pb2.Principal:
+    return rbac_pb2.Principal(header=match.inline_header_matcher(name, value))
+
+
 def _claim(path: list[str]) -> Callable[[list[str]], rbac_pb2.Principal]:
     return lambda values: match.claim_principal(path, match.claim_values(values))
 
@@ -285,6 +290,8 @@ def _caller(key: str, values: tuple[list[str], list[str]], around: Circumstances
         return _Clause(_claim(path), *values, False, True)
     if key.startswith("request.headers[") and path:
         return _each(_header(path[0]), values, http=True)
+    if key.startswith("request.experimental.inline.headers[") and path:
+        return _each(partial(_header_lists, path[0]), values, http=True)
     raise NotCompiledError("when", f"unknown attribute {key}")
 
 

@@ -29,7 +29,7 @@ _DRY_RUN = "istio.io/dry-run"
 _BOOLEANS = frozenset(
     {"1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"}
 )
-_NOT_FOR_CUSTOM = frozenset({"source.namespace", "source.principal"})
+_NOT_FOR_CUSTOM = frozenset({"source.namespace", "source.principal", "source.serviceAccount"})
 
 
 def check(spec: AuthorizationPolicy, name: ObjectName, out: Findings) -> None:

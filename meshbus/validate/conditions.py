@@ -20,7 +20,12 @@ _PLAIN_KEYS = frozenset(
         "connection.sni",
     }
 )
-_MAP_KEYS = ("request.headers", "request.auth.claims", "experimental.envoy.filters.")
+_MAP_KEYS = (
+    "request.headers",
+    "request.experimental.inline.headers",
+    "request.auth.claims",
+    "experimental.envoy.filters.",
+)
 _REPLACED = {
     "destination.labels": "the selector",
     "destination.namespace": "metadata.namespace",
@@ -28,11 +33,16 @@ _REPLACED = {
     "destination.user": "the selector",
 }
 _LONGEST_SERVICE_ACCOUNT = 320
+_MOST_SERVICE_ACCOUNTS = 16
 _MATCH_ONE, _MATCH_ANY = "{*}", "{**}"
+_SEGMENT = re.compile(r"[-a-zA-Z0-9._~%!$&'()+,;:@=]+")
+"""What a segment of a path may hold (RFC 3986), but for `*`."""
 
 
 def condition_problem(key: str, values: Sequence[str]) -> str | None:
     """Why a condition on the attribute with these values cannot be."""
+    if "" in values:
+        return "an empty value is not allowed"
     base = key.partition("[")[0]
     if base in _REPLACED:
         return f"attribute {key} is replaced by {_REPLACED[base]}"
@@ -45,6 +55,8 @@ def condition_problem(key: str, values: Sequence[str]) -> str | None:
     if key == "destination.port":
         return _first(port_problem(value) for value in values)
     if key == "source.serviceAccount":
+        if len(values) > _MOST_SERVICE_ACCOUNTS:
+            return f"at most {_MOST_SERVICE_ACCOUNTS} service accounts"
         return _first(service_account_problem(value) for value in values)
     return None if key in _PLAIN_KEYS else f"unknown attribute {key}"
 
@@ -54,10 +66,10 @@ def _first(problems: Iterable[str | None]) -> str | None:
 
 
 def port_problem(value: str) -> str | None:
-    """Why it is not the number of a port."""
-    if value.isascii() and value.isdigit() and 1 <= int(value) <= 65535:
+    """Why it is not the number of a port; that of no port matches nothing, and is taken."""
+    if value.isascii() and value.isdigit() and int(value) <= 65535:
         return None
-    return f"invalid port {value!r}: port must be between 1-65535"
+    return f"invalid port {value!r}: port must be between 0-65535"
 
 
 def service_account_problem(value: str) -> str | None:
@@ -82,6 +94,6 @@ def path_template_problem(path: str) -> str | None:
             any_seen = part == _MATCH_ANY
         elif "{" in part or "}" in part:
             return f"invalid path {path!r}: only {{*}} and {{**}} are supported, as whole segments"
-        elif templated and "*" in part:
-            return f"invalid path {path!r}: '*' cannot be used with a path template"
+        elif templated and not _SEGMENT.fullmatch(part):
+            return f"invalid path {path!r}: {part!r} is not a segment beside a path template"
     return None

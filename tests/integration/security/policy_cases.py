@@ -17,7 +17,7 @@ PATHS = (
 )  # fmt: skip
 METHODS = ("GET", "POST", "DELETE", "PURGE")
 HOSTS = ("server", "server.default", "Server.Default", "other.example", "other.example:8080")
-TEAMS = ("red", "blue", "redder", "")
+TEAMS = ("red", "blue", "redder", "", "red,blue", "green,redder,pink")
 
 
 def chance(rng: random.Random, part: float) -> bool:
@@ -42,7 +42,7 @@ _SOURCE: dict[str, tuple[str, ...]] = {
 _ACCOUNTS_FIELD = ("client", "web", "bank/teller", "default/web", "none/none")
 _OPERATION: dict[str, tuple[str, ...]] = {
     "hosts": ("server", "server.default", "*.example", "other.*", "*", "none"),
-    "ports": ("80", "8080", "9"),
+    "ports": ("80", "8080", "9", "0"),
     "methods": ("GET", "POST", "P*", "*T", "*"),
     "paths": (
         "/a", "/a/b", "/a/*", "*/b", "/secret*", "*", "*.txt", "/a/{*}", "/a/{*}/c", "/{**}",
@@ -52,6 +52,7 @@ _OPERATION: dict[str, tuple[str, ...]] = {
 _CONDITIONS: dict[str, tuple[str, ...]] = {
     "request.headers[x-team]": ("red", "red*", "*er", "*", "blue"),
     "request.headers[X-Other]": ("1",),
+    "request.experimental.inline.headers[x-team]": ("red", "red*", "*er", "*", "blue", "pink"),
     "source.ip": ("127.0.0.1", "10.0.0.0/8"),
     "remote.ip": ("127.0.0.0/8", "10.1.2.3"),
     "source.namespace": ("default", "bank*"),
@@ -64,7 +65,7 @@ _CONDITIONS: dict[str, tuple[str, ...]] = {
     "request.auth.claims[org][unit]": ("u1", "u2", "u*"),
     "request.auth.claims[scope]": ("read", "write"),
     "destination.ip": ("127.0.0.1", "10.0.0.0/8"),
-    "destination.port": ("80", "8080"),
+    "destination.port": ("80", "8080", "0"),
     "connection.sni": ("server", "*.server", "ser*"),
 }
 

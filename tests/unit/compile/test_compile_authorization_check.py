@@ -110,6 +110,37 @@ def test_tokens() -> None:
     assert asked(people, claims=good).status == 403, "no RequestAuthentication: tokens are not read"
 
 
+def test_a_token_of_any_issuer_is_taken_where_the_keys_are_known() -> None:
+    authn = policy("jwt", {"jwtRules": [{"jwksUri": "https://a.example"}]}, "RequestAuthentication")
+    source = {"requestPrincipals": ["*/ann"]}
+    people = policy("people", {"rules": [{"from": [{"source": source}]}]})
+    assert asked(authn, people, claims={"iss": "me", "sub": "ann"}).outcome == "allowed"
+    assert asked(authn, people, claims={"iss": "you", "sub": "ann"}).outcome == "allowed"
+    assert asked(authn, people, claims={"iss": "me", "sub": "bob"}).status == 403
+
+
+@pytest.mark.parametrize(
+    ("value", "header", "outcome"),
+    [
+        ("red", "red", "allowed"),
+        ("red", "blue,red", "allowed"),
+        ("red", "red,blue", "allowed"),
+        ("red", "blue,red,green", "allowed"),
+        ("red", "redder", "denied"),
+        ("red", "blue, red", "denied"),
+        ("r*", "blue,redder,green", "allowed"),
+        ("*er", "blue,redder,green", "allowed"),
+        ("a.c", "abc", "denied"),
+        ("*", "anything", "allowed"),
+    ],
+)
+def test_a_header_with_a_list(value: str, header: str, outcome: str) -> None:
+    condition = {"key": "request.experimental.inline.headers[x-team]", "values": [value]}
+    team = policy("team", {"rules": [{"when": [condition]}]})
+    assert asked(team, headers={"x-team": header}).outcome == outcome
+    assert asked(team).outcome == "denied"
+
+
 def test_a_workload_that_only_a_template_describes() -> None:
     deployment = {
         "apiVersion": "apps/v1",
