@@ -45,7 +45,7 @@ class JWTHeader(Shape, frozen=True, kw_only=True):
 class ClaimToHeader(Shape, frozen=True, kw_only=True):
     """A claim that is passed on in a header."""
 
-    header: Annotated[str, Meta(min_length=1, pattern=r"^[-_A-Za-z0-9]+$")]
+    header: Annotated[str, Meta(min_length=1, pattern=r"^[-A-Za-z0-9]+$")]
     """The header."""
     claim: Text
     """The claim; `.` leads into nested ones."""
@@ -56,8 +56,8 @@ class JWTRule(Shape, frozen=True, kw_only=True):
 
     one_of = (("jwksUri", "jwks"),)
 
-    issuer: Text
-    """The `iss` of its tokens."""
+    issuer: Maybe[Text] = UNSET
+    """The `iss` of its tokens; any, if it is left out and `jwksUri` is set."""
     audiences: list[Text] = []
     """Audiences of which a token must name one."""
     jwks_uri: Maybe[
@@ -80,7 +80,7 @@ class JWTRule(Shape, frozen=True, kw_only=True):
     """Claims that are passed on in headers."""
     timeout: Maybe[Duration] = UNSET
     """Time to fetch the keys; 5s if unset."""
-    space_delimited_claims: list[Text] = []
+    space_delimited_claims: Annotated[list[Text], Meta(max_length=64)] = []
     """Claims that are lists separated by spaces."""
 
 

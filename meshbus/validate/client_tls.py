@@ -8,11 +8,21 @@ from msgspec import UnsetType
 from meshbus.api.networking.destination_rule import ClientTLSSettings
 from meshbus.validate.report import Findings
 
+CONFIG_MAP = "configmap://"
+"""Begins the name of a ConfigMap with authorities: `configmap://NAMESPACE/NAME`."""
 
-def check_client_tls(tls: ClientTLSSettings | UnsetType, path: str, out: Findings) -> None:
-    """TLS of connections to a host."""
+
+def check_client_tls(
+    tls: ClientTLSSettings | UnsetType, path: str, out: Findings, *, namespace: str = ""
+) -> None:
+    """TLS of connections to a host; `namespace` is that of the object, if it has one."""
     if isinstance(tls, UnsetType):
         return
+    if tls.credential_name.startswith(CONFIG_MAP):
+        owner, _, name = tls.credential_name.removeprefix(CONFIG_MAP).partition("/")
+        if not owner or not name or owner != namespace:
+            message = f"must be {CONFIG_MAP}NAMESPACE/NAME, of the object's own namespace"
+            out.error(f"{path}.credentialName", message)
     if tls.insecure_skip_verify:
         unused = {"caCertificates": tls.ca_certificates, "subjectAltNames": tls.subject_alt_names}
         if tls.mode == "SIMPLE":

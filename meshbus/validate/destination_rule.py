@@ -19,7 +19,7 @@ def check(spec: DestinationRule, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     if problem := wildcard_domain_problem(spec.host):
         out.error("spec.host", problem)
-    check_traffic_policy(spec.traffic_policy, "spec.trafficPolicy", out)
+    check_traffic_policy(spec.traffic_policy, "spec.trafficPolicy", name.namespace, out)
     seen: set[str] = set()
     for index, subset in enumerate(spec.subsets):
         path = f"spec.subsets[{index}]"
@@ -29,7 +29,7 @@ def check(spec: DestinationRule, name: ObjectName, out: Findings) -> None:
             out.error(f"{path}.name", f"duplicate subset names: {subset.name}", "Duplicate")
         seen.add(subset.name)
         check_labels(subset.labels, f"{path}.labels", out)
-        check_traffic_policy(subset.traffic_policy, f"{path}.trafficPolicy", out)
+        check_traffic_policy(subset.traffic_policy, f"{path}.trafficPolicy", name.namespace, out)
     _check_health_check(name.annotations.get(HEALTH_CHECK), out)
     exported = check_export_to(spec.export_to, name.namespace, "spec.exportTo", out)
     if not isinstance(spec.workload_selector, UnsetType):

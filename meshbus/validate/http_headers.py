@@ -13,7 +13,11 @@ from meshbus.validate.names import is_header_name
 from meshbus.validate.report import Findings
 
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
-_CLAIM = re.compile(r"@request\.auth\.claims(?:\.|\[).+", re.IGNORECASE)
+_CLAIM = re.compile(r"@request\.auth\.claims(?:\..+|\[.+\])", re.IGNORECASE)
+_PSEUDO = frozenset({":method", ":scheme", ":authority", ":path", ":status"})
+_ARGUMENT = r"""\[\ *(?:"(?:\\.|[^"\\)])*"\ *(?:,\ *|(?=\])))+\]\ *|[^ \["](?:\\.|[^)"\\])*"""
+_COMMAND = re.compile(rf"%%|%[^%(]+(?:\(\ *(?:{_ARGUMENT})\)(?::\d+)?\ *)?%")
+"""`%%`, `%NAME%`, `%NAME(text)%`, `%NAME(["text", ...])%`, `%NAME(text):LENGTH%`."""
 
 
 def is_authority(name: str) -> bool:
@@ -30,7 +34,7 @@ def check_matched_name(name: str, path: str, out: Findings) -> None:
     """The name of a header that a route matches."""
     if not name:
         out.required(path, "the name of a header cannot be empty")
-    elif not is_claim_match(name) and not is_header_name(name):
+    elif not is_claim_match(name) and name not in _PSEUDO and not is_header_name(name):
         out.error(path, f"{name!r} is not the name of a header")
 
 
@@ -50,32 +54,11 @@ def header_value_problem(value: str) -> str | None:
         return "holds control characters"
     position = 0
     while (position := value.find("%", position)) >= 0:
-        if value.startswith("%%", position):
-            position += 2
-            continue
-        end = _end_of_command(value, position + 1)
-        if end is None:
-            return (
-                f"{value!r}: '%' begins a command that does not end; write '%%' for a percent sign"
-            )
-        position = end
+        command = _COMMAND.match(value, position)
+        if command is None:
+            return f"{value!r}: '%' begins no command; write '%%' for a percent sign"
+        position = command.end()
     return None
-
-
-def _end_of_command(value: str, start: int) -> int | None:
-    index = start
-    while index < len(value) and value[index] not in "%(":
-        index += 1
-    if index == len(value) or index == start:
-        return None
-    if value[index] == "(":
-        close = value.find(")", index)
-        if close < 0:
-            return None
-        index = value.find("%", close)
-        if index < 0 or not re.fullmatch(r"(:\d+)?", value[close + 1 : index]):
-            return None
-    return index + 1
 
 
 def _check_operations(

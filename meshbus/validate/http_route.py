@@ -27,7 +27,7 @@ from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_gateway_names, check_labels
 
 _METHODS = frozenset(
-    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"}
+    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"}
 )
 _RETRY_ON = frozenset(
     {

@@ -42,6 +42,8 @@ _FIELDS = frozenset(
 _LARGEST_ANNOTATIONS_BYTES = 256 * 1024
 _DRY_RUN = "istio.io/dry-run"
 _ALWAYS_REJECT = "internal.istio.io/webhook-always-reject"
+_OF_THE_CONTROL_PLANE = ("internal.istio.io/parents", "internal.istio.io/parent-namespace")
+"""Set on objects made of others, whose rights they then have: not for people."""
 
 
 class ObjectName(msgspec.Struct, frozen=True):
@@ -116,6 +118,9 @@ def _check_annotations(info: KindInfo, found: ObjectName, out: Findings) -> None
         )
     if _ALWAYS_REJECT in found.annotations:
         out.error(f"metadata.annotations[{_ALWAYS_REJECT}]", "asks for a refusal")
+    for annotation in _OF_THE_CONTROL_PLANE:
+        if annotation in found.annotations:
+            out.error(f"metadata.annotations[{annotation}]", "may not be set by users")
 
 
 def _text(metadata: Mapping[str, Any], field: str, out: Findings) -> str:

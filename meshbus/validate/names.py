@@ -11,11 +11,14 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 
 _LABEL = re.compile(r"[a-zA-Z0-9](?:[-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?")
-_WILDCARD_LABEL = re.compile(r"\*|(?:\*-?)?[a-zA-Z0-9](?:[-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?")
+_WILDCARD_LABEL = re.compile(
+    r"(?=.{1,63}\Z)(?:\*|(?:\*-?)?[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?)"
+)
 _LOWER_LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _LOWER_ALPHA_LABEL = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _QUALIFIED_NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_HEADER_NAME = re.compile(r"[-_A-Za-z0-9]+")
+_HEADER_NAME = re.compile(r"[!#$%&'*+,\-.^_`|~0-9A-Za-z]+")
+_MESH_SNI = re.compile(r"outbound_[^_]*[0-9][^_]*_[^_]*_[^_]*[a-zA-Z]")
 
 _HTTP = frozenset({"http", "http2", "http_proxy", "grpc", "grpc-web"})
 _TLS = frozenset({"https", "tls"})
@@ -45,7 +48,8 @@ def is_subdomain(value: str) -> bool:
 
 
 def is_header_name(value: str) -> bool:
-    """Whether it can be the name of a header that a rule refers to."""
+    """Whether it can be the name of a header that a rule refers to (RFC 9110; Istio lets a comma
+    pass as well)."""
     return bool(_HEADER_NAME.fullmatch(value))
 
 
@@ -108,11 +112,14 @@ def wildcard_domain_problem(value: str) -> str | None:
 
 def gateway_domain_problem(value: str, *, sni: bool) -> str | None:
     """Like `wildcard_domain_problem`, and with SNI the names by which meshes call each other
-    (`outbound_.80_._.HOST`)."""
-    if sni and value.startswith("outbound_."):
-        pattern = re.compile(r"outbound_\.[0-8].*")
-        return None if pattern.match(value) else f"domain name {value!r} is invalid"
-    return wildcard_domain_problem(value)
+    (`outbound_.PORT_.SUBSET_.HOST`)."""
+    if not (sni and value.startswith("outbound_")):
+        return wildcard_domain_problem(value)
+    if problem := _length_problem(value):
+        return problem
+    if not _MESH_SNI.match(value):
+        return f"domain name {value!r} must be of the form outbound_.PORT_.SUBSET_.HOST"
+    return None
 
 
 def partial_wildcard_problem(value: str) -> str | None:

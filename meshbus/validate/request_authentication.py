@@ -22,7 +22,10 @@ def check(spec: RequestAuthentication, name: ObjectName, out: Findings) -> None:
         path = f"spec.jwtRules[{index}]"
         if isinstance(rule.jwks, str) and rule.jwks and not is_key_set(rule.jwks):
             out.error(f"{path}.jwks", "is not a JSON Web Key Set")
-        if not rule.jwks and not rule.jwks_uri and not rule.issuer.startswith(_URL):
+        issuer = rule.issuer if isinstance(rule.issuer, str) else ""
+        if not issuer and not rule.jwks_uri:
+            out.required(f"{path}.issuer", "issuer or jwksUri must be set")
+        elif not rule.jwks and not rule.jwks_uri and not issuer.startswith(_URL):
             message = "no URL that keys can be asked for at: give `jwks` or `jwksUri`"
             out.warn(f"{path}.issuer", message)
         if isinstance(rule.jwks_uri, str) and rule.jwks_uri.startswith("http://"):

@@ -14,6 +14,7 @@ _MOST_CERTIFICATES = 2
 def check_server_tls(tls: ServerTLSSettings, path: str, out: Findings) -> None:
     """TLS of connections that are accepted."""
     _check_versions(tls, path, out)
+    _check_sources(tls, path, out)
     files = {
         "serverCertificate": tls.server_certificate,
         "privateKey": tls.private_key,
@@ -32,7 +33,6 @@ def check_server_tls(tls: ServerTLSSettings, path: str, out: Findings) -> None:
         if tls.ca_crl or any(files.values()):
             out.warn(path, f"{tls.mode} mode does not use certificates, they will be ignored")
         return
-    _check_sources(tls, path, out)
     mutual = tls.mode in ("MUTUAL", "OPTIONAL_MUTUAL")
     if not (tls.credential_name or tls.credential_names):
         if tls.tls_certificates:
@@ -65,11 +65,15 @@ def _check_versions(tls: ServerTLSSettings, path: str, out: Findings) -> None:
 
 
 def _check_sources(tls: ServerTLSSettings, path: str, out: Findings) -> None:
-    if tls.credential_name and tls.credential_names:
-        out.error(path, "only one of credentialName or credentialNames can be set", "Conflict")
-    if tls.tls_certificates and (tls.server_certificate or tls.private_key):
-        message = "only one of serverCertificate, privateKey or tlsCertificates can be set"
-        out.error(path, message, "Conflict")
+    sources = {
+        "credentialName": tls.credential_name,
+        "credentialNames": tls.credential_names,
+        "tlsCertificates": tls.tls_certificates,
+        "serverCertificate and privateKey": tls.server_certificate and tls.private_key,
+    }
+    set_ = [name for name, value in sources.items() if value]
+    if len(set_) > 1 and tls.mode != "ISTIO_MUTUAL":
+        out.error(path, f"only one of {', '.join(set_)} can be set", "Conflict")
     for field, several in (
         ("credentialNames", tls.credential_names),
         ("tlsCertificates", tls.tls_certificates),

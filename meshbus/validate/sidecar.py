@@ -22,6 +22,7 @@ from meshbus.validate.names import (
     namespaced_host_problem,
     protocol_is_http,
     protocol_is_known,
+    protocol_is_tls,
 )
 from meshbus.validate.report import Findings
 from meshbus.validate.server_tls import check_server_tls
@@ -89,6 +90,9 @@ def _check_ingress(ingress: IstioIngressListener, path: str, out: Findings) -> N
                 out.error(f"{path}.tls.{field}", "is not supported in ingress tls")
         if tls.mode in ("ISTIO_MUTUAL", "AUTO_PASSTHROUGH"):
             out.error(f"{path}.tls.mode", f"cannot be {tls.mode} in ingress tls")
+        if not protocol_is_tls(ingress.port.protocol):
+            message = "TLS settings are for ports of protocol HTTPS or TLS"
+            out.error(f"{path}.tls", message, "Conflict")
         check_server_tls(tls, f"{path}.tls", out)
     check_connection_pool(ingress.connection_pool, f"{path}.connectionPool", out)
     pool = ingress.connection_pool

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from meshbus.api.kinds import KindInfo, kind_of
 from meshbus.api.tls import FORGOTTEN_CURVES
+from meshbus.validate.client_tls import CONFIG_MAP
 from meshbus.validate.mesh_support import (
     OWN_PROXY_CONFIG,
     fields_not_carried_out,
@@ -214,6 +215,12 @@ def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]
         for path, bind in _at(document, "spec.egress[].bind"):
             if isinstance(bind, str) and bind.startswith("unix:"):
                 yield Violation(path, CODE, f"a Unix socket {_NOT_YET}")
+    elif info.kind == "DestinationRule":
+        for policy in _POLICIES:
+            for place in (f"{policy}.tls", f"{policy}.portLevelSettings[].tls"):
+                for path, name in _at(document, f"{place}.credentialName"):
+                    if isinstance(name, str) and name.startswith(CONFIG_MAP):
+                        yield Violation(path, CODE, f"a ConfigMap {_NOT_YET}: name a Secret")
     elif info.kind == "Policy":
         if next(_at(document, "spec.origins[].jwt"), None) is not None:
             for path, _ in _at(document, "spec.targets[].ports[]"):

@@ -20,7 +20,7 @@ from meshbus.api.networking.destination_rule import (
     TunnelSettings,
 )
 from meshbus.validate.client_tls import check_client_tls
-from meshbus.validate.durations import duration_problem
+from meshbus.validate.durations import MILLISECOND_NS, duration_problem, nanoseconds
 from meshbus.validate.locality import check_failover, check_locality
 from meshbus.validate.names import fqdn_problem, is_ip
 from meshbus.validate.report import Findings
@@ -28,8 +28,10 @@ from meshbus.validate.report import Findings
 _LARGEST_TABLE = 5000011
 
 
-def check_traffic_policy(policy: TrafficPolicy | UnsetType, path: str, out: Findings) -> None:
-    """The policy for all ports, and those for single ones."""
+def check_traffic_policy(
+    policy: TrafficPolicy | UnsetType, path: str, namespace: str, out: Findings
+) -> None:
+    """The policy for all ports, and those for single ones, of an object of a namespace."""
     if isinstance(policy, UnsetType):
         return
     parts = (
@@ -48,7 +50,7 @@ def check_traffic_policy(policy: TrafficPolicy | UnsetType, path: str, out: Find
         policy.proxy_protocol, UnsetType
     ):
         out.error(path, "only one of tunnel or proxyProtocol can be set", "Conflict")
-    _check_parts(policy, path, out)
+    _check_parts(policy, path, namespace, out)
     _check_tunnel(policy.tunnel, f"{path}.tunnel", out)
     _check_retry_budget(policy.retry_budget, f"{path}.retryBudget", out)
     for index, port in enumerate(policy.port_level_settings):
@@ -58,15 +60,17 @@ def check_traffic_policy(policy: TrafficPolicy | UnsetType, path: str, out: Find
         own = (port.outlier_detection, port.connection_pool, port.load_balancer, port.tls)
         if all(isinstance(part, UnsetType) for part in own):
             out.required(at, "port traffic policy must have at least one field")
-        _check_parts(port, at, out)
+        _check_parts(port, at, namespace, out)
 
 
-def _check_parts(policy: TrafficPolicy | PortTrafficPolicy, path: str, out: Findings) -> None:
+def _check_parts(
+    policy: TrafficPolicy | PortTrafficPolicy, path: str, namespace: str, out: Findings
+) -> None:
     check_outliers(policy.outlier_detection, f"{path}.outlierDetection", out)
     check_connection_pool(policy.connection_pool, f"{path}.connectionPool", out)
     outliers = not isinstance(policy.outlier_detection, UnsetType)
     _check_load_balancer(policy.load_balancer, f"{path}.loadBalancer", out, outliers=outliers)
-    check_client_tls(policy.tls, f"{path}.tls", out)
+    check_client_tls(policy.tls, f"{path}.tls", out, namespace=namespace)
 
 
 def _check_duration(value: str | UnsetType, path: str, out: Findings) -> None:
@@ -151,10 +155,17 @@ def _check_tcp(tcp: TCPSettings, path: str, out: Findings) -> None:
         out.error(f"{path}.maxConnections", "must be non-negative")
     _check_duration(tcp.connect_timeout, f"{path}.connectTimeout", out)
     _check_duration(tcp.max_connection_duration, f"{path}.maxConnectionDuration", out)
-    _check_duration(tcp.idle_timeout, f"{path}.idleTimeout", out)
+    if isinstance(tcp.idle_timeout, str) and not _is_off(tcp.idle_timeout):
+        _check_duration(tcp.idle_timeout, f"{path}.idleTimeout", out)
     if not isinstance(tcp.tcp_keepalive, UnsetType):
         _check_duration(tcp.tcp_keepalive.time, f"{path}.tcpKeepalive.time", out)
         _check_duration(tcp.tcp_keepalive.interval, f"{path}.tcpKeepalive.interval", out)
+
+
+def _is_off(timeout: str) -> bool:
+    """Whether it is below what is counted: no timeout at all."""
+    value = nanoseconds(timeout)
+    return value is not None and abs(value) < MILLISECOND_NS
 
 
 def _check_load_balancer(
@@ -172,7 +183,6 @@ def _check_load_balancer(
         if not isinstance(balancer.locality_lb_setting, UnsetType):
             message = "only one of localityLbSetting or zoneAwareLbSetting can be set"
             out.error(path, message, "Conflict")
-    _check_duration(balancer.warmup_duration_secs, f"{path}.warmupDurationSecs", out)
     if not isinstance(balancer.warmup, UnsetType):
         _check_duration(balancer.warmup.duration, f"{path}.warmup.duration", out)
         if not isinstance(balancer.warmup_duration_secs, UnsetType):

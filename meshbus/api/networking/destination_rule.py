@@ -34,8 +34,8 @@ class TCPSettings(Shape, frozen=True, kw_only=True):
     """Keepalive probes."""
     max_connection_duration: Maybe[Duration] = UNSET
     """After this time a connection is closed."""
-    idle_timeout: Maybe[Duration] = UNSET
-    """A connection without traffic for this time is closed."""
+    idle_timeout: Maybe[AnyDuration] = UNSET
+    """A connection without traffic for this time is closed; never if 0s."""
 
 
 class Http2KeepAlive(Shape, frozen=True, kw_only=True):
@@ -236,7 +236,7 @@ class LoadBalancerSettings(Shape, frozen=True, kw_only=True):
     """By locality; overrides the mesh config."""
     zone_aware_lb_setting: Maybe[ZoneAwareLbSetting] = UNSET
     """By zone."""
-    warmup_duration_secs: Maybe[Duration] = UNSET
+    warmup_duration_secs: Maybe[AnyDuration] = UNSET
     """Use `warmup`."""
     warmup: Maybe[WarmupConfiguration] = UNSET
     """Slow start of new hosts."""
