@@ -6,7 +6,7 @@ Source: https://istio.io/latest/docs/reference/config/networking/envoy-filter/
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from meshbus.api.envoy_types import message_type
@@ -28,7 +28,7 @@ from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.layers import layer_of
 from meshbus.compile.proxy_keys import ROUTER, ProxyKeys
 from meshbus.compile.resources import CDS, ECDS, LDS, RDS, TYPE_PREFIX, Resource, encode
-from meshbus.compile.scope import Ref, istio_objects
+from meshbus.compile.scope import Ref, age, istio_objects
 from meshbus.compile.settings import mesh
 from meshbus.compile.shared_parts import SharedPart, merged
 from meshbus.compile.targets import target_of
@@ -52,6 +52,7 @@ _TYPES = {
     "CLUSTER": CDS,
     "EXTENSION_CONFIG": ECDS,
 }
+BOOTSTRAP = "BOOTSTRAP"
 MATCHES_NOTHING = "matches nothing of this proxy"
 _WHOLE = frozenset({"LISTENER", "CLUSTER", "ROUTE_CONFIGURATION", "EXTENSION_CONFIG"})
 _OLD_INSERTIONS = {
@@ -69,8 +70,12 @@ _OLD_INSERTIONS = {
 def patches_of(reader: Reader, key: Key) -> tuple[Patch, ...]:
     """Node: the patches of one EnvoyFilter, in order; its old `filters` come last."""
     row = reader.get(key)
-    if row is None:
-        return ()
+    return () if row is None else patches_in(Ref(key, row))
+
+
+def patches_in(ref: Ref) -> tuple[Patch, ...]:
+    """The patches of an EnvoyFilter."""
+    key, row = ref
     out = []
     for index, item in enumerate(row.spec.get("configPatches") or ()):
         match = item.get("match") or {}
@@ -89,7 +94,8 @@ def patches_of(reader: Reader, key: Key) -> tuple[Patch, ...]:
             )
         )
     old = enumerate(row.spec.get("filters") or ())
-    return (*out, *(_old_patch(key, f"spec.filters[{index}]", item) for index, item in old))
+    out += [_old_patch(key, f"spec.filters[{index}]", item) for index, item in old]
+    return tuple(patch._replace(number=index) for index, patch in enumerate(out))
 
 
 def _old_patch(key: Key, path: str, item: Mapping[str, Any]) -> Patch:
@@ -116,33 +122,54 @@ def _old_patch(key: Key, path: str, item: Mapping[str, Any]) -> Patch:
 
 
 class Chosen(NamedTuple):
-    """The patches of the EnvoyFilters that select a proxy."""
+    """The patches of the EnvoyFilters that select a proxy, by object and index."""
 
     fit: Patches
-    """Those that can be about it."""
+    """Those of resources, that can be about it."""
+    started: Patches
+    """The same of its bootstrap."""
     unfit: Patches
     """Those that are for other kinds of proxies, other versions, or other metadata."""
 
 
 def chosen_patches(reader: Reader, proxy: ProxyKeys) -> Chosen:
-    """Patches of EnvoyFilters of the root namespace and a proxy's own that select it, by priority,
-    root first, older first."""
+    """Patches of EnvoyFilters of the root namespace and a proxy's own that select it."""
     root = reader.node(mesh).root_namespace
-    found: list[tuple[int, int, Ref]] = []
-    for rank, namespace in enumerate(dict.fromkeys((root, proxy.namespace))):
-        for ref in reader.node(namespace_filters, namespace):
-            if _selects(ref, proxy):
-                found += [(int(ref.row.spec.get("priority") or 0), rank, ref)]
-    found.sort(key=lambda item: item[:2])
-    fit: list[tuple[Key, int]] = []
-    unfit: list[tuple[Key, int]] = []
-    for _, _, ref in found:
+    near = [
+        ref
+        for namespace in dict.fromkeys((root, proxy.namespace))
+        for ref in reader.node(namespace_filters, namespace)
+    ]
+    fit, unfit = chosen_of(near, proxy, root, lambda ref: reader.node(patches_of, ref.key))
+    places = [(patch, (patch.source, patch.number)) for patch in fit]
+    return Chosen(
+        tuple(place for patch, place in places if patch.apply_to != BOOTSTRAP),
+        tuple(place for patch, place in places if patch.apply_to == BOOTSTRAP),
+        tuple((patch.source, patch.number) for patch in unfit),
+    )
+
+
+def chosen_of(
+    near: Iterable[Ref],
+    proxy: ProxyKeys,
+    root: str,
+    patches: Callable[[Ref], tuple[Patch, ...]] = patches_in,
+) -> tuple[tuple[Patch, ...], tuple[Patch, ...]]:
+    """Patches of those EnvoyFilters that select a proxy, by priority, root first, older first:
+    those that can be about it, and the others."""
+    chosen = [ref for ref in near if _selects(ref, proxy)]
+    chosen.sort(
+        key=lambda r: (int(r.row.spec.get("priority") or 0), r.row.namespace != root, age(r))
+    )
+    fit: list[Patch] = []
+    unfit: list[Patch] = []
+    for ref in chosen:
         items = ref.row.spec.get("configPatches") or ()
-        for index, patch in enumerate(reader.node(patches_of, ref.key)):
+        for index, patch in enumerate(patches(ref)):
             same = index >= len(items) or _same_proxy(items[index].get("match") or {}, proxy)
             fits = same and _concerns_some(patch, proxy.type)
-            (fit if fits else unfit).append((ref.key, index))
-    return Chosen(tuple(fit), tuple(unfit))
+            (fit if fits else unfit).append(patch)
+    return tuple(fit), tuple(unfit)
 
 
 def namespace_filters(reader: Reader, namespace: str) -> tuple[Ref, ...]:

@@ -56,6 +56,8 @@ class Patch(NamedTuple):
     operation: str
     value: dict[str, Any]
     filter_class: str = ""
+    number: int = 0
+    """Among the patches of its object."""
 
     @property
     def adds(self) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from meshbus.compile.bootstrap_patches import MARK, bootstrap_findings
 from meshbus.compile.clusters import ClusterStyle
 from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.engine import Reader
@@ -213,8 +214,14 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
         else (type_url, asks)
         for type_url, asks in plan.layers
     ]
+    told = []
     if chosen.unfit:
-        layers.append((ECDS, (*layers.pop()[1], Ask(unfit_patches, (chosen.unfit,)))))
+        told.append(Ask(unfit_patches, (chosen.unfit,)))
+    if chosen.started:
+        mark = dict(proxy.metadata).get(MARK, "")
+        told.append(Ask(bootstrap_findings, (chosen.started, mark)))
+    if told:
+        layers.append((ECDS, (*layers.pop()[1], *told)))
     return plan._replace(layers=tuple(layers))
 
 

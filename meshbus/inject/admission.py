@@ -4,13 +4,14 @@ mesh. Pure.
 Source: https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from meshbus.inject.documents import check_pod
 from meshbus.inject.pod import Injector
 from meshbus.inject.proxy_configs import NO_WISHES, ProxyWishes
 from meshbus.inject.workloads import owner_of_pod
+from meshbus.model.rows import ConfigObject
 
 Operation = dict[str, Any]
 _SLASH = "--slash--"
@@ -36,6 +37,7 @@ def admit_pod(
     path: str = "/inject",
     wishes: ProxyWishes = NO_WISHES,
     identity: tuple[int, int] | None = None,
+    envoy_filters: Sequence[ConfigObject] = (),
 ) -> PodAdmission:
     """The patch of a pod.
 
@@ -44,6 +46,7 @@ def admit_pod(
         path: Path the webhook was called at; it may name cluster and network.
         wishes: What ProxyConfig objects say of the pod.
         identity: User and group of the proxy, where they must be others than 1337.
+        envoy_filters: EnvoyFilters, of whatever namespace: they may patch the bootstrap.
 
     Raises:
         InjectionError: The pod says something that cannot be done.
@@ -66,6 +69,7 @@ def admit_pod(
         network=variables.pop("ISTIO_META_NETWORK", ""),
         variables=variables,
         identity=identity,
+        envoy_filters=envoy_filters,
     )
     return PodAdmission(json_patch(written, injected.pod), injected.warnings)
 

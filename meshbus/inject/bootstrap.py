@@ -8,7 +8,7 @@ and https://www.envoyproxy.io/docs/envoy/latest/operations/cli (`--config-yaml` 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +132,8 @@ class OwnBootstrap:
     runtime: Mapping[str, str] = field(default_factory=dict)
     stats: Mapping[str, Any] = field(default_factory=dict)
     json_logs: bool = False
+    patched: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """What EnvoyFilters make of it."""
 
 
 def own_bootstrap(own: OwnBootstrap) -> dict[str, Any]:
@@ -271,7 +273,7 @@ def envoy_args(
         concurrency: Worker threads; 0: one per CPU of the node.
         drain_s: How long connections of a listener that goes may take to end.
     """
-    document = json.dumps(own_bootstrap(own), separators=(",", ":"))
+    document = json.dumps(own.patched(own_bootstrap(own)), separators=(",", ":"))
     args = ["-c", f"{FOLDER}/{BOOTSTRAP_FILE}", "--config-yaml", document]
     if concurrency:
         args += ["--concurrency", str(concurrency)]

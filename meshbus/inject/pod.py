@@ -5,7 +5,7 @@ can say: probes, metrics, the proxy's arguments, order.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -45,6 +45,8 @@ from meshbus.inject.template_functions import TemplateError
 from meshbus.inject.templates import Template, parse_template
 from meshbus.inject.values import chart_values, lookup, text
 from meshbus.inject.workloads import Owner
+from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject
 from meshbus.validate import validate_object
 from meshbus.validate.durations import SECOND_NS, nanoseconds
 
@@ -125,6 +127,7 @@ class Injector:
         network: str = "",
         variables: Mapping[str, str] | None = None,
         identity: tuple[int, int] | None = None,
+        envoy_filters: Sequence[ConfigObject] = (),
     ) -> Injected:
         """The pod as it runs in the mesh.
 
@@ -136,6 +139,7 @@ class Injector:
             network: The same for its network.
             variables: Further variables of the proxy.
             identity: User and group of the proxy, where they must be others than 1337.
+            envoy_filters: EnvoyFilters, of whatever namespace: they may patch the bootstrap.
 
         Raises:
             InjectionError: Something the pod says cannot be done.
@@ -169,7 +173,7 @@ class Injector:
             merged["metadata"].setdefault("labels", {})["topology.istio.io/network"] = (
                 context.network
             )
-        self._finish(merged, context, variables or {})
+        warnings += self._finish(merged, context, variables or {}, envoy_filters)
         notes[a.STATUS] = _status(overlay, self.revision)
         notes.update({k: text(v) for k, v in self._webhook("injectedAnnotations", {}).items()})
         _order(merged["spec"], context, notes)
@@ -272,11 +276,16 @@ class Injector:
             raise InjectionError("global.podDNSSearchNamespaces", str(error)) from error
 
     def _finish(
-        self, pod: dict[str, Any], context: PodContext, variables: Mapping[str, str]
-    ) -> None:
+        self,
+        pod: dict[str, Any],
+        context: PodContext,
+        variables: Mapping[str, str],
+        envoy_filters: Sequence[ConfigObject],
+    ) -> list[str]:
+        """Write what depends on the whole pod; what its author should know of it."""
         proxy = _find(pod["spec"], PROXY)
         if proxy is None:
-            return
+            return []
         notes = pod["metadata"]["annotations"]
         environment = proxy.setdefault("env", [])
         _put_variables(environment, variables)
@@ -291,15 +300,21 @@ class Injector:
             if originals:
                 _put_variables(environment, {PROBERS_VARIABLE: probers_text(originals)})
         if proxy.get("args") != [ARGS_LATER]:
-            return
+            return []
         router = not _has_capture(pod) and "sidecar" not in self._template_names(notes)
         ports = dict.fromkeys((READY_PORT, metrics_port, context.status_port))
         local = lookup(self.mesh, "inboundTrafficPolicy", "mode") == "LOCALHOST"
+        metadata = _node_metadata(pod, environment, context)
+        warnings: list[str] = []
+
+        def patched(document: dict[str, Any]) -> dict[str, Any]:
+            return self._patched(document, context, metadata, router, envoy_filters, warnings)
+
         bootstrap = OwnBootstrap(
             type="router" if router else "sidecar",
             cluster=f"{context.labels.get('app') or context.canonical_name}.$(POD_NAMESPACE)",
             gateway=context.xds_gateway,
-            metadata=_node_metadata(pod, environment, context),
+            metadata=metadata,
             admin_port=context.proxy.proxy_admin_port,
             ports=[port for port in ports if port],
             probers=probers_of(originals),
@@ -310,6 +325,7 @@ class Injector:
             runtime=context.proxy.runtime_values,
             stats=stats_config(notes, context.proxy),
             json_logs=bool(context.value("logAsJson")),
+            patched=patched if envoy_filters else dict,
         )
         proxy["args"] = envoy_args(
             bootstrap,
@@ -320,11 +336,45 @@ class Injector:
             ),
             drain_s=-(-(nanoseconds(context.proxy.drain_duration) or 0) // SECOND_NS) or 45,
         )
+        return warnings
+
+    def _patched(
+        self,
+        document: dict[str, Any],
+        context: PodContext,
+        metadata: Mapping[str, Any],
+        router: bool,
+        envoy_filters: Sequence[ConfigObject],
+        warnings: list[str],
+    ) -> dict[str, Any]:
+        # Envoy's messages are many and slow to load: only those who patch pay for them.
+        from meshbus.compile.bootstrap_patches import bootstrap_patches, patched_bootstrap
+        from meshbus.compile.proxy_keys import ROUTER, SIDECAR, ProxyKeys
+
+        proxy = ProxyKeys(
+            ROUTER if router else SIDECAR,
+            "",
+            context.namespace,
+            labels=tuple(sorted(metadata["LABELS"].items())),
+            metadata=tuple(sorted((k, v) for k, v in metadata.items() if isinstance(v, str))),
+        )
+        root = text(self.mesh.get("rootNamespace")) or "istio-system"
+        objects = ((_filter_key(row), row) for row in envoy_filters)
+        out, findings = patched_bootstrap(document, bootstrap_patches(objects, proxy, root))
+        warnings += [
+            f"EnvoyFilter {f.object.namespace}/{f.object.name}: {f.path}: {f.message}"
+            for f in findings
+        ]
+        return out
 
     def _rewrites(self, notes: Mapping[str, str]) -> bool:
         wish = a.truth(notes.get(a.REWRITE, ""))
         default = lookup(self.values, "sidecarInjectorWebhook", "rewriteAppHTTPProbe")
         return default is not False if wish is None else wish
+
+
+def _filter_key(row: ConfigObject) -> Key:
+    return Key("", "cfg", "envoyfilters", row.namespace, row.name)
 
 
 def _check_mesh(mesh: Mapping[str, Any], path: str) -> None:

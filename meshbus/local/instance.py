@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -230,12 +231,10 @@ class Instance:
             locality=spec.locality,
         )
         name = self._machine.gateway_name
-        self._write(
-            bootstrap.BOOTSTRAP_FILE,
-            bootstrap.render(
-                bootstrap.envoy_bootstrap(identity, self._machine.gateway, name, seen, self._start)
-            ),
+        document = bootstrap.envoy_bootstrap(
+            identity, self._machine.gateway, name, seen, self._start
         )
+        self._write(bootstrap.BOOTSTRAP_FILE, bootstrap.render(self._patched(document)))
         self._write(bootstrap.TOKEN_SDS_FILE, bootstrap.render(bootstrap.token_sds(seen)))
         self._write(bootstrap.ROOTS_SDS_FILE, bootstrap.render(bootstrap.roots_sds(seen, name)))
         self.write_roots()
@@ -245,6 +244,26 @@ class Instance:
         while renew_in_s(self._proxy_folder) <= 0:
             if not await self._fetch_token():
                 await asyncio.sleep(0.2)
+
+    def _patched(self, document: dict[str, Any]) -> dict[str, Any]:
+        """A bootstrap with the patches of EnvoyFilters; the gateway tells which have no effect."""
+        objects = self._machine.envoy_filters()
+        if not objects:
+            return document
+        # Envoy's messages are many and slow to load: only those who patch pay for them.
+        from meshbus.compile.bootstrap_patches import bootstrap_patches, patched_bootstrap
+        from meshbus.compile.proxy_keys import ROUTER, SIDECAR, ProxyKeys
+
+        node = document["node"]["metadata"]
+        proxy = ProxyKeys(
+            ROUTER if self.spec.spec.gateway else SIDECAR,
+            self.spec.name,
+            self.spec.namespace,
+            labels=tuple(sorted(self.spec.labels.items())),
+            metadata=tuple(sorted((k, v) for k, v in node.items() if isinstance(v, str))),
+        )
+        patches = bootstrap_patches(objects, proxy, self._machine.root_namespace)
+        return patched_bootstrap(document, patches)[0]
 
     def write_roots(self) -> None:
         """Give the Envoy the roots that hold now."""

@@ -9,6 +9,8 @@ from meshbus.local.desired import InstanceSpec
 from meshbus.local.home import Home, HomeState
 from meshbus.local.processes import Records
 from meshbus.local.proxy_start import NO_START, ProxyStart
+from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject
 from meshbus.model.status import InstanceReport
 
 
@@ -34,6 +36,9 @@ class Machine:
     """The hosts file for workloads of a namespace."""
     proxy_start: Callable[[InstanceSpec], ProxyStart] = lambda spec: NO_START
     """What the Envoy of an instance starts with now."""
+    envoy_filters: Callable[[], list[tuple[Key, ConfigObject]]] = list
+    """EnvoyFilters in force: they may patch bootstraps."""
+    root_namespace: str = "istio-system"
     roots_known: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

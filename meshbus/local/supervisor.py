@@ -38,6 +38,7 @@ from meshbus.local.proxy_start import ProxyStart, proxy_start
 from meshbus.local.reports import Reporter
 from meshbus.local.status import InstanceStatus, SupervisorStatus, write_status
 from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject
 from meshbus.model.status import InstanceReport
 from meshbus.model.world import Query, World
 from meshbus.runtime.logs import configure_logs
@@ -50,6 +51,7 @@ FILTERS = (
     f"m.{CLUSTER}.cfg.workloads.>",
     f"m.{CLUSTER}.cfg.proxyconfigs.>",
     f"m.{CLUSTER}.mesh.config.>",
+    f"m.{CLUSTER}.cfg.envoyfilters.>",
     f"m.{CLUSTER}.reg.services.>",
     f"m.{CLUSTER}.reg.workloads.>",
     f"m.{CLUSTER}.sec.trust.>",
@@ -99,6 +101,8 @@ class Supervisor:
             changed=self._moved.set,
             hosts=self._hosts_for,
             proxy_start=self._start_of,
+            envoy_filters=self._envoy_filters,
+            root_namespace=self._settings.root_namespace,
         )
         self._forwards = Forwards(self._machine, self._settings.ports.forwards)
         self._guard = Keeper(state.id, self._records, self._guard_command)
@@ -231,6 +235,9 @@ class Supervisor:
         self._machine.roots_known.set()
         for instance in self._instances.values():
             instance.write_roots()
+
+    def _envoy_filters(self) -> list[tuple[Key, ConfigObject]]:
+        return [(entry.key, entry.row) for entry in self._mirror.world.all("cfg.envoyfilters")]
 
     def _wanted(self, world: World) -> dict[str, InstanceSpec]:
         wanted: dict[str, InstanceSpec] = {}

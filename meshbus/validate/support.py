@@ -98,7 +98,6 @@ _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
         "spec.outboundTrafficPolicy.mode": ("ALLOW_ANY_DYNAMIC_DNS",),
     },
     "EnvoyFilter": {
-        "spec.configPatches[].applyTo": ("BOOTSTRAP",),
         "spec.configPatches[].match.context": ("WAYPOINT",),
     },
     "AuthorizationPolicy": {

@@ -1,5 +1,6 @@
 """`meshbus up`: manifests of others, workloads that come and go, a second `up`, what goes wrong."""
 
+import asyncio
 import os
 import re
 import signal
@@ -16,8 +17,10 @@ import yaml
 from standalone import all_ready, gateway_port, mesh, meshbus, pid_of, remaining, status_of, until
 
 from meshbus.local.api import MeshApi
+from meshbus.local.bootstrap import ADMIN_SOCKET
 from meshbus.local.demo import sample_path
 from meshbus.local.home import Home, HomeError
+from meshbus.local.probe import ask_envoy
 from meshbus.local.processes import Records
 from meshbus.local.traffic import Traffic, fetch
 
@@ -102,6 +105,54 @@ def test_workloads_come_scale_and_go_by_the_api(home: Home) -> None:
         until(lambda: not pid_of(home, f"envoy/{names[0]}"), "the last one ends")
         until(lambda: names[0] not in status_of(home).instances, "it is gone")
         assert traffic.problems == []
+
+
+def test_an_envoy_is_started_with_the_patches_of_its_bootstrap(home: Home) -> None:
+    patch = {
+        "applyTo": "BOOTSTRAP",
+        "match": {"context": "SIDECAR_INBOUND"},
+        "patch": {"operation": "MERGE", "value": {"statsFlushInterval": "9s"}},
+    }
+    envoy_filter = {
+        "apiVersion": "networking.istio.io/v1alpha3",
+        "kind": "EnvoyFilter",
+        "metadata": {"name": "flush", "namespace": "default"},
+        "spec": {
+            "workloadSelector": {"labels": {"app": "reviews", "patched": "yes"}},
+            "configPatches": [patch],
+        },
+    }
+    patched = workload("reviews-v1-patched")
+    patched["metadata"]["labels"]["patched"] = "yes"
+    name = "default/reviews-v1-patched-0"
+    folder = home.instances / "default.reviews-v1-patched-0" / "proxy"
+
+    def flush() -> str:
+        path = "/config_dump?mask=bootstrap.stats_flush_interval"
+        _, text = asyncio.run(ask_envoy(folder, ADMIN_SOCKET, path))
+        found = re.search(r'"stats_flush_interval": "(.*)"', text)
+        return found[1] if found else ""
+
+    def effective() -> str:
+        path = "/apis/networking.istio.io/v1alpha3/namespaces/default/envoyfilters/flush"
+        with MeshApi(home) as api:
+            conditions = api.get(path).get("status", {}).get("conditions", [])
+        return next((c["message"] for c in conditions if c["type"] == "Effective"), "")
+
+    with MeshApi(home) as api:
+        api.apply([envoy_filter, patched])
+        until(
+            lambda: name in status_of(home).instances and status_of(home).instances[name].ready,
+            "the patched one is ready",
+        )
+        assert flush() == "9s"
+        assert "starts again" not in effective()
+        patch["patch"]["value"]["statsFlushInterval"] = "8s"
+        api.apply([envoy_filter])
+        until(lambda: "starts again" in effective(), "it is told that the change waits")
+        assert flush() == "9s"
+        api.delete([envoy_filter, patched])
+        until(lambda: name not in status_of(home).instances, "it is gone")
 
 
 def test_a_workload_that_cannot_run_is_shown_and_hinders_nobody(home: Home) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from google.protobuf.json_format import MessageToDict
 
+from meshbus.compile.bootstrap_patches import MARK, NO_PATCHES
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_json
 from meshbus.model.rows import Trust
 from meshbus.runtime.workload_tokens import TokenError, check_token
@@ -139,8 +140,8 @@ def check_node(node: Node, identity: Identity) -> None:
 def metadata_of(node: Node) -> tuple[tuple[str, str], ...]:
     """What EnvoyFilters match of a proxy's metadata: texts. It is the proxy's own word, which
     decides over its own configuration alone."""
-    texts = ((name, value) for name, value in node.metadata.items() if isinstance(value, str))
-    return tuple(sorted(texts))
+    texts = {name: value for name, value in node.metadata.items() if isinstance(value, str)}
+    return tuple(sorted({MARK: NO_PATCHES, **texts}.items()))
 
 
 def keys_of_node(node: Node) -> ProxyKeys:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from meshbus.inject import InjectionError, Injector
 from meshbus.inject.admission import admit_pod, json_patch, path_variables
+from meshbus.model.rows import ConfigObject
 
 TABLES = Path(__file__).parents[3].parent / "shared" / "data" / "tables" / "scalars.json"
 VALUES = st.recursive(
@@ -119,3 +120,38 @@ def test_a_pod_that_asks_for_none_gets_none() -> None:
 def test_what_is_no_pod_is_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(InjectionError):
         admit_pod(Injector({}), broken, "shop")
+
+
+def test_envoy_filters_patch_the_bootstrap_of_the_pods_they_select() -> None:
+    def envoy_filter(labels: dict[str, str], value: dict[str, Any]) -> ConfigObject:
+        patch = {"applyTo": "BOOTSTRAP", "patch": {"operation": "MERGE", "value": value}}
+        spec = {"workloadSelector": {"labels": labels}, "configPatches": [patch]}
+        return ConfigObject(
+            "networking.istio.io/v1alpha3", "EnvoyFilter", "shop", "tags", "uid", 1, 0.0, spec=spec
+        )
+
+    pod = {
+        "metadata": {"name": "cart", "labels": {"app": "cart"}},
+        "spec": {"containers": [{"name": "cart", "image": "cart"}]},
+    }
+
+    def bootstrap(*filters: ConfigObject) -> tuple[dict[str, Any], list[str]]:
+        admission = admit_pod(Injector({}), pod, "shop", envoy_filters=filters)
+        spec = applied(pod, admission.patch)["spec"]
+        proxies = [
+            c for c in (*spec["initContainers"], *spec["containers"]) if "proxy" in c["name"]
+        ]
+        args = proxies[0]["args"]
+        return json.loads(args[args.index("--config-yaml") + 1]), admission.warnings
+
+    plain, _ = bootstrap()
+    other, _ = bootstrap(envoy_filter({"app": "other"}, {"statsFlushInterval": "9s"}))
+    assert other == plain
+    chosen, warnings = bootstrap(envoy_filter({"app": "cart"}, {"statsFlushInterval": "9s"}))
+    assert chosen["stats_flush_interval"] == "9s"
+    assert chosen["node"]["id"] == plain["node"]["id"]
+    assert "$(POD_NAME)" in chosen["node"]["id"]
+    assert warnings == []
+    bad, warnings = bootstrap(envoy_filter({"app": "cart"}, {"noSuchField": 1}))
+    assert "stats_flush_interval" not in bad
+    assert "EnvoyFilter shop/tags: spec.configPatches[0].patch.value" in warnings[0]

@@ -25,7 +25,7 @@ from meshbus.runtime.service import Context
 from meshbus_config.kubernetes.api_users import ReviewedUsers
 from meshbus_config.kubernetes.ca_bundles import CaBundles
 from meshbus_config.kubernetes.following import Following
-from meshbus_config.kubernetes.injecting import Injecting
+from meshbus_config.kubernetes.injecting import Injecting, patches_bootstrap
 from meshbus_config.kubernetes.proxy_files import ProxyFiles
 from meshbus_config.kubernetes.statuses import StatusWriting
 from meshbus_config.kubernetes.tenants import Tenants
@@ -111,7 +111,8 @@ class KubernetesControl:
                 injection,
                 root_namespace=context.root_namespace,
                 mesh=self._mesh_config,
-                proxy_configs=self._proxy_configs,
+                proxy_configs=lambda: self._in_force("proxyconfigs"),
+                bootstrap_filters=self._bootstrap_filters,
             )
             self.handlers |= dict.fromkeys(INJECT, injecting.answer)
             self._files = ProxyFiles(
@@ -151,12 +152,15 @@ class KubernetesControl:
         mesh = self._following.mesh
         return mesh.spec if mesh is not None else _NO_MESH_CONFIG
 
-    def _proxy_configs(self) -> list[ConfigObject]:
+    def _in_force(self, plural: str) -> list[ConfigObject]:
         return [
             judged.row
             for key, judged in self._following.objects.items()
-            if key.kind == "proxyconfigs" and not judged.problems
+            if key.kind == plural and not judged.problems
         ]
+
+    def _bootstrap_filters(self) -> list[ConfigObject]:
+        return [row for row in self._in_force("envoyfilters") if patches_bootstrap(row)]
 
     def _roots(self) -> str:
         """Certificates that prove the gateway; empty: not known yet."""

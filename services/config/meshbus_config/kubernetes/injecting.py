@@ -31,17 +31,20 @@ class Injecting:
         root_namespace: str,
         mesh: Callable[[], Mapping[str, Any]],
         proxy_configs: Callable[[], list[ConfigObject]],
+        bootstrap_filters: Callable[[], list[ConfigObject]],
     ) -> None:
         """
         Args:
             values: File with values of the chart; it is read again when it changes.
             mesh: The mesh config in force.
             proxy_configs: The ProxyConfig objects in force.
+            bootstrap_filters: EnvoyFilters in force that patch bootstraps.
         """
         self._file = Path(values)
         self._root = root_namespace
         self._mesh = mesh
         self._proxy_configs = proxy_configs
+        self._bootstrap_filters = bootstrap_filters
         self._seen: tuple[int, int, int] = (0, 0, 0)
         self._held_mesh: Mapping[str, Any] = {}
         self._injector: Injector | None = None
@@ -90,6 +93,7 @@ class Injecting:
                 request.namespace,
                 path=request.path,
                 wishes=self._wishes(pod, request.namespace),
+                envoy_filters=self._bootstrap_filters(),
             )
         except InjectionError as error:
             log.info("refused", namespace=request.namespace, name=request.name, error=str(error))
@@ -104,3 +108,9 @@ class Injecting:
     def _wishes(self, pod: Mapping[str, Any], namespace: str) -> ProxyWishes:
         labels = (pod.get("metadata") or {}).get("labels") or {}
         return proxy_wishes(self._proxy_configs(), labels, namespace, self._root)
+
+
+def patches_bootstrap(row: ConfigObject) -> bool:
+    """Whether an EnvoyFilter is about what proxies start with."""
+    patches = row.spec.get("configPatches") or ()
+    return any(isinstance(p, dict) and p.get("applyTo") == "BOOTSTRAP" for p in patches)
