@@ -48,7 +48,15 @@ from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.quota import inbound_quota, quota_filters
 from meshbus.compile.resources import CDS, LDS, Resource, encode
 from meshbus.compile.scope import Ref, age, exported_services
-from meshbus.compile.security_filters import http_security, network_security
+from meshbus.compile.security_filters import (
+    NO_SECURITY,
+    Security,
+    connection_rules,
+    end_connections_with,
+    http_security,
+    network_security,
+    security_of,
+)
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.sidecar_ingress import (
     NO_INGRESS,
@@ -124,6 +132,8 @@ class ListenerView(NamedTuple):
     ports: tuple[ServedPort, ...]
     """Without the services, and without what concerns clusters."""
     mutual: MutualTls
+    connections: Security
+    """What decides about TCP connections at `ports`; nothing where all are of HTTP."""
     dual_stack: bool
     sidecar: tuple[Key, ...] = ()
     """The Sidecar that says the ports."""
@@ -153,6 +163,8 @@ class InboundView(NamedTuple):
 
     ports: tuple[ServedPort, ...]
     mutual: MutualTls
+    connections: Security
+    """See `ListenerView`."""
     proxy: ProxyKeys
     """Without what tells replicas apart."""
     sidecar: tuple[Key, ...] = ()
@@ -169,6 +181,7 @@ class InboundView(NamedTuple):
         return ListenerView(
             ports,
             self.mutual,
+            self.connections,
             self.proxy.dual_stack,
             self.sidecar,
             self.extensions,
@@ -240,9 +253,15 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
     """What the inbound side of a proxy is made of."""
     sidecar = sidecar_of(reader, proxy.namespace, proxy.labels)
     side = ingress_side(sidecar)
+    at = proxy.ips[0] if proxy.ips else ANY_V4
+    ports = _with_ingress(served_ports(reader, proxy), side, at)
+    connections = NO_SECURITY
+    if any(not is_http(port.protocol) for port in ports):
+        connections = security_of(reader, proxy.namespace, proxy.labels)
     return InboundView(
-        _with_ingress(served_ports(reader, proxy), side, proxy.ips[0] if proxy.ips else ANY_V4),
+        ports,
         mutual_tls(reader, proxy.namespace, proxy.labels),
+        connections,
         proxy.as_class(),
         (sidecar.key,) if sidecar is not None and side != NO_INGRESS else (),
         tuple(
@@ -378,7 +397,10 @@ def _guarded_chains(
         )
         report.add(view.sidecar[0], f"{served.path}.tls", message)
     try:
-        return _chains(reader, view, served, bound)
+        chains = _chains(reader, view, served, bound)
+        if not is_http(served.protocol):
+            end_connections_with(chains, reader.node(connection_rules, view.connections))
+        return chains
     except NotCompiledError as fault:
         report.add(view.sidecar[0], fault.path, fault.message)
         closed = lc_pb2.FilterChain(name=served.chain_name(False))

@@ -1,8 +1,11 @@
 """The filters of RequestAuthentication and AuthorizationPolicy in chains, and what fills them.
 
-Chains name the filters; `security_extensions` gives their configurations, by ECDS.
+Chains name the filters; `security_extensions` gives their configurations, by ECDS. A TCP connection
+meets its filters once, when it begins: `end_connections_with` ends those that began under rules
+which are gone.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
@@ -40,6 +43,8 @@ from meshbus.compile.request_authentication import (
 from meshbus.compile.values import ads
 from meshbus.model.keys import Key
 
+_METADATA = "meshbus"
+
 
 class Security(NamedTuple):
     """The objects that a workload follows; workloads of equal Security share the resources."""
@@ -48,6 +53,9 @@ class Security(NamedTuple):
     authentications: tuple[Key, ...]
     access: Access | None = None
     """What callers need by the roles of Istio 1.4; those count where no policy does."""
+
+
+NO_SECURITY = Security(Policies(), ())
 
 
 def security_of(reader: Reader, namespace: str, labels: tuple[tuple[str, str], ...]) -> Security:
@@ -62,6 +70,30 @@ def security_extensions(reader: Reader, security: Security) -> Part:
     tokens = reader.node(token_filter, security.authentications)
     policies = reader.node(authorization_filters, security.policies, security.access)
     return Part((*tokens.resources, *policies.resources), (*tokens.findings, *policies.findings))
+
+
+def connection_rules(reader: Reader, security: Security) -> str:
+    """Node: a text that is another one when the rules about TCP connections are; empty without
+    any."""
+    idle = {r.name: r for r in reader.node(authorization_filters, Policies(), None).resources}
+    made = reader.node(authorization_filters, security.policies, security.access).resources
+    names = {slot.name for slot in NETWORK_SLOTS}
+    deciding = [r for r in made if r.name in names and r.version != idle[r.name].version]
+    return ".".join(r.version for r in deciding)
+
+
+def end_connections_with(chains: Iterable[lc_pb2.FilterChain], rules: str) -> bool:
+    """Make TCP chains others when the rules are: Envoy then ends, after its drain time, the
+    connections that were let in by the rules before. It leaves other chains alone.
+
+    Returns:
+        Whether there is such a chain and a rule.
+    """
+    names = {slot.name for slot in NETWORK_SLOTS}
+    found = [c for c in chains if rules and any(made.name in names for made in c.filters)]
+    for chain in found:
+        chain.metadata.filter_metadata[_METADATA]["connection_rules"] = rules
+    return bool(found)
 
 
 def http_security(

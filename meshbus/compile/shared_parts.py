@@ -6,6 +6,8 @@ that, which other views that reach the same share.
 
 from collections.abc import Iterable
 
+from envoy.config.listener.v3 import listener_pb2
+
 from meshbus.compile.cluster_secrets import cluster_secrets
 from meshbus.compile.clusters import (
     ClusterStyle,
@@ -29,9 +31,15 @@ from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
 from meshbus.compile.locality import Place
 from meshbus.compile.outbound import capture_plan
 from meshbus.compile.reach import Reach, Reached, reaches
-from meshbus.compile.resources import Resource
+from meshbus.compile.resources import LDS, Resource, encode
 from meshbus.compile.route_tables import port_routes
-from meshbus.compile.security_filters import Security, security_extensions, security_of
+from meshbus.compile.security_filters import (
+    Security,
+    connection_rules,
+    end_connections_with,
+    security_extensions,
+    security_of,
+)
 from meshbus.compile.virtual_hosts import View, sniffed_routes
 from meshbus.model.keys import Key
 
@@ -181,7 +189,22 @@ def listeners_of_router(
     reader: Reader, router: Router, view: View, binds: tuple[str, ...]
 ) -> SharedPart:
     """Node: listeners of a router."""
-    return merged([reader.node(router_listeners, router, view, binds).part])
+    part = reader.node(router_listeners, router, view, binds).part
+    security = security_of(reader, router.proxy.namespace, router.proxy.labels)
+    rules = reader.node(connection_rules, security)
+    listeners = tuple(_with_rules(reader, listener, rules) for listener in part.resources)
+    return merged([Part(listeners, part.findings)])
+
+
+def _with_rules(reader: Reader, resource: Resource, rules: str) -> Resource:
+    """A router's listener whose TCP connections end with the rules that let them in. Here, so that
+    listeners of HTTP are not made again when a policy changes."""
+    if not rules:
+        return resource
+    listener = listener_pb2.Listener.FromString(resource.body)
+    if not end_connections_with(listener.filter_chains, rules):
+        return resource
+    return encode(reader, LDS, resource.name, listener, resource.origins)
 
 
 def routes_of_router(

@@ -143,6 +143,7 @@ class Mesh:
         self.mirror = WorldMirror()
         self.gateway: XdsGatewayService | None = None
         self.transport = "auto"
+        self.envoy_options: tuple[str, ...] = ()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -259,6 +260,7 @@ class Mesh:
                 envoy_binary(),
                 *("-c", str(folder / "bootstrap.json"), "-l", "info", "--concurrency", "1"),
                 *("--disable-hot-restart", "--admin-address-path", str(folder / "admin")),
+                *self.envoy_options,
                 stdout=log,
                 stderr=log,
             )

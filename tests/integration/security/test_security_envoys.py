@@ -13,7 +13,16 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from gateway_mesh import CLUSTER, config, endpoints, free_port, host, service, workload
+from gateway_mesh import (
+    CLUSTER,
+    application,
+    config,
+    endpoints,
+    free_port,
+    host,
+    service,
+    workload,
+)
 from security_mesh import loopback, serving
 
 from meshbus.model.keys import Key
@@ -234,6 +243,39 @@ async def speaks(address: str, port: int) -> bool:
         return False
     finally:
         writer.close()
+
+
+async def test_a_policy_ends_connections_that_it_would_not_let_in(mesh):
+    """TCP connections that are open, after the drain time. Connections of HTTP go on, for their
+    requests are decided one by one."""
+    mesh.envoy_options = ("--drain-time-s", "1", "--drain-strategy", "immediate")
+    async with serving(mesh) as served:
+        pair = served.pair
+        other = free_port(pair.server)
+        ((key, row),) = workload("server", pair.server, app=pair.app, port=pair.port).items()
+        ports = [WorkloadPort("http", pair.port, "HTTP"), WorkloadPort("tcp", other, "TCP")]
+        rows = {key: msgspec.structs.replace(row, ports=ports)}
+        async with application(pair.app, other, "tcp"):
+            await served.applied(rows)
+            assert await pair.get() == 200
+            before = await served.connections()
+            await mesh.until(lambda: speaks(pair.server, other), "the port takes TCP")
+            reader, writer = await asyncio.open_connection(pair.server, other)
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+            at = {"operation": {"ports": [str(other)]}}
+            deny = policy("deny", {"action": "DENY", "rules": [{"to": [at]}]})
+            await served.applied(deny)
+            assert not await speaks(pair.server, other), "no new ones at once"
+            async with asyncio.timeout(20):
+                while await reader.read(1024):
+                    pass  # what was on its way; then the end
+            assert await pair.get() == 200
+            assert await served.connections() == before, "HTTP stays"
+
+            await served.applied(gone(deny))
+            assert await speaks(pair.server, other)
 
 
 async def test_tcp_fails_safe(served):

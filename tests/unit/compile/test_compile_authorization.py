@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
+from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2 as http_ask_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
 from envoy.extensions.filters.network.ext_authz.v3 import ext_authz_pb2 as network_ask_pb2
 from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
 from google.protobuf import json_format
-from meshes import CLUSTER, Rows, compiled, mesh_config, rows, service, sidecar
+from meshes import CLUSTER, Rows, compiled, config, mesh_config, rows, service, sidecar
 
 from meshbus.compile.authorization_rules import migrated
 from meshbus.compile.engine import Counters, Engine
@@ -247,7 +248,7 @@ def step(engine: Engine, change: Rows, *proxies: ProxyKeys) -> Counters:
 
 
 def test_listeners_do_not_change_when_policies_come_and_go() -> None:
-    mesh = service("httpbin", ("http", 80, "HTTP"), ("tcp", 9000, "TCP"), namespace="foo")
+    mesh = service("httpbin", ("http", 80, "HTTP"), ("grpc", 90, "GRPC"), namespace="foo")
     engine = Engine(world_of(mesh))
     proxy = httpbin()
     before = engine.get(compile_proxy, proxy).resources[LDS]
@@ -258,6 +259,68 @@ def test_listeners_do_not_change_when_policies_come_and_go() -> None:
     }
     assert set(done.encodes) == {"ecds"}
     assert rules(after, "deny") == {"ns[foo]-policy[deny]-rule[0]"}
+
+
+def chains_of(engine: Engine, proxy: ProxyKeys) -> dict[str, list[bytes]]:
+    """Filter chains of the inbound listener by their name."""
+    resource = engine.get(compile_proxy, proxy).resources[LDS]["virtualInbound"]
+    out: dict[str, list[bytes]] = {}
+    for chain in listener_pb2.Listener.FromString(resource.body).filter_chains:
+        out.setdefault(chain.name, []).append(chain.SerializeToString(deterministic=True))
+    return out
+
+
+def test_chains_of_tcp_alone_change_with_the_rules_about_connections() -> None:
+    """Envoy ends the connections of a chain that has changed, and no others."""
+    ports = (("http", 80, "HTTP"), ("tcp", 9000, "TCP"))
+    engine = Engine(world_of(service("httpbin", *ports, namespace="foo")))
+    proxy = httpbin()
+
+    def changed(change: Rows) -> set[str]:
+        before = chains_of(engine, proxy)
+        step(engine, change, proxy)
+        after = chains_of(engine, proxy)
+        return {name for name in before | after if before.get(name) != after.get(name)}
+
+    def deny(**operation: list[str]) -> Rows:
+        rule = {"to": [{"operation": operation}]}
+        return policy("deny", {"action": "DENY", "rules": [rule]})
+
+    assert changed(deny(ports=["9000"])) == {"0.0.0.0_9000"}
+    assert changed(deny(ports=["9001"])) == {"0.0.0.0_9000"}
+    # What only HTTP can decide is no other rule about connections.
+    assert changed(deny(ports=["9001"], paths=["/a"])) == set()
+    assert changed(deny(ports=["9001"], paths=["/b"])) == set()
+    assert changed(dict.fromkeys(deny())) == {"0.0.0.0_9000"}
+
+
+def test_a_router_ends_connections_of_tcp_with_the_rules_that_let_them_in() -> None:
+    def server(number: int, protocol: str) -> dict[str, Any]:
+        return {
+            "port": {"number": number, "name": f"p-{number}", "protocol": protocol},
+            "hosts": ["*"],
+        }
+
+    tcp = {"match": [{"port": 9000}], "route": [{"destination": {"host": "httpbin"}}]}
+    mesh = rows(
+        service("httpbin", ("tcp", 9000, "TCP"), namespace="foo"),
+        config(
+            "Gateway",
+            "edge",
+            {"selector": {"app": "edge"}, "servers": [server(80, "HTTP"), server(9000, "TCP")]},
+            "foo",
+        ),
+        config("VirtualService", "v", {"hosts": ["*"], "gateways": ["edge"], "tcp": [tcp]}, "foo"),
+    )
+    engine = Engine(world_of(mesh))
+    edge = ProxyKeys(type="router", name="edge-0", namespace="foo", labels=(("app", "edge"),))
+    before = engine.get(compile_proxy, edge).resources[LDS]
+    assert set(before) == {"0.0.0.0_80", "0.0.0.0_9000"}
+    done = step(engine, policy("deny", {"action": "DENY", "rules": [{}]}), edge)
+    after = engine.get(compile_proxy, edge).resources[LDS]
+    assert after["0.0.0.0_80"] is before["0.0.0.0_80"]
+    assert after["0.0.0.0_9000"] is not before["0.0.0.0_9000"]
+    assert not done.recomputed["router_listeners"]
 
 
 def test_a_policy_for_the_whole_mesh_is_compiled_once() -> None:
