@@ -1,0 +1,325 @@
+"""Sessions and fan-out alone: the gateway's Python in this process, without sockets and bus.
+
+    python bench/sessions.py [--services N] [--sidecars N] [--scoped] [--rounds N]
+                             [--profile CHANGE] [--memory]
+
+Prints microseconds of processor for each push and its acknowledgement, the least of some rounds,
+and with `--memory` what Python has allocated for each idle stream, by file. What the carrier adds
+is told by `transport.py`.
+"""
+
+import argparse
+import asyncio
+import cProfile
+import gc
+import pstats
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import structlog
+from fleet_state import NO_NAMES, NOTHING, Held, Names, request, told
+from meshbus_xds_gateway.carrier import (
+    Batch,
+    Carrier,
+    Certificate,
+    Handler,
+    Limits,
+    Opened,
+    Status,
+    Tls,
+)
+from meshbus_xds_gateway.fleet import Fleet
+from meshbus_xds_gateway.load import Load, LoadLimits
+from meshbus_xds_gateway.metrics import GatewayMetrics
+from meshbus_xds_gateway.streams import SERVICE, StreamLimits, XdsServer
+from prometheus_client import CollectorRegistry
+from topology import CLUSTER, Rows, Size, Topology
+
+from meshbus.bus.memory import MemoryBus, MemoryServer
+from meshbus.compile.resources import CDS, LDS
+from meshbus.model.world import Put, World
+from meshbus.runtime.admin import Admin
+from meshbus.runtime.clock import SystemClock
+from meshbus.runtime.service import Context
+
+METHOD = SERVICE + "DeltaAggregatedResources"
+
+
+class Sidecar:
+    """What a simulated sidecar holds; `sidecars.py` has the one with a socket."""
+
+    __slots__ = ("held", "names")
+
+    def __init__(self) -> None:
+        self.held: dict[str, Held] = {}
+        self.names: dict[str, Names] = {}
+
+    def answers(self, message: bytes) -> list[bytes]:
+        """What it says to a response."""
+        response = told(message)
+        self.held[response.type_url] = self.held.get(response.type_url, NOTHING).after(response)[0]
+        out = [response.ack]
+        for asked, names in response.asks.items():
+            self.names[asked], new = self.names.get(asked, NO_NAMES).after(names)
+            if new:
+                out.append(request(asked, new))
+        return out
+
+
+class NoCarrier:
+    """Keeps what is sent until the sidecars are asked for their answers."""
+
+    name: ClassVar[str] = "none"
+
+    def __init__(self) -> None:
+        self.handler: Handler | None = None
+        self.sent: list[tuple[bytes, Sequence[int]]] = []
+        self.paused: set[int] = set()
+
+    async def start(self, listen: str, handler: Handler, tls: Tls | None, limits: Limits) -> int:
+        """See `Carrier`."""
+        self.handler = handler
+        return 0
+
+    def send(self, messages: Sequence[tuple[bytes, Sequence[int]]]) -> None:
+        """See `Carrier`."""
+        self.sent.extend(messages)
+
+    def close(self, stream: int, status: Status, message: str = "", *, leave: bool = False) -> None:
+        """See `Carrier`."""
+        raise RuntimeError(f"stream {stream} was ended: {status.name} {message}")
+
+    def pause(self, stream: int) -> None:
+        """See `Carrier`."""
+        self.paused.add(stream)
+
+    def resume(self, stream: int) -> None:
+        """See `Carrier`."""
+        self.paused.discard(stream)
+
+    def renew(self, certificate: Certificate) -> None:
+        """See `Carrier`."""
+
+    def rotate_tickets(self, keys: Sequence[bytes]) -> None:
+        """See `Carrier`."""
+
+    def counters(self) -> Mapping[str, int]:
+        """See `Carrier`."""
+        return {}
+
+    async def stop(self, grace_s: float) -> None:
+        """See `Carrier`."""
+
+
+class Bench:
+    """A gateway that has read a mesh, and its sidecars."""
+
+    def __init__(self, topology: Topology, folder: Path, tasks: asyncio.TaskGroup) -> None:
+        self.topology = topology
+        clock = SystemClock()
+        registry = CollectorRegistry()
+        log = structlog.get_logger("xds-gateway")
+        bus = MemoryBus(MemoryServer(), "xds-gateway")
+        self.context: Context[Any] = Context(
+            "xds-gateway",
+            "gw",
+            CLUSTER,
+            "istio-system",
+            "cluster.local",
+            folder,
+            None,
+            bus,
+            clock,
+            log,
+            registry,
+            Admin(),
+        )
+        metrics = GatewayMetrics(registry)
+        self.fleet = Fleet(self.context, metrics, tasks, 3600)
+        self.carrier = NoCarrier()
+        self.server = XdsServer(
+            self.context,
+            self.fleet,
+            metrics,
+            StreamLimits(2700.0, 100_000),
+            cast(Carrier, self.carrier),
+            Load(CLUSTER, "gw", LoadLimits(9.0, 0), clock.monotonic),
+            authenticated=False,
+            refused=lambda refusal: None,
+        )
+        self.world = World()
+        self.sidecars: dict[int, Sidecar] = {}
+        self.pushes = 0
+        self.used = 0.0
+        """Processor seconds of the gateway since `begin`."""
+        self.marks = 0
+        tasks.create_task(self.fleet.run())
+
+    async def start(self) -> None:
+        """Read the mesh."""
+        await self.server.start("", None)
+        self.step(self.topology.rows())
+
+    def step(self, rows: Rows) -> None:
+        """The next version of the world."""
+        sequence = self.world.sequence + 1
+        self.world, touched = self.world.apply([Put(k, sequence, 0.0, r) for k, r in rows.items()])
+        self.fleet.world_changed(self.world, touched)
+
+    def begin(self) -> None:
+        """Count from now on."""
+        gc.collect()
+        self.pushes, self.used = 0, 0.0
+
+    async def settle(self) -> None:
+        """Until nobody has anything to say any more."""
+        handler = self.carrier.handler
+        assert handler is not None
+        quiet = 0
+        while quiet < 3:
+            began = time.process_time()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            self.used += time.process_time() - began
+            sent, self.carrier.sent = self.carrier.sent, []
+            batch: Batch = [
+                (number, answer)
+                for message, streams in sent
+                for number in streams
+                for answer in self.sidecars[number].answers(message)
+            ]
+            self.pushes += sum(len(streams) for _, streams in sent)
+            began = time.process_time()
+            if batch:
+                handler(batch)
+            self.used += time.process_time() - began
+            idle = not sent and self.fleet.sequence == self.world.sequence
+            quiet = quiet + 1 if idle and not self.server.waiting else 0
+
+    async def connect(self, count: int) -> None:
+        """So many more sidecars."""
+        handler = self.carrier.handler
+        assert handler is not None
+        nodes = list(self.topology.sidecars())
+        first = len(self.sidecars)
+        for number in range(first, first + count):
+            self.sidecars[number] = Sidecar()
+            more, at = divmod(number, len(nodes))
+            identity, metadata = nodes[at]
+            if more:
+                # Beyond the instances of the mesh come more of the same workloads.
+                kind, address, instance, domain = identity.split("~")
+                name, _, namespace = instance.rpartition(".")
+                identity = f"{kind}~{address}~{name}-more{more}.{namespace}~{domain}"
+            batch: Batch = [
+                (number, Opened(METHOD, (), "127.0.0.1:9", None)),
+                (number, request(CDS, node=(identity, metadata))),
+                (number, request(LDS)),
+            ]
+            began = time.process_time()
+            handler(batch)
+            self.used += time.process_time() - began
+        await self.settle()
+
+    def change(self, kind: str, step: int) -> Rows:
+        """Rows of a change."""
+        self.marks += 1
+        topology = self.topology
+        if kind == "endpoint":
+            return topology.endpoints(7, self.marks)
+        if kind == "route":
+            return topology.route(10, 10 + self.marks % 80)
+        if kind == "policy":
+            return topology.mesh_policy(self.marks)
+        number = topology.size.services + step
+        return {**topology.service(number), **topology.endpoints(number)}
+
+    async def measure(self, kind: str, rounds: int, profile: bool) -> tuple[float, float, float]:
+        """(pushes, processor us a push, processor ms a change): the least of the rounds."""
+        best = (0.0, float("inf"), float("inf"))
+        profiler = cProfile.Profile()
+        for step in range(rounds):
+            self.begin()
+            if profile:
+                profiler.enable()
+            self.step(self.change(kind, step))
+            await self.settle()
+            profiler.disable()
+            us = self.used / max(self.pushes, 1) * 1e6
+            if us < best[1]:
+                best = (self.pushes, us, self.used * 1e3)
+        if profile:
+            pstats.Stats(profiler).sort_stats("tottime").print_stats(35)
+        return best
+
+
+def by_file(before: tracemalloc.Snapshot, count: int) -> None:
+    """What was allocated since, for each of so many."""
+    found = tracemalloc.take_snapshot().compare_to(before, "lineno")
+    total = sum(stat.size_diff for stat in found)
+    print(f"{total / count / 1000:.2f} kB of Python objects for each stream")
+    for stat in found[:40]:
+        frame = stat.traceback[0]
+        name = "/".join(frame.filename.split("/")[-2:])
+        print(
+            f"  {stat.size_diff / count:8.0f} B  {stat.count_diff / count:6.1f}  "
+            f"{name}:{frame.lineno}"
+        )
+
+
+async def run(given: argparse.Namespace) -> None:
+    """All measurements."""
+    topology = Topology(Size(given.services, scoped=given.scoped))
+    with tempfile.TemporaryDirectory() as folder:
+        async with asyncio.TaskGroup() as tasks:
+            bench = Bench(topology, Path(folder), tasks)
+            await bench.start()
+            await bench.settle()
+            bench.begin()
+            snapshot: Callable[[], tracemalloc.Snapshot] = tracemalloc.take_snapshot
+            if given.memory:
+                first = given.sidecars // 2
+                await bench.connect(first)
+                tracemalloc.start()
+                gc.collect()
+                before = snapshot()
+                await bench.connect(given.sidecars - first)
+                gc.collect()
+                by_file(before, given.sidecars - first)
+                tracemalloc.stop()
+            else:
+                await bench.connect(given.sidecars)
+                print(f"cold: {bench.used:.2f} s, {bench.pushes} responses")
+                for kind in given.changes:
+                    profile = given.profile == kind
+                    pushes, us, ms = await bench.measure(kind, given.rounds, profile)
+                    print(f"{kind}: {pushes:.0f} pushes, {us:.1f} us each, {ms:.1f} ms", flush=True)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--services", type=int, default=200)
+    parser.add_argument("--sidecars", type=int, default=2000)
+    parser.add_argument("--scoped", action="store_true")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--changes", nargs="*", default=("endpoint", "route", "policy", "service"))
+    parser.add_argument("--profile", default="")
+    parser.add_argument("--memory", action="store_true")
+    given = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    asyncio.run(run(given))
+
+
+if __name__ == "__main__":
+    main()
