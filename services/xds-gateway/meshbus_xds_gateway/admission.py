@@ -9,7 +9,7 @@ from meshbus.compile.names import spiffe
 from meshbus.compile.proxy_keys import proxy_of_instance
 from meshbus.model.keys import Key
 from meshbus.runtime.service import Context
-from meshbus_xds_gateway.fleet import CannotServeError, Client, Fleet, Wake
+from meshbus_xds_gateway.fleet import CannotServeError, Client, Fleet
 from meshbus_xds_gateway.node import (
     Identity,
     Node,
@@ -19,7 +19,7 @@ from meshbus_xds_gateway.node import (
     keys_of_node,
     metadata_of,
 )
-from meshbus_xds_gateway.session import Session
+from meshbus_xds_gateway.session import Session, Wake
 
 STREAMS_PER_PROXY = 4
 """More than one: an old stream may linger while the proxy has opened the next."""
@@ -140,7 +140,7 @@ class Admission:
         return Client(
             id=name,
             keys=keys,
-            session=Session(name, self._fleet.verdicts),
+            session=Session(name, self._fleet.verdicts, wake),
             version=node.version,
             address=node.address,
             connected=context.clock.now(),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from meshbus.compile.resources import ECDS, LDS, RDS, Resource
 from meshbus_xds_gateway.client_refusals import ClientRefusals, KeepError
 from meshbus_xds_gateway.content import NO_NAMES, NOTHING, Change, Content
-from meshbus_xds_gateway.session_state import ABSENT, Detail, Flight, Names, Push, TypeState
+from meshbus_xds_gateway.session_state import ABSENT, Detail, Flight, Names, TypeState
 
 GATED = frozenset({LDS, RDS})
 """Sent after the clusters and endpoints that they may lead to."""
@@ -151,7 +151,7 @@ class ByName:
             detail.sent[name] = self.desired(name, since)
         updates = tuple(r for r in detail.sent.values() if r is not None)
         removed = tuple(n for n, r in detail.sent.items() if r is None)
-        return Flight(Push(self._type_url, (Change(self._type_url, updates, removed),)))
+        return Flight(Change(self._type_url, updates, removed))
 
     def desired(self, name: str, since: int) -> Resource | None:
         """What the client should have of a name. None: nothing.

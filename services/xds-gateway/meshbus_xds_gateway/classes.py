@@ -144,11 +144,14 @@ class Classes:
 
     # ------------------------------------------------------------------ what changed
 
-    def changed(self) -> tuple[dict[ProxyClass, dict[str, Content]], set["Client"]]:
-        """Classes with what is another content since the last call, and clients whose class is
-        another one. Call when the engine is up to date."""
+    def changed(
+        self,
+    ) -> tuple[dict[ProxyClass, dict[str, Content]], set["Client"], set[ProxyClass]]:
+        """Classes with what is another content since the last call, clients whose class is another
+        one, and classes that need other secrets. Call when the engine is up to date."""
         classes: dict[ProxyClass, dict[str, Content]] = {}
         clients: set[Client] = set()
+        needy: set[ProxyClass] = set()
         cells: dict[Cell, None] = {}
         for node, args in self.engine.take_changed():
             if node is plan_proxy:
@@ -158,12 +161,12 @@ class Classes:
             cells.update(dict.fromkeys(self._by_ask.get(ask, ())))
             for holder in self._by_secrets.get(ask, ()):
                 holder.secrets = self._secrets(holder.plan)
-                classes.setdefault(holder, {})
+                needy.add(holder)
         for cell in cells:
             self._refresh(cell)
             for holder in cell.holders:
                 classes.setdefault(holder, {})[cell.type_url] = cell.content
-        return classes, clients
+        return classes, clients, needy
 
     def _planned_anew(self, keys: ProxyKeys) -> set["Client"]:
         plan = self._plan(keys)

@@ -43,6 +43,8 @@ class _Retry:
 class ClientRefusals:
     """Refusals as one session sees them: its own, and those of others that block it."""
 
+    __slots__ = ("_own", "_proxy", "_retries", "_verdicts", "blocked")
+
     def __init__(self, proxy: str, verdicts: Verdicts) -> None:
         self.blocked: dict[Named, Blocked] = {}
         """What the client does not get."""
@@ -50,6 +52,11 @@ class ClientRefusals:
         self._verdicts = verdicts
         self._own: dict[Named, Refusal] = {}
         self._retries: dict[Named, _Retry] = {}
+
+    @property
+    def waits(self) -> bool:
+        """Something is to be offered again, later."""
+        return any(retry.due is not None for retry in self._retries.values())
 
     def forget(self, type_url: str, name: str, content: Resource | None) -> None:
         """The client is to have another content, or none, or has taken what it had refused."""

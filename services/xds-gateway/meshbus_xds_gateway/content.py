@@ -75,6 +75,16 @@ class Change:
         self._data: bytes | None = None
 
     @property
+    def changes(self) -> tuple["Change", ...]:
+        """What a response of this change alone brings."""
+        return (self,)
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """What is sent."""
+        return self.updates
+
+    @property
     def data(self) -> bytes:
         """The delta response of this change alone: joined once, sent many times.
 

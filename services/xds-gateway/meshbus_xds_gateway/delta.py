@@ -33,16 +33,17 @@ class DeltaProtocol:
         type_url = request.type_url
         refusal = None
         if request.response_nonce:
-            if request.HasField("error_detail"):
+            if request.error_detail is not None:
                 refusal = self._session.nack(
                     type_url, request.response_nonce, request.error_detail.message, now
                 )
             else:
                 self._session.ack(type_url, request.response_nonce)
         subscribe: frozenset[str] = request.names
-        unsubscribe = list(request.message.resource_names_unsubscribe)
+        unsubscribe = request.unsubscribed
         first = type_url not in self._opened
-        self._opened.add(type_url)
+        if first:
+            self._opened.add(type_url)
         if unsubscribe:
             self._session.unsubscribe(
                 type_url,

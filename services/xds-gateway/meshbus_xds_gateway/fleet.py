@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import ctypes
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from meshbus.compile.proxy import Snapshot
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance
@@ -30,7 +30,8 @@ from meshbus_xds_gateway.losses import Losses
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.node import Token
 from meshbus_xds_gateway.secret_resources import certificate_at, trust_secret
-from meshbus_xds_gateway.session import Session
+from meshbus_xds_gateway.session import Session, Wake
+from meshbus_xds_gateway.unsettled import Unsettled
 from meshbus_xds_gateway.verdicts import Verdicts
 
 _LOOK_S = 0.02
@@ -40,6 +41,8 @@ _LOOK_SHARE = 0.05
 _SLICE_S = 0.02
 """How long snapshots are made before other work of the process gets its turn."""
 
+_GIVEN_AT_ONCE = 16
+"""Clients between two looks at the clock."""
 _LINGER_S = 60.0
 """How long what was compiled for a proxy is kept when it has gone: most come back at once;"""
 _LINGERING = 10_000
@@ -50,13 +53,6 @@ _Names = Mapping[str, Resource | None]
 
 class CannotServeError(Exception):
     """There is no snapshot for a proxy now; it should come back."""
-
-
-class Wake(Protocol):
-    """How a stream is told that its session may have something to say."""
-
-    def set(self) -> None:
-        """Soon; as often as one likes."""
 
 
 @dataclass(eq=False, slots=True)
@@ -102,7 +98,7 @@ class Fleet:
         self.clients: set[Client] = set()
         self.sequence = 0
         """Model version that every snapshot is made of."""
-        self.verdicts = Verdicts(self._decided)
+        self.verdicts = Verdicts()
         self.convergence = Convergence()
         self.synced = False
         """The model has been read whole once; before, nobody is served."""
@@ -114,7 +110,7 @@ class Fleet:
         self._credentials = Credentials(context, tasks, self._credential_changed)
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
         self._roots: Resource | None = None
-        self._unsettled: set[Client] = set()
+        self._unsettled: Unsettled[Client] = Unsettled()
         self._departed: deque[tuple[float, Client]] = deque()
         self._by_workload: dict[Key, set[Client]] = {}
         self._by_holder: dict[Holder, set[Client]] = {}
@@ -210,17 +206,30 @@ class Fleet:
         sequence = self._giving = self.world.sequence
         trust_changed, self._trust_changed = self._trust_changed, False
         moved_rows, self._moved_rows = self._moved_rows, set()
-        classes, clients = self._classes.changed()
+        classes, clients, needy = self._classes.changed()
         for key in moved_rows:
             clients.update(c for c in self._by_workload.get(key, ()) if self._moved(c))
-        given = [(c, p, contents) for p, contents in classes.items() for c in p.members]
-        for client in self.clients if trust_changed else clients:
-            proxies = self._classes.class_of(client)
-            if proxies is not None:
-                given.append((client, proxies, proxies.contents))
-        for client, proxies, contents in given:
-            if client in self.clients and self._classes.class_of(client) is proxies:
-                self._give(client, proxies, contents, sequence)
+        if trust_changed:
+            clients = set(self.clients)
+        for held in needy:
+            clients |= held.members
+        given: list[tuple[Client, ProxyClass, dict[str, Content] | None]] = [
+            (c, p, contents) for p, contents in classes.items() for c in p.members
+        ]
+        for client in clients:
+            held_in = self._classes.class_of(client)
+            if held_in is not None:
+                given.append((client, held_in, None))
+        for at in range(0, len(given), _GIVEN_AT_ONCE):
+            now = clock.monotonic()
+            for client, proxies, contents in given[at : at + _GIVEN_AT_ONCE]:
+                if client not in self.clients or self._classes.class_of(client) is not proxies:
+                    continue
+                if contents is None:
+                    self._give(client, proxies, sequence)
+                elif client.session.update(contents, sequence, now):
+                    self._unsettled.add(client, sequence - 1)
+                    client.wake.set()
             if enough():
                 await asyncio.sleep(0)
                 turn = clock.monotonic()
@@ -292,8 +301,8 @@ class Fleet:
             client.own_keys = self._keys_at_home(client)
             if client.own_keys is None:
                 self._leaves.hold(client.holder, client.token)
-        self._give(client, proxies, proxies.contents, self.world.sequence)
-        self._unsettled.add(client)
+        self._give(client, proxies, self.world.sequence)
+        self._unsettled.add(client, 0)
         self._metrics.connected.set(len(self.clients))
 
     def leave(self, client: Client) -> None:
@@ -331,6 +340,15 @@ class Fleet:
         if client in self._unsettled:
             self._settle([client])
 
+    def rested(self, client: Client) -> bool:
+        """Its session has heard something. True: it has everything and nothing to say."""
+        if not client.session.rests(max(self.sequence, self._giving)):
+            return False
+        if client in self._unsettled:
+            self._unsettled.discard(client)
+            self._settle([])
+        return True
+
     # ------------------------------------------------------------------ how far they are
 
     def converged_at(self, client: Client) -> int:
@@ -343,9 +361,9 @@ class Fleet:
         """Whether a client has everything."""
         return client not in self._unsettled
 
-    def behind(self, sequence: int) -> list[Client]:
+    def behind(self, sequence: int) -> Iterator[Client]:
         """Clients that have not all of a version; `sequence` of the fleet is at least that."""
-        return [c for c in self._unsettled if self.converged_at(c) < sequence]
+        return (c for c in self._unsettled if self.converged_at(c) < sequence)
 
     def refusing(self) -> list[Client]:
         """Clients that do not get something because it was refused."""
@@ -353,7 +371,7 @@ class Fleet:
 
     def converged(self) -> int:
         """The smallest of all clients."""
-        return min((self.converged_at(c) for c in self._unsettled), default=self.sequence)
+        return self._unsettled.least(self.converged_at, self.sequence)
 
     async def changed(self, timeout_s: float) -> None:
         """Until something has moved, at most so long."""
@@ -380,8 +398,7 @@ class Fleet:
                 self._unsettled.discard(client)
         if self._unsettled and now < self._next_look:
             return
-        # Asking everyone on every acknowledgement would cost the square of the fleet: the last one
-        # is seen at once, those between (of changes that overlap) a moment later.
+        # The last one is seen at once, those between (of changes that overlap) a moment later.
         converged = self.converged()
         took = self._context.clock.monotonic() - now
         self._next_look = now + max(_LOOK_S, took / _LOOK_SHARE)
@@ -390,18 +407,12 @@ class Fleet:
                 self._metrics.convergence.observe(max(change.settled - change.ts, 0.0))
         self._beat()
 
-    def _decided(self) -> None:
-        """A content that sessions wait for has been accepted or refused."""
-        for client in self._unsettled:
-            client.wake.set()
-
     def _not_compiled(self, what: str) -> None:
         self._metrics.compile_errors.inc()
         self._context.log.exception("a proxy cannot be compiled", proxy=what)
 
-    def _give(
-        self, client: Client, proxies: ProxyClass, contents: dict[str, Content], sequence: int
-    ) -> None:
+    def _give(self, client: Client, proxies: ProxyClass, sequence: int) -> None:
+        """All that a client should have: contents of its class and secrets."""
         now = self._context.clock.monotonic()
         needed = frozenset(need.key for need in proxies.secrets if need.key is not None)
         if needed != client.credentials:
@@ -410,9 +421,9 @@ class Fleet:
             for key in client.credentials - needed:
                 self._credentials.release(key)
             client.credentials = needed
-        moved = client.session.update(contents, sequence, now)
+        moved = client.session.update(proxies.contents, sequence, now)
         if self._give_secrets(client, proxies, sequence) or moved:
-            self._unsettled.add(client)
+            self._unsettled.add(client, sequence - 1)
             client.wake.set()
 
     def _give_secrets(self, client: Client, proxies: ProxyClass, sequence: int) -> bool:
@@ -477,7 +488,7 @@ class Fleet:
             proxies = self._classes.class_of(client)
             # No part of a change: what has converged stays so while a certificate is renewed.
             if proxies is not None and self._give_secrets(client, proxies, self.sequence + 1):
-                self._unsettled.add(client)
+                self._unsettled.add(client, self.sequence)
                 client.wake.set()
 
 

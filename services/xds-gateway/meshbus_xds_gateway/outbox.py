@@ -1,6 +1,5 @@
 """Responses that leave together: one message for all streams that are told the same."""
 
-from collections import Counter as Count
 from dataclasses import dataclass, field
 
 from meshbus.compile.resources import SHORT_NAMES
@@ -17,12 +16,11 @@ class Outbox:
 
     messages: list[tuple[bytes, list[int]]] = field(default_factory=list)
     """(message, streams), as `Carrier.send` takes them."""
+    _contents: list[Push] = field(default_factory=list)
+    """What is in each message."""
     _at: dict[int, int] = field(default_factory=dict)
     _stream: int = 0
     _last: int = -1
-    _pushes: Count[str] = field(default_factory=Count)
-    _resources: Count[str] = field(default_factory=Count)
-    _bytes: Count[str] = field(default_factory=Count)
 
     def next_stream(self, number: int) -> None:
         """What is added from now on is for this stream."""
@@ -37,15 +35,13 @@ class Outbox:
             # New, or it would overtake what this stream has been given before.
             at = self._at[id(data)] = len(self.messages)
             self.messages.append((data, [self._stream]))
+            self._contents.append(push)
         self._last = at
-        kind = SHORT_NAMES.get(push.type_url, "other")
-        self._pushes[kind] += 1
-        self._resources[kind] += len(push.resources)
-        self._bytes[kind] += len(data)
 
     def count(self, metrics: GatewayMetrics) -> None:
         """Add what is in it to the metrics."""
-        for kind, pushes in self._pushes.items():
+        for (data, streams), push in zip(self.messages, self._contents, strict=True):
+            kind, pushes = SHORT_NAMES.get(push.type_url, "other"), len(streams)
             metrics.pushes.labels(kind).inc(pushes)
-            metrics.resources.labels(kind).inc(self._resources[kind])
-            metrics.bytes.labels(kind).inc(self._bytes[kind])
+            metrics.resources.labels(kind).inc(pushes * len(push.resources))
+            metrics.bytes.labels(kind).inc(pushes * len(data))

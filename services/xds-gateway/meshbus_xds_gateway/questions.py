@@ -50,16 +50,25 @@ class Questions:
         clock = self._context.clock
         deadline = clock.monotonic() + min(max(request.timeout_s, 0.0), MAX_WAIT_S)
         while True:
-            self._fleet.look()
-            reply, done = self._converged_now(request.sequence, request.change or request.sequence)
             left = deadline - clock.monotonic()
-            if done or left <= 0:
-                return reply
+            if left <= 0 or not self._somebody_waits(request.sequence):
+                self._fleet.look()
+                reply, done = self._converged_now(
+                    request.sequence, request.change or request.sequence
+                )
+                if done or left <= 0:
+                    return reply
             await self._fleet.changed(min(left, _RECHECK_S))
 
+    def _somebody_waits(self, sequence: int) -> bool:
+        """There is no need to look at all of them yet: found at the first."""
+        fleet = self._fleet
+        if fleet.sequence < sequence:
+            return True
+        return any(not client.session.blocked for client in fleet.behind(sequence))
+
     def _converged_now(self, sequence: int, change: int) -> tuple[ConvergedReply, bool]:
-        """Asked again with each acknowledgement while somebody waits for a change: looks at those
-        that have not settled, not at the whole fleet."""
+        """The answer as of now; True: it is final."""
         fleet = self._fleet
         refused: list[dict[str, str]] = []
         refusing: set[Client] = set()

@@ -24,6 +24,7 @@ Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, Resource
 from meshbus_xds_gateway.by_name import GATED, ByName, collapse, expand
@@ -51,6 +52,7 @@ from meshbus_xds_gateway.session_state import (
     Wanted,
     changed_names,
     content_from,
+    push_of,
     smaller_parts,
 )
 from meshbus_xds_gateway.verdicts import TRIAL_S, Refusal, Verdicts
@@ -73,31 +75,46 @@ _AWAITED = (EDS, RDS)
 _EMPTY = {type_url: (Change(type_url, (), ()),) for type_url in _WILDCARD_TYPES}
 
 
+_NONE: Mapping[Named, Blocked] = {}
+
+
+class Wake(Protocol):
+    """How a stream is told that its session may have something to say."""
+
+    def set(self) -> None:
+        """Soon; as often as one likes."""
+
+
 class Session:
     """One stream. `proxy` names the client in refusals."""
 
     __slots__ = (
         "_awaits",
+        "_begun",
         "_hold_until",
-        "_order",
         "_reached",
         "_refusals",
         "_trial_until",
         "_types",
         "_waived",
+        "_wake",
         "_wanted",
         "proxy",
         "verdicts",
     )
 
-    def __init__(self, proxy: str, verdicts: Verdicts) -> None:
+    def __init__(self, proxy: str, verdicts: Verdicts, wake: Wake | None = None) -> None:
         self.proxy = proxy
         self.verdicts = verdicts
-        self._refusals = ClientRefusals(proxy, verdicts)
+        self._wake = wake
+        self._refusals: ClientRefusals | None = None
+        """What it has refused; few ever do."""
         self._wanted: dict[str, Names | Content] = {}
         self._reached = 0
+        self._begun = False
+        """It has been given clusters and listeners once."""
         self._types: dict[str, TypeState] = {}
-        self._order: tuple[str, ...] = ()
+        """In the order in which they are asked."""
         self._awaits: dict[str, int] = {}
         """Types of which the client is to ask for more, and the model version since when."""
         self._waived: dict[str, NameSet] = {}
@@ -106,9 +123,14 @@ class Session:
         self._trial_until = 0.0
 
     @property
-    def blocked(self) -> dict[Named, Blocked]:
+    def blocked(self) -> Mapping[Named, Blocked]:
         """What the client does not get, by type and name."""
-        return self._refusals.blocked
+        return _NONE if self._refusals is None else self._refusals.blocked
+
+    def wake(self) -> None:
+        """It is to be asked again."""
+        if self._wake is not None:
+            self._wake.set()
 
     # ------------------------------------------------------------------ what it should have
 
@@ -157,7 +179,7 @@ class Session:
         names: Iterable[str],
         sequence: int,
     ) -> None:
-        if self._refusals.concern(type_url):
+        if self._refusals is not None and self._refusals.concern(type_url):
             for name in names:
                 self._refusals.forget(type_url, name, new.get(name))
         if state is not None:
@@ -298,7 +320,8 @@ class Session:
                 detail.look_at(name, self._reached + 1)
             else:
                 detail.forget(name)
-                self._refusals.forget(type_url, name, None)
+                if self._refusals is not None:
+                    self._refusals.forget(type_url, name, None)
 
     def ack(self, type_url: str, nonce: str) -> bool:
         """The client has taken a response. False: not the one that is waited for."""
@@ -327,7 +350,8 @@ class Session:
                 detail.known[name] = ABSENT if resource is None else resource.version
                 if resource is None or wanted.get(name) is resource:
                     detail.before.pop(name, None)
-                    self._refusals.forget(type_url, name, None)
+                    if self._refusals is not None:
+                        self._refusals.forget(type_url, name, None)
                 else:
                     detail.before[name] = resource
         if not detail.parts:
@@ -358,7 +382,7 @@ class Session:
                 if type_url == CDS:
                     self._waive(EDS, (name,))
                 since, before = detail.sent_since[name], detail.before.get(name)
-                return self._refusals.refuse(resource, message, since, before, now)
+                return self._refused().refuse(resource, message, since, before, now)
             detail.pending.pop(name, None)
             detail.known[name] = ABSENT
         return None
@@ -371,12 +395,11 @@ class Session:
             for type_url in list(self._awaits):
                 self._waive(type_url, self._awaited(type_url))
         self._trial_until = 0.0
-        for type_url, name in self._refusals.take_due(now):
+        for type_url, name in self._refusals.take_due(now) if self._refusals is not None else ():
             detail = self._detail(type_url, self._types[type_url])
             detail.look_at(name, self._reached + 1)
             detail.forced.add(name)
-        for type_url in self._order:
-            state = self._types[type_url]
+        for type_url, state in self._types.items():
             if state.flight is not None:
                 continue
             if state.detail is not None:
@@ -391,15 +414,36 @@ class Session:
 
     def wake_at(self, now: float) -> float | None:
         """When to poll again though nothing has happened; None: no need."""
-        moments = self._refusals.next_due()
+        moments = [] if self._refusals is None else self._refusals.next_due()
         if self._trial_until > now:
             moments.append(self._trial_until)
-        if now < self._hold_until and (
-            any(self._awaited(t) for t in self._awaits)
-            or any(s.since or (s.detail and s.detail.pending) for s in self._types.values())
-        ):
+        if now < self._hold_until and self._holds():
             moments.append(self._hold_until)
-        return min(moments, default=None)
+        return min(moments) if moments else None
+
+    def _holds(self) -> bool:
+        """Something may have to wait, for clusters to be acknowledged or names to be asked for."""
+        if self._awaits and any(self._awaited(t) for t in self._awaits):
+            return True
+        for state in self._types.values():
+            if state.since or (state.detail is not None and state.detail.pending):
+                return True
+        return False
+
+    def rests(self, sequence: int) -> bool:
+        """It has all that there is in a model version: there is nothing to say until something
+        happens. What `converged` would find in a longer way."""
+        if not self._begun or self._awaits:
+            return False
+        if self._refusals is not None and self._refusals.waits:
+            return False
+        for state in self._types.values():
+            if state.since or state.flight is not None:
+                return False
+            if state.detail is not None and not state.detail.quiet:
+                return False
+        self._reached = sequence
+        return True
 
     def close(self) -> None:
         """The stream has ended."""
@@ -413,13 +457,13 @@ class Session:
 
         What is blocked does not count: see `blocked`.
         """
-        if not all(t in self._types and self._types[t].answered for t in (CDS, LDS)):
+        if not self._begun:
             return 0
         first = sequence + 1
         for state in self._types.values():
             if state.since or state.flight is not None or state.detail is not None:
-                first = min(first, *state.open_since(), first)
-        if now < self._hold_until:
+                first = state.open_since(first)
+        if self._awaits and now < self._hold_until:
             for type_url, since in self._awaits.items():
                 if since < first and self._awaited(type_url):
                     first = since
@@ -435,11 +479,16 @@ class Session:
         refused = [b.refusal.message for (t, _), b in self.blocked.items() if t == type_url]
         if refused:
             return ("REJECTED", nonce, refused[0])
-        if state.flight is not None or state.open_since():
+        if state.flight is not None or state.is_open:
             return ("STALE", nonce, state.error)
         return ("SYNCED", nonce, "")
 
     # ------------------------------------------------------------------ inside
+
+    def _refused(self) -> ClientRefusals:
+        if self._refusals is None:
+            self._refusals = ClientRefusals(self.proxy, self.verdicts)
+        return self._refusals
 
     def _content(self, type_url: str) -> Content:
         wanted = self._wanted.get(type_url)
@@ -455,8 +504,9 @@ class Session:
             state.answered = type_url not in _WILDCARD_TYPES
             if type_url not in _SHARED:
                 state.detail = Detail()
-            known = tuple(t for t in _ORDER if t in self._types)
-            self._order = (*known, *(t for t in self._types if t not in _ORDER))
+            ordered = [t for t in _ORDER if t in self._types]
+            ordered.extend(t for t in self._types if t not in _ORDER)
+            self._types = {t: self._types[t] for t in ordered}
         return state
 
     def _detail(self, type_url: str, state: TypeState) -> Detail:
@@ -518,11 +568,20 @@ class Session:
             if state.answered or not state.wildcard:
                 return None
             return self._send_shared(type_url, state, _EMPTY[type_url], target, now)
-        if any(self.verdicts.refuses(change) for change in changes):
-            return self._poll_by_name(type_url, state, self._detail(type_url, state), now)
-        updates = any(change.updates for change in changes)
-        gone = type_url != LDS and state.answered and any(change.gone for change in changes)
-        if gone and (updates or not self._may_remove(type_url, now)):
+        verdicts = self.verdicts
+        updates = gone = False
+        for change in changes:
+            if verdicts.refuses(change):
+                detail = self._detail(type_url, state)
+                return self._poll_by_name(type_url, state, detail, now)
+            updates = updates or bool(change.updates)
+            gone = gone or change.gone
+        if (
+            gone
+            and type_url != LDS
+            and state.answered
+            and (updates or not self._may_remove(type_url, now))
+        ):
             target = before_removals(state.have, target)
             changes = self._changes(type_url, state, target)
             if not changes:
@@ -532,9 +591,10 @@ class Session:
                 return None
             if any(c.held for c in changes):
                 return self._poll_by_name(type_url, state, self._detail(type_url, state), now)
-        if any(self.verdicts.held_any(change, self, now) for change in changes):
-            self._trial_until = now + TRIAL_S
-            return None
+        for change in changes:
+            if verdicts.held_any(change, self, now):
+                self._trial_until = now + TRIAL_S
+                return None
         return self._send_shared(type_url, state, changes, target, now)
 
     def _send_shared(
@@ -545,7 +605,7 @@ class Session:
         target: Content,
         now: float,
     ) -> Push:
-        push = Push(type_url, changes)
+        push = push_of(type_url, changes)
         since = state.since or self._reached + 1
         state.flight = Flight(push, target, state.names, since)
         state.nonce = push.nonce
@@ -562,7 +622,7 @@ class Session:
         self, type_url: str, state: TypeState, detail: Detail, now: float
     ) -> Push | None:
         wanted = self._wanted.get(type_url, {})
-        by_name = ByName(type_url, state, detail, wanted, self._refusals)
+        by_name = ByName(type_url, state, detail, wanted, self._refused())
 
         def is_tried(resource: Resource) -> bool:
             if self.verdicts.held(resource, self, now):
@@ -575,7 +635,7 @@ class Session:
         )
         # A client that starts is told that there is nothing only when there is nothing.
         if not names and not (state.wildcard and not state.answered and not detail.pending):
-            if type_url in _SHARED and not self._refusals.concern(type_url):
+            if type_url in _SHARED and not self._refused().concern(type_url):
                 collapse(state, self._content(type_url))
             return None
         flight = state.flight = by_name.take(names)
@@ -626,9 +686,11 @@ class Session:
     def _sent(self, type_url: str, state: TypeState, push: Push, since: int, now: float) -> None:
         if type_url == CDS:
             self._offer_endpoints(push, since)
-        if not state.answered:
-            self._await_dependents(type_url, now)
+        if state.answered:
+            return
+        self._await_dependents(type_url, now)
         state.answered = True
+        self._begun = all(t in self._types and self._types[t].answered for t in (CDS, LDS))
 
     def _offer_endpoints(self, push: Push, since: int) -> None:
         """Endpoints of clusters that are sent again, see the module's text."""

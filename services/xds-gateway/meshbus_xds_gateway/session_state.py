@@ -35,28 +35,34 @@ class ProtocolError(Exception):
     """The client breaks the protocol or a limit; its stream ends with INVALID_ARGUMENT."""
 
 
-class Push:
-    """One response."""
+class Joined:
+    """One response of several changes; of one, the change is the response."""
 
     __slots__ = ("changes", "nonce", "type_url")
 
     def __init__(self, type_url: str, changes: tuple[Change, ...]) -> None:
         self.type_url = type_url
         self.changes = changes
-        # A response of one change is the same for all who get it, nonce and all.
-        self.nonce = changes[0].nonce if len(changes) == 1 else next_nonce()
+        self.nonce = next_nonce()
 
     @property
     def resources(self) -> tuple[Resource, ...]:
         """What is sent."""
-        if len(self.changes) == 1:
-            return self.changes[0].updates
         return tuple(r for change in self.changes for r in change.updates)
 
     @property
     def removed(self) -> tuple[str, ...]:
         """Names of what there is no longer."""
         return tuple(name for change in self.changes for name in change.removed)
+
+
+Push = Change | Joined
+"""One response. That of one change is the same for all who get it, nonce and all."""
+
+
+def push_of(type_url: str, changes: tuple[Change, ...]) -> Push:
+    """The response that brings these."""
+    return changes[0] if len(changes) == 1 else Joined(type_url, changes)
 
 
 @dataclass(slots=True)
@@ -147,16 +153,25 @@ class TypeState:
         """It may lack something since a model version."""
         self.since = self.since or since
 
-    def open_since(self) -> list[int]:
-        """Model versions since when something is on its way, or about to be."""
-        out = [self.since] if self.since else []
-        if self.detail is not None:
-            out.extend(self.detail.pending.values())
-            if self.flight is not None:
-                out.extend(self.detail.sent_since.values())
-        elif self.flight is not None:
-            out.append(self.flight.since)
-        return out
+    def open_since(self, first: int) -> int:
+        """The model version since when something is on its way, or about to be; `first` if that
+        is less, or nothing is."""
+        if 0 < self.since < first:
+            first = self.since
+        detail, flight = self.detail, self.flight
+        if detail is not None:
+            if detail.pending:
+                first = min(first, *detail.pending.values())
+            if flight is not None:
+                first = min(first, *detail.sent_since.values(), first)
+        elif flight is not None and flight.since < first:
+            first = flight.since
+        return first
+
+    @property
+    def is_open(self) -> bool:
+        """Something is to be said."""
+        return bool(self.since or (self.detail is not None and self.detail.pending))
 
 
 def content_from(wanted: "Names | Content | None") -> Content:

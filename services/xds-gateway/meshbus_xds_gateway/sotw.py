@@ -5,13 +5,12 @@ Clusters and listeners are always sent whole; of endpoints, routes and secrets o
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 
 from meshbus.compile.resources import Resource
 from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.session_state import Push
 from meshbus_xds_gateway.verdicts import Refusal
-from meshbus_xds_gateway.wire import decode_sotw, sotw_response
+from meshbus_xds_gateway.wire import SotwRequest, decode_sotw, sotw_response
 
 WILDCARD = "*"
 
@@ -35,7 +34,7 @@ class SotwProtocol:
         self._types: dict[str, _Whole] = {}
 
     @staticmethod
-    def decode(data: bytes) -> Any:
+    def decode(data: bytes) -> SotwRequest:
         """The request in a message.
 
         Raises:
@@ -43,7 +42,7 @@ class SotwProtocol:
         """
         return decode_sotw(data)
 
-    def receive(self, request: Any, now: float) -> Refusal | None:
+    def receive(self, request: SotwRequest, now: float) -> Refusal | None:
         """Take one request; gives the refusal that it completes.
 
         Raises:
@@ -56,7 +55,7 @@ class SotwProtocol:
         if not first and request.response_nonce:
             if request.response_nonce != whole.nonce:
                 return None  # it answers an older response: another request follows
-            if request.HasField("error_detail"):
+            if request.error_detail is not None:
                 refusal = self._session.nack(
                     type_url, whole.nonce, request.error_detail.message, now
                 )
@@ -64,7 +63,7 @@ class SotwProtocol:
             else:
                 self._session.ack(type_url, whole.nonce)
                 whole.taken = dict(whole.sent)
-        names = set(request.resource_names)
+        names = set(request.names)
         wildcard = WILDCARD in names
         names.discard(WILDCARD)
         if not names and self._session.has_wildcard(type_url) and (first or whole.wildcard):

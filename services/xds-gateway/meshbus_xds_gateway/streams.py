@@ -383,7 +383,8 @@ class XdsServer:
         refusal = stream.protocol.receive(request, now)
         if request.response_nonce:
             self._answered(stream, request, refusal, now)
-        self.due(stream)
+        else:
+            self.due(stream)
         filled = stream.allowance + (now - stream.refilled) * REQUESTS_PER_S
         stream.allowance = min(REQUESTS_BURST, filled) - 1
         stream.refilled = now
@@ -401,13 +402,15 @@ class XdsServer:
         sent = stream.sent.pop(request.type_url, None)
         if sent is not None:
             self._metrics.ack.observe(now - sent)
-        if request.HasField("error_detail"):
+        if request.error_detail is not None:
             kind = SHORT_NAMES.get(request.type_url, "other")
             self._metrics.nacks.labels(kind).inc()
             self._tell_refusal(stream.client, kind, request.error_detail.message, refusal, now)
         if refusal is not None:
             self._refused(refusal)
-        self._fleet.progressed(stream.client)
+        if not self._fleet.rested(stream.client):
+            self._fleet.progressed(stream.client)
+            self.due(stream)
         if self._gate.is_opening(stream) and self._fleet.settled(stream.client):
             self._gate.settled(stream)
             if self._due_opening.pop(stream, stream) is None:
@@ -454,30 +457,33 @@ class XdsServer:
 
     def _ask_due(self, due: dict[_Stream, None], ends: float, outbox: Outbox) -> None:
         clock = self._context.clock
-        while due and clock.monotonic() < ends:
+        while due and (now := clock.monotonic()) < ends:
             stream = next(iter(due))
             del due[stream]
             if stream.client is not None and not stream.blocked:
                 try:
-                    self._ask(stream, stream.client, outbox)
+                    self._ask(stream, stream.client, outbox, now)
                 except Exception as error:  # noqa: BLE001  (one stream's fault ends no other)
                     self._fail(stream, error)
 
-    def _ask(self, stream: _Stream, client: Client, outbox: Outbox) -> None:
+    def _ask(self, stream: _Stream, client: Client, outbox: Outbox, now: float) -> None:
         """Everything that a stream's session has to say now."""
         assert stream.protocol is not None
-        now = self._context.clock.monotonic()
         outbox.next_stream(stream.number)
+        said = False
         while (push := client.session.poll(now)) is not None:
             data = stream.protocol.encode(push)
             if data is not None:
+                said = True
                 stream.sent[push.type_url] = now
                 outbox.add(data, push)
                 self._gate.sent(stream, len(data))
-        self._fleet.progressed(client)
+        if not said:
+            self._fleet.progressed(client)
         wake_at = client.session.wake_at(now)
         if wake_at is None:
-            stream.stop_timer("wake")
+            if stream.timers:
+                stream.stop_timer("wake")
         else:
             stream.timer("wake", max(wake_at - now, 0.001), self.due, stream)
 

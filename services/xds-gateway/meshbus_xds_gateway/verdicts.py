@@ -8,8 +8,8 @@ proxy has accepted is not taken away from others for the fault of one.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from meshbus.compile.resources import CDS, ECDS, LDS, RDS, Resource
 from meshbus_xds_gateway.content import Change
@@ -40,14 +40,21 @@ class Refusal:
     """The content before it, which was accepted; None: there was none."""
 
 
+class Trier(Protocol):
+    """One who offers contents: a session."""
+
+    def wake(self) -> None:
+        """What it waits for has been answered."""
+
+
 @dataclass(slots=True)
 class _Trial:
     """A content that one session has been offered first."""
 
-    session: object
+    session: Trier
     until: float
-    awaited: bool = False
-    """Another session waits for the answer."""
+    waiting: dict[Trier, None] = field(default_factory=dict)
+    """Others that wait for the answer."""
 
 
 def content_of(resource: Resource) -> Content:
@@ -56,11 +63,9 @@ def content_of(resource: Resource) -> Content:
 
 
 class Verdicts:
-    """Bounded memory of one gateway. `decided` is called when something that sessions wait for has
-    been answered."""
+    """Bounded memory of one gateway."""
 
-    def __init__(self, decided: Callable[[], None] = lambda: None) -> None:
-        self._decided = decided
+    def __init__(self) -> None:
         self._refused: OrderedDict[Content, Refusal] = OrderedDict()
         self._doubted: OrderedDict[Content, Refusal] = OrderedDict()
         """Refused by one proxy; blocked for it alone until another says the same."""
@@ -69,17 +74,17 @@ class Verdicts:
         self.epoch = 0
         """Counts refusals: what was found not refused at this number need not be looked at."""
 
-    def held(self, resource: Resource, session: object, now: float) -> bool:
+    def held(self, resource: Resource, session: Trier, now: float) -> bool:
         """Another session is trying this content: wait for what its proxy says."""
         if resource.type_url not in _TRIED_FIRST:
             return False
         trial = self._trials.get(content_of(resource))
         if trial is None or trial.session is session or now >= trial.until:
             return False
-        trial.awaited = True
+        trial.waiting[session] = None
         return True
 
-    def offer(self, resource: Resource, session: object, now: float) -> None:
+    def offer(self, resource: Resource, session: Trier, now: float) -> None:
         """A session offers this content; if nobody has accepted it yet, the others wait."""
         content = content_of(resource)
         if resource.type_url in _TRIED_FIRST and content not in self._accepted:
@@ -112,13 +117,13 @@ class Verdicts:
                 self.epoch += 1
         self._end(content)
 
-    def held_any(self, change: Change, session: object, now: float) -> bool:
+    def held_any(self, change: Change, session: Trier, now: float) -> bool:
         """Another session is trying something that a change brings."""
         if change.accepted_by is self or change.type_url not in _TRIED_FIRST or not self._trials:
             return False
         return any(self.held(resource, session, now) for resource in change.updates)
 
-    def offer_all(self, change: Change, session: object, now: float) -> None:
+    def offer_all(self, change: Change, session: Trier, now: float) -> None:
         """A session offers all that a change brings."""
         if change.accepted_by is self or change.type_url not in _TRIED_FIRST:
             return
@@ -146,7 +151,7 @@ class Verdicts:
         change.epoch = (self, self.epoch)
         return False
 
-    def abandon(self, session: object) -> None:
+    def abandon(self, session: Trier) -> None:
         """A session has ended: what it was trying, another may try."""
         for content in [c for c, trial in self._trials.items() if trial.session is session]:
             self._end(content)
@@ -178,8 +183,9 @@ class Verdicts:
 
     def _end(self, content: Content) -> None:
         trial = self._trials.pop(content, None)
-        if trial is not None and trial.awaited:
-            self._decided()
+        if trial is not None:
+            for session in trial.waiting:
+                session.wake()
 
 
 def _keep(held: OrderedDict[Content, Refusal], content: Content, refusal: Refusal) -> None:

@@ -13,6 +13,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import DecodeError
 
 from meshbus.compile.resources import Resource, field
+from meshbus_xds_gateway.content import Change
 from meshbus_xds_gateway.held_before import KnownVersions
 from meshbus_xds_gateway.session_state import ProtocolError, Push
 
@@ -27,8 +28,8 @@ def delta_response(push: Push) -> bytes:
 
     Resources go as they were framed when they were compiled; nothing is encoded again.
     """
-    if len(push.changes) == 1:
-        return push.changes[0].data
+    if isinstance(push, Change):
+        return push.data
     parts = [resource.framed for change in push.changes for resource in change.updates]
     parts.append(_delta_type(push.type_url))
     parts.append(field(5, push.nonce.encode()))
@@ -53,28 +54,33 @@ class DeltaRequest:
     come back at once and upload the same.
     """
 
-    __slots__ = ("known", "message", "names", "node", "response_nonce", "type_url")
+    __slots__ = (
+        "error_detail",
+        "known",
+        "names",
+        "node",
+        "response_nonce",
+        "type_url",
+        "unsubscribed",
+    )
 
     def __init__(self, message: Any, node: Any) -> None:
-        self.message = message
         self.node = node
         self.type_url: str = message.type_url
         self.response_nonce: str = message.response_nonce
         self.names = frozenset(message.resource_names_subscribe)
+        self.unsubscribed = tuple(message.resource_names_unsubscribe)
         self.known = KnownVersions(message.initial_resource_versions)
-
-    def HasField(self, name: str) -> bool:  # noqa: N802 - as protobuf has it
-        """Whether a message field is set."""
-        return bool(self.message.HasField(name))
-
-    @property
-    def error_detail(self) -> Any:
-        """Why a response was refused."""
-        return self.message.error_detail
+        self.error_detail = message.error_detail if message.HasField("error_detail") else None
+        """Why a response was refused; None: it was taken."""
 
 
 _LONG = 4096
 """Bytes of a request that is worth remembering."""
+_SHORT = 128
+"""Bytes of an acknowledgement at most: thousands of proxies say the same of the same response."""
+_MOST_SHORT = 256
+_acknowledgements: dict[bytes, DeltaRequest] = {}
 _uploads: OrderedDict[bytes, DeltaRequest] = OrderedDict()
 _REMEMBERED_BYTES = 16 * 1024 * 1024
 
@@ -85,6 +91,15 @@ def decode_delta(data: bytes) -> DeltaRequest:
     Raises:
         ProtocolError: It is none.
     """
+    if len(data) <= _SHORT and data[:1] != _NODE:
+        found = _acknowledgements.get(data)
+        if found is None:
+            message = _decode(discovery_pb2.DeltaDiscoveryRequest(), data)
+            found = DeltaRequest(message, message.node)
+            if len(_acknowledgements) >= _MOST_SHORT:
+                _acknowledgements.clear()
+            _acknowledgements[data] = found
+        return found
     at = _after_node(data)
     node = _decode_any(discovery_pb2.DeltaDiscoveryRequest(), data[:at]).node
     if len(data) - at < _LONG:
@@ -119,15 +134,30 @@ def _after_node(data: bytes) -> int:
 
 
 _NODE_TAG = 0x0A
+_NODE = bytes([_NODE_TAG])
 
 
-def decode_sotw(data: bytes) -> Any:
+class SotwRequest:
+    """A `DiscoveryRequest`."""
+
+    __slots__ = ("error_detail", "names", "node", "response_nonce", "type_url")
+
+    def __init__(self, message: Any) -> None:
+        self.node = message.node
+        self.type_url: str = message.type_url
+        self.response_nonce: str = message.response_nonce
+        self.names = frozenset(message.resource_names)
+        self.error_detail = message.error_detail if message.HasField("error_detail") else None
+        """Why a response was refused; None: it was taken."""
+
+
+def decode_sotw(data: bytes) -> SotwRequest:
     """A `DiscoveryRequest`.
 
     Raises:
         ProtocolError: It is none.
     """
-    return _decode(discovery_pb2.DiscoveryRequest(), data)
+    return SotwRequest(_decode(discovery_pb2.DiscoveryRequest(), data))
 
 
 def _decode(message: Any, data: bytes) -> Any:

@@ -1,6 +1,9 @@
 """Bytes on the wire, bookkeeping of changes, secrets."""
 
+from typing import Any
+
 import pytest
+from envoy.config.core.v3 import base_pb2 as core_pb2
 from envoy.extensions.transport_sockets.tls.v3 import (
     secret_pb2,
     tls_spiffe_validator_config_pb2,
@@ -13,7 +16,7 @@ from meshbus_xds_gateway.secret_resources import (
     credential_secret,
     trust_secret,
 )
-from meshbus_xds_gateway.session_state import ProtocolError, Push
+from meshbus_xds_gateway.session_state import ProtocolError, push_of
 from meshbus_xds_gateway.verdicts import MAX_REFUSALS, Refusal, Verdicts
 from meshbus_xds_gateway.wire import decode_delta, delta_response, sotw_response
 from xds_client import res
@@ -24,7 +27,7 @@ from meshbus.model.rows import Trust
 
 def test_joined_response_is_what_protobuf_reads():
     one, two = res(CDS, "one"), res(CDS, "two")
-    push = Push(CDS, (Change(CDS, (one, two), ("three",)),))
+    push = push_of(CDS, (Change(CDS, (one, two), ("three",)),))
     data = delta_response(push)
     response = discovery_pb2.DeltaDiscoveryResponse.FromString(data)
     assert (response.type_url, response.nonce) == (CDS, push.nonce)
@@ -43,6 +46,25 @@ def test_joined_response_is_what_protobuf_reads():
 def test_requests_that_are_none(data):
     with pytest.raises(ProtocolError):
         decode_delta(data)
+
+
+def test_acknowledgements_of_one_response_are_decoded_once():
+    def said(nonce: str, **fields: Any) -> bytes:
+        request = discovery_pb2.DeltaDiscoveryRequest(type_url=CDS, response_nonce=nonce, **fields)
+        return request.SerializeToString()
+
+    first, again = decode_delta(said("1")), decode_delta(said("1"))
+    assert again is first
+    assert (first.type_url, first.response_nonce, first.error_detail) == (CDS, "1", None)
+    assert decode_delta(said("2")).response_nonce == "2"
+    node = core_pb2.Node(id="a")
+    assert decode_delta(said("1", node=node)).node.id == "a"
+    assert decode_delta(said("1")).node.id == ""
+    nack = decode_delta(said("1", error_detail={"message": "why"}))
+    assert nack.error_detail is not None
+    assert nack.error_detail.message == "why"
+    for number in range(1000):
+        assert decode_delta(said(f"n{number}")).response_nonce == f"n{number}"
 
 
 def test_latency_from_the_write_to_the_last_ack():

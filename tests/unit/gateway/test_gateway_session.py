@@ -232,7 +232,12 @@ def test_new_content_goes_to_one_proxy_first():
     assert first.server_writes()
     assert not any(stream.server_writes() for stream in others)
     assert [s.session.converged(2, s.now) for s in fleet] == [1, 1, 1]
+    bystander = connected(mesh(rds_a="1"), refusals=verdicts, name="bystander")
+    bystander.session.update(mesh(rds_a="1", cds_b="1"), 2, bystander.now)
+    assert not any(stream.woken for stream in fleet)
     first.settle()
+    assert all(stream.woken for stream in others), "those who waited for the answer"
+    assert not bystander.woken, "and nobody else"
     assert all(stream.server_writes() for stream in others)
 
 
@@ -397,7 +402,12 @@ def test_session_never_diverges_from_its_client(actions, partial, shared):
             stream = connect()
         else:
             getattr(stream, verb)()
+        if stream.session.rests(sequence):
+            assert stream.session.converged(sequence, stream.now) == sequence
+            assert stream.session.wake_at(stream.now) is None
+            assert stream.session.poll(stream.now) is None
     stream.settle()
+    assert stream.session.rests(sequence) or stream.session.wake_at(stream.now) is not None
     for type_url in TYPES:
         for name in NAMES:
             resource = wanted[type_url].get(name)

@@ -105,12 +105,18 @@ class Stream:
 
     def __init__(self, client: Client, refusals: Verdicts | None = None, name: str = "p") -> None:
         self.client = client
-        self.session = Session(name, refusals or Verdicts())
+        self.woken = 0
+        """How often the session has asked to be polled."""
+        self.session = Session(name, refusals or Verdicts(), self)
         self.protocol = DeltaProtocol(self.session)
         self.to_client: deque[bytes] = deque()
         self.refusals: list[Refusal] = []
         self.now = 100.0
         client.to_server.clear()
+
+    def set(self) -> None:
+        """Called by the session."""
+        self.woken += 1
 
     def server_reads(self) -> bool:
         if not self.client.to_server:
