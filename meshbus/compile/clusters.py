@@ -61,7 +61,7 @@ from meshbus.compile.traffic_policy import (
     merged_rule,
     policy_in_force,
 )
-from meshbus.compile.values import address, ads, seconds
+from meshbus.compile.values import address, ads, seconds, uint32
 from meshbus.model.keys import Key
 from meshbus.model.rows import Endpoint, Service, ServicePort
 from meshbus.model.world import Query
@@ -155,7 +155,7 @@ def _cluster(
     _metadata(cluster, row, rule, subset)
     with report.guard(blame, place):
         apply_connection_pool(cluster, options, policy, settings)
-    http2 = apply_protocol(options, port.protocol, policy, settings)
+    http2 = apply_protocol(options, port.protocol, policy, settings, router=style.router)
     if style.keep_case:
         keep_upstream_case(options)
     with report.guard(blame, place):
@@ -226,12 +226,15 @@ def _discovery(
         resolve_as_named(cluster, style.ipv6)
         return True
     if row.resolution == "NONE":
+        behind = port.target_port or port.number
         if style.captured:
             _original_destination(cluster)
+            if behind != port.number:
+                cluster.original_dst_lb_config.upstream_port_override.CopyFrom(uint32(behind))
             return True
         if is_wildcard(row.host):
             return False
-        _dns(cluster, [(row.host, port.number, None)], style, settings, logical=False)
+        _dns(cluster, [(row.host, behind, None)], style, settings, logical=False)
         return True
     if row.headless and style.captured:
         _original_destination(cluster)
@@ -312,7 +315,6 @@ def _transport(
     if tls is not None:
         context = originated(
             {**tls, "subjectAltNames": tls.get("subjectAltNames") or row.subject_alt_names},
-            port.protocol,
             http2,
             settings.tls_defaults,
         )

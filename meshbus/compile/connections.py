@@ -27,7 +27,7 @@ from meshbus.compile.file_logs import NO_FILE_LOG, FileLog, file_log
 from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, apply_headers
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.telemetry import TCP_REPORT_S, http_access_log, tcp_access_log, tracing
-from meshbus.compile.values import ads, any_of, boolean, seconds
+from meshbus.compile.values import ads, any_of, boolean, duration_of_nanos, seconds
 
 HTTP_FILTERS = (
     "envoy.filters.http.rbac.custom",
@@ -167,10 +167,17 @@ def tcp_proxy(
     *,
     hashed: bool = False,
     tunnel: Tunnel | None = None,
+    idle_ns: int = 0,
+    lifetime_ns: int = 0,
 ) -> lc_pb2.Filter:
     """The network filter that sends a connection to one of several clusters by weight. `hashed`:
-    connections of one address go to one endpoint."""
+    connections of one address go to one endpoint. `idle_ns`, `lifetime_ns`: after which a
+    connection is closed, without traffic and in any case; 0: as Envoy does."""
     proxy = tcp_proxy_pb2.TcpProxy(stat_prefix=stat_prefix)
+    if idle_ns:
+        proxy.idle_timeout.CopyFrom(duration_of_nanos(idle_ns))
+    if lifetime_ns:
+        proxy.max_downstream_connection_duration.CopyFrom(duration_of_nanos(lifetime_ns))
     if hashed:
         proxy.hash_policy.add().source_ip.SetInParent()
     if tunnel is not None:

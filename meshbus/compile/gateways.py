@@ -326,5 +326,5 @@ def _tcp_chain(
         chain.filter_chain_match.server_names.extend(route.server_names)
     restrict(chain, route)
     chain.filters.extend(network_security(reader, view.extensions, CLIENT, server.number))
-    chain.filters.append(tcp_filter(route.clusters[0][0], route, reporting))
+    chain.filters.append(tcp_filter(route, reporting))
     return chain

@@ -81,6 +81,10 @@ class Conduct(NamedTuple):
     hashing: dict[str, Any] | None = None
     """`consistentHash`."""
     tunnel: Tunnel | None = None
+    idle_ns: int = 0
+    """After which a TCP connection without traffic is closed; 0: Envoy's default."""
+    lifetime_ns: int = 0
+    """After which a TCP connection is closed whatever is on it; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +266,10 @@ def _forward(
     path: str,
 ) -> None:
     action = route.route
-    action.timeout.CopyFrom(
-        duration(rule["timeout"], f"{path}.timeout")
-        if rule.get("timeout") is not None
-        else duration_pb2.Duration()
+    given = rule.get("timeout")
+    set_timeout(
+        action,
+        duration_pb2.Duration() if given is None else duration(given, f"{path}.timeout"),
     )
     action.cluster_not_found_response_code = rc_pb2.RouteAction.SERVICE_UNAVAILABLE
     rewrite = rule.get("rewrite") or {}
@@ -318,6 +322,15 @@ def _forward(
     )
     if retry is not None:
         action.retry_policy.CopyFrom(retry)
+
+
+def set_timeout(action: rc_pb2.RouteAction, timeout: duration_pb2.Duration) -> None:
+    """How long an answer may take, 0: forever; a deadline that a gRPC call brings holds up to that.
+
+    Source: Istio, setTimeout: its successor `max_stream_duration` also ends what streams.
+    """
+    action.timeout.CopyFrom(timeout)
+    action.max_grpc_timeout.CopyFrom(timeout)
 
 
 def _changes_host(action: rc_pb2.RouteAction) -> bool:
@@ -596,7 +609,7 @@ def default_route(
     route = rc_pb2.Route(name=DEFAULT_ROUTE, match=route_match(None, ""))
     route.decorator.operation = operation
     route.route.cluster = cluster
-    route.route.timeout.SetInParent()
+    set_timeout(route.route, duration_pb2.Duration())
     route.route.cluster_not_found_response_code = rc_pb2.RouteAction.SERVICE_UNAVAILABLE
     policy = hash_policy(hashing) if hashing else None
     if policy is not None:

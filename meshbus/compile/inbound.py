@@ -1,6 +1,6 @@
 """Listeners and clusters for who calls an application."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
@@ -47,7 +47,7 @@ from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, forward_certi
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.quota import inbound_quota, quota_filters
 from meshbus.compile.resources import CDS, LDS, Resource, encode
-from meshbus.compile.scope import Ref, age, exported_services
+from meshbus.compile.scope import Ref, age, exported_services, find_rules
 from meshbus.compile.security_filters import (
     NO_SECURITY,
     Security,
@@ -76,6 +76,7 @@ from meshbus.compile.tls_contexts import (
     mesh_server,
     socket,
 )
+from meshbus.compile.traffic_policy import merged_rule, policy_in_force
 from meshbus.compile.values import address, uint32
 from meshbus.compile.virtual_hosts import HostRoutes, encode_host, encode_table
 from meshbus.model.keys import Key
@@ -584,13 +585,14 @@ def inbound_clusters(reader: Reader, view: ClusterView, app_address: str) -> Par
     settings = reader.node(mesh)
     out = []
     for served in view.ports:
+        said, origins = _pool_of_rules(reader, served)
         cluster = inbound_application(
             settings,
             served.port,
             served.protocol,
             app_address,
             view.dual_stack,
-            pool_policy(served.pool) or settings.default_pool,
+            pool_policy(served.pool) or said or settings.default_pool,
             keep_case=view.keep_case,
         )
         if served.endpoint:
@@ -604,5 +606,21 @@ def inbound_clusters(reader: Reader, view: ClusterView, app_address: str) -> Par
                     ]
                 }
             )
-        out.append(encode(reader, CDS, cluster.name, cluster, view.sidecar))
+        out.append(encode(reader, CDS, cluster.name, cluster, (*view.sidecar, *origins)))
     return Part(tuple(out))
+
+
+def _pool_of_rules(reader: Reader, served: ServedPort) -> tuple[dict[str, Any], tuple[Key, ...]]:
+    """The limits that the destination rules of its service put on a port, and the rules: what
+    callers may send, their server must be ready to take.
+
+    Source: Istio, buildInboundCluster.
+    """
+    if not served.services:
+        return {}, ()
+    host, _, namespace, port = served.services[0]
+    keys = find_rules(reader, namespace, namespace, host, frozenset())
+    if not keys:
+        return {}, ()
+    pool = policy_in_force(reader.node(merged_rule, keys), port, None).get("connectionPool")
+    return ({"connectionPool": pool}, keys) if pool else ({}, ())

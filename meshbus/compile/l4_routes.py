@@ -32,6 +32,18 @@ class L4Route(NamedTuple):
     hashed: bool = False
     """Connections of one address go to one endpoint."""
     tunnel: Tunnel | None = None
+    idle_ns: int = 0
+    """After which a connection without traffic is closed; 0: Envoy's default."""
+    lifetime_ns: int = 0
+    """After which a connection is closed whatever is on it; 0: never."""
+    owner: str = ""
+    """`NAME.NAMESPACE` of the virtual service that says it."""
+
+    @property
+    def stat_prefix(self) -> str:
+        """Under which its connections are counted: the cluster, or who divides them.
+        Source: Istio, buildOutboundNetworkFilters."""
+        return self.clusters[0][0] if len(self.clusters) == 1 else self.owner
 
 
 def straight(cluster: ClusterName, context: RouteContext) -> L4Route:
@@ -49,13 +61,21 @@ def _as_asked(route: L4Route, clusters: tuple[ClusterName, ...], context: RouteC
     return route._replace(
         hashed=any((conduct.hashing or {}).get("useSourceIp") for conduct in asked),
         tunnel=asked[0].tunnel if len(asked) == 1 else None,
+        idle_ns=asked[0].idle_ns,
+        lifetime_ns=asked[0].lifetime_ns,
     )
 
 
-def tcp_filter(stat_prefix: str, route: L4Route, reporting: Reporting) -> lc_pb2.Filter:
+def tcp_filter(route: L4Route, reporting: Reporting) -> lc_pb2.Filter:
     """The network filter of a route."""
     return tcp_proxy(
-        stat_prefix, route.clusters, reporting, hashed=route.hashed, tunnel=route.tunnel
+        route.stat_prefix,
+        route.clusters,
+        reporting,
+        hashed=route.hashed,
+        tunnel=route.tunnel,
+        idle_ns=route.idle_ns,
+        lifetime_ns=route.lifetime_ns,
     )
 
 
@@ -110,6 +130,7 @@ def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> l
                     tuple(str(n) for n in match.get("destinationSubnets") or ()),
                     tuple((str(cluster), weight) for cluster, weight in targets),
                     (str(match["sourceSubnet"]),) if match.get("sourceSubnet") else (),
+                    owner=f"{vs.row.name}.{vs.row.namespace}",
                 )
                 route = _as_asked(route, tuple(cluster for cluster, _ in targets), context)
                 if section == "tls" and not route.server_names:

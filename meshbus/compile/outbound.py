@@ -87,8 +87,8 @@ class SharedPort(NamedTuple):
     """Routes by host: route configuration `PORT`."""
     by_name: tuple[str, ...]
     """Hosts told apart by SNI."""
-    by_network: tuple[tuple[str, tuple[str, ...]], ...]
-    """(host, networks)."""
+    by_network: tuple[tuple[str, tuple[str, ...], bool], ...]
+    """(host, networks, told apart by SNI as well)."""
     rest: str
     """Host that takes every other connection; empty: nobody."""
     bind: str = ""
@@ -141,7 +141,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     bound: list[Bound] = []
     http: set[int] = set()
     by_name: dict[int, list[str]] = {}
-    by_network: dict[int, list[tuple[str, tuple[str, ...]]]] = {}
+    by_network: dict[int, list[tuple[str, tuple[str, ...], bool]]] = {}
     rest: dict[int, str] = {}
     lost: list[Lost] = []
     places: dict[tuple[str, int], str] = {}
@@ -176,15 +176,19 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                 _place(host, port, http, by_name, rest)
             elif row.headless and single:
                 bound += [Bound((a,), host, number, port.protocol) for a in single]
-            elif single:
-                addresses = _v4_first(single)
-                winner = places.setdefault((addresses[0], number), host)
-                if winner == host:
-                    bound.append(Bound(addresses, host, number, port.protocol))
-                else:
-                    lost.append(Lost(ref.key, number, winner))
-            elif networks:
-                by_network.setdefault(number, []).append((host, networks))
+            elif single or networks:
+                together = _v4_first(single)
+                # Each address of a ServiceEntry stands for itself.
+                groups = [(a,) for a in together] if row.origin == "external" else [together]
+                for addresses in filter(None, groups):
+                    winner = places.setdefault((addresses[0], number), host)
+                    if winner == host:
+                        bound.append(Bound(addresses, host, number, port.protocol))
+                    else:
+                        lost.append(Lost(ref.key, number, winner))
+                if networks:
+                    named = port.protocol in TLS
+                    by_network.setdefault(number, []).append((host, networks, named))
             elif port.protocol in TLS:
                 by_name.setdefault(number, []).append(host)
             elif is_sniffed(port.protocol):
@@ -382,15 +386,13 @@ def _l4(
     return []
 
 
-def _tcp_chain(
-    view: View, port: int, stat: str, route: L4Route, reporting: Reporting
-) -> lc_pb2.FilterChain:
+def _tcp_chain(view: View, port: int, route: L4Route, reporting: Reporting) -> lc_pb2.FilterChain:
     chain = lc_pb2.FilterChain()
     if route.server_names:
         chain.filter_chain_match.server_names.extend(route.server_names)
     restrict(chain, route)
     chain.filters.extend(network_filters(view.extensions, PHASES, CLIENT, port))
-    chain.filters.append(tcp_filter(stat, route, reporting))
+    chain.filters.append(tcp_filter(route, reporting))
     return chain
 
 
@@ -405,7 +407,6 @@ def _service_chains(
 ) -> tuple[list[lc_pb2.FilterChain], lc_pb2.FilterChain]:
     """Chains of a service's connections: by SNI and subnet where a virtual service says so, and one
     for the rest."""
-    cluster = str(ClusterName(port, "", host))
     rest = straight(ClusterName(port, "", host), _context(reader, view, port))
     chosen: list[L4Route] = []
     if protocol in TLS:
@@ -415,8 +416,8 @@ def _service_chains(
             chosen.append(route)
         else:
             rest = route
-    chains = [_tcp_chain(view, port, cluster, route, reporting) for route in chosen]
-    return _distinct(chains), _tcp_chain(view, port, cluster, rest, reporting)
+    chains = [_tcp_chain(view, port, route, reporting) for route in chosen]
+    return _distinct(chains), _tcp_chain(view, port, rest, reporting)
 
 
 def _distinct(chains: list[lc_pb2.FilterChain]) -> list[lc_pb2.FilterChain]:
@@ -464,22 +465,23 @@ def _shared_listener(
     chains: list[lc_pb2.FilterChain] = []
     for host in shared.by_name:
         routes = _l4(reader, view, host, port, "tls", report)
-        cluster = str(ClusterName(port, "", host))
-        chains += [_tcp_chain(view, port, cluster, r, reporting) for r in routes]
+        chains += [_tcp_chain(view, port, r, reporting) for r in routes]
         if host != "*":
             own = straight(ClusterName(port, "", host), _context(reader, view, port))
             own_name = own._replace(server_names=(host,))
-            chain = _tcp_chain(view, port, cluster, own_name, reporting)
+            chain = _tcp_chain(view, port, own_name, reporting)
             if host in reader.node(named_as_met, view.viewer):
                 resolve_sni(chain, port, view.ipv6)
             chains.append(chain)
-    for host, networks in shared.by_network:
-        cluster = str(ClusterName(port, "", host))
-        _, rest = _service_chains(reader, view, host, port, "", reporting, report)
-        chain = _tcp_chain(view, port, cluster, L4Route((), networks, ((cluster, 1),)), reporting)
-        del chain.filters[:]
-        chain.filters.extend(rest.filters)
-        chains.append(chain)
+    for host, networks, named in shared.by_network:
+        protocol = "TLS" if named else ""
+        of_names, chain = _service_chains(reader, view, host, port, protocol, reporting, report)
+        if named:
+            chain.filter_chain_match.server_names.append(host)
+        for made in (*of_names, chain):
+            if not made.filter_chain_match.prefix_ranges:
+                restrict(made, L4Route((), networks, ()))
+            chains.append(made)
     out.filter_chains.extend(_distinct(chains))
     if shared.rest:
         _, rest = _service_chains(reader, view, shared.rest, port, "", reporting, report)
@@ -489,7 +491,7 @@ def _shared_listener(
         unknown = view.unknown if shared.captured else BLACK_HOLE
         out.default_filter_chain.name = "PassthroughFilterChain"
         out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
-    if shared.http or shared.by_name:
+    if shared.http or shared.by_name or any(named for _, _, named in shared.by_network):
         _inspect(out, http=shared.http)
     return out
 

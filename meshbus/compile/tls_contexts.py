@@ -15,7 +15,7 @@ from envoy.type.matcher.v3 import string_pb2
 
 from meshbus.compile.credential_names import certificate_name, roots_name
 from meshbus.compile.findings import NotCompiledError
-from meshbus.compile.names import HTTP2, is_http
+from meshbus.compile.names import is_http
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.tls_limits import (
     NO_LIMITS,
@@ -160,7 +160,7 @@ def _mutual_server(settings: MeshSettings) -> Any:
 
 
 def originated(
-    tls: dict[str, Any], protocol: str, http2: bool, limits: TlsLimits = NO_LIMITS
+    tls: dict[str, Any], http2: bool, limits: TlsLimits = NO_LIMITS
 ) -> tls_pb2.UpstreamTlsContext:
     """TLS that a destination rule asks for: SIMPLE or MUTUAL, from files or `credentialName`.
     `limits`: `tlsDefaults`.
@@ -203,10 +203,9 @@ def originated(
         )
         if tls.get("caCrl"):
             common.validation_context.crl.CopyFrom(data_source(str(tls["caCrl"])))
-    if http2 or protocol in HTTP2:
+    if http2:
+        # Else Envoy offers what the request is sent as.
         common.alpn_protocols.append("h2")
-    elif protocol == "":
-        common.alpn_protocols.extend(["h2", "http/1.1"])
     return context
 
 

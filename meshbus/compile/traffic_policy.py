@@ -197,10 +197,11 @@ def apply_connection_pool(
     common = options.common_http_protocol_options
     if http.get("maxRequestsPerConnection"):
         common.max_requests_per_connection.CopyFrom(uint32(http["maxRequestsPerConnection"]))
-    if http.get("idleTimeout"):
-        common.idle_timeout.CopyFrom(
-            duration(http["idleTimeout"], "connectionPool.http.idleTimeout")
-        )
+    for section, found in (("http", http), ("tcp", tcp)):
+        if found.get("idleTimeout"):
+            where = f"connectionPool.{section}.idleTimeout"
+            common.idle_timeout.CopyFrom(duration(found["idleTimeout"], where))
+            break
     if tcp.get("maxConnectionDuration"):
         common.max_connection_duration.CopyFrom(
             duration(tcp["maxConnectionDuration"], "connectionPool.tcp.maxConnectionDuration")
@@ -239,19 +240,28 @@ def apply_protocol(
     protocol: str,
     policy: dict[str, Any],
     settings: MeshSettings,
+    *,
+    router: bool = False,
 ) -> bool:
-    """Which HTTP version goes upstream. True when the cluster speaks HTTP/2 by declaration."""
+    """Which HTTP version goes upstream. True when the cluster speaks HTTP/2 by declaration.
+
+    Where nothing is declared a sidecar keeps what its application speaks; a router does not: its
+    clients speak HTTP/2 whatever servers can.
+    Source: Istio, setUpstreamProtocol and shouldH2Upgrade; `useClientProtocol` before any upgrade,
+    as the DestinationRule reference says.
+    """
     http = (policy.get("connectionPool") or {}).get("http") or {}
-    upgrade = http.get("h2UpgradePolicy") == "UPGRADE" or (
-        settings.h2_upgrade and http.get("h2UpgradePolicy") != "DO_NOT_UPGRADE"
-    )
+    wish = http.get("h2UpgradePolicy")
+    upgrade = wish == "UPGRADE" and (is_http(protocol) or protocol == "")
+    upgrade |= settings.h2_upgrade and wish != "DO_NOT_UPGRADE" and is_http(protocol)
     h2_options = _http2(http)
-    if http.get("useClientProtocol") or protocol == "":
+    kept = protocol == "" and not router and not upgrade
+    if http.get("useClientProtocol") or kept:
         chosen = options.use_downstream_protocol_config
         chosen.http_protocol_options.SetInParent()
         chosen.http2_protocol_options.CopyFrom(h2_options)
         return False
-    if protocol in HTTP2 or (upgrade and is_http(protocol)):
+    if protocol in HTTP2 or upgrade:
         options.explicit_http_config.http2_protocol_options.CopyFrom(h2_options)
         return True
     options.explicit_http_config.http_protocol_options.SetInParent()

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
 from envoy.config.route.v3 import route_pb2
+from google.protobuf import duration_pb2
 
 from meshbus.compile.connections import Tunnel
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import Extension
-from meshbus.compile.findings import Finding, Part, Report
+from meshbus.compile.findings import Finding, NotCompiledError, Part, Report
 from meshbus.compile.headings import Labels
 from meshbus.compile.http_routes import (
     Conduct,
@@ -22,6 +23,7 @@ from meshbus.compile.http_routes import (
     encode_route,
     http_routes,
     joined_routes,
+    set_timeout,
 )
 from meshbus.compile.names import (
     BLACK_HOLE,
@@ -55,7 +57,7 @@ from meshbus.compile.traffic_policy import (
     merged_rule,
     policy_in_force,
 )
-from meshbus.compile.values import boolean, uint32
+from meshbus.compile.values import boolean, nanos_of, uint32
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service, ServicePort
 
@@ -164,7 +166,21 @@ def conduct_of(reader: Reader, view: View, host: str, port: int, subset: str) ->
     rule = reader.node(merged_rule, keys) if keys else NO_RULE
     affinity = service is not None and service.session_affinity
     policy = policy_in_force(rule, port, rule.subset(subset), affinity=affinity)
-    return Conduct(hash_policy_of(policy), _tunnel_of(policy))
+    tcp = (policy.get("connectionPool") or {}).get("tcp") or {}
+    return Conduct(
+        hash_policy_of(policy),
+        _tunnel_of(policy),
+        _nanos(tcp.get("idleTimeout")),
+        _nanos(tcp.get("maxConnectionDuration")),
+    )
+
+
+def _nanos(text: Any) -> int:
+    """A duration in nanoseconds; 0 without one, and for what is none: its cluster reports it."""
+    try:
+        return nanos_of(str(text), "") if text else 0
+    except NotCompiledError:
+        return 0
 
 
 def _tunnel_of(policy: dict[str, Any]) -> Tunnel | None:
@@ -427,10 +443,13 @@ def fill(
 
 
 def domains_at(names: list[str], port: int, all_ports: bool) -> list[str]:
-    """What authorities may say for these names at a port."""
+    """What authorities may say for these names at a port. In the table of one port alone the port
+    in an authority does not count (`ignore_port_in_host_matching`)."""
+    if not all_ports:
+        return names
     out = []
     for name in names:
-        if not all_ports or port == 80:
+        if port == 80:
             out.append(name)
         if name != "*":
             out.append(name if _has_port(name) else f"{name}:{port}")
@@ -485,7 +504,7 @@ def catch_all(view: View) -> bytes:
     route = rc_pb2.Route(name="allow_any")
     route.match.prefix = "/"
     route.route.cluster = view.unknown
-    route.route.timeout.SetInParent()
+    set_timeout(route.route, duration_pb2.Duration())
     routes = [route]
     if not view.captured:
         connect = rc_pb2.Route(name="allow_any")
