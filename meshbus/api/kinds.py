@@ -46,6 +46,13 @@ class KindInfo(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
+    def table(self) -> str:
+        """What its rows are filed under, `Key.kind`: its plural, or `plural.group` where a kind of
+        another group, earlier in this file, has that plural."""
+        owner = _groups_by_plural().get(self.plural, self.group)
+        return self.plural if owner == self.group else f"{self.plural}.{self.group}"
+
+    @property
     def null_is_unset(self) -> bool:
         """Whether null stands for a field left out, as in Kubernetes' own kinds; elsewhere it is
         an error but for the fields that allow it."""
@@ -376,6 +383,12 @@ def kind_of(api_version: str, kind: str) -> KindInfo | None:
     return _by_kind().get((api_version, kind))
 
 
+def table_of(api_version: str, kind: str) -> str:
+    """What rows of a document are filed under, also those of kinds that nobody knows."""
+    info = kind_of(api_version, kind)
+    return info.table if info is not None else plural_of(kind)
+
+
 def by_plural(group: str, version: str, plural: str) -> KindInfo | None:
     """The served kind at `/apis/<group>/<version>/<plural>`; group empty for `/api/v1`."""
     return _by_plural().get((group, version, plural))
@@ -409,6 +422,14 @@ def _by_kind() -> dict[tuple[str, str], KindInfo]:
         for info in (*_PLATFORM, *_SERVED)
         for version in info.versions
     }
+
+
+@cache
+def _groups_by_plural() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for info in _SERVED:
+        found.setdefault(info.plural, info.group)
+    return found
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from meshbus.api.kinds import plural_of
+from meshbus.api.kinds import table_of
 from meshbus.compile.authorization_check import Answer, Question, RuleMatched, check
 from meshbus.compile.engine import Engine
 from meshbus.compile.offline import find_instance, object_of_document
@@ -77,7 +77,9 @@ def proposed(world: World, cluster: str, documents: list[dict[str, Any]]) -> Pro
         elif row.kind == "MeshConfig":
             rows[Key(cluster, "mesh", "config", "", "mesh")] = MeshConfigRow(dict(row.spec))
         else:
-            rows[Key(cluster, "cfg", plural_of(row.kind), row.namespace, row.name)] = row
+            rows[
+                Key(cluster, "cfg", table_of(row.api_version, row.kind), row.namespace, row.name)
+            ] = row
     changed, _ = world.apply(Put(key, world.sequence, 0.0, row) for key, row in rows.items())
     return Proposal(changed, refused)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from meshbus.api.kinds import kind_of, plural_of
+from meshbus.api.kinds import kind_of, table_of
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import compile_proxy
@@ -106,7 +106,7 @@ def world_of_documents(
         if row.kind == "MeshConfig":
             settings = settings if mesh_config is not None else row.spec
             continue
-        key = Key(CLUSTER, "cfg", plural_of(row.kind), row.namespace, row.name)
+        key = Key(CLUSTER, "cfg", table_of(row.api_version, row.kind), row.namespace, row.name)
         objects[key] = row
         if (row.kind, row.namespace, row.name) == ("ConfigMap", *_MESH_MAP):
             mapped = _mapped_settings(row)

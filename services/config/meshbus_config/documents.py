@@ -59,7 +59,7 @@ class Space(NamedTuple):
 
     def key(self, info: KindInfo, namespace: str, name: str) -> Key:
         """The key of an object's row."""
-        return Key(self.cluster, "cfg", info.plural, namespace if info.namespaced else "", name)
+        return Key(self.cluster, "cfg", info.table, namespace if info.namespaced else "", name)
 
     def get(self, info: KindInfo, namespace: str, name: str) -> Stored | None:
         """One object."""
@@ -74,7 +74,7 @@ class Space(NamedTuple):
         """Every object of a kind, ordered by namespace and name."""
         return [
             Stored(entry, self.world.entry(status_key(entry.key)))
-            for entry in self.world.all(f"cfg.{info.plural}")
+            for entry in self.world.all(f"cfg.{info.table}")
             if entry.key.cluster == self.cluster
         ]
 

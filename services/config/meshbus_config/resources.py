@@ -347,7 +347,7 @@ def _match_of(request: Request) -> Match:
 
 
 def _selected(target: Target, match: Match) -> Callable[[Stored], bool]:
-    table, namespace = target.info.plural, target.namespace
+    table, namespace = target.info.table, target.namespace
 
     def selected(stored: Stored) -> bool:
         return (

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 import yaml
 
-from meshbus.api.kinds import plural_of
+from meshbus.api.kinds import table_of
 from meshbus.compile.offline import object_of_document
 from meshbus.compile.registry.derive import SOURCES
 from meshbus.model.keys import Key
@@ -54,7 +54,7 @@ def read_objects(path: Path, cluster: str) -> Objects:
             row = object_of_document(document)
         except (ValueError, AttributeError, TypeError) as error:
             raise FileError(f"{path}: document {number}: {error}") from None
-        key = Key(cluster, "cfg", plural_of(row.kind), row.namespace, row.name)
+        key = Key(cluster, "cfg", table_of(row.api_version, row.kind), row.namespace, row.name)
         if key.table in SOURCES:
             objects[key] = row
     return objects

@@ -34,7 +34,7 @@ def collect_rarely() -> None:
 NOT_COMPILED = frozenset(
     {
         *(f"cfg.{plural}" for plural in ("endpointslices", "nodes", "pods", "serviceaccounts")),
-        *(f"st.{info.plural}" for info in all_kinds() if info.plural != "services"),
+        *(f"st.{info.table}" for info in all_kinds() if info.table != "services"),
         "src.instances",
     }
 )

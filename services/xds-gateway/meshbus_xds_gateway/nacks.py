@@ -18,7 +18,7 @@ MAX_PROBLEMS = 100
 MAX_MESSAGE = 2000
 
 
-_KINDS = {info.plural: info.kind for info in all_kinds()}
+_KINDS = {info.table: info.kind for info in all_kinds()}
 
 
 def kind_of_row(key: Key) -> str:

@@ -3,7 +3,16 @@
 import msgspec
 import pytest
 
-from meshbus.api.kinds import KindInfo, all_kinds, by_name, by_plural, groups, kind_of, plural_of
+from meshbus.api.kinds import (
+    KindInfo,
+    all_kinds,
+    by_name,
+    by_plural,
+    groups,
+    kind_of,
+    plural_of,
+    table_of,
+)
 from meshbus.compile.offline import object_of_document
 
 
@@ -13,6 +22,18 @@ def test_names_are_unique() -> None:
     short = [name for i in all_kinds() for name in i.short_names]
     assert len(short) == len(set(short))
     assert not set(short) & {i.plural for i in all_kinds()}
+
+
+def test_kinds_of_one_plural_have_tables_of_their_own() -> None:
+    tables = [info.table for info in all_kinds()]
+    assert len(tables) == len(set(tables))
+    istio = kind_of("networking.istio.io/v1", "Gateway")
+    assert istio is not None
+    assert istio.table == "gateways"
+    other = msgspec.structs.replace(istio, group="gateway.networking.k8s.io")
+    assert other.table == "gateways.gateway.networking.k8s.io"
+    assert table_of("networking.istio.io/v1beta1", "Gateway") == "gateways"
+    assert table_of("example.com/v1", "Thing") == "things"
 
 
 @pytest.mark.parametrize("info", all_kinds(), ids=lambda i: f"{i.group}/{i.kind}")
