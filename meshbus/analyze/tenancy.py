@@ -36,6 +36,10 @@ def hosts_named(row: ConfigObject) -> Iterator[str]:
             yield from (host.rpartition("/")[2] for host in _texts(server.get("hosts")))
         for listener in _records(spec.get("listeners")):
             yield from _texts([listener.get("hostname")])
+    elif row.kind == "Ingress":
+        yield from _texts([rule.get("host") for rule in _records(spec.get("rules"))])
+        for tls in _records(spec.get("tls")):
+            yield from _texts(tls.get("hosts"))
 
 
 def overlap(host: str, owned: str) -> bool:

@@ -130,6 +130,14 @@ PERMISSIONS = (
     ),
     Rule(
         "config",
+        ROOT,
+        ("",),
+        ("services",),
+        _READ,
+        "the address of the Service before the gateways, for the statuses of Ingress objects",
+    ),
+    Rule(
+        "config",
         ALWAYS_CLUSTER,
         ("networking.k8s.io",),
         ("ingressclasses",),

@@ -15,7 +15,7 @@ _TENANTS = "cfg.tenants"
 @cache
 def _tables() -> tuple[str, ...]:
     """Tables of the kinds that count for quotas."""
-    return tuple(f"cfg.{info.plural}" for info in all_kinds() if _OF_THE_MESH in info.categories)
+    return tuple(f"cfg.{info.table}" for info in all_kinds() if _OF_THE_MESH in info.categories)
 
 
 def check_tenants(space: Space, info: KindInfo, row: ConfigObject) -> None:
@@ -25,7 +25,8 @@ def check_tenants(space: Space, info: KindInfo, row: ConfigObject) -> None:
         ApiError: 403, it names another tenant's host, or its tenant's quota is used up.
     """
     tenants = space.world.all(_TENANTS)
-    if not tenants or _OF_THE_MESH not in info.categories:
+    counted = _OF_THE_MESH in info.categories
+    if not tenants or not (counted or row.kind == "Ingress"):
         return
 
     def labels_of(namespace: str) -> dict[str, str]:
@@ -37,6 +38,6 @@ def check_tenants(space: Space, info: KindInfo, row: ConfigObject) -> None:
         labels_of,
         (entry.row for table in _tables() for entry in space.world.all(table)),
     )
-    refusal = tenancy.refusal_of_new(row)
+    refusal = tenancy.refusal_of_new(row) if counted else tenancy.refusal(row)
     if refusal is not None:
         raise forbidden(info, row.name, refusal.message)

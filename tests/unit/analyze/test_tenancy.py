@@ -95,3 +95,15 @@ def test_the_youngest_are_over_the_quota() -> None:
 def test_a_selector_that_says_nothing_chooses_nobody() -> None:
     everyone = tenant("c", [], ["c.example.com"], namespaceSelector={})
     assert tenancy([everyone], []).tenant_of("default") == ""
+
+
+def test_an_ingress_names_hosts_too() -> None:
+    def ingress(spec: dict[str, object]) -> ConfigObject:
+        return ConfigObject(
+            "networking.k8s.io/v1", "Ingress", "team-b", "x", "x", 1, 1.0, spec=spec
+        )
+
+    rules = tenancy([A, B], [])
+    assert rules.refusal(ingress({"rules": [{"host": "b.example.com"}, {}]})) is None
+    assert rules.refusal(ingress({"rules": [{"host": "shop.a.example.com"}]})) is not None
+    assert rules.refusal(ingress({"tls": [{"hosts": ["shop.a.example.com"]}]})) is not None

@@ -25,6 +25,7 @@ from meshbus.runtime.service import Context
 from meshbus_config.kubernetes.api_users import ReviewedUsers
 from meshbus_config.kubernetes.ca_bundles import CaBundles
 from meshbus_config.kubernetes.following import Following
+from meshbus_config.kubernetes.ingress_statuses import IngressStatuses
 from meshbus_config.kubernetes.injecting import Injecting, patches_bootstrap
 from meshbus_config.kubernetes.proxy_files import ProxyFiles
 from meshbus_config.kubernetes.statuses import StatusWriting
@@ -85,6 +86,7 @@ class KubernetesControl:
             now=clock.now,
             monotonic=clock.monotonic,
         )
+        self._ingresses = IngressStatuses(kubernetes.client, self._following)
         self._statuses = StatusWriting(
             kubernetes.client,
             self._lease,
@@ -92,6 +94,7 @@ class KubernetesControl:
             store,
             board,
             references,
+            self._ingresses,
             cluster=context.cluster,
             revision=kubernetes.revision,
             now=clock.now,
@@ -144,6 +147,7 @@ class KubernetesControl:
     def world_changed(self, world: World, touched: frozenset[Query]) -> None:
         """The next world: a subscriber of the mirror."""
         self._world = world
+        self._ingresses.changed(world, touched)
         self._statuses.wake()
         if self._files is not None:
             self._files.wake()

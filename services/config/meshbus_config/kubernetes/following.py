@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from meshbus.api.kinds import KindInfo
+from meshbus.api.kinds import KindInfo, all_kinds
 from meshbus.api.selectors import matches_selector
 from meshbus.kube.client import KubeClient, object_path
-from meshbus.kube.platform import NAMESPACES
+from meshbus.kube.platform import NAMESPACES, SERVICES
 from meshbus.kube.reflector import Name, Reflector, Source
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
@@ -30,6 +30,8 @@ from meshbus_config.kubernetes.objects import (
     read_secret,
 )
 
+PLATFORM_GROUP = "networking.k8s.io"
+"""Ingress and IngressClass: kinds of Kubernetes itself that are config of the mesh."""
 _DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 MAX_SECRETS = 2000
 """Names of Secrets that are followed at once."""
@@ -90,7 +92,8 @@ class Following:
         self._cluster = cluster
         self._changed = changed
         self._infos = {f"{info.plural}.{info.group}": info for info in followed_kinds()}
-        self._by_plural = {info.plural: info for info in self._infos.values()}
+        self._platform = [info for info in all_kinds() if info.group == PLATFORM_GROUP]
+        self._by_table = {info.table: info for info in (*self._infos.values(), *self._platform)}
         self._kinds: dict[str, _Kind] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._secrets_stale = False
@@ -102,6 +105,8 @@ class Following:
         self.objects: dict[Key, Judged] = {}
         """Objects of kinds of the mesh, whoever's they are."""
         self.secrets: dict[Key, HeldSecret] = {}
+        self.services: dict[str, ConfigObject] = {}
+        """Services beside the control plane, by name: one of them may lead to its gateways."""
         self.mesh: JudgedMesh | None = None
         """The mesh config; None: there is none. The last good one, while the present is bad."""
         self.mesh_problem = ""
@@ -143,6 +148,12 @@ class Following:
             _definitions.decode,
             _To(self._defined, self._undefined, lambda name, error: None),
         )
+        balancers = Reflector(
+            self._client,
+            Source(SERVICES.collection(self._kubernetes.namespace)),
+            SERVICES.read,
+            _To(self._take_service, self._drop_service, lambda name, error: None),
+        )
         mesh = Reflector(
             self._client,
             self._mesh_source,
@@ -152,7 +163,8 @@ class Following:
         async with asyncio.TaskGroup() as group:
             self._tasks = group
             group.create_task(mesh.run())
-            first: list[Reflector[Any]] = [mesh]
+            group.create_task(balancers.run())
+            first: list[Reflector[Any]] = [mesh, balancers]
             if not self._kubernetes.namespaces:
                 namespaces = Reflector(
                     self._client,
@@ -164,6 +176,8 @@ class Following:
                 first.append(namespaces)
             for reflector in first:
                 await reflector.wait_synced()
+            for info in self._platform:
+                self._start(f"{info.plural}.{info.group}", info, info.version)
             group.create_task(definitions.run())
             await definitions.wait_synced()
             for kind in list(self._kinds.values()):
@@ -215,11 +229,11 @@ class Following:
 
     def kind_of(self, key: Key) -> KindInfo | None:
         """The kind of an object's row."""
-        return self._by_plural.get(key.kind)
+        return self._by_table.get(key.kind)
 
     def version_of(self, key: Key) -> str:
         """The version in which the cluster serves it to us."""
-        info = self._by_plural.get(key.kind)
+        info = self._by_table.get(key.kind)
         held = self._kinds.get(f"{info.plural}.{info.group}") if info is not None else None
         return held.version if held is not None else ""
 
@@ -288,7 +302,7 @@ class Following:
             kind.task.cancel()
 
     def _forget(self, info: KindInfo) -> None:
-        table = f"cfg.{info.plural}"
+        table = f"cfg.{info.table}"
         for key in [key for key in (*self.objects, *self.malformed) if key.table == table]:
             self.objects.pop(key, None)
             self.malformed.pop(key, None)
@@ -296,12 +310,12 @@ class Following:
 
     # ------------------------------------------------------------------ objects
 
-    def _key(self, plural: str, name: Name) -> Key:
-        return Key(self._cluster, "cfg", plural, *name)
+    def _key(self, table: str, name: Name) -> Key:
+        return Key(self._cluster, "cfg", table, *name)
 
     def _take(self, info: KindInfo, name: Name, judged: Judged) -> None:
         self._events.labels(info.plural).inc()
-        key = self._key(info.plural, name)
+        key = self._key(info.table, name)
         before = self.objects.get(key)
         self.objects[key] = judged
         self.malformed.pop(key, None)
@@ -310,14 +324,14 @@ class Following:
 
     def _drop(self, info: KindInfo, name: Name) -> None:
         self._events.labels(info.plural).inc()
-        key = self._key(info.plural, name)
+        key = self._key(info.table, name)
         self.malformed.pop(key, None)
         if self.objects.pop(key, None) is not None:
             self._secrets_stale = True
             self._touch(key)
 
     def _bad(self, info: KindInfo, name: Name, error: str) -> None:
-        key = self._key(info.plural, name)
+        key = self._key(info.table, name)
         self.malformed[key] = error
         self._touch(key)
 
@@ -378,6 +392,18 @@ class Following:
             for key in self.objects:
                 if key.namespace == namespace:
                     self._touch(key)
+
+    # ------------------------------------------------------------------ services
+
+    def _take_service(self, name: Name, row: ConfigObject) -> None:
+        self.services[name[1]] = row
+        if self.synced:
+            self._changed()
+
+    def _drop_service(self, name: Name) -> None:
+        self.services.pop(name[1], None)
+        if self.synced:
+            self._changed()
 
     # ------------------------------------------------------------------ secrets
 

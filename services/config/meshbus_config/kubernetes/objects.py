@@ -211,13 +211,19 @@ def credentials_of(rows: Iterator[ConfigObject]) -> frozenset[str]:
     """Names of the Secrets that objects name, whatever their namespace."""
     found: set[str] = set()
     for row in rows:
-        for written in _credentials(row.spec):
+        for written in (*_credentials(row.spec), *_of_ingress(row)):
             try:
                 credential = credential_of(written, "")
             except Exception:  # noqa: BLE001, S112 - what is no name names nothing
                 continue
             found |= {credential.name, roots_secret_of(credential).name}
     return frozenset(found)
+
+
+def _of_ingress(row: ConfigObject) -> Iterator[str]:
+    for tls in (row.spec.get("tls") or ()) if row.kind == "Ingress" else ():
+        if isinstance(tls, Mapping) and isinstance(tls.get("secretName"), str):
+            yield tls["secretName"]
 
 
 def _credentials(value: Any) -> Iterator[str]:

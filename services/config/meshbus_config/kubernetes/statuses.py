@@ -24,7 +24,8 @@ from meshbus.model.keys import Key
 from meshbus.model.status import GatewayReport, ProxyProblem
 from meshbus.validate.report import Violation
 from meshbus_config.documents import timestamp
-from meshbus_config.kubernetes.following import Following
+from meshbus_config.kubernetes.following import PLATFORM_GROUP, Following
+from meshbus_config.kubernetes.ingress_statuses import IngressStatuses
 from meshbus_config.kubernetes.objects import Judged, concerns
 from meshbus_config.object_status import (
     RESOLVED_REFS,
@@ -163,6 +164,7 @@ class StatusWriting:
         store: Store,
         board: StatusBoard,
         references: References,
+        ingresses: IngressStatuses,
         *,
         cluster: str,
         revision: str,
@@ -175,6 +177,7 @@ class StatusWriting:
         self._store = store
         self._board = board
         self._references = references
+        self._ingresses = ingresses
         self._cluster = cluster
         self._revision = revision
         self._now = now
@@ -198,6 +201,7 @@ class StatusWriting:
             self._wake.clear()
             if self._lease.held and self._following.synced:
                 await self._write_all()
+                await self._ingresses.write()
             await asyncio.sleep(_PAUSE_S)
 
     async def _write_all(self) -> None:
@@ -220,7 +224,7 @@ class StatusWriting:
         fleet: Fleet,
     ) -> dict[str, Any] | None:
         info = self._following.kind_of(key)
-        if info is None or not info.has_status:
+        if info is None or not info.has_status or info.group == PLATFORM_GROUP:
             return None
         if not concerns(judged.row, self._revision) or not self._following.selected(key.namespace):
             return None

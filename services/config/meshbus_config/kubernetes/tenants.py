@@ -5,6 +5,8 @@ from meshbus_config.kubernetes.following import Following
 from meshbus_config.kubernetes.objects import Judged
 
 TENANTS = "tenants"
+PLATFORM_TABLES = frozenset({"cfg.ingresses", "cfg.ingressclasses"})
+"""Kinds of Kubernetes: they do not count for quotas."""
 
 
 class Tenants:
@@ -28,7 +30,7 @@ class Tenants:
                     if key.kind == TENANTS and not judged.problems
                 ),
                 self._following.labels_of,
-                (judged.row for judged in objects.values()),
+                (judged.row for key, judged in objects.items() if key.table not in PLATFORM_TABLES),
             )
         return self._tenancy
 
