@@ -11,6 +11,7 @@ import structlog
 from meshbus.bus.interface import MODEL, Bus, FollowerHandle, Message
 from meshbus.model.envelope import unseal
 from meshbus.model.keys import Key, key_of
+from meshbus.model.revisions import RevisionView
 from meshbus.model.rows import decode_row
 from meshbus.model.world import Put, Query, World
 
@@ -27,9 +28,14 @@ class WorldMirror:
     the old world to the new, never an empty one.
     """
 
-    def __init__(self, without: Container[str] = ()) -> None:
-        """`without`: tables whose rows are not kept; the version moves with them all the same."""
+    def __init__(self, without: Container[str] = (), view: RevisionView | None = None) -> None:
+        """
+        Args:
+            without: Tables whose rows are not kept; the version moves with them all the same.
+            view: Whose model it is; None: everything as it is.
+        """
         self._without = without
+        self._view = view
         self.world = World()
         """All rows at one version."""
         self.poisoned: dict[str, str] = {}
@@ -118,6 +124,11 @@ class WorldMirror:
             return None  # a fence or another control subject
         if key.table in self._without:
             return None
+        if self._view is not None:
+            seen = self._view.key(key)
+            if seen is None:
+                return None
+            key = seen
         if not message.data:
             self.poisoned.pop(message.subject, None)
             return Put(key, message.sequence, 0.0, None)
@@ -132,4 +143,5 @@ class WorldMirror:
             log.error("a row cannot be read; the one before it stands", key=str(key), error=error)
             return None
         self.poisoned.pop(message.subject, None)
-        return Put(key, message.sequence, envelope.ts, row)
+        seen_row = row if self._view is None else self._view.row(row)
+        return Put(key, message.sequence, envelope.ts, seen_row)

@@ -16,6 +16,7 @@ from meshbus.inject.errors import InjectionError
 
 INJECT = "sidecar.istio.io/inject"
 STATUS = "sidecar.istio.io/status"
+PROXY_TYPE = "meshbus.io/proxy-type"
 OVERRIDES = "proxy.istio.io/overrides"
 PROXY_CONFIG = "proxy.istio.io/config"
 TEMPLATES = "inject.istio.io/templates"
@@ -215,6 +216,7 @@ KNOWN: dict[str, Known] = {
     OVERRIDES: Known("Written by injection: containers of the pod that were merged with its own."),
     STATUS: Known("Written by injection: what was added, so that it can be done again."),
     REVISION: Known("Written by injection: the revision that did it."),
+    PROXY_TYPE: Known("Written by injection: `router` for a gateway."),
     NATIVE: Known(
         "`true`: the sidecar is an init container that keeps running (Kubernetes 1.29+); "
         "`false`: a container beside the application.",

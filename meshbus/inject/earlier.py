@@ -50,6 +50,7 @@ def before_injection(pod: Mapping[str, Any]) -> dict[str, Any]:
     metadata = restored.setdefault("metadata", {})
     spec = restored.setdefault("spec", {})
     metadata["annotations"] = notes = dict(metadata.get("annotations") or {})
+    notes.pop(a.PROXY_TYPE, None)
     if status is None:
         # Overrides may also be written by hand.
         _put_back(spec, notes)

@@ -302,6 +302,9 @@ class Injector:
         if proxy.get("args") != [ARGS_LATER]:
             return []
         router = not _has_capture(pod) and "sidecar" not in self._template_names(notes)
+        if router:
+            # Discovery tells gateways from sidecars by it.
+            notes[a.PROXY_TYPE] = "router"
         ports = dict.fromkeys((READY_PORT, metrics_port, context.status_port))
         local = lookup(self.mesh, "inboundTrafficPolicy", "mode") == "LOCALHOST"
         metadata = _node_metadata(pod, environment, context)

@@ -14,7 +14,7 @@ import msgspec
 
 from meshbus.model.rows import ConfigObject
 
-_KEPT_ANNOTATIONS = "istio.io/"
+_KEPT_ANNOTATIONS = ("istio.io/", "meshbus.io/")
 _INJECTED = "sidecar.istio.io/status"
 _SHARED = 65536
 _PROXY = "istio-proxy"
@@ -117,7 +117,7 @@ def _object(
     annotations = {
         name: ("" if name == _INJECTED else value)
         for name, value in (meta.annotations or _NONE).items()
-        if _KEPT_ANNOTATIONS in name
+        if any(part in name for part in _KEPT_ANNOTATIONS)
     }
     kept = labels if labels is not None else meta.labels or _NONE
     return ConfigObject(

@@ -3,12 +3,11 @@
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from meshbus.model.revisions import DEFAULT_REVISION
 from meshbus.runtime.settings import ProcessSettings, SettingsError
 
 if TYPE_CHECKING:
     from meshbus.kube.client import KubeClient
-
-REVISION_LABEL = "istio.io/rev"
 
 
 class Kubernetes(NamedTuple):
@@ -41,7 +40,7 @@ async def connect_kubernetes(process: ProcessSettings) -> Kubernetes | None:
         raise SettingsError(f"MESHBUS_KUBERNETES: {error}") from None
     return Kubernetes(
         client=KubeClient(access, agent=f"meshbus/{process.pod or 'meshbus'}"),
-        revision=process.revision or "default",
+        revision=process.revision or DEFAULT_REVISION,
         namespaces=tuple(
             dict.fromkeys(name.strip() for name in process.namespaces.split(",") if name.strip())
         ),

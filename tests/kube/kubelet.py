@@ -1,6 +1,6 @@
 """What a kubelet does for a test: pods of a real API server as processes of this machine.
 
-Each pod gets a network namespace with its address and the rules of its init container, its real
+Each pod gets a network namespace with its address and what its init container does, its real
 Envoy with the bootstrap, ConfigMaps and bound token that its spec names, and, as the application,
 the Bookinfo service that its labels name. Root, Linux.
 """
@@ -8,6 +8,7 @@ the Bookinfo service that its labels name. Root, Linux.
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from typing import Any
 from cluster import Cluster, Refused
 
 from meshbus.local.binaries import find_envoy
-from meshbus.local.capture import PROXY_UID, capture_rules
+from meshbus.local.capture import PROXY_UID
 
+INIT = Path(__file__).parents[2] / "deploy" / "docker" / "init" / "meshbus-init"
+"""What the image of `istio-init` runs."""
 NODE = "local-node"
 PREFIX = "mbk"
 NETWORK = "10.166"
@@ -69,10 +72,16 @@ class RunningPod:
         _run(f"{inside} route add default via {NETWORK}.0.1")
         proxy = self._proxy()
         if proxy is not None:
-            rules = capture_rules(4, "127.0.0.53", direct_ports=(15020, 15021, 15090))
-            _run(f"ip netns exec {self.netns} iptables-restore", stdin=rules)
+            self._capture()
             self._start_envoy(proxy)
-        self._start_application()
+        if any(one["name"] != "istio-proxy" for one in self.pod["spec"]["containers"]):
+            self._start_application()
+
+    def _capture(self) -> None:
+        for container in self.pod["spec"].get("initContainers", ()):
+            if container["name"] == "istio-init":
+                arguments = shlex.join(container["args"])
+                _run(f"ip netns exec {self.netns} sh {INIT} {arguments}")
 
     def _proxy(self) -> dict[str, Any] | None:
         spec = self.pod["spec"]

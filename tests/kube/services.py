@@ -20,16 +20,16 @@ from meshbus.kube.permissions import ALWAYS_CLUSTER, CLUSTER, ROOT, rules_of
 _RBAC = "rbac.authorization.k8s.io/v1"
 
 
-def account_of(service: str) -> str:
+def account_of(service: str, revision: str = "") -> str:
     """The ServiceAccount of a service."""
-    return f"meshbus-{service}"
+    return f"meshbus-{service}-{revision}" if revision else f"meshbus-{service}"
 
 
 def rbac_of(
     service: str, root: str, revision: str = "", namespaces: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
     """The ServiceAccount of a service and what it may do."""
-    account = account_of(service)
+    account = account_of(service, revision)
     subjects = [{"kind": "ServiceAccount", "name": account, "namespace": root}]
     documents: list[dict[str, Any]] = [
         {
@@ -124,12 +124,13 @@ def serving(
     env: Mapping[str, str] | None = None,
     namespaces: tuple[str, ...] = (),
     pod: str = "",
+    revision: str = "",
 ) -> Iterator[Process]:
     """A service, run as its ServiceAccount."""
-    for document in rbac_of(service, root, namespaces=namespaces):
+    for document in rbac_of(service, root, revision, namespaces=namespaces):
         cluster.apply(document)
     folder.mkdir(parents=True, exist_ok=True)
-    account = cluster.account_folder(folder / "account", root, account_of(service))
+    account = cluster.account_folder(folder / "account", root, account_of(service, revision))
     environment = {
         **os.environ,
         **cluster.pod_env(account),
@@ -140,6 +141,7 @@ def serving(
         "MESHBUS_ROOT_NAMESPACE": root,
         "MESHBUS_POD": pod or f"{service}-0",
         "MESHBUS_NAMESPACES": ",".join(namespaces),
+        "MESHBUS_REVISION": revision,
         **(env or {}),
     }
     with (folder / "log").open("ab") as log:

@@ -1,6 +1,11 @@
-"""Bookinfo on a real API server: applied by kubectl, carried by real Envoys as injected."""
+"""Bookinfo on a real API server: applied by kubectl, carried by real Envoys as injected: by the
+chart's webhooks when the API server makes the pods, one of them by `meshbus kube-inject` before."""
 
+import base64
+import http.client
 import json
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -8,16 +13,21 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from cluster import Cluster
 from kubelet import NODE, Kubelet, RunningPod, bridge, can_run
 from nats_process import NatsServer
+from test_kube_chart import helm_program
 from test_kube_crds import install_definitions
+from webhooks import injection_values, injector_webhooks, webhook_of
 
+from meshbus.cli.cluster_keys import authority, leaf
 from services import Process, serving
 
+__all__ = ["helm_program"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.root,
@@ -35,16 +45,62 @@ class World(NamedTuple):
     gateway: Process
 
 
-def injected(manifests: Path) -> str:
-    """The manifests with sidecars in their pods."""
+def injected(document: dict[str, Any], values: Path) -> dict[str, Any]:
+    """The document with sidecars in its pods, by the command."""
     done = subprocess.run(
-        [sys.executable, "-m", "meshbus.cli.main", "kube-inject", "-f", str(manifests)],
+        [
+            *(sys.executable, "-m", "meshbus.cli.main", "kube-inject"),
+            *("-f", "-", "--values", str(values)),
+        ],
+        input=yaml.safe_dump(document),
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    found: dict[str, Any] = next(yaml.safe_load_all(done.stdout))
+    return found
+
+
+EDGE: list[dict[str, Any]] = [
+    {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "edge"},
+        "spec": {
+            "selector": {"istio": "ingressgateway"},
+            "ports": [
+                {"name": "http", "port": 80, "targetPort": 8080},
+                {"name": "https", "port": 443, "targetPort": 8443},
+            ],
+        },
+    },
+    {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "edge"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "edge"}},
+            "template": {
+                "metadata": {
+                    "labels": {"app": "edge", "version": "v1", "istio": "ingressgateway"},
+                    "annotations": {"inject.istio.io/templates": "gateway"},
+                },
+                "spec": {"containers": [{"name": "istio-proxy", "image": "auto"}]},
+            },
+        },
+    },
+]
+"""A gateway of one's own: its pod is made a gateway by the webhook."""
+
+
+def documents_of(source: Path, values: Path) -> list[dict[str, Any]]:
+    """Bookinfo, one of its workloads injected by hand, and a gateway."""
+    documents = [d for d in yaml.safe_load_all(source.read_text()) if d]
+    return [
+        injected(d, values) if d["metadata"]["name"] == "ratings-v1" else d
+        for d in (*documents, *EDGE)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +112,27 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def world(cluster: Cluster, shared_data: Path, folder: Path) -> Iterator[World]:
+def world(cluster: Cluster, helm_program: str, shared_data: Path, folder: Path) -> Iterator[World]:
     install_definitions(cluster)
-    for name in (ROOT, NAMESPACE):
-        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    for name, labels in ((ROOT, {}), (NAMESPACE, {"istio-injection": "enabled"})):
+        metadata = {"name": name, "labels": labels}
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
     nats = NatsServer(folder / "nats")
     nats.start()
     with bridge() as address:
-        (folder / "values.yaml").write_text("{}\n")
+        values = folder / "values.yaml"
+        values.write_text(injection_values(helm_program, ROOT))
         api = {
             "MESHBUS_CONFIG_API": "127.0.0.1:0",
-            "MESHBUS_CONFIG_INJECTION": str(folder / "values.yaml"),
+            "MESHBUS_CONFIG_WEBHOOKS": "127.0.0.1:0",
+            "MESHBUS_CONFIG_WEBHOOK_NAMES": "127.0.0.1",
+            "MESHBUS_CONFIG_INJECTION": str(values),
         }
         listen = {"MESHBUS_XDS_GATEWAY_LISTEN": f"{address}:15012"}
         with (
             serving(cluster, nats, "ca", folder / "ca", root=ROOT),
-            serving(cluster, nats, "config", folder / "config", root=ROOT, env=api),
+            serving(cluster, nats, "config", folder / "config", root=ROOT, env=api) as config,
             serving(cluster, nats, "discovery", folder / "discovery", root=ROOT),
             serving(
                 cluster, nats, "xds-gateway", folder / "gateway", root=ROOT, env=listen
@@ -82,11 +142,17 @@ def world(cluster: Cluster, shared_data: Path, folder: Path) -> Iterator[World]:
             kubelet = Kubelet(cluster, NAMESPACE, folder / "pods")
             (folder / "pods").mkdir(mode=0o755)
             source = shared_data / "samples" / "bookinfo" / "platform" / "kube" / "bookinfo.yaml"
-            cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=injected(source))
+            config.wait_ready()
+            webhooks = injector_webhooks(helm_program, ROOT, webhook_of(folder / "config"))
+            for document in webhooks:
+                cluster.apply(document)
+            cluster.wait(lambda: injects(cluster), 30)
+            manifests = yaml.safe_dump_all(documents_of(source, values))
+            cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=manifests)
             kubelet.start()
             try:
                 cluster.wait(
-                    lambda: len(kubelet.pods) == 6 and all(p.ready for p in kubelet.pods.values()),
+                    lambda: len(kubelet.pods) == 7 and all(p.ready for p in kubelet.pods.values()),
                     90,
                 )
                 yield World(cluster, kubelet, gateway)
@@ -95,8 +161,23 @@ def world(cluster: Cluster, shared_data: Path, folder: Path) -> Iterator[World]:
                 for path in sorted(folder.glob("**/*log"))[:40]:
                     tail = path.read_text(errors="replace")[-1500:]
                     print(f"--- {path.relative_to(folder)}\n{tail}")
+                for document in webhooks:
+                    cluster.delete(document)
                 kubelet.stop()
     nats.kill()
+
+
+def injects(cluster: Cluster) -> bool:
+    """Whether the API server has taken up the webhooks."""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "try"},
+        "spec": {"containers": [{"name": "a", "image": "a"}]},
+    }
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods?dryRun=All"
+    made = cluster.request("POST", path, pod)
+    return "sidecar.istio.io/status" in made["metadata"].get("annotations", {})
 
 
 def versions(pod: RunningPod, count: int = 20) -> set[str]:
@@ -108,12 +189,107 @@ def versions(pod: RunningPod, count: int = 20) -> set[str]:
     return found
 
 
+def test_pods_are_injected_as_the_api_server_makes_them(world: World) -> None:
+    """Deployments say nothing of a proxy, but the one that was injected by hand: its pod is as that
+    says."""
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
+    templates = {
+        one["metadata"]["name"]: one["spec"]["template"]["spec"]
+        for one in world.cluster.get(path)["items"]
+    }
+    for name in ("details", "productpage", "reviews"):
+        assert "initContainers" not in templates[f"{name}-v1"]
+        spec = world.kubelet.of(name).pod["spec"]
+        assert [one["name"] for one in spec["initContainers"]] == ["istio-init", "istio-proxy"]
+    # What was injected is not injected again beside it.
+    by_hand = [one["name"] for one in templates["ratings-v1"]["initContainers"]]
+    pod = world.kubelet.of("ratings").pod["spec"]
+    assert [one["name"] for one in pod["initContainers"]] == by_hand
+    assert [one["name"] for one in pod["containers"]] == ["ratings"]
+    gateway = world.kubelet.of("edge").pod["spec"]
+    assert "initContainers" not in gateway
+    assert gateway["containers"][0]["image"] != "auto"
+
+
 def test_traffic_goes_through_sidecars(world: World) -> None:
     page = world.kubelet.of("productpage")
     world.cluster.wait(lambda: versions(page, 12) == {"v1", "v2", "v3"}, 60)
     status, body = page.call("http://localhost:9080/productpage?u=normal")
     assert status == 200, body
     assert "An extremely entertaining play by Shakespeare" in body
+
+
+def test_an_ingress_with_its_certificate_is_carried_by_an_injected_gateway(
+    world: World, folder: Path
+) -> None:
+    cluster, edge = world.cluster, world.kubelet.of("edge")
+    root, key = authority()
+    certificate, own = leaf(root, key, ["books.example.com"])
+    (folder / "books.pem").write_text(root)
+    data = {"tls.crt": certificate, "tls.key": own}
+    backend = {"service": {"name": "productpage", "port": {"number": 9080}}}
+    documents: list[dict[str, Any]] = [
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "IngressClass",
+            "metadata": {"name": "mesh"},
+            "spec": {"controller": "istio.io/ingress-controller"},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "books-cert", "namespace": NAMESPACE},
+            "type": "kubernetes.io/tls",
+            "data": {name: base64.b64encode(text.encode()).decode() for name, text in data.items()},
+        },
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "Ingress",
+            "metadata": {"name": "books", "namespace": NAMESPACE},
+            "spec": {
+                "ingressClassName": "mesh",
+                "tls": [{"hosts": ["books.example.com"], "secretName": "books-cert"}],
+                "rules": [
+                    {
+                        "host": "books.example.com",
+                        "http": {
+                            "paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]
+                        },
+                    }
+                ],
+            },
+        },
+    ]
+    trust = ssl.create_default_context(cafile=str(folder / "books.pem"))
+
+    def get(path: str) -> tuple[int, str]:
+        with (
+            socket.create_connection((edge.address, 8443), timeout=5) as plain,
+            trust.wrap_socket(plain, server_hostname="books.example.com") as channel,
+        ):
+            request = f"GET {path} HTTP/1.1\r\nHost: books.example.com\r\nConnection: close\r\n\r\n"
+            channel.sendall(request.encode())
+            answer = http.client.HTTPResponse(channel)
+            answer.begin()
+            return answer.status, answer.read().decode()
+
+    try:
+        for document in documents:
+            cluster.apply(document)
+        cluster.wait(lambda: get("/productpage?u=normal")[0] == 200, 60)
+        assert "The Comedy of Errors" in get("/productpage?u=normal")[1]
+        # A renewed certificate is shown without a new listener, and without a restart.
+        root, key = authority()
+        certificate, own = leaf(root, key, ["books.example.com"])
+        data = {"tls.crt": certificate, "tls.key": own}
+        documents[1]["data"] = {n: base64.b64encode(t.encode()).decode() for n, t in data.items()}
+        cluster.apply(documents[1])
+        (folder / "books.pem").write_text(root)
+        trust = ssl.create_default_context(cafile=str(folder / "books.pem"))
+        cluster.wait(lambda: get("/productpage?u=normal")[0] == 200, 60)
+    finally:
+        for document in documents:
+            cluster.delete(document)
 
 
 def test_a_route_applied_by_kubectl_is_in_force(world: World) -> None:
@@ -139,7 +315,7 @@ spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews, subset: v
         conditions = world.cluster.get(path).get("status", {}).get("conditions", [])
         return next((c["message"] for c in conditions if c["type"] == "Programmed"), "")
 
-    world.cluster.wait(lambda: programmed() == "6 of 6 proxies have it", 60)
+    world.cluster.wait(lambda: programmed() == "7 of 7 proxies have it", 60)
     said = world.cluster.kubectl(
         "-n", NAMESPACE, "wait", "--for=condition=Programmed", "vs/reviews", "--timeout=30s"
     )

@@ -1,9 +1,7 @@
 """Injection by a real API server: whom its webhooks choose, as the chart writes them, what pods
 get, and what stands in their namespaces."""
 
-import base64
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +9,11 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
-import yaml
 from cluster import Cluster, Refused
 from nats_process import NatsServer
-from test_kube_chart import CHART, helm_program, sets
+from test_kube_chart import helm_program, sets
 from test_kube_crds import install_definitions
+from webhooks import injector_webhooks, webhook_of
 
 from services import Process, serving
 
@@ -35,18 +33,7 @@ class Injection(NamedTuple):
 
     def webhooks(self, *flags: str) -> list[dict[str, Any]]:
         """The webhook configurations that the chart renders, with the address of the process."""
-        bundle = base64.b64encode(self.webhook["ca"].encode()).decode()
-        own = sets(
-            f"sidecarInjectorWebhook.injectionURL={self.webhook['url']}/inject",
-            f"sidecarInjectorWebhook.caBundle={bundle}",
-        )
-        done = subprocess.run(
-            [self.binary, "template", "mesh", str(CHART), "-n", self.root, "--kube-version",
-             "1.34", "-s", "templates/webhooks.yaml", *own, *flags],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        found = [d for d in yaml.safe_load_all(done.stdout) if d]
-        return [d for d in found if d["kind"] == "MutatingWebhookConfiguration"]
+        return injector_webhooks(self.binary, self.root, self.webhook, *flags)
 
     def create(self, namespace: str, labels: dict[str, str], **spec: Any) -> dict[str, Any]:
         """A pod as the API server would keep it."""
@@ -101,8 +88,9 @@ def injection(
         serving(cluster, nats_server, "config", tmp_path / "config", root=root, env=env) as config,
     ):
         config.wait_ready()
-        webhook = json.loads((tmp_path / "config" / "config" / "webhooks.json").read_text())
-        yield Injection(cluster, root, config, helm_program, webhook, values)
+        yield Injection(
+            cluster, root, config, helm_program, webhook_of(tmp_path / "config"), values
+        )
 
 
 @pytest.fixture

@@ -117,6 +117,8 @@ def _stand_in(namespace: str, name: str, index: int) -> str:
 
 HEALTH_CHECKED = "proxy.istio.io/health-checks-enabled"
 """Annotation of an entry whose machine says whether it is healthy."""
+PROXY_TYPE = "meshbus.io/proxy-type"
+"""Annotation of a pod whose proxy was injected as a gateway: `router`."""
 _CAPTURE = "standalone.meshbus.io/capture"
 _APPLICATION = "standalone.meshbus.io/application-address"
 _HTTP_PROXY = "standalone.meshbus.io/http-proxy-port"
@@ -230,7 +232,8 @@ def instance_of_pod(
         c.get("name") == "istio-proxy" for c in containers
     )
     labels = object.labels
-    mode = labels.get(TLS_MODE_LABEL) or (MUTUAL if injected else DISABLED)
+    gateway = injected and object.annotations.get(PROXY_TYPE) == "router"
+    mode = labels.get(TLS_MODE_LABEL) or (MUTUAL if injected and not gateway else DISABLED)
     ready = [
         c.get("status") for c in _records(status.get("conditions")) if c.get("type") == "Ready"
     ]
@@ -244,7 +247,8 @@ def instance_of_pod(
         service_account=str(spec.get("serviceAccountName") or "default"),
         labels=dict(labels),
         addresses=addresses,
-        sidecar=mode == MUTUAL,
+        sidecar=mode == MUTUAL and not gateway,
+        gateway=gateway,
         network=network,
         cluster=cluster,
         locality=_locality(labels, node_labels),

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshbus.inject import InjectionError, Injector, Owner
-from meshbus.inject.annotations import KNOWN, OVERRIDES, STATUS
+from meshbus.inject.annotations import KNOWN, OVERRIDES, PROXY_TYPE, STATUS, TEMPLATES
 
 OWNER = Owner("apps/v1", "Deployment", "web", "shop")
 VALUES = st.sampled_from(
@@ -74,3 +74,18 @@ def test_injected_or_refused_and_again_the_same(
         return
     assert pod == written(notes, probes, proxy), "what was given is not changed"
     assert injector.inject(once, OWNER).pod == once
+
+
+def test_a_gateway_is_marked_as_long_as_it_is_one() -> None:
+    """Discovery, and with it the xds-gateway, tells gateways from sidecars by the mark."""
+    injector = Injector({})
+    pod = {
+        "metadata": {"annotations": {TEMPLATES: "gateway"}},
+        "spec": {"containers": [{"name": "istio-proxy", "image": "auto"}]},
+    }
+    gateway = injector.inject(pod, OWNER).pod
+    assert gateway["metadata"]["annotations"][PROXY_TYPE] == "router"
+    gateway["metadata"]["annotations"].pop(TEMPLATES)
+    assert PROXY_TYPE not in injector.inject(gateway, OWNER).pod["metadata"]["annotations"]
+    claimed = {"metadata": {"annotations": {PROXY_TYPE: "router"}}, "spec": pod["spec"]}
+    assert PROXY_TYPE not in injector.inject(claimed, OWNER).pod["metadata"]["annotations"]

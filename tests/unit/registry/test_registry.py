@@ -66,6 +66,28 @@ metadata:
 """
 
 
+def test_a_pod_whose_proxy_is_a_gateway() -> None:
+    """As injection marks it: the proxy is the application, and nobody calls it by mutual TLS."""
+    pod = """
+apiVersion: v1
+kind: Pod
+metadata:
+  name: edge-1
+  labels: {istio: ingressgateway}
+  annotations: {sidecar.istio.io/status: "{}", meshbus.io/proxy-type: router}
+spec: {containers: [{name: istio-proxy}]}
+status: {podIP: 10.0.0.9}
+"""
+    edge = derived(pod)["reg.workloads/default/edge-1"]
+    assert isinstance(edge, WorkloadInstance)
+    assert (edge.gateway, edge.sidecar, edge.tls_mode) == (True, False, "disabled")
+    # Who is not in the mesh is no gateway of it, whatever its annotations say.
+    alone = pod.replace('sidecar.istio.io/status: "{}", ', "").replace("istio-proxy", "web")
+    plain = derived(alone)["reg.workloads/default/edge-1"]
+    assert isinstance(plain, WorkloadInstance)
+    assert (plain.gateway, plain.sidecar) == (False, False)
+
+
 def test_service_and_pod() -> None:
     rows = derived(REVIEWS + "---" + POD)
     service = rows[f"reg.services/default/{HOST}"]

@@ -12,7 +12,8 @@ import msgspec
 
 from meshbus.kube.client import KubeClient, KubeError, object_path
 from meshbus.kube.reflector import Name, Reflector, Source
-from meshbus.runtime.kubernetes import REVISION_LABEL, Kubernetes
+from meshbus.model.revisions import REVISION_LABEL
+from meshbus.runtime.kubernetes import Kubernetes
 
 _GROUP, _VERSION = "admissionregistration.k8s.io", "v1"
 _PLURALS = ("validatingwebhookconfigurations", "mutatingwebhookconfigurations")

@@ -72,7 +72,6 @@ class KubernetesControl:
         self._writing = Writing(
             store,
             self._following,
-            revision=kubernetes.revision,
             authors=authors,
             now=clock.now,
             may=self._tenants.refusal,
@@ -86,7 +85,7 @@ class KubernetesControl:
             now=clock.now,
             monotonic=clock.monotonic,
         )
-        self._ingresses = IngressStatuses(kubernetes.client, self._following)
+        self._ingresses = IngressStatuses(kubernetes.client, self._following, context.cluster)
         self._statuses = StatusWriting(
             kubernetes.client,
             self._lease,
@@ -96,14 +95,13 @@ class KubernetesControl:
             references,
             self._ingresses,
             cluster=context.cluster,
-            revision=kubernetes.revision,
             now=clock.now,
             may=self._tenants.refusal,
         )
         board.on_report(self._statuses.wake)
         self.users = ReviewedUsers(Reviews(kubernetes.client, clock.monotonic))
         validating = Validating(
-            kubernetes.revision, authors, self._tenants.refusal_of_new, self._rejected
+            self._following.revisions, authors, self._tenants.refusal_of_new, self._rejected
         )
         self.handlers: dict[str, Handler] = {VALIDATE: validating.answer}
         """Webhooks by path; those added before `run` are served too."""
@@ -160,7 +158,9 @@ class KubernetesControl:
         return [
             judged.row
             for key, judged in self._following.objects.items()
-            if key.kind == plural and not judged.problems
+            if key.kind == plural
+            and not judged.problems
+            and self._following.revisions.is_ours(judged.row.labels)
         ]
 
     def _bootstrap_filters(self) -> list[ConfigObject]:

@@ -17,6 +17,7 @@ from meshbus.kube.client import KubeClient, object_path
 from meshbus.kube.platform import NAMESPACES, SERVICES
 from meshbus.kube.reflector import Name, Reflector, Source
 from meshbus.model.keys import Key
+from meshbus.model.revisions import DEFAULT_REVISION, REVISION_LABEL, mesh_row_name
 from meshbus.model.rows import ConfigObject
 from meshbus.runtime.kubernetes import Kubernetes
 from meshbus.schema.crds import followed_kinds
@@ -28,6 +29,11 @@ from meshbus_config.kubernetes.objects import (
     read_mesh_config,
     read_object,
     read_secret,
+)
+from meshbus_config.kubernetes.revisions import (
+    WEBHOOK_CONFIGURATIONS,
+    Revisions,
+    read_webhook_labels,
 )
 
 PLATFORM_GROUP = "networking.k8s.io"
@@ -107,19 +113,18 @@ class Following:
         self.secrets: dict[Key, HeldSecret] = {}
         self.services: dict[str, ConfigObject] = {}
         """Services beside the control plane, by name: one of them may lead to its gateways."""
-        self.mesh: JudgedMesh | None = None
-        """The mesh config; None: there is none. The last good one, while the present is bad."""
-        self.mesh_problem = ""
+        self.meshes: dict[str, JudgedMesh] = {}
+        """The mesh config of each revision that has one. The last good one, while the present is
+        bad."""
+        self.mesh_problems: dict[str, str] = {}
+        """What is wrong with the present one."""
+        self._mesh_tasks: dict[str, asyncio.Task[None]] = {}
+        self.revisions = Revisions(kubernetes.revision, self._revisions_moved)
+        """The control planes of this model."""
         self.malformed: dict[Key, str] = {}
         """Objects that cannot be read, and why."""
         self.fresh: set[Key] = set()
         """Keys that have changed since `take_fresh`."""
-        revision = kubernetes.revision
-        name = "istio" if revision == "default" else f"istio-{revision}"
-        self._mesh_source = Source(
-            object_path("", "v1", "configmaps", kubernetes.namespace),
-            fields=f"metadata.name={name}",
-        )
         self._events = Counter(
             "meshbus_kube_events_total",
             "Objects that the API server sent.",
@@ -154,17 +159,17 @@ class Following:
             SERVICES.read,
             _To(self._take_service, self._drop_service, lambda name, error: None),
         )
-        mesh = Reflector(
-            self._client,
-            self._mesh_source,
-            read_mesh_config,
-            _To(self._take_mesh, lambda name: self._drop_mesh(), self._bad_mesh),
+        own = self._kubernetes.revision
+        mesh = self._mesh_reflector(own)
+        revisions = Reflector(
+            self._client, WEBHOOK_CONFIGURATIONS, read_webhook_labels, self.revisions
         )
         async with asyncio.TaskGroup() as group:
             self._tasks = group
-            group.create_task(mesh.run())
+            self._mesh_tasks[own] = group.create_task(mesh.run())
+            first: list[Reflector[Any]] = [mesh, balancers, revisions]
             group.create_task(balancers.run())
-            first: list[Reflector[Any]] = [mesh, balancers]
+            group.create_task(revisions.run())
             if not self._kubernetes.namespaces:
                 namespaces = Reflector(
                     self._client,
@@ -213,7 +218,9 @@ class Following:
             "objects": len(self.objects),
             "secrets": sorted(self._secret_tasks),
             "malformed": {str(key): error for key, error in self.malformed.items()},
-            "mesh": self.mesh_problem,
+            "mesh": self.mesh_problems.get(self._kubernetes.revision, ""),
+            "revisions": sorted(self.revisions.known),
+            "tags": dict(self.revisions.tags),
         }
 
     def namespaces(self) -> tuple[str, ...]:
@@ -237,9 +244,18 @@ class Following:
         held = self._kinds.get(f"{info.plural}.{info.group}") if info is not None else None
         return held.version if held is not None else ""
 
-    def mesh_key(self) -> Key:
-        """The row of the mesh config."""
-        return Key(self._cluster, "mesh", "config", "", "mesh")
+    @property
+    def mesh(self) -> JudgedMesh | None:
+        """The mesh config of our revision; None: there is none."""
+        return self.meshes.get(self._kubernetes.revision)
+
+    def mesh_key(self, revision: str) -> Key:
+        """The row of a revision's mesh config."""
+        return Key(self._cluster, "mesh", "config", "", mesh_row_name(revision))
+
+    def mesh_keys(self) -> dict[Key, str]:
+        """Rows of mesh configs, and whose they are."""
+        return {self.mesh_key(revision): revision for revision in self.revisions.known}
 
     def _touch(self, key: Key) -> None:
         self.fresh.add(key)
@@ -337,23 +353,64 @@ class Following:
 
     # ------------------------------------------------------------------ mesh config
 
-    def _take_mesh(self, name: Name, mesh: JudgedMesh) -> None:
+    def _mesh_reflector(self, revision: str) -> Reflector[JudgedMesh]:
+        """ConfigMap `istio`, or `istio-REVISION`."""
+        name = "istio" if revision == DEFAULT_REVISION else f"istio-{revision}"
+        source = Source(
+            object_path("", "v1", "configmaps", self._kubernetes.namespace),
+            fields=f"metadata.name={name}",
+        )
+        sink = _To(
+            lambda name, mesh: self._take_mesh(revision, mesh),
+            lambda name: self._drop_mesh(revision),
+            lambda name, error: self._bad_mesh(revision, error),
+        )
+        return Reflector(self._client, source, read_mesh_config, sink)
+
+    def _take_mesh(self, revision: str, mesh: JudgedMesh) -> None:
         if mesh.problems:
             first = mesh.problems[0]
-            self.mesh_problem = f"{first.path}: {first.message}"
-        else:
-            self.mesh, self.mesh_problem = mesh, ""
-            self._select(mesh.spec.get("discoverySelectors"))
-        self._touch(self.mesh_key())
+            self._bad_mesh(revision, f"{first.path}: {first.message}")
+            return
+        self.meshes[revision] = mesh
+        self.mesh_problems.pop(revision, None)
+        self._mesh_moved(revision)
 
-    def _drop_mesh(self) -> None:
-        self.mesh, self.mesh_problem = None, ""
-        self._select(None)
-        self._touch(self.mesh_key())
+    def _drop_mesh(self, revision: str) -> None:
+        self.meshes.pop(revision, None)
+        self.mesh_problems.pop(revision, None)
+        self._mesh_moved(revision)
 
-    def _bad_mesh(self, name: Name, error: str) -> None:
-        self.mesh_problem = error
-        self._touch(self.mesh_key())
+    def _bad_mesh(self, revision: str, error: str) -> None:
+        self.mesh_problems[revision] = error
+        self._touch(self.mesh_key(revision))
+
+    def _mesh_moved(self, revision: str) -> None:
+        if revision == self._kubernetes.revision:
+            self._select(self.mesh.spec.get("discoverySelectors") if self.mesh else None)
+        self._touch(self.mesh_key(revision))
+
+    # ------------------------------------------------------------------ revisions
+
+    def _revisions_moved(self) -> None:
+        """Other control planes have come or gone, or a tag names another one."""
+        known = self.revisions.known
+        # Limited to namespaces we may read our own mesh config alone.
+        others = frozenset[str]() if self._kubernetes.namespaces else known
+        assert self._tasks is not None
+        for revision in self._mesh_tasks.keys() - others - {self._kubernetes.revision}:
+            self._mesh_tasks.pop(revision).cancel()
+            self._drop_mesh(revision)
+        for revision in sorted(others - self._mesh_tasks.keys()):
+            self._mesh_tasks[revision] = self._tasks.create_task(
+                self._mesh_reflector(revision).run()
+            )
+        for key, judged in self.objects.items():
+            if judged.row.labels.get(REVISION_LABEL):
+                self._secrets_stale = True
+                self._touch(key)
+        if self.synced:
+            self._changed()
 
     # ------------------------------------------------------------------ namespaces
 
@@ -412,7 +469,13 @@ class Following:
         if self._tasks is None or not self._secrets_stale:
             return
         self._secrets_stale = False
-        wanted = sorted(credentials_of(judged.row for judged in self.objects.values()))
+        wanted = sorted(
+            credentials_of(
+                judged.row
+                for judged in self.objects.values()
+                if self.revisions.in_model(judged.row) is not None
+            )
+        )
         chosen = set(wanted[:MAX_SECRETS])
         for name in self._secret_tasks.keys() - chosen:
             for task in self._secret_tasks.pop(name):

@@ -21,7 +21,9 @@ from meshbus.kube.client import (
     NotFound,
     object_path,
 )
-from meshbus.model.world import Query, World
+from meshbus.model.keys import Key
+from meshbus.model.revisions import RevisionView, mesh_row_name
+from meshbus.model.world import Put, Query, World
 from meshbus_config.kubernetes.following import PLATFORM_GROUP, Following
 from meshbus_config.kubernetes.objects import Judged
 
@@ -31,8 +33,10 @@ log = structlog.get_logger("kubernetes-status")
 class IngressStatuses:
     """What is to be said of the Ingress objects that are in force."""
 
-    def __init__(self, client: KubeClient, following: Following) -> None:
+    def __init__(self, client: KubeClient, following: Following, cluster: str) -> None:
         self._client = client
+        self._view = RevisionView(following.revisions.own)
+        self._mesh = Key(cluster, "mesh", "config", "", mesh_row_name(following.revisions.own))
         self._following = following
         self._engine = Engine(World())
         self.written = 0
@@ -40,6 +44,11 @@ class IngressStatuses:
 
     def changed(self, world: World, touched: Iterable[Query]) -> None:
         """The next world, as the mirror gives it."""
+        seen = self._view.key(self._mesh)
+        if seen is not None and seen != self._mesh:
+            put = Put(seen, world.sequence, 0.0, world.get(self._mesh))
+            world, more = world.apply([put])
+            touched = {*touched, *more}
         self._engine.update(world, touched)
 
     def _wanted(self) -> list[dict[str, str]]:
@@ -54,7 +63,11 @@ class IngressStatuses:
         wanted = self._wanted()
         for ref in self._engine.get(ingresses):
             judged = self._following.objects.get(ref.key)
-            if judged is not None and _held(judged) != wanted:
+            if (
+                judged is not None
+                and self._following.revisions.is_ours(judged.row.labels)
+                and _held(judged) != wanted
+            ):
                 await self._write(judged, wanted)
 
     async def _write(self, judged: Judged, wanted: list[dict[str, str]]) -> None:

@@ -15,7 +15,6 @@ from meshbus.validate.report import Violation
 from meshbus.validate.support import unsupported_fields
 from meshbus_config.documents import LAST_APPLIED
 
-REVISION_LABEL = "istio.io/rev"
 MESH_KEY, NETWORKS_KEY = "mesh", "meshNetworks"
 _CREDENTIAL_FIELDS = frozenset({"credentialName", "caCertCredentialName"})
 _CREDENTIAL_LISTS = frozenset({"credentialNames"})
@@ -110,16 +109,6 @@ def _author(meta: _Meta) -> str:
 
 def _seconds(text: str | None) -> float:
     return datetime.fromisoformat(text).timestamp() if text else 0.0
-
-
-def concerns(row: ConfigObject, revision: str, tags: frozenset[str] = frozenset()) -> bool:
-    """Whether an object is for this revision: labelled for it or for one of its tags, or for none
-    in particular.
-
-    Source: Istio, revisions: an object without the label is for all of them.
-    """
-    wanted = row.labels.get(REVISION_LABEL)
-    return not wanted or wanted == revision or wanted in tags
 
 
 # --------------------------------------------------------------------------- the mesh config

@@ -26,7 +26,7 @@ from meshbus.validate.report import Violation
 from meshbus_config.documents import timestamp
 from meshbus_config.kubernetes.following import PLATFORM_GROUP, Following
 from meshbus_config.kubernetes.ingress_statuses import IngressStatuses
-from meshbus_config.kubernetes.objects import Judged, concerns
+from meshbus_config.kubernetes.objects import Judged
 from meshbus_config.object_status import (
     RESOLVED_REFS,
     Verdict,
@@ -167,7 +167,6 @@ class StatusWriting:
         ingresses: IngressStatuses,
         *,
         cluster: str,
-        revision: str,
         now: Callable[[], float],
         may: Callable[[Judged], str | None],
     ) -> None:
@@ -179,7 +178,6 @@ class StatusWriting:
         self._references = references
         self._ingresses = ingresses
         self._cluster = cluster
-        self._revision = revision
         self._now = now
         self._may = may
         self._wake = asyncio.Event()
@@ -226,13 +224,14 @@ class StatusWriting:
         info = self._following.kind_of(key)
         if info is None or not info.has_status or info.group == PLATFORM_GROUP:
             return None
-        if not concerns(judged.row, self._revision) or not self._following.selected(key.namespace):
+        revisions = self._following.revisions
+        if not revisions.is_ours(judged.row.labels) or not self._following.selected(key.namespace):
             return None
         accepted = accepted_verdict(
             judged.problems, self._may(judged), self._following.malformed.get(key, "")
         )
         entry = self._store.space.world.entry(key)
-        in_force = entry is not None and entry.row == judged.row
+        in_force = entry is not None and entry.row == revisions.in_model(judged.row)
         if accepted.good and not in_force:
             return None  # It is on its way to the model: the next look says more.
         problems = [

@@ -10,7 +10,8 @@ from meshbus.model.rows import ConfigObject
 from meshbus.validate import validate_object
 from meshbus.validate.report import Violation
 from meshbus.validate.support import unsupported_fields
-from meshbus_config.kubernetes.objects import REVISION_LABEL, Judged
+from meshbus_config.kubernetes.objects import Judged
+from meshbus_config.kubernetes.revisions import Revisions
 from meshbus_config.kubernetes.webhooks import AdmissionRequest, Answer
 from meshbus_config.kubernetes.writing import Authors
 
@@ -24,7 +25,7 @@ class Validating:
 
     def __init__(
         self,
-        revision: str,
+        revisions: Revisions,
         authors: Authors,
         may: Callable[[Judged], str | None],
         rejected: Callable[[AdmissionRequest, str], None],
@@ -34,7 +35,7 @@ class Validating:
             may: Why an object is not allowed, seen with all others; None: it is.
             rejected: Told of each refusal.
         """
-        self._revision = revision
+        self._revisions = revisions
         self._authors = authors
         self._may = may
         self._rejected = rejected
@@ -45,8 +46,7 @@ class Validating:
             return Answer(True)
         document = request.document()
         metadata = document.get("metadata") or {}
-        labelled = (metadata.get("labels") or {}).get(REVISION_LABEL)
-        if labelled and labelled != self._revision:
+        if not self._revisions.is_ours(metadata.get("labels") or {}):
             return Answer(True)
         # A new object has its name only after admission where the server completes it.
         metadata.setdefault("name", request.name or metadata.get("generateName", "") + "x")

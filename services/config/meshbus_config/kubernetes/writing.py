@@ -16,7 +16,7 @@ from meshbus.model.world import Entry
 from meshbus_config.documents import Space, Stored
 from meshbus_config.errors import ApiError
 from meshbus_config.kubernetes.following import Following
-from meshbus_config.kubernetes.objects import Judged, concerns
+from meshbus_config.kubernetes.objects import Judged
 from meshbus_config.outcomes import CONFIGURED, CREATED, DELETED, Plan, removal
 from meshbus_config.store import Store
 
@@ -51,7 +51,6 @@ class Writing:
         store: Store,
         following: Following,
         *,
-        revision: str,
         authors: Authors,
         now: Callable[[], float],
         may: Callable[[Judged], str | None] = lambda judged: None,
@@ -62,7 +61,6 @@ class Writing:
         """
         self._store = store
         self._following = following
-        self._revision = revision
         self._authors = authors
         self._now = now
         self._may = may
@@ -109,9 +107,9 @@ class Writing:
         following, world = self._following, self._store.space.world
         yield from following.objects
         yield from following.secrets
-        yield following.mesh_key()
+        yield from following.mesh_keys()
         for table in world.tables():
-            if table.startswith("cfg."):
+            if table.startswith("cfg.") or table == "mesh.config":
                 yield from (entry.key for entry in world.all(table))
 
     async def _write(self, keys: list[Key]) -> None:
@@ -128,7 +126,7 @@ class Writing:
 
     def _plans(self, space: Space, keys: Iterable[Key]) -> list[Plan]:
         plans = (
-            self._mesh_plan(space) if key.plane == "mesh" else self._plan(space, key)
+            self._mesh_plan(space, key) if key.plane == "mesh" else self._plan(space, key)
             for key in keys
         )
         return [plan for plan in plans if plan is not None]
@@ -153,17 +151,19 @@ class Writing:
         if judged is None:
             # Never read since this process began, but there: what it last said stands.
             return last if key in following.malformed else None
-        if not concerns(judged.row, self._revision) or not following.selected(key.namespace):
+        row = following.revisions.in_model(judged.row)
+        if row is None or not following.selected(key.namespace):
             return None
         if not judged.problems and key not in following.malformed and self._may(judged) is None:
-            return judged.row
+            return row
         return last if last is not None and last.uid == judged.row.uid else None
 
-    def _mesh_plan(self, space: Space) -> Plan | None:
+    def _mesh_plan(self, space: Space, key: Key) -> Plan | None:
         following = self._following
-        key, mesh = following.mesh_key(), following.mesh
+        revision = following.mesh_keys().get(key, "")
+        mesh = following.meshes.get(revision)
         held: Any = space.world.get(key)
-        if mesh is None and self._following.mesh_problem:
+        if mesh is None and revision in following.mesh_problems:
             return None
         row: Row | None = None if mesh is None else MeshConfigRow(mesh.spec)
         if held == row:
@@ -172,7 +172,7 @@ class Writing:
             api_version="mesh.istio.io/v1alpha1",
             kind="MeshConfig",
             namespace="",
-            name="mesh",
+            name=key.name,
             uid="",
             generation=0,
             created=0.0,
