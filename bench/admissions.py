@@ -82,6 +82,8 @@ async def serve(folder: Path) -> None:
         root_namespace="istio-system",
         mesh=lambda: mesh,
         proxy_configs=list,
+        bootstrap_filters=list,
+        notes_of=lambda namespace: {},
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")

@@ -48,7 +48,7 @@ def kube_inject(
         _end("name manifests with -f", WRONG_USE)
     from meshbus.cli.manifests import ManifestError, read_parts
     from meshbus.inject import InjectionError, Injector
-    from meshbus.inject.documents import inject_document
+    from meshbus.inject.documents import identities_of, inject_document
     from meshbus.inject.helm_set import SetError
     from meshbus.inject.yaml_output import to_yaml
 
@@ -62,10 +62,11 @@ def kube_inject(
         _end(str(error), WRONG_USE)
     except ManifestError as error:
         _end(str(error), WRONG_USE if error.index < 0 else NO)
+    identities = identities_of(part.content for part in parts)
     texts = []
     for part in parts:
         try:
-            outcome = inject_document(injector, part.content)
+            outcome = inject_document(injector, part.content, identities)
         except InjectionError as error:
             _end(f"{part.file}:{part.line}: {error}", NO)
         for note in outcome.notes:

@@ -15,6 +15,7 @@ from envoy.extensions.filters.http.fault.v3 import fault_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.listener.http_inspector.v3 import http_inspector_pb2
 from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
+from envoy.extensions.filters.listener.original_src.v3 import original_src_pb2
 from envoy.extensions.filters.listener.proxy_protocol.v3 import proxy_protocol_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -219,6 +220,19 @@ def original_destination_filter() -> lc_pb2.ListenerFilter:
     return lc_pb2.ListenerFilter(
         name="envoy.filters.listener.original_dst",
         typed_config=any_of(original_dst_pb2.OriginalDst()),
+    )
+
+
+TPROXY_MARK = 1337
+"""Of packets between a proxy and its application; the rules of capture know it."""
+
+
+def original_source_filter() -> lc_pb2.ListenerFilter:
+    """Connections to the application have the address of the client, and a mark by which the
+    answers find their way back to the proxy."""
+    return lc_pb2.ListenerFilter(
+        name="envoy.filters.listener.original_src",
+        typed_config=any_of(original_src_pb2.OriginalSrc(mark=TPROXY_MARK)),
     )
 
 

@@ -17,6 +17,7 @@ from meshbus.compile.connections import (
     log_refused,
     manager_filter,
     original_destination_filter,
+    original_source_filter,
     tcp_proxy,
     tls_inspector_filter,
 )
@@ -77,7 +78,7 @@ from meshbus.compile.tls_contexts import (
     socket,
 )
 from meshbus.compile.traffic_policy import merged_rule, policy_in_force
-from meshbus.compile.values import address, uint32
+from meshbus.compile.values import address, boolean, uint32
 from meshbus.compile.virtual_hosts import HostRoutes, encode_host, encode_table
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service
@@ -142,6 +143,8 @@ class ListenerView(NamedTuple):
     """WasmPlugins and TrafficExtensions on the server side."""
     headers: ProxyHeaders = NO_WISHES
     """What the proxy says of itself and callers, in headers."""
+    transparent: bool = False
+    """Connections keep the address of their client."""
 
     @property
     def origins(self) -> tuple[Key, ...]:
@@ -187,6 +190,7 @@ class InboundView(NamedTuple):
             self.sidecar,
             self.extensions,
             self.headers,
+            self.proxy.transparent,
         )
 
     @property
@@ -461,6 +465,9 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
     for other in addresses[1:]:
         out.additional_addresses.add().address.CopyFrom(address(other, INBOUND_PORT))
     out.listener_filters.append(original_destination_filter())
+    if view.transparent:
+        out.transparent.CopyFrom(boolean(True))
+        out.listener_filters.append(original_source_filter())
     reporting = reporting_of(reader, LOG_INBOUND, view.headers)
     log_refused(out, reporting)
     for port in (INBOUND_PORT, OUTBOUND_PORT):

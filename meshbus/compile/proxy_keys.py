@@ -12,6 +12,8 @@ SIDECAR = "sidecar"
 ROUTER = "router"
 CAPTURE_REDIRECT = "redirect"
 CAPTURE_PROXY = "proxy"
+CAPTURE_TPROXY = "tproxy"
+"""As `redirect`, but the application sees the address of its client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,12 @@ class ProxyKeys:
     @property
     def captured(self) -> bool:
         """A sidecar whose traffic is captured by iptables."""
-        return self.type == SIDECAR and self.capture == CAPTURE_REDIRECT
+        return self.type == SIDECAR and self.capture in (CAPTURE_REDIRECT, CAPTURE_TPROXY)
+
+    @property
+    def transparent(self) -> bool:
+        """Inbound connections keep the address of their client."""
+        return self.type == SIDECAR and self.capture == CAPTURE_TPROXY
 
     def as_class(self) -> "ProxyKeys":
         """The same without what tells replicas of one workload apart."""
@@ -91,6 +98,19 @@ def proxy_of_instance(row: WorkloadInstance) -> ProxyKeys:
     )
 
 
+def with_metadata(keys: ProxyKeys, metadata: tuple[tuple[str, str], ...]) -> ProxyKeys:
+    """The proxy with what it says of itself: EnvoyFilters match it, and INTERCEPTION_MODE says how
+    it was set up to capture.
+
+    Source: Istio's node metadata.
+    """
+    mode = dict(metadata).get("INTERCEPTION_MODE")
+    capture = (
+        CAPTURE_TPROXY if (mode, keys.capture) == ("TPROXY", CAPTURE_REDIRECT) else keys.capture
+    )
+    return replace(keys, metadata=metadata, capture=capture)
+
+
 def _port(port: WorkloadPort) -> tuple[str, int, str]:
     return (port.name, port.port, port.protocol)
 
@@ -115,7 +135,7 @@ def proxy_of_json(document: dict[str, Any]) -> ProxyKeys:
         parts = [str(locality.get(k) or "") for k in ("region", "zone", "subZone")]
         locality = "/".join(parts).rstrip("/")
     ips = [str(ip) for ip in ips]
-    return ProxyKeys(
+    keys = ProxyKeys(
         type=kind,
         name=str(document.get("name") or ""),
         namespace=str(document.get("namespace") or "default"),
@@ -128,9 +148,9 @@ def proxy_of_json(document: dict[str, Any]) -> ProxyKeys:
         locality=str(locality),
         dual_stack=any(":" in ip for ip in ips),
         dns=str(metadata.get("DNS_CAPTURE") or "").lower() == "true",
-        metadata=tuple(sorted((str(k), str(v)) for k, v in metadata.items())),
         proxy_config=_text(metadata.get("PROXY_CONFIG")),
     )
+    return with_metadata(keys, tuple(sorted((str(k), str(v)) for k, v in metadata.items())))
 
 
 def _text(settings: Any) -> str:

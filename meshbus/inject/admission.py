@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from meshbus.inject.documents import check_pod
+from meshbus.inject.openshift import Identity
 from meshbus.inject.pod import Injector
 from meshbus.inject.proxy_configs import NO_WISHES, ProxyWishes
 from meshbus.inject.workloads import owner_of_pod
@@ -36,7 +37,7 @@ def admit_pod(
     *,
     path: str = "/inject",
     wishes: ProxyWishes = NO_WISHES,
-    identity: tuple[int, int] | None = None,
+    identity: Identity | None = None,
     envoy_filters: Sequence[ConfigObject] = (),
 ) -> PodAdmission:
     """The patch of a pod.

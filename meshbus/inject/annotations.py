@@ -223,8 +223,8 @@ KNOWN: dict[str, Known] = {
         _check_bool,
     ),
     INTERCEPTION: Known(
-        "`REDIRECT`, or `NONE`: nothing is captured. `TPROXY` is carried out as `REDIRECT`, with a "
-        "warning: the client's address is not kept.",
+        "`REDIRECT`; `TPROXY`: the application sees the address of its client; `NONE`: nothing is "
+        "captured.",
         _check_interception,
     ),
     PROXY_IMAGE: Known("Image of the sidecar and of the init container.", _check_image),

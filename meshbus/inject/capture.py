@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from meshbus.inject import annotations as a
-from meshbus.inject.context import INBOUND_PORT, OUTBOUND_PORT, PodContext
+from meshbus.inject.context import INBOUND_PORT, OUTBOUND_PORT, PROXY_ID, PodContext
 from meshbus.inject.status_listener import READY_PORT, STATS_PORT
 from meshbus.inject.values import lookup, text
 
@@ -42,7 +42,7 @@ def capture_args(context: PodContext) -> list[str]:
         "istio-iptables",
         *("-p", str(outbound)),
         *("-z", str(inbound)),
-        *("-u", str(context.user)),
+        *("-u", str(PROXY_ID if context.transparent else context.user)),
         *("-m", context.interception),
         *("-i", context.setting(a.INCLUDE_RANGES, "proxy", "includeIPRanges")),
         *("-x", context.setting(a.EXCLUDE_RANGES, "proxy", "excludeIPRanges")),
@@ -84,9 +84,9 @@ def capture_container(context: PodContext, resources: dict[str, Any]) -> dict[st
     }
     if context.node_captures:
         security |= {
-            "runAsGroup": context.group,
+            "runAsGroup": PROXY_ID if context.transparent else context.group,
             "runAsNonRoot": True,
-            "runAsUser": context.user,
+            "runAsUser": PROXY_ID if context.transparent else context.user,
         }
     else:
         security["capabilities"]["add"] = ["NET_ADMIN"]
@@ -161,10 +161,13 @@ def node_capture_args(pod: dict[str, Any]) -> list[str] | None:
         return None
     if spec.get("hostNetwork") or VALIDATION not in held:
         return None
-    if notes.get(a.INTERCEPTION, "REDIRECT") == "NONE":
+    mode = notes.get(a.INTERCEPTION, "REDIRECT")
+    if mode == "NONE":
         return None
     security = held["istio-proxy"].get("securityContext") or {}
     args = ["istio-iptables", "-u", str(security.get("runAsUser") or 1337)]
+    if mode == "TPROXY":
+        args += ["-m", mode]
     flags = (
         ("-i", a.INCLUDE_RANGES, "*"),
         ("-x", a.EXCLUDE_RANGES, ""),

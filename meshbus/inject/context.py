@@ -56,6 +56,12 @@ class PodContext:
         return self.annotations.get(a.INTERCEPTION) or self.proxy.interception_mode
 
     @property
+    def transparent(self) -> bool:
+        """Whether inbound connections keep the address of their client: the proxy then needs rights
+        in its network, which only root is given, and is told by its group."""
+        return self.interception == "TPROXY"
+
+    @property
     def node_captures(self) -> bool:
         """Whether the node's CNI plugin sets capture up, and no container of the pod."""
         return bool(lookup(self.values, "pilot", "cni", "enabled"))

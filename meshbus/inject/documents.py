@@ -1,11 +1,12 @@
 """Injection of manifests: the pod templates in what people write; everything else stays."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from meshbus.inject.errors import InjectionError
+from meshbus.inject.openshift import Identity, identity_of
 from meshbus.inject.pod import Injector
 from meshbus.inject.workloads import owner_of_document, template_path
 
@@ -22,23 +23,29 @@ class Outcome:
     """What its author should know: why it was left as it is, what has no effect."""
 
 
-def inject_document(injector: Injector, document: Any) -> Outcome:
+Identities = Mapping[str, Identity]
+"""Who proxies run as, by namespace, where the platform says."""
+
+
+def inject_document(
+    injector: Injector, document: Any, identities: Identities | None = None
+) -> Outcome:
     """Inject the pods of an object, or of the objects of a List.
 
     Raises:
         InjectionError: A pod says something that cannot be done; the path begins with the object.
     """
-    return _inject(injector, document, 0)
+    return _inject(injector, document, identities or {}, 0)
 
 
-def _inject(injector: Injector, document: Any, depth: int) -> Outcome:
+def _inject(injector: Injector, document: Any, identities: Identities, depth: int) -> Outcome:
     if not isinstance(document, Mapping):
         return Outcome(document)
     items = document.get("items")
     if str(document.get("kind", "")).endswith("List") and isinstance(items, list):
         if depth > _LISTS_DEEP:
             raise InjectionError("items", "lists within lists too deeply")
-        outcomes = [_inject(injector, item, depth + 1) for item in items]
+        outcomes = [_inject(injector, item, identities, depth + 1) for item in items]
         notes = [note for outcome in outcomes for note in outcome.notes]
         if not any(outcome.changed for outcome in outcomes):
             return Outcome(document, notes=notes)
@@ -46,11 +53,14 @@ def _inject(injector: Injector, document: Any, depth: int) -> Outcome:
     path = template_path(document)
     if path is None:
         return Outcome(document)
-    return _inject_workload(injector, document, path)
+    return _inject_workload(injector, document, identities, path)
 
 
 def _inject_workload(
-    injector: Injector, document: Mapping[str, Any], path: tuple[str, ...]
+    injector: Injector,
+    document: Mapping[str, Any],
+    identities: Identities,
+    path: tuple[str, ...],
 ) -> Outcome:
     name = _title(document)
     template: Any = document
@@ -66,7 +76,7 @@ def _inject_workload(
         return Outcome(document, notes=[f"Skipping injection because {name} {decision.reason}"])
     owner = owner_of_document(document, namespace)
     try:
-        injected = injector.inject(template, owner)
+        injected = injector.inject(template, owner, identity=identities.get(namespace))
     except InjectionError as error:
         where = ".".join((*path, error.path)) if error.path.startswith("metadata") else error.path
         raise InjectionError(f"{name}: {where}", error.message) from error
@@ -79,6 +89,21 @@ def _inject_workload(
     else:
         result = injected.pod
     return Outcome(result, True, [f"{name}: {warning}" for warning in injected.warnings])
+
+
+def identities_of(documents: Iterable[Any]) -> dict[str, Identity]:
+    """Who proxies run as in the namespaces that are among some documents."""
+    found = {}
+    for document in documents:
+        if not isinstance(document, Mapping) or document.get("kind") != "Namespace":
+            continue
+        held = document.get("metadata")
+        metadata: Mapping[str, Any] = held if isinstance(held, Mapping) else {}
+        notes = metadata.get("annotations")
+        identity = identity_of(notes) if isinstance(notes, Mapping) else None
+        if identity is not None:
+            found[str(metadata.get("name") or "")] = identity
+    return found
 
 
 def check_pod(template: Mapping[str, Any], where: str) -> None:

@@ -17,13 +17,14 @@ from meshbus.api.yaml_text import read_yaml
 from meshbus.inject import annotations as a
 from meshbus.inject.bootstrap import OwnBootstrap, envoy_args
 from meshbus.inject.capture import INIT, VALIDATION
-from meshbus.inject.context import PodContext, cores
+from meshbus.inject.context import PROXY_ID, PodContext, cores
 from meshbus.inject.decision import Decision, Policy, decide, policy_of
 from meshbus.inject.earlier import before_injection, overridden_containers, overrides_text
 from meshbus.inject.errors import InjectionError
 from meshbus.inject.grpc_templates import grpc_agent_overlay, grpc_simple_overlay
 from meshbus.inject.helm_set import merge_values
 from meshbus.inject.merge import merge_pod
+from meshbus.inject.openshift import Identity
 from meshbus.inject.probes import (
     PROBERS_VARIABLE,
     probers_of,
@@ -126,7 +127,7 @@ class Injector:
         cluster: str = "",
         network: str = "",
         variables: Mapping[str, str] | None = None,
-        identity: tuple[int, int] | None = None,
+        identity: Identity | None = None,
         envoy_filters: Sequence[ConfigObject] = (),
     ) -> Injected:
         """The pod as it runs in the mesh.
@@ -145,13 +146,11 @@ class Injector:
             InjectionError: Something the pod says cannot be done.
         """
         written = before_injection(pod)
+        if identity is not None:
+            _drop_given_user(written["spec"], identity.given)
         notes: dict[str, str] = written["metadata"]["annotations"]
         warnings = list(a.check_annotations(notes))
         context = self._context(written, owner, wishes, cluster, network, identity)
-        if context.interception == "TPROXY":
-            warnings.append(
-                "interceptionMode TPROXY: traffic is redirected; the client's address is not kept"
-            )
         warnings += [
             f"defaultConfig.{name}: has no effect on proxies that are injected"
             for name in context.proxy_given
@@ -191,7 +190,7 @@ class Injector:
         wishes: ProxyWishes,
         cluster: str,
         network: str,
-        identity: tuple[int, int] | None,
+        identity: Identity | None,
     ) -> PodContext:
         notes: Mapping[str, str] = pod["metadata"]["annotations"]
         labels: Mapping[str, str] = pod["metadata"].get("labels") or {}
@@ -199,7 +198,6 @@ class Injector:
         given = wishes.over(self.mesh.get("defaultConfig") or {}, own)
         proxy = msgspec.convert(given, MeshProxyConfig, strict=False)
         network = labels.get("topology.istio.io/network") or network
-        user, group = identity or (1337, 1337)
         return PodContext(
             values=self.values,
             mesh=self.mesh,
@@ -216,8 +214,8 @@ class Injector:
             or text(lookup(self.values, "global", "multiCluster", "clusterName"))
             or "Kubernetes",
             network=network or text(lookup(self.values, "global", "network")),
-            user=user,
-            group=group,
+            user=identity.user if identity else PROXY_ID,
+            group=identity.group if identity else PROXY_ID,
         )
 
     def _native(self, notes: Mapping[str, str]) -> bool:
@@ -482,6 +480,14 @@ def _move(spec: dict[str, Any], name: str) -> None:
     if moved:
         spec["containers"] = [c for c in spec["containers"] if c.get("name") != name]
         spec["initContainers"] = [*(spec.get("initContainers") or ()), *moved]
+
+
+def _drop_given_user(spec: dict[str, Any], given: int) -> None:
+    """A user that the platform has given to the proxy's container is nobody's wish."""
+    proxy = _find(spec, PROXY)
+    security = proxy.get("securityContext") if proxy is not None else None
+    if isinstance(security, dict) and security.get("runAsUser") == given:
+        del security["runAsUser"]
 
 
 def _agree_on_user(

@@ -16,7 +16,7 @@ from meshbus.inject.bootstrap import (
     carrier_bootstrap,
 )
 from meshbus.inject.capture import capture_annotations, capture_container, seccomp
-from meshbus.inject.context import PodContext
+from meshbus.inject.context import PROXY_ID, PodContext
 from meshbus.inject.hooks import drain_hook, hold_hook
 from meshbus.inject.status_listener import READY_PATH, READY_PORT, STATS_PORT
 from meshbus.inject.values import lookup, text
@@ -29,6 +29,15 @@ ARGS_LATER = "meshbus:args"
 def sidecar_overlay(context: PodContext) -> dict[str, Any]:
     """Template `sidecar`: capture, and a proxy beside the application."""
     proxy = _proxy_container(context, "sidecar")
+    if context.transparent:
+        security = proxy["securityContext"]
+        added = [*security["capabilities"].get("add", ()), "NET_ADMIN"]
+        proxy["securityContext"] = security | {
+            "capabilities": {"add": added, "drop": ["ALL"]},
+            "runAsGroup": PROXY_ID,
+            "runAsNonRoot": False,
+            "runAsUser": 0,
+        }
     inits = []
     if context.interception != "NONE":
         inits.append(capture_container(context, resources_of(context)))

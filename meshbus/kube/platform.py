@@ -14,7 +14,7 @@ import msgspec
 
 from meshbus.model.rows import ConfigObject
 
-_KEPT_ANNOTATIONS = ("istio.io/", "meshbus.io/")
+_KEPT_ANNOTATIONS = ("istio.io/", "meshbus.io/", "openshift.io/sa.scc.")
 _INJECTED = "sidecar.istio.io/status"
 _SHARED = 65536
 _PROXY = "istio-proxy"

@@ -2,11 +2,10 @@
 
 from collections import Counter as Count
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from meshbus.compile.names import spiffe
-from meshbus.compile.proxy_keys import proxy_of_instance
+from meshbus.compile.proxy_keys import proxy_of_instance, with_metadata
 from meshbus.model.keys import Key
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.fleet import CannotServeError, Client, Fleet
@@ -130,7 +129,7 @@ class Admission:
                 raise RefusedError(
                     "PERMISSION_DENIED", f"the token is of a pod {row.name} that is no more"
                 )
-            keys = replace(proxy_of_instance(row), metadata=metadata_of(node))
+            keys = with_metadata(proxy_of_instance(row), metadata_of(node))
             account = (identity.namespace, identity.service_account)
         if keys.type != node.kind:
             raise RefusedError(

@@ -9,11 +9,11 @@ import contextlib
 import ctypes
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from meshbus.compile.proxy import Snapshot
-from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance
+from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance, with_metadata
 from meshbus.compile.resources import SDS, Resource
 from meshbus.compile.settings import settings_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
@@ -251,7 +251,7 @@ class Fleet:
         # The row of an instance that was stopped goes first, its Envoy a moment later.
         if not isinstance(row, WorkloadInstance):
             return False
-        keys = replace(proxy_of_instance(row), metadata=client.keys.metadata)
+        keys = with_metadata(proxy_of_instance(row), client.keys.metadata)
         return keys != client.keys and self._classes.move(client, keys) is not None
 
     # ------------------------------------------------------------------ proxies

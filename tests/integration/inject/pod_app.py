@@ -1,6 +1,7 @@
 """An application of tests: HTTP on 8080, a TCP port 9090 that a request can close, gRPC health on
 9091. It knows nothing of a mesh."""
 
+import socket
 import socketserver
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ class Handler(BaseHTTPRequestHandler):
             body = b"landed"
         elif self.path == "/my-metrics":
             body = b"# TYPE my_app_total counter\nmy_app_total 7\n"
+        elif self.path == "/client":
+            body = self.client_address[0].removeprefix("::ffff:").encode()
         elif self.path == "/peer":
             body = self.headers.get("x-forwarded-client-cert", "").encode()
         self.send_response(status)
@@ -45,6 +48,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+class Server(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
 
 
 class Health(grpc.GenericRpcHandler):
@@ -60,4 +67,4 @@ if __name__ == "__main__":
     server = grpc.server(ThreadPoolExecutor(2), handlers=[Health()])
     server.add_insecure_port("0.0.0.0:9091")
     server.start()
-    ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
+    Server(("::", 8080), Handler).serve_forever()

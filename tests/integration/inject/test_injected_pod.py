@@ -36,7 +36,7 @@ HTTP = {"httpGet": {"path": "/live?full=1", "port": "http",
                     "httpHeaders": [{"name": "x-probe", "value": "k"}]}}  # fmt: skip
 
 
-def written(port: int) -> dict[str, Any]:
+def written(port: int, mode: str = "REDIRECT") -> dict[str, Any]:
     """A pod as people write it."""
     return {
         "metadata": {
@@ -45,6 +45,7 @@ def written(port: int) -> dict[str, Any]:
             "annotations": {
                 "proxy.istio.io/config": f"discoveryAddress: {GATEWAY}:{port}\n"
                 "terminationDrainDuration: 1s\nconcurrency: 1\n",
+                "sidecar.istio.io/interceptionMode": mode,
                 "prometheus.io/port": "8080",
                 "prometheus.io/path": "/my-metrics",
             },
@@ -74,7 +75,8 @@ class Pod:
     def __init__(self, machine: PodMachine, port: int, *flags: str) -> None:
         values: dict[str, Any] = {"pilot": {"cni": {"enabled": "cni" in flags}}}
         owner = Owner("apps/v1", "Deployment", "web", "default")
-        injected = Injector(values).inject(written(port), owner)
+        mode = "TPROXY" if "tproxy" in flags else "REDIRECT"
+        injected = Injector(values).inject(written(port, mode), owner)
         self.machine = machine
         self.spec = injected.pod["spec"]
         self.fields = {
@@ -212,6 +214,38 @@ async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
         assert pod.probe("istio-proxy", "readinessProbe").status_code == 503
         pod.asks("127.0.0.1:15020", "/quitquitquit")
         assert await asyncio.to_thread(proxy.wait, 10) == 0
+
+
+@pytest.mark.parametrize("mode", ["redirect", "tproxy"])
+async def test_whom_the_application_sees(mesh: Mesh, tmp_path: Path, mode: str) -> None:
+    """TPROXY: its client, at each address of the pod; else its proxy."""
+    (tmp_path / "pod").mkdir()
+    with PodMachine(tmp_path / "pod", {GATEWAY: "HOST"}) as machine:
+        port = free_port(machine.host)
+        await mesh.write(*rows(machine))
+        pod = Pod(machine, port, mode)
+        machine.give(mesh.trust.roots_pem, await mesh.token("web"))
+        for _ in range(2):  # again gives the same
+            assert pod.init() == 0, machine.log("istio-init")
+        pod.start("istio-proxy", envoy_binary())
+        app = pod.container("app")
+        machine.start(app, pod.fields, program=[machine.python, "-c", APPLICATION.read_text()])
+        await mesh.start_gateway(listen=f"{machine.host}:{port}")
+
+        async def ready() -> bool:
+            reply = await asyncio.to_thread(pod.probe, "app", "livenessProbe")
+            return reply.status_code == 200
+
+        await mesh.until(ready, "sidecar and application are ready", 30)
+        for address, client, own in (
+            (machine.address, machine.host, "127.0.0.6"),
+            (f"[{machine.address6}]", machine.host6, "::6"),
+        ):
+            seen = await asyncio.to_thread(httpx.get, f"http://{address}:8080/client", timeout=5)
+            assert seen.text == (client if mode == "tproxy" else own)
+        # Its own calls to itself arrive too.
+        own_call = await asyncio.to_thread(pod.asks, f"{machine.address}:8080", "/client")
+        assert "HTTP/1.1 200" in own_call
 
 
 async def test_where_the_node_captures_a_pod_without_capture_does_not_start(

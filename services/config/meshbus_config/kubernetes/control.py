@@ -114,6 +114,7 @@ class KubernetesControl:
                 mesh=self._mesh_config,
                 proxy_configs=lambda: self._in_force("proxyconfigs"),
                 bootstrap_filters=self._bootstrap_filters,
+                notes_of=self._following.annotations_of,
             )
             self.handlers |= dict.fromkeys(INJECT, injecting.answer)
             self._files = ProxyFiles(

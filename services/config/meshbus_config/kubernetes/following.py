@@ -105,6 +105,7 @@ class Following:
         self._secrets_stale = False
         self._secret_tasks: dict[str, list[asyncio.Task[None]]] = {}
         self._labels: dict[str, dict[str, str]] = {}
+        self._annotations: dict[str, dict[str, str]] = {}
         self._selectors: list[dict[str, Any]] = []
         self.synced = False
         """Everything was read once."""
@@ -428,6 +429,10 @@ class Following:
             for key in self.objects:
                 self._touch(key)
 
+    def annotations_of(self, namespace: str) -> dict[str, str]:
+        """Annotations of a namespace that concern the mesh; none if it is not seen."""
+        return self._annotations.get(namespace, {})
+
     def labels_of(self, namespace: str) -> dict[str, str]:
         """Labels of a namespace; none if it is not seen."""
         return self._labels.get(namespace, {})
@@ -435,12 +440,14 @@ class Following:
     def _take_namespace(self, name: Name, row: ConfigObject) -> None:
         before = self._labels.get(name[1])
         self._labels[name[1]] = row.labels
+        self._annotations[name[1]] = row.annotations
         if before != row.labels:
             self._namespace_moved(name[1])
         if before is None and self.synced:
             self._changed()
 
     def _drop_namespace(self, name: Name) -> None:
+        self._annotations.pop(name[1], None)
         if self._labels.pop(name[1], None) is not None:
             self._namespace_moved(name[1])
 

@@ -14,6 +14,7 @@ import structlog
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.inject import InjectionError, Injector
 from meshbus.inject.admission import admit_pod
+from meshbus.inject.openshift import identity_of
 from meshbus.inject.proxy_configs import ProxyWishes, proxy_wishes
 from meshbus.model.rows import ConfigObject
 from meshbus_config.kubernetes.webhooks import AdmissionRequest, Answer
@@ -32,6 +33,7 @@ class Injecting:
         mesh: Callable[[], Mapping[str, Any]],
         proxy_configs: Callable[[], list[ConfigObject]],
         bootstrap_filters: Callable[[], list[ConfigObject]],
+        notes_of: Callable[[str], Mapping[str, str]],
     ) -> None:
         """
         Args:
@@ -39,12 +41,14 @@ class Injecting:
             mesh: The mesh config in force.
             proxy_configs: The ProxyConfig objects in force.
             bootstrap_filters: EnvoyFilters in force that patch bootstraps.
+            notes_of: Annotations of a namespace, as far as they concern the mesh.
         """
         self._file = Path(values)
         self._root = root_namespace
         self._mesh = mesh
         self._proxy_configs = proxy_configs
         self._bootstrap_filters = bootstrap_filters
+        self._notes_of = notes_of
         self._seen: tuple[int, int, int] = (0, 0, 0)
         self._held_mesh: Mapping[str, Any] = {}
         self._injector: Injector | None = None
@@ -94,6 +98,7 @@ class Injecting:
                 path=request.path,
                 wishes=self._wishes(pod, request.namespace),
                 envoy_filters=self._bootstrap_filters(),
+                identity=identity_of(self._notes_of(request.namespace)),
             )
         except InjectionError as error:
             log.info("refused", namespace=request.namespace, name=request.name, error=str(error))
