@@ -96,29 +96,37 @@ def path_variables(path: str) -> dict[str, str]:
 def json_patch(before: Any, after: Any, path: str = "") -> list[Operation]:
     """What turns one document into the other. Lists of the same length are compared item by item;
     others are replaced as a whole."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        patch: list[Operation] = [
+    if _same(before, after):
+        return []
+    patch: list[Operation] = []
+    if isinstance(before, dict) and isinstance(after, dict):
+        patch.extend(
             {"op": "remove", "path": f"{path}/{_pointer(name)}"}
             for name in before
             if name not in after
-        ]
+        )
         for name, value in after.items():
-            place = f"{path}/{_pointer(name)}"
-            if name in before:
-                patch += json_patch(before[name], value, place)
-            else:
-                patch.append({"op": "add", "path": place, "value": value})
-        return patch
-    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        return [
-            operation
-            for index, (held, wanted) in enumerate(zip(before, after, strict=True))
-            for operation in json_patch(held, wanted, f"{path}/{index}")
-        ]
-    # Python takes true for 1, also within lists: only single values of one type are compared.
-    if type(before) is type(after) and not isinstance(before, list) and before == after:
-        return []
-    return [{"op": "replace", "path": path, "value": after}]
+            if name not in before:
+                patch.append({"op": "add", "path": f"{path}/{_pointer(name)}", "value": value})
+            # Most values are the same: their paths are not made.
+            elif not _same(before[name], value):
+                patch += json_patch(before[name], value, f"{path}/{_pointer(name)}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (held, wanted) in enumerate(zip(before, after, strict=True)):
+            if not _same(held, wanted):
+                patch += json_patch(held, wanted, f"{path}/{index}")
+    else:
+        patch.append({"op": "replace", "path": path, "value": after})
+    return patch
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Whether two single values are one. Python takes true for 1, also within lists and objects:
+    only single values of one type are compared."""
+    if before is after:
+        return True
+    kind = type(before)
+    return kind is type(after) and kind is not dict and kind is not list and before == after
 
 
 def _pointer(name: str) -> str:

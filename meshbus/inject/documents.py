@@ -1,11 +1,11 @@
 """Injection of manifests: the pod templates in what people write; everything else stays."""
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from meshbus.inject.errors import InjectionError
+from meshbus.inject.merge import copied
 from meshbus.inject.openshift import Identity, identity_of
 from meshbus.inject.pod import Injector
 from meshbus.inject.workloads import owner_of_document, template_path
@@ -80,7 +80,7 @@ def _inject_workload(
     except InjectionError as error:
         where = ".".join((*path, error.path)) if error.path.startswith("metadata") else error.path
         raise InjectionError(f"{name}: {where}", error.message) from error
-    result = copy.deepcopy(dict(document))
+    result: Any = copied(dict(document))
     if path:
         holder: Any = result
         for step in path[:-1]:

@@ -4,13 +4,13 @@ Injecting a pod again must give what injecting it once gives, with today's setti
 added, which is on record in annotations and in variables of the proxy, is taken out first.
 """
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from meshbus.inject import annotations as a
 from meshbus.inject.errors import InjectionError
+from meshbus.inject.merge import copied
 from meshbus.inject.probes import PROBERS_VARIABLE, restore_probes
 from meshbus.inject.scrape import SCRAPE_VARIABLE, restore_scraping
 
@@ -45,7 +45,7 @@ def injected_before(pod: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def before_injection(pod: Mapping[str, Any]) -> dict[str, Any]:
     """The pod without an earlier injection; a copy in any case."""
-    restored = copy.deepcopy(dict(pod))
+    restored = {name: copied(value) for name, value in pod.items()}
     status = injected_before(restored)
     metadata = restored.setdefault("metadata", {})
     spec = restored.setdefault("spec", {})

@@ -31,7 +31,7 @@ _ONE_SOURCE = frozenset({"volumes"})
 
 
 def merge_pod(pod: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """The pod with the overlay merged into it; neither is changed."""
+    """The pod with the overlay merged into it; neither is changed. Objects in them are dicts."""
     merged = dict(pod)
     for key, value in overlay.items():
         if key.startswith("$"):
@@ -39,10 +39,10 @@ def merge_pod(pod: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, A
         held = merged.get(key)
         if value is None:
             merged.pop(key, None)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):
             if value.get("$patch") == "delete":
                 merged.pop(key, None)
-            elif value.get("$patch") == "replace" or not isinstance(held, Mapping):
+            elif value.get("$patch") == "replace" or not isinstance(held, dict):
                 merged[key] = merge_pod({}, value)
             else:
                 merged[key] = merge_pod(held, value)
@@ -57,24 +57,33 @@ def _merge_list(name: str, held: list[Any], over: list[Any]) -> list[Any]:
     if name in _UNIONS:
         return [*held, *(item for item in over if item not in held)]
     key = MERGE_KEYS.get(name)
-    if key is None or not all(isinstance(item, Mapping) for item in [*held, *over]):
+    if key is None or not all(isinstance(item, dict) for item in (*held, *over)):
         return list(over)
     if any(item.get("$patch") == "replace" for item in over):
         held = []
     merged = list(held)
     for item in over:
-        if item.get("$patch") == "replace":
+        patch, wanted = item.get("$patch"), item.get(key)
+        if patch == "replace":
             continue
-        places = [at for at, other in enumerate(merged) if other.get(key) == item.get(key)]
-        if item.get("$patch") == "delete":
-            merged = [other for at, other in enumerate(merged) if at not in places]
-        elif not places:
+        if patch == "delete":
+            merged = [other for other in merged if other.get(key) != wanted]
+            continue
+        place = next((at for at, other in enumerate(merged) if other.get(key) == wanted), -1)
+        if place < 0:
             merged.append(merge_pod({}, item))
         elif name in _ONE_SOURCE and set(item) - {key}:
-            merged[places[0]] = _one_source(merged[places[0]], item, key)
+            merged[place] = _one_source(merged[place], item, key)
         else:
-            merged[places[0]] = merge_pod(merged[places[0]], item)
+            merged[place] = merge_pod(merged[place], item)
     return merged
+
+
+def copied(value: Any) -> Any:
+    """A copy of a document: its objects and lists are others, what they hold is the same."""
+    if isinstance(value, dict):
+        return {name: copied(item) for name, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _one_source(held: Mapping[str, Any], over: Mapping[str, Any], key: str) -> dict[str, Any]:
