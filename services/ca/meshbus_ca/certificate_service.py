@@ -4,6 +4,7 @@ Over TLS, on a port of the ca. The caller proves who it is with a join token or 
 of the mesh; the certificate has the caller's name, whatever its CSR says.
 """
 
+import asyncio
 import contextlib
 import ipaddress
 import random
@@ -14,12 +15,14 @@ from typing import Any
 import grpc
 from cryptography import x509
 
+from meshbus.bus.interface import BusError
 from meshbus.model.rows import Trust
 from meshbus.model.world import Query, World
+from meshbus.runtime.first_uses import FirstUses
 from meshbus.runtime.proxy_server import host_and_port
 from meshbus.runtime.service import Context
 from meshbus.runtime.settings import SettingsError
-from meshbus.runtime.workload_tokens import LEEWAY_S, TokenError, WorkloadToken, check_token
+from meshbus.runtime.workload_tokens import TokenError, WorkloadToken, check_token
 from meshbus_ca.certificate_messages import (
     METHOD,
     METHOD_SERVICE,
@@ -62,8 +65,8 @@ class CertificateServer:
         self._trust = trust
         self._ledger = ledger
         self._world = world
-        self._spent: dict[str, tuple[str, float]] = {}
-        self._spent_known = False
+        self._first_uses = FirstUses(context.bus, context.cluster, context.name, context.clock)
+        self._first_uses_known = False
         self._server: Any = None
         self._configuration: Any = None
         self._host = ""
@@ -79,7 +82,7 @@ class CertificateServer:
         self._host = host_and_port(listen or mutual, "MESHBUS_CA_CSR_LISTEN")[0]
         await self._renew()
         with contextlib.suppress(TokenError):
-            await self._load_spent(self._context.clock.now())
+            await self._load_first_uses(self._context.clock.now())
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=MAX_CALLS,
             options=[
@@ -118,13 +121,18 @@ class CertificateServer:
             raise SettingsError(f"{setting}: {listen} cannot be listened on: {error}") from error
 
     async def run(self) -> None:
-        """Renew its own certificate, until cancelled. Also when the roots change: clients are
-        checked with those."""
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._first_uses.run())
+            tasks.create_task(self._stay_trusted())
+
+    async def _stay_trusted(self) -> None:
+        """Renew its own certificate, also when the roots change: clients are checked with those."""
         clock, known, since = self._context.clock, self._roots(), self._context.clock.now()
         life_s = OWN_TTL_S * random.uniform(0.35, 0.5)  # noqa: S311
         while True:
             with contextlib.suppress(TokenError):
-                await self._load_spent(clock.now())
+                await self._load_first_uses(clock.now())
             await clock.sleep(1.0)
             if self._roots() == known and clock.now() - since < life_s:
                 continue
@@ -251,9 +259,9 @@ class CertificateServer:
                     raise ForbiddenError(str(error)) from error
         raise ForbiddenError(f"no workload {wanted} runs on the caller's node")
 
-    async def _load_spent(self, now: float) -> None:
+    async def _load_first_uses(self, now: float) -> None:
         """Raises: TokenError: The ledger cannot be read now."""
-        if self._spent_known:
+        if self._first_uses_known:
             return
         try:
             issued = await self._ledger.since(now - MAX_TTL_S, now)
@@ -263,20 +271,23 @@ class CertificateServer:
         for record in issued:
             if record.asker == "csr" and record.proof.startswith("token "):
                 token_id = record.proof.split(" ", 2)[1]
-                self._spent.setdefault(token_id, (record.key, now + MAX_TTL_S))
-        self._spent_known = True
+                self._first_uses.note(token_id, record.key, now + MAX_TTL_S)
+        self._first_uses_known = True
 
     async def _spend(self, token: WorkloadToken, key: str, now: float) -> None:
-        """A join token brings in one key: whoever has found it later has another one.
+        """A join token brings in one key, at all replicas: whoever has found it later has another
+        one.
 
         Raises:
-            TokenError: It has brought in another key.
+            TokenError: It has brought in another key, or that is not known now.
         """
-        await self._load_spent(now)
-        for spent in [t for t, (_, ends) in self._spent.items() if ends < now]:
-            del self._spent[spent]
-        held, _ = self._spent.setdefault(token.token_id, (key, token.expires + LEEWAY_S))
-        if held != key:
+        await self._load_first_uses(now)
+        try:
+            first = await self._first_uses.claim(token.token_id, key, token.expires)
+        except BusError as error:
+            text = "it is not known now whether the token was used: try again"
+            raise TokenError(text, unavailable=True) from error
+        if first != key:
             raise TokenError(
                 "the token was used for another key: renew with the certificate, or get a new token"
             )

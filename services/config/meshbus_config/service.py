@@ -133,7 +133,10 @@ class ConfigService:
         await self._retry(context.bus.ensure_streams)
         status = context.bus.follower(
             STATUS,
-            [f"s.{context.cluster}.xds-gateway.>", f"s.{context.cluster}.discovery.>"],
+            [
+                f"s.{context.cluster}.xds-gateway.*.report",
+                f"s.{context.cluster}.discovery.*.progress",
+            ],
             self._board,
             name="config-status",
         )

@@ -4,9 +4,11 @@ from collections import Counter as Count
 from collections.abc import Iterable
 from typing import Any
 
+from meshbus.bus.interface import BusError
 from meshbus.compile.names import spiffe
 from meshbus.compile.proxy_keys import proxy_of_instance, with_metadata
 from meshbus.model.keys import Key
+from meshbus.runtime.first_uses import FirstUses
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.fleet import CannotServeError, Client, Fleet
 from meshbus_xds_gateway.node import (
@@ -22,21 +24,18 @@ from meshbus_xds_gateway.session import Session, Wake
 
 STREAMS_PER_PROXY = 4
 """More than one: an old stream may linger while the proxy has opened the next."""
-_USED = 20_000
-"""Join tokens that are remembered before those that have ended are forgotten."""
 WORKLOAD_S = 20.0
 """How long a proxy that is quicker than discovery waits for its row."""
 
 
 class Admission:
-    """For one listener. `authenticated` False: a proxy is what its node says."""
+    """For one listener. `first_uses` None: a proxy is what its node says."""
 
-    def __init__(self, context: Context[Any], fleet: Fleet, *, authenticated: bool) -> None:
+    def __init__(self, context: Context[Any], fleet: Fleet, first_uses: FirstUses | None) -> None:
         self._context = context
         self._fleet = fleet
-        self._authenticated = authenticated
+        self._first_uses = first_uses
         self._open: Count[str] = Count()
-        self._used: dict[str, tuple[str, float]] = {}
 
     def identity(
         self, metadata: Iterable[tuple[str, str | bytes]], peer: str = ""
@@ -49,7 +48,7 @@ class Admission:
         Raises:
             RefusedError: There is none, or it does not hold.
         """
-        if not self._authenticated:
+        if self._first_uses is None:
             return None
         trust = self._fleet.trust
         authorization = str(dict(metadata).get("authorization", ""))
@@ -57,28 +56,47 @@ class Admission:
         name = spiffe(self._context.trust_domain, identity.namespace, identity.service_account)
         if trust is not None and name in trust.blocked:
             raise RefusedError("PERMISSION_DENIED", f"{name} is blocked")
-        if identity.join:
-            self._used_here(identity, peer.rpartition(":")[0])
+        first = self._first_uses.first(identity.join) if identity.join else ""
+        if first:
+            self._compare(identity, first, _address(peer))
         return identity
 
-    def _used_here(self, identity: Identity, address: str) -> None:
-        """A join token is for the machine that it was used at first.
+    def is_new(self, identity: Identity | None) -> bool:
+        """The proxy came with a join token that nobody has used before, as far as is known here:
+        `claim` it first."""
+        return (
+            identity is not None
+            and self._first_uses is not None
+            and bool(identity.join)
+            and not self._first_uses.first(identity.join)
+        )
+
+    async def claim(self, identity: Identity, peer: str) -> None:
+        """A join token is for the machine that it was used at first, at any replica.
 
         Raises:
             RefusedError: This is another one.
+            CannotServeError: It cannot be told now.
         """
-        now = self._context.clock.now()
-        if len(self._used) >= _USED and self._used:
-            self._used = {t: u for t, u in self._used.items() if u[1] > now}
-        first, _ = self._used.setdefault(identity.join, (address, identity.expires))
-        if first != address:
-            self._context.log.warning(
-                "a join token is used from a second address",
-                instance=f"{identity.instance}.{identity.namespace}",
-                first=first,
-                address=address,
-            )
-            raise RefusedError("UNAUTHENTICATED", "the token was used from another address")
+        assert self._first_uses is not None
+        address = _address(peer)
+        try:
+            first = await self._first_uses.claim(identity.join, address, identity.expires)
+        except BusError as error:
+            text = "it cannot be told who used the token first: try again"
+            raise CannotServeError(text) from error
+        self._compare(identity, first, address)
+
+    def _compare(self, identity: Identity, first: str, address: str) -> None:
+        if first == address:
+            return
+        self._context.log.warning(
+            "a join token is used from a second address",
+            instance=f"{identity.instance}.{identity.namespace}",
+            first=first,
+            address=address,
+        )
+        raise RefusedError("UNAUTHENTICATED", "the token was used from another address")
 
     def missing_row(self, node: Node, identity: Identity | None) -> Key | None:
         """Key of the row that a proxy cannot be served without yet; None: nothing is missing.
@@ -169,3 +187,8 @@ class Admission:
         self._open[client.id] -= 1
         if not self._open[client.id]:
             del self._open[client.id]
+
+
+def _address(peer: str) -> str:
+    """The address of `ADDRESS:PORT`."""
+    return peer.rpartition(":")[0]

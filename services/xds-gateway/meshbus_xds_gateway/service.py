@@ -11,6 +11,7 @@ from meshbus.bus.mirror import WorldMirror
 from meshbus.model.keys import Key
 from meshbus.model.revisions import RevisionView
 from meshbus.model.rows import ServiceAddress
+from meshbus.runtime.first_uses import FirstUses
 from meshbus.runtime.http import AddressInUseError
 from meshbus.runtime.identity import ServingIdentity
 from meshbus.runtime.service import Context
@@ -138,16 +139,18 @@ class XdsGatewayService:
             limits = StreamLimits(settings.stream_age_s, settings.max_streams)
             try:
                 if settings.plaintext:
-                    server = self._server(fleet, limits, load, authenticated=False)
+                    server = self._server(fleet, limits, load, None)
                     servers.append(server)
                     self.plaintext_port = await self._start(
                         server, settings.plaintext, None, "PLAINTEXT"
                     )
                     context.log.info("listening", plaintext=self.plaintext_port)
+                first_uses = FirstUses(context.bus, context.cluster, self.name, context.clock)
+                tasks.create_task(first_uses.run())
                 identity = self._identity(host)
                 tasks.create_task(identity.run())
                 await identity.ready()
-                server = self._server(fleet, limits, load, authenticated=True)
+                server = self._server(fleet, limits, load, first_uses)
                 servers.append(server)
                 tls = Tls(
                     Certificate(*identity.key_and_chain_pem),
@@ -172,7 +175,7 @@ class XdsGatewayService:
         return Load(context.cluster, context.pod, limits, context.clock.monotonic)
 
     def _server(
-        self, fleet: Fleet, limits: StreamLimits, load: Load, *, authenticated: bool
+        self, fleet: Fleet, limits: StreamLimits, load: Load, first_uses: FirstUses | None
     ) -> XdsServer:
         return XdsServer(
             self._context,
@@ -181,7 +184,7 @@ class XdsGatewayService:
             limits,
             make_carrier(self._context.settings.transport),
             load,
-            authenticated=authenticated,
+            first_uses=first_uses,
             refused=self._note_refusal,
         )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from meshbus.compile.resources import SHORT_NAMES
 from meshbus.model.keys import Key
+from meshbus.runtime.first_uses import FirstUses
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.admission import Admission
 from meshbus_xds_gateway.carrier import (
@@ -132,8 +133,8 @@ class _Stream:
 
 
 class XdsServer:
-    """Serves ADS on one listener of a carrier. `authenticated` False: a proxy is what its node
-    says."""
+    """Serves ADS on one listener of a carrier. `first_uses` of the tokens that proxies come with;
+    None: a proxy is what its node says."""
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class XdsServer:
         carrier: Carrier,
         load: Load,
         *,
-        authenticated: bool,
+        first_uses: FirstUses | None,
         refused: Callable[[Refusal], None],
     ) -> None:
         self._context = context
@@ -152,7 +153,7 @@ class XdsServer:
         self._metrics = metrics
         self._limits = limits
         self._carrier = carrier
-        self._admission = Admission(context, fleet, authenticated=authenticated)
+        self._admission = Admission(context, fleet, first_uses)
         self._refused = refused
         self._load = load
         self._streams: dict[int, _Stream] = {}
@@ -345,17 +346,20 @@ class XdsServer:
         request = stream.make_protocol.decode(stream.waiting[0])
         node = node_of(request.node)
         missing = self._admission.missing_row(node, stream.identity)
-        if missing is not None:
+        if missing is not None or self._admission.is_new(stream.identity):
             self._gate.drop(stream)
-            stream.admitting = asyncio.create_task(self._await_row(stream, missing))
+            stream.admitting = asyncio.create_task(self._await_admission(stream, missing))
             return
         stream.waiting.popleft()
         self._serve(stream, self._admission.client(node, stream.identity, stream), request)
 
-    async def _await_row(self, stream: _Stream, key: Key) -> None:
-        """It stands in line again once its row is there."""
+    async def _await_admission(self, stream: _Stream, key: Key | None) -> None:
+        """It stands in line again once its row is there and its token is its own."""
         try:
-            await self._admission.registered(key)
+            if key is not None:
+                await self._admission.registered(key)
+            if stream.identity is not None and self._admission.is_new(stream.identity):
+                await self._admission.claim(stream.identity, stream.peer)
             if not self._gate.offer(stream, len(stream.waiting[0])):
                 raise CannotServeError("this replica is full")
             self._admit_soon()

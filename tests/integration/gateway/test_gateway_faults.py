@@ -57,7 +57,8 @@ class Ads:
         else:
             credentials = grpc.ssl_channel_credentials(mesh.trust.roots_pem.encode())
             options = [("grpc.ssl_target_name_override", "xds-gateway.istio-system.svc")]
-            self.channel = aio.secure_channel(f"127.0.0.1:{gateway.port}", credentials, options)
+            host = getattr(mesh, "host", "127.0.0.1")
+            self.channel = aio.secure_channel(f"{host}:{gateway.port}", credentials, options)
         metadata = [("authorization", f"Bearer {token}")] if token else []
         self.call = self.channel.stream_stream(METHOD)(metadata=metadata)
 

@@ -10,19 +10,20 @@ from typing import Any
 
 import grpc
 import jwt
+import msgspec
 import pytest
 import pytest_asyncio
 from ca_mesh import CaMesh
 from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from gateway_mesh import CLUSTER, envoy_binary, replica_subject, workload
-from meshbus_xds_gateway.admission import Admission
-from meshbus_xds_gateway.node import RefusedError
+from meshbus_xds_gateway.service import XdsGatewayService, XdsGatewaySettings
 from nats.aio.client import Client
 from nats.errors import Error
 from security_mesh import serving
 from test_gateway_faults import CDS, SDS, Ads, server_rows
 
+from meshbus.bus.interface import STATUS
 from meshbus.bus.nkeys import UserKey
 from meshbus.bus.permissions import IDENTITIES, inbox_prefix
 from meshbus.model.keys import Key
@@ -37,6 +38,7 @@ from meshbus.model.requests import (
 )
 from meshbus.model.rows import ConfigObject
 from meshbus.runtime.calls import answer, call
+from meshbus.runtime.process import make_context
 from meshbus.runtime.sealed import seal
 
 pytestmark = pytest.mark.real
@@ -245,20 +247,95 @@ async def test_tokens_of_others_for_others_and_of_yesterday_are_refused(mesh):
     await ads.next(CDS)
 
 
-async def test_a_join_token_is_for_the_machine_that_used_it_first(mesh):
-    gateway = await mesh.start_gateway()
+@contextlib.asynccontextmanager
+async def second_gateway(mesh, bus):
+    """Another replica; it listens on the other loopback address, so that who calls it has another
+    address as well. Gives what `Ads` needs to know."""
+    process = msgspec.structs.replace(mesh.process, pod="xds-gateway-1")
+    settings = XdsGatewaySettings(listen="[::1]:0", transport=mesh.transport)
+    gateway = XdsGatewayService(make_context(XdsGatewayService, settings, process, bus))
+    task = asyncio.create_task(gateway.run())
+    try:
+        await mesh.until(lambda: task.done() or gateway.port is not None, "it listens")
+        yield SimpleNamespace(gateway=gateway, trust=mesh.trust, host="[::1]")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await bus.close()
+
+
+async def answered(ads: Ads) -> bool:
+    """A stream with its token is served; ends it."""
+    await ads.ask(CDS)
+    try:
+        await ads.next(CDS)
+    except (AssertionError, grpc.aio.AioRpcError):
+        code, details = await ads.refusal()
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert "another address" in details
+        return False
+    finally:
+        await ads.channel.close()
+    return True
+
+
+async def test_a_join_token_is_for_the_machine_that_used_it_first(mesh, bus_for):
+    await mesh.start_gateway()
+    await mesh.write(*server_rows())
+    async with second_gateway(mesh, await bus_for("xds-gateway")) as other:
+        token = await mesh.token("server")
+        assert await answered(Ads(mesh, token))
+        assert await answered(Ads(mesh, token)), "its Envoy shows it with each stream"
+        assert not await answered(Ads(other, token)), "it is known at every replica"
+        assert not await answered(Ads(other, token))
+        assert await answered(Ads(mesh, token)), "the first one goes on"
+
+        fresh = await mesh.token("server")
+        assert await answered(Ads(other, fresh))
+        assert not await answered(Ads(mesh, fresh))
+
+        # Both at once: one of them is first.
+        for _ in range(8):
+            raced = await mesh.token("server")
+            got = await asyncio.gather(answered(Ads(mesh, raced)), answered(Ads(other, raced)))
+            assert sorted(got) == [False, True]
+
+
+async def test_first_uses_outlive_a_restart_of_the_bus(mesh, bus_for, nats_server):
+    """STATUS is in memory: replicas say again what they know."""
+    await mesh.start_gateway()
     await mesh.write(*server_rows())
     token = await mesh.token("server")
-    ads = Ads(mesh, token)
-    await ads.ask(CDS)
-    await ads.next(CDS)
-    admission = Admission(gateway._context, SimpleNamespace(trust=mesh.trust), authenticated=True)
-    metadata = [("authorization", f"Bearer {token}")]
-    assert admission.identity(metadata, "127.0.0.1:4711") is not None
-    with pytest.raises(RefusedError, match="another address"):
-        admission.identity(metadata, "203.0.113.9:4711")
-    fresh = await mesh.token("server")
-    assert admission.identity([("authorization", f"Bearer {fresh}")], "203.0.113.9:1")
+    assert await answered(Ads(mesh, token))
+    subject = f"s.{CLUSTER}.xds-gateway.tokens.>"
+    bus = mesh.buses["config"]
+    nats_server.kill()
+    await mesh.until(lambda: not bus.connected, "the bus is away")
+    nats_server.start()
+    await mesh.until(lambda: bus.connected, "the bus is back")
+    await bus.ensure_streams()
+
+    class Heard:
+        def __init__(self) -> None:
+            self.users: list[bytes] = []
+
+        def begin(self) -> None:
+            self.users = []
+
+        def end(self, sequence: int) -> None: ...
+
+        def apply(self, messages) -> None:
+            self.users += [message.data for message in messages]
+
+    heard = Heard()
+    task = asyncio.create_task(
+        mesh.buses["ca"].follower(STATUS, [subject], heard, name="test").run()
+    )
+    await mesh.until(lambda: heard.users, "the replica has said it again")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    async with second_gateway(mesh, await bus_for("xds-gateway")) as other:
+        assert not await answered(Ads(other, token))
 
 
 async def test_only_who_lets_workloads_in_gets_join_tokens(mesh):
