@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from meshbus.cli.dashboards import DASHBOARDS, dashboard_json
 from meshbus.inject.annotations import KNOWN
 from meshbus.inject.yaml_output import to_yaml
 from meshbus.kube.permissions import (
@@ -27,6 +28,7 @@ def files() -> dict[Path, str]:
     """Content by path."""
     return {
         FOLDER / "rbac.yaml": _MADE + to_yaml(rules()),
+        **{FOLDER / "dashboards" / f"{one.name}.json": dashboard_json(one) for one in DASHBOARDS},
         REFERENCE / "annotations.md": annotations_page(),
         REFERENCE / "rbac.md": rbac_page(),
     }
