@@ -13,6 +13,8 @@ from meshbus.kube.permissions import (
     CLUSTER,
     PERMISSIONS,
     ROOT,
+    SIGNER_CERT_MANAGER,
+    SIGNER_KUBERNETES,
     rules_of,
     services_with_access,
 )
@@ -65,6 +67,8 @@ def rbac_page() -> str:
         "- `cluster`: in every namespace, or in those of `global.namespaces` (Roles then)",
         "- `always-cluster`: kinds without a namespace",
         "- `root`: in the namespace of the control plane",
+        "- `signer-kubernetes`: everywhere, where `ca.signer` of the chart says so",
+        "- `signer-cert-manager`: the same, in the namespace of the control plane",
         "",
         "xds-gateway, policy and telemetry have no access, and no token mounted. Gateways read",
         "Secrets of their own namespace. The agent of nodes (`nodeCapture`) gets pods.",
@@ -84,7 +88,13 @@ def rbac_page() -> str:
 
 def rules() -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Rules of RBAC by service and scope; `{revision}` in names is the suffix of the revision."""
-    scopes = {"cluster": CLUSTER, "always-cluster": ALWAYS_CLUSTER, "root": ROOT}
+    scopes = {
+        "cluster": CLUSTER,
+        "always-cluster": ALWAYS_CLUSTER,
+        "root": ROOT,
+        "signer-kubernetes": SIGNER_KUBERNETES,
+        "signer-cert-manager": SIGNER_CERT_MANAGER,
+    }
     return {
         service: {
             name: held

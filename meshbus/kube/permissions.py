@@ -11,6 +11,10 @@ CLUSTER = "cluster"
 """Everywhere: a ClusterRole; where operation is limited to namespaces, a Role in each of them."""
 ALWAYS_CLUSTER = "always-cluster"
 """For kinds without a namespace: a ClusterRole, also where operation is limited to namespaces."""
+SIGNER_KUBERNETES = "signer-kubernetes"
+"""A ClusterRole where `ca.signer` of the chart is a signer of CertificateSigningRequests."""
+SIGNER_CERT_MANAGER = "signer-cert-manager"
+"""A Role in the namespace of the control plane where it is an issuer of cert-manager."""
 ROOT = "root"
 """In the namespace of the control plane: a Role."""
 
@@ -32,14 +36,14 @@ class Rule(NamedTuple):
     service: str
     """`config`, `discovery` or `ca`."""
     scope: str
-    """`CLUSTER`, `ALWAYS_CLUSTER` or `ROOT`."""
+    """`CLUSTER`, `ALWAYS_CLUSTER`, `ROOT`, `SIGNER_KUBERNETES` or `SIGNER_CERT_MANAGER`."""
     groups: tuple[str, ...]
     resources: tuple[str, ...]
     verbs: tuple[str, ...]
     why: str
     names: tuple[str, ...] = ()
     """Only objects of these names; empty: all. `{revision}` stands for `-REVISION`, empty for the
-    default revision."""
+    default revision; `{signer}` for the name of the signer."""
     paths: tuple[str, ...] = ()
     """Instead of resources: paths of the API server."""
 
@@ -236,6 +240,39 @@ PERMISSIONS = (
         ("get",),
         "the keys that tokens of pods are checked with; every account may read them by default",
         paths=("/.well-known/openid-configuration", "/openid/v1/jwks"),
+    ),
+    Rule(
+        "ca",
+        SIGNER_KUBERNETES,
+        ("certificates.k8s.io",),
+        ("certificatesigningrequests",),
+        ("create", "get", "delete"),
+        "certificates of workloads, by a signer of the cluster",
+    ),
+    Rule(
+        "ca",
+        SIGNER_KUBERNETES,
+        ("certificates.k8s.io",),
+        ("certificatesigningrequests/approval",),
+        ("update",),
+        "the ca has checked who asks: it approves its own requests",
+    ),
+    Rule(
+        "ca",
+        SIGNER_KUBERNETES,
+        ("certificates.k8s.io",),
+        ("signers",),
+        ("approve",),
+        "of that signer alone",
+        ("{signer}",),
+    ),
+    Rule(
+        "ca",
+        SIGNER_CERT_MANAGER,
+        ("cert-manager.io",),
+        ("certificaterequests",),
+        ("create", "get", "delete"),
+        "certificates of workloads, by an issuer of cert-manager",
     ),
 )
 

@@ -7,6 +7,7 @@ own in `test_kube_cluster_keys`."""
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,16 @@ sys.path.insert(0, str(Path(__file__).parent / "tools"))
 from build import Unavailable, program
 
 from meshbus.inject import Injector, Owner
+from meshbus.kube.permissions import (
+    ALWAYS_CLUSTER,
+    CLUSTER,
+    PERMISSIONS,
+    ROOT,
+    SIGNER_KUBERNETES,
+)
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
+SIGNER = "example.com/mesh"
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "meshbus"
 PROFILES = ("demo", "default", "ha", "large", "remote")
 
@@ -134,7 +143,13 @@ def test_pods_of_the_control_plane_and_captured_ones_are_restricted(
 
 
 def may(
-    cluster: Cluster, account: str, namespace: str, verb: str, resource: str, where: str
+    cluster: Cluster,
+    account: str,
+    namespace: str,
+    verb: str,
+    resource: str,
+    where: str,
+    name: str = "",
 ) -> bool:
     group, _, kind = resource.rpartition("/")
     kind, _, sub = kind.partition(":")
@@ -146,11 +161,34 @@ def may(
             "groups": ["system:serviceaccounts", f"system:serviceaccounts:{namespace}",
                        "system:authenticated"],
             "resourceAttributes": {"verb": verb, "group": group, "resource": kind,
-                                   "subresource": sub, "namespace": where},
+                                   "subresource": sub, "namespace": where, "name": name},
         },
     }  # fmt: skip
+    if resource.startswith("//"):
+        del review["spec"]["resourceAttributes"]  # type: ignore[attr-defined]
+        review["spec"]["nonResourceAttributes"] = {"path": resource[1:], "verb": verb}  # type: ignore[index]
     answer = cluster.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
     return bool(answer["status"]["allowed"])
+
+
+def listed(namespace: str) -> Iterator[tuple[str, str, str, str, str]]:
+    """Everything that the list of permissions grants, where `ca.signer` is one of the cluster:
+    account, verb, resource, namespace, name."""
+    places = {CLUSTER: "anywhere", ALWAYS_CLUSTER: "", ROOT: namespace, SIGNER_KUBERNETES: ""}
+    for rule in PERMISSIONS:
+        if rule.scope not in places:
+            continue
+        account, where = f"meshbus-{rule.service}", places[rule.scope]
+        for verb in rule.verbs:
+            for path in rule.paths:
+                yield account, verb, f"/{path}", "", ""
+            for group in rule.groups:
+                for resource in rule.resources:
+                    kind, _, sub = resource.replace("*", "things").partition("/")
+                    what = f"{group}/{kind}" + (f":{sub}" if sub else "")
+                    for name in rule.names or ("",):
+                        known = name.replace("{revision}", "").replace("{signer}", SIGNER)
+                        yield account, verb, what, where, known
 
 
 def test_install_upgrade_and_uninstall(helm_program: str, own_cluster: Cluster) -> None:
@@ -160,7 +198,11 @@ def test_install_upgrade_and_uninstall(helm_program: str, own_cluster: Cluster) 
     def run(*arguments: str) -> str:
         return helm(helm_program, cluster, *arguments, "-n", namespace)
 
-    run("install", "mesh", str(CHART), "--no-hooks", "--set", "profile=default")
+    signer = sets(f"ca.signer=kubernetes:{SIGNER}", "ca.signerSecret=signer")
+    run("install", "mesh", str(CHART), "--no-hooks", *sets("profile=default"), *signer)
+    for account, verb, resource, where, name in listed(namespace):
+        said = (account, verb, resource, where, name)
+        assert may(cluster, account, namespace, verb, resource, where, name), said
     granted = [
         ("meshbus-discovery", "watch", "pods", ""),
         ("meshbus-discovery", "list", "discovery.k8s.io/endpointslices", "other"),
@@ -177,6 +219,8 @@ def test_install_upgrade_and_uninstall(helm_program: str, own_cluster: Cluster) 
         ("meshbus-config", "update", "networking.istio.io/virtualservices", "other"),
         ("meshbus-config", "create", "rbac.authorization.k8s.io/clusterroles", ""),
         ("meshbus-ca", "list", "secrets", "other"),
+        ("meshbus-ca", "approve", "certificates.k8s.io/signers", ""),
+        ("meshbus-ca", "list", "certificates.k8s.io/certificatesigningrequests", ""),
         ("meshbus-ca", "list", "pods", "other"),
         ("xds-gateway", "list", "pods", ""),
         ("meshbus-policy", "list", "pods", ""),

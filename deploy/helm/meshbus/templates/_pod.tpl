@@ -75,6 +75,14 @@ spec:
         {{- if $root.Values.ca.pluggedSecret }}
         - {name: MESHBUS_CA_PLUGGED, value: /etc/meshbus/plugged}
         {{- end }}
+        {{- with $root.Values.ca.signer }}
+        - {name: MESHBUS_CA_SIGNER, value: {{ . | quote }}}
+        - {name: MESHBUS_CA_SIGNER_ROOTS, value: /etc/meshbus/signer/ca.crt}
+        {{- if hasPrefix "vault+" . }}
+        - {name: MESHBUS_CA_SIGNER_TOKEN, value: /etc/meshbus/signer/token}
+        - {name: MESHBUS_CA_SIGNER_TLS_ROOTS, value: /etc/meshbus/signer/tls.crt}
+        {{- end }}
+        {{- end }}
         {{- end }}
         {{- if has "discovery" $mine }}
         - {name: MESHBUS_DISCOVERY_DNS, value: "{{ $bind }}:15053"}
@@ -122,6 +130,9 @@ spec:
         {{- if and (has "ca" $mine) $root.Values.ca.pluggedSecret }}
         - {name: plugged, mountPath: /etc/meshbus/plugged, readOnly: true}
         {{- end }}
+        {{- if and (has "ca" $mine) $root.Values.ca.signer }}
+        - {name: signer, mountPath: /etc/meshbus/signer, readOnly: true}
+        {{- end }}
   volumes:
     - name: bus-keys
       projected:
@@ -141,6 +152,9 @@ spec:
     {{- end }}
     {{- if and (has "ca" $mine) $root.Values.ca.pluggedSecret }}
     - {name: plugged, secret: {secretName: {{ $root.Values.ca.pluggedSecret }}}}
+    {{- end }}
+    {{- if and (has "ca" $mine) $root.Values.ca.signer }}
+    - {name: signer, secret: {secretName: {{ $root.Values.ca.signerSecret | required "ca.signerSecret: what are the signer's certificates checked with?" }}}}
     {{- end }}
 {{- end -}}
 
