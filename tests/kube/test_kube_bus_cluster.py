@@ -6,12 +6,13 @@ import contextlib
 import os
 import subprocess
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import Cluster, free_port
+from forwarding import service
 from nats_process import nats_binary
 from test_kube_cluster_keys import secret
 from typer.testing import CliRunner
@@ -31,16 +32,17 @@ SERVERS = 3
 
 
 class Servers:
-    """nats-server processes with one configuration, and, as a Service, one address for them."""
+    """nats-server processes with one configuration."""
 
     def __init__(self, folder: Path, held: dict[str, str]) -> None:
         self.folder = folder
         self.clients = [free_port() for _ in range(SERVERS)]
         self._peers = [free_port() for _ in range(SERVERS)]
         self._monitors = [free_port() for _ in range(SERVERS)]
+        self.port = 0
+        """Leads to one that is alive."""
         self._held = held
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._turn = 0
 
     def start(self, index: int) -> None:
         """Start one, also again."""
@@ -100,35 +102,6 @@ class Servers:
             for path in sorted(self.folder.glob("*/log"))
         )
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for _ in range(SERVERS):
-            self._turn += 1
-            port = self.clients[self._turn % SERVERS]
-            with contextlib.suppress(OSError):
-                to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
-                break
-        else:
-            writer.close()
-            return
-
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
-                while data := await source.read(65536):
-                    sink.write(data)
-                    await sink.drain()
-            sink.close()
-
-        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
-
-    @contextlib.asynccontextmanager
-    async def service(self) -> AsyncIterator[int]:
-        """A port that leads to one that is alive."""
-        server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-
 
 @pytest.fixture
 def servers(cluster: Cluster, namespace: str, tmp_path: Path) -> Any:
@@ -139,7 +112,8 @@ def servers(cluster: Cluster, namespace: str, tmp_path: Path) -> Any:
         for file, text in secret(cluster, namespace, name).items():
             (tmp_path / file).write_text(text)
     running = Servers(tmp_path, secret(cluster, namespace, "meshbus-nats"))
-    yield running
+    with service(running.clients) as running.port:
+        yield running
     running.stop()
 
 
@@ -196,8 +170,10 @@ async def test_any_of_three_servers_is_killed_and_nothing_is_lost(
 ) -> None:
     for index in range(SERVERS):
         servers.start(index)
-    async with servers.service() as port, asyncio.TaskGroup() as tasks:
-        config, gateway = (bus_of(tmp_path, port, name) for name in ("config", "xds-gateway"))
+    async with asyncio.TaskGroup() as tasks:
+        config, gateway = (
+            bus_of(tmp_path, servers.port, name) for name in ("config", "xds-gateway")
+        )
         try:
             async with asyncio.timeout(60):
                 await config.wait_connected()

@@ -2,6 +2,7 @@
 get, and what stands in their namespaces."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 from cluster import Cluster, Refused
+from forwarding import service
 from nats_process import NatsServer
 from test_kube_chart import helm_program, sets
 from test_kube_crds import install_definitions
@@ -260,3 +262,62 @@ def test_pods_get_what_they_need(
     with pytest.raises(Refused):
         injection.create(space, {"app": "web"})
     assert not injected(injection.create(injection.root, {"app": "web"}))
+
+
+def test_a_webhook_replica_dies_during_admissions(
+    injection: Injection,
+    nats_server: NatsServer,
+    spaces: Callable[[dict[str, str]], str],
+    applied: Callable[[list[dict[str, Any]]], None],
+    cluster: Cluster,
+    tmp_path: Path,
+) -> None:
+    """Two replicas behind one address: what is admitted has its sidecar, before, while and after
+    one of them dies; with both gone nothing is admitted."""
+    space = spaces(ON)
+    env = {
+        "MESHBUS_CONFIG_API": "127.0.0.1:0",
+        "MESHBUS_CONFIG_WEBHOOKS": "127.0.0.1:0",
+        "MESHBUS_CONFIG_WEBHOOK_NAMES": "127.0.0.1",
+        "MESHBUS_CONFIG_INJECTION": str(injection.values),
+    }
+    with serving(
+        cluster, nats_server, "config", tmp_path / "second", root=injection.root, env=env,
+        pod="config-1",
+    ) as second:  # fmt: skip
+        second.wait_ready()
+        replicas = [injection.webhook, webhook_of(tmp_path / "second")]
+        ports = [int(one["url"].rpartition(":")[2]) for one in replicas]
+        with service(ports) as port:
+            address = {**injection.webhook, "url": f"https://127.0.0.1:{port}"}
+            applied(injector_webhooks(injection.binary, injection.root, address))
+            until(lambda: injected(injection.create(space, {"app": "web"})), "injection")
+            outcomes: list[str] = []
+            ended = threading.Event()
+
+            def create() -> None:
+                while not ended.is_set():
+                    try:
+                        made = injection.create(space, {"app": "web"})
+                    except Refused:
+                        outcomes.append("refused")
+                    else:
+                        outcomes.append("injected" if injected(made) else "BARE")
+
+            threads = [threading.Thread(target=create) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            try:
+                until(lambda: outcomes.count("injected") > 20, "some are admitted")
+                injection.config.process.kill()
+                injection.config.process.wait()
+                after = len(outcomes)
+                until(lambda: outcomes[after:].count("injected") > 20, "the other one goes on", 60)
+                second.process.kill()
+                second.process.wait()
+                until(lambda: outcomes[-8:] == ["refused"] * 8, "nobody is admitted")
+            finally:
+                ended.set()
+                for thread in threads:
+                    thread.join()
+            assert "BARE" not in outcomes
