@@ -137,6 +137,11 @@ def _email_parts(text: str) -> tuple[str, str]:
 _SCHEME = re.compile(r"[a-zA-Z][-+.a-zA-Z0-9]*:")
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HOST = re.compile(
+    r"""(?:[-\w.~!$&'()*+,;=:\[\]<>"]|[^\x00-\x7f]|%25|%[89a-fA-F][0-9a-fA-F])*""", re.ASCII
+)
+_USER = re.compile(r"[-\w.:~!$&'()*+,;=%@]*", re.ASCII)
+"""What Go's net/url takes before and after the `@` of an authority."""
 
 
 def _uri(text: str) -> str:
@@ -158,15 +163,18 @@ def _split_uri(text: str) -> SplitResult:
     has_scheme = _SCHEME.match(text)
     if has_scheme is None and ":" in before_query.split("/", 1)[0]:
         raise fail("first path segment in URL cannot contain colon")
-    if _BAD_ESCAPE.search(before_query):
+    if _BAD_ESCAPE.search(before_query) or _BAD_ESCAPE.search(text.partition("#")[2]):
         raise fail("invalid URL escape")
     try:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError as error:
         raise fail(str(error)) from error
-    if " " in parts.netloc:
-        raise fail("invalid character ' ' in host name")
+    user, _, host = parts.netloc.rpartition("@")
+    if not _HOST.fullmatch(host):
+        raise fail("invalid character in host name")
+    if not _USER.fullmatch(user):
+        raise fail("invalid userinfo")
     return parts
 
 
@@ -239,13 +247,9 @@ def equal_dns_names(one: str, other: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _lookup_form(name: str) -> str:
-    if name.isascii() and "xn--" not in name.lower():
-        return name.lower()
     try:
-        mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
-        return ".".join(
-            idna.ulabel(label) if label.startswith("xn--") else label for label in mapped.split(".")
-        )
+        mapped = idna.uts46_remap(name, std3_rules=True, transitional=False)
+        return ".".join(label and _dns_label(label) for label in mapped.split("."))
     except (idna.IDNAError, UnicodeError) as error:
         raise EvaluationError(f"not a dns name: '{name}'") from error
 
@@ -254,7 +258,11 @@ def equal_emails(one: str, other: str) -> bool:
     """The same mailbox: domains as DNS names, local parts letter by letter."""
     local, domain = _email_parts(one)
     other_local, other_domain = _email_parts(other)
-    return local == other_local and equal_dns_names(domain, other_domain)
+    return _unquoted(local) == _unquoted(other_local) and equal_dns_names(domain, other_domain)
+
+
+def _unquoted(local: str) -> str:
+    return re.sub(r"\\(.)", r"\1", local[1:-1]) if local.startswith('"') else local
 
 
 def equal_uris(one: str, other: str) -> bool:
@@ -270,7 +278,8 @@ def equal_uris(one: str, other: str) -> bool:
         if _userinfo(first) != _userinfo(second):
             return False
         first, second = first._replace(netloc=""), second._replace(netloc="")
-    return urlunsplit(first) == urlunsplit(second)
+    asks = [bool(re.match(r"[^#?]*\?", text)) for text in (one, other)]
+    return asks[0] == asks[1] and urlunsplit(first) == urlunsplit(second)
 
 
 def _userinfo(parts: SplitResult) -> str:

@@ -46,6 +46,8 @@ def _check_target(target: TargetSelector, path: str, out: Findings) -> None:
     check_labels(target.labels, f"{path}.labels", out)
     for index, port in enumerate(target.ports):
         at = f"{path}.ports[{index}]"
+        if isinstance(port.number, UnsetType) and isinstance(port.name, UnsetType):
+            out.required(at, "number or name must be set")
         if isinstance(port.number, int) and not 1 <= port.number <= 65535:
             out.error(f"{at}.number", f"{port.number}: port must be between 1-65535")
         if isinstance(port.name, str) and not is_label(port.name):
