@@ -45,7 +45,7 @@ class JWTHeader(Shape, frozen=True, kw_only=True):
 class ClaimToHeader(Shape, frozen=True, kw_only=True):
     """A claim that is passed on in a header."""
 
-    header: Annotated[str, Meta(min_length=1, pattern=r"^[-A-Za-z0-9]+$")]
+    header: Annotated[str, Meta(min_length=1, pattern=r"^[-_A-Za-z0-9]+$")]
     """The header."""
     claim: Text
     """The claim; `.` leads into nested ones."""

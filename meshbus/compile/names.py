@@ -114,19 +114,29 @@ def service_domains(host: str, namespace: str) -> tuple[str, ...]:
     """The names a proxy in `namespace` may call a service by, without port.
 
     `reviews.default.svc.cluster.local` is `reviews`, `reviews.default.svc`, `reviews.default` for
-    its neighbours, the last two for others; other hosts have one name.
+    its neighbours, the last two for others; other hosts have no short names.
     Source: Istio, GenerateAltVirtualHosts.
     """
+    full = full_names(host)
     suffix = f".svc.{CLUSTER_DOMAIN}"
     if not host.endswith(suffix):
-        return (host,)
+        return full
     base = host[: -len(suffix)]
     name, dot, owner = base.partition(".")
     if not dot:
-        return (host,)
+        return full
     if owner == namespace:
-        return (host, name, f"{base}.svc", base)
-    return (host, base, f"{base}.svc")
+        return (*full, name, f"{base}.svc", base)
+    return (*full, base, f"{base}.svc")
+
+
+def full_names(host: str) -> tuple[str, ...]:
+    """A host, and with a dot at the end, as clients write it that will not have it completed."""
+    return (host,) if host == "*" or host.endswith(".") or _is_address(host) else (host, f"{host}.")
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or host.rpartition(".")[2].isdecimal()
 
 
 def bracketed(host: str) -> str:

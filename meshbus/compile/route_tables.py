@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part, Report
-from meshbus.compile.names import BLACK_HOLE, is_wildcard, most_specific, with_port
+from meshbus.compile.names import (
+    BLACK_HOLE,
+    full_names,
+    is_wildcard,
+    most_specific,
+    with_port,
+)
 from meshbus.compile.proxy_headers import NO_WISHES
 from meshbus.compile.scope import (
     HTTP_PROXY,
@@ -186,7 +192,7 @@ def other_hosts(reader: Reader, view: View, port: int) -> Chunk:
             continue
         routes = routes_of(reader, view, keys, port, report)
         if routes is not None:
-            names = domains_at([host], port, False)
+            names = domains_at(full_names(host), port, False)
             domains += (name.lower() for name in names)
             table.add(with_port(host, port), names, routes, host)
     return _chunk(table, domains, set(), report)

@@ -4,6 +4,7 @@ A virtual host is built once for all views that see the same services, rules and
 bytes; a route configuration joins them.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
@@ -31,6 +32,7 @@ from meshbus.compile.names import (
     UDP,
     ClusterName,
     bracketed,
+    full_names,
     is_http,
     is_sniffed,
     is_wildcard,
@@ -430,7 +432,7 @@ def fill(
         found = routes_of(reader, view, keys, port, report)
         if found is not None:
             name = with_port(host, port)
-            table.add(name, domains_at([host], port, all_ports), found, host)
+            table.add(name, domains_at(full_names(host), port, all_ports), found, host)
     for member, routes in by_service:
         row = reader.get(member.service)
         aliases = reader.node(aliases_of, view.viewer, member.host)
@@ -442,11 +444,11 @@ def fill(
         table.add(with_port(member.host, port), domains, routes, own)
 
 
-def domains_at(names: list[str], port: int, all_ports: bool) -> list[str]:
+def domains_at(names: Iterable[str], port: int, all_ports: bool) -> list[str]:
     """What authorities may say for these names at a port. In the table of one port alone the port
     in an authority does not count (`ignore_port_in_host_matching`)."""
     if not all_ports:
-        return names
+        return list(names)
     out = []
     for name in names:
         if port == 80:

@@ -19,6 +19,7 @@ from meshbus.validate.conditions import (
     path_template_problem,
     port_problem,
     service_account_problem,
+    trust_domain_problem,
 )
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import subnet_problem
@@ -129,6 +130,10 @@ def _check_source(source: Source, path: str, out: Findings) -> None:
     for field in ("serviceAccounts", "notServiceAccounts"):
         for index, account in enumerate(lists[field]):
             if account and (problem := service_account_problem(account)):
+                out.error(f"{path}.{field}[{index}]", problem)
+    for field in ("trustDomains", "notTrustDomains"):
+        for index, domain in enumerate(lists[field]):
+            if domain and (problem := trust_domain_problem(domain)):
                 out.error(f"{path}.{field}[{index}]", problem)
 
 

@@ -13,7 +13,6 @@ _PLAIN_KEYS = frozenset(
     {
         "source.namespace",
         "source.principal",
-        "source.trustDomain",
         "request.auth.principal",
         "request.auth.audiences",
         "request.auth.presenter",
@@ -52,6 +51,8 @@ def condition_problem(key: str, values: Sequence[str]) -> str | None:
         return None
     if key in _IP_KEYS:
         return _first(subnet_problem(value) for value in values)
+    if key == "source.trustDomain":
+        return _first(trust_domain_problem(value) for value in values)
     if key == "destination.port":
         return _first(port_problem(value) for value in values)
     if key == "source.serviceAccount":
@@ -70,6 +71,15 @@ def port_problem(value: str) -> str | None:
     if value.isascii() and value.isdigit() and int(value) <= 65535:
         return None
     return f"invalid port {value!r}: port must be between 0-65535"
+
+
+def trust_domain_problem(value: str) -> str | None:
+    """Why it is no trust domain, nor `*` with the start or the end of one."""
+    if "/" in value:
+        return f"{value!r} is not a trust domain: it holds a slash"
+    if "*" in value.removeprefix("*") and "*" in value[:-1]:
+        return f"{value!r}: `*` may stand at one end only"
+    return None
 
 
 def service_account_problem(value: str) -> str | None:

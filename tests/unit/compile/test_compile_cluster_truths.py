@@ -209,7 +209,7 @@ def test_connections_are_counted_by_cluster_or_by_who_divides_them() -> None:
 
 
 def test_domains_of_a_port_are_names_without_it() -> None:
-    near = {WEB, "web", "web.default", "web.default.svc", "10.0.0.1"}
+    near = {WEB, f"{WEB}.", "web", "web.default", "web.default.svc", "10.0.0.1"}
     assert made().domains("80") == {f"{WEB}:80": near, "allow_any": {"*"}}
     far = made(proxy={**SIDECAR, "namespace": "other"}).domains("80")
     assert far[f"{WEB}:80"] == near - {"web"}

@@ -151,3 +151,17 @@ def test_a_missing_delegate_leaves_the_other_rules_alone() -> None:
     (finding,) = found.snapshot.findings
     assert finding.object == Key("c", "cfg", "virtualservices", "default", "root")
     assert finding.message == "VirtualService default/lost does not exist"
+
+
+def test_a_full_name_may_end_with_a_dot() -> None:
+    mesh = rows(
+        MESH,
+        routes("out", rule("b"), hosts=["shop.example.com", "*.wild.example"]),
+        routes("dotted", rule("c"), hosts=["shop.example.com."]),
+    )
+    found = Rendered(mesh, sidecar("a"))
+    assert found.virtual_host("80", f"{host('a')}.") == found.virtual_host("80", "a")
+    assert followed(found, "80", "*.wild.example.") == [("/", "b")]
+    taken = [d for v in found.routes["80"]["virtualHosts"] for d in v["domains"]]
+    assert len(taken) == len(set(taken))
+    assert "*." not in taken
