@@ -17,6 +17,7 @@ NO_TRANSLATION = "experimental.istio.io/disable-gateway-port-translation"
 """Label of a Service whose ports say nothing about Gateways. Source: Knative's use of Istio."""
 SERVICES_ANNOTATION = "internal.istio.io/gateway-service"
 """Annotation of a Gateway: hosts of the services in front of it, in place of its selector."""
+FIRST_UNPRIVILEGED = 1024
 TERMINATED = frozenset({"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL"})
 
 
@@ -36,6 +37,8 @@ class Router(NamedTuple):
     proxy: ProxyKeys
     """Without what tells replicas apart."""
     fronts: tuple[Front, ...]
+    unprivileged: bool = False
+    """It cannot bind ports below 1024."""
 
 
 class Server(NamedTuple):
@@ -114,9 +117,9 @@ class Server(NamedTuple):
         out: dict[str, None] = {}
         for full in vs.row.hosts:
             for host in own:
-                both = narrower(host, full)
+                both = narrower(host, full.lower())
                 if both is not None:
-                    out[both.lower()] = None
+                    out[both] = None
         return list(out)
 
 
@@ -158,7 +161,8 @@ def router_of(reader: Reader, proxy: ProxyKeys) -> Router:
             )
             ports.append((port.number, behind[0]))
         fronts.append(Front(row.host, NO_TRANSLATION in row.labels, tuple(ports)))
-    return Router(proxy.as_class(), tuple(fronts))
+    unprivileged = dict(proxy.metadata).get("UNPRIVILEGED_POD", "").lower() == "true"
+    return Router(proxy.as_class(), tuple(fronts), unprivileged)
 
 
 def _ports_of(gateway: Ref, number: int, fronts: tuple[Front, ...]) -> list[int]:
@@ -197,6 +201,10 @@ def servers_of(reader: Reader, router: Router) -> Servers:
             with report.guard(ref.key, path):
                 number = int((spec.get("port") or {})["number"])
                 for port in _ports_of(ref, number, router.fronts):
+                    if router.unprivileged and port < FIRST_UNPRIVILEGED:
+                        message = f"the gateway may not listen on port {port}"
+                        report.add(ref.key, f"{path}.port.number", message)
+                        continue
                     server = _server(ref, spec, path, number, port)
                     fault = _conflict(server, kinds, names)
                     if fault:

@@ -8,7 +8,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
 from google.protobuf import duration_pb2
 
-from meshbus.compile.clusters import inbound_application
+from meshbus.compile.clusters import LOCALHOST, inbound_application
 from meshbus.compile.connections import (
     HTTP_ALPN,
     Reporting,
@@ -45,7 +45,7 @@ from meshbus.compile.peer_authentication import (
     mutual_tls,
 )
 from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, forward_certificate, headers_of
-from meshbus.compile.proxy_keys import ProxyKeys
+from meshbus.compile.proxy_keys import CAPTURE_NONE, ProxyKeys
 from meshbus.compile.quota import inbound_quota, quota_filters
 from meshbus.compile.resources import CDS, LDS, Resource, encode
 from meshbus.compile.scope import Ref, age, exported_services, find_rules
@@ -63,6 +63,7 @@ from meshbus.compile.sidecar_ingress import (
     NO_INGRESS,
     IngressSide,
     ingress_side,
+    own_endpoint,
     pool_policy,
     send_to_endpoint,
     tls_settings,
@@ -258,8 +259,7 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
     """What the inbound side of a proxy is made of."""
     sidecar = sidecar_of(reader, proxy.namespace, proxy.labels)
     side = ingress_side(sidecar)
-    at = proxy.ips[0] if proxy.ips else ANY_V4
-    ports = _with_ingress(served_ports(reader, proxy), side, at)
+    ports = _with_ingress(served_ports(reader, proxy), side, proxy)
     connections = NO_SECURITY
     if any(not is_http(port.protocol) for port in ports):
         connections = security_of(reader, proxy.namespace, proxy.labels)
@@ -279,15 +279,18 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
 
 
 def _with_ingress(
-    served: tuple[ServedPort, ...], side: IngressSide, own_address: str
+    served: tuple[ServedPort, ...], side: IngressSide, proxy: ProxyKeys
 ) -> tuple[ServedPort, ...]:
-    """The ports that a Sidecar says in place of those of the services, where it says any.
+    """The ports that a Sidecar says in place of those of the services, where it says any; where
+    nothing is redirected only it can say them, for the application has those of the services.
 
     Source: Istio, buildInboundChainConfigs: they are at the instance's address unless `bind` says
     another.
     """
+    own_address = proxy.ips[0] if proxy.ips else ANY_V4
+    uncaptured = proxy.capture == CAPTURE_NONE
     if not side.listeners:
-        return tuple(port._replace(pool=side.pool) for port in served)
+        return () if uncaptured else tuple(port._replace(pool=side.pool) for port in served)
     known = {port.port: port for port in served}
     out = []
     for ingress in side.listeners:
@@ -295,9 +298,10 @@ def _with_ingress(
         out.append(
             held._replace(
                 protocol=ingress.protocol or held.protocol,
-                endpoint=ingress.endpoint,
+                endpoint=own_endpoint(ingress.endpoint, proxy.ips)
+                or (f"{LOCALHOST}:{ingress.port}" if uncaptured else ""),
                 bind=ingress.bind,
-                bound=not ingress.captured,
+                bound=uncaptured or not ingress.captured,
                 named_by=ingress.bind or own_address,
                 pool=ingress.pool,
                 tls=ingress.tls,

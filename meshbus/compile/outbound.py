@@ -50,7 +50,7 @@ from meshbus.compile.names import (
 )
 from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import LDS, encode
-from meshbus.compile.scope import HTTP_PROXY, Ref, age, aliased_hosts, visible_services
+from meshbus.compile.scope import HTTP_PROXY, Egress, Ref, age, aliased_hosts, visible_services
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
 from meshbus.compile.values import address, boolean, uint32
@@ -69,6 +69,10 @@ INBOUND_PORT = 15006
 ANY_V4 = "0.0.0.0"  # noqa: S104 - what captured traffic is matched by, not what is exposed
 ANY_V6 = "::"
 LOCAL = "127.0.0.1"
+SPEAK_FIRST = frozenset({"MONGO", "MYSQL"})
+"""Protocols that share no port with others. Source: Istio, isConflictWithWellKnownPort."""
+ELSEWHERE = Egress(0, "", "", False, ())
+"""Where a port that no Sidecar speaks of is bound."""
 
 
 class Bound(NamedTuple):
@@ -145,11 +149,18 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     rest: dict[int, str] = {}
     lost: list[Lost] = []
     places: dict[tuple[str, int], str] = {}
+    listened: dict[int, str] = {}
+    unheard: dict[int, str] = {}
     own = {e.port: e for e in view.viewer.egress if e.port and e.protocol != HTTP_PROXY}
     placed = {number: e for number, e in own.items() if e.bind or not e.captured}
     http.update(number for number, e in own.items() if is_http(e.protocol))
     stands_for = reader.node(aliased_hosts, view.viewer)
     visible = reader.node(visible_services, view.viewer)
+    if view.bound:
+        anywhere = next((e for e in view.viewer.egress if not e.port), ELSEWHERE)
+        numbers = {port.number for ref in visible.values() for port in ref.row.ports}
+        wanted = dict.fromkeys(numbers, anywhere) | own
+        placed = {number: e._replace(captured=False) for number, e in wanted.items()}
     for host, ref in sorted(visible.items(), key=lambda item: age(item[1])):
         if host in stands_for:
             continue
@@ -170,6 +181,16 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             if port.protocol == UDP:
                 continue
             number = port.number
+            shares = is_http(port.protocol) or not (single or networks or row.headless)
+            if shares and number not in placed:
+                # Where servers speak first nobody can look at what clients say.
+                first = port.protocol in SPEAK_FIRST
+                mine, others = (unheard, listened) if first else (listened, unheard)
+                if number in others:
+                    lost.append(Lost(ref.key, number, others[number]))
+                    continue
+                if first or is_http(port.protocol) or is_sniffed(port.protocol):
+                    mine.setdefault(number, host)
             if is_http(port.protocol):
                 http.add(number)
             elif number in placed:
@@ -197,11 +218,11 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                     take_rest(number)
             elif not row.headless:
                 take_rest(number)
-    numbers = sorted({*http, *by_name, *by_network, *rest})
+    shared = sorted({*http, *by_name, *by_network, *rest})
     proxies = tuple(
         (e.port, SharedPort(True, (), (), "", e.bind or LOCAL, False, True))
         for e in view.viewer.egress
-        if e.protocol == HTTP_PROXY and e.port and e.port not in numbers
+        if e.protocol == HTTP_PROXY and e.port and e.port not in shared
     )
     return Plan(
         tuple(sorted(bound, key=lambda b: (b.addresses, b.port))),
@@ -218,7 +239,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                     n not in placed or placed[n].captured,
                 ),
             )
-            for n in numbers
+            for n in shared
         ),
         tuple(sorted(lost)),
     )

@@ -44,6 +44,7 @@ from meshbus.compile.outbound import (
 )
 from meshbus.compile.proxy_headers import headers_of
 from meshbus.compile.proxy_keys import (
+    CAPTURE_NONE,
     CAPTURE_PROXY,
     ROUTER,
     ProxyKeys,
@@ -149,6 +150,7 @@ def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
         proxy.dns,
         extensions,
         headers_of(settings.proxy_config, proxy.proxy_config),
+        proxy.capture == CAPTURE_NONE,
     )
 
 

@@ -14,6 +14,9 @@ CAPTURE_REDIRECT = "redirect"
 CAPTURE_PROXY = "proxy"
 CAPTURE_TPROXY = "tproxy"
 """As `redirect`, but the application sees the address of its client."""
+CAPTURE_NONE = "none"
+_MODES = {"TPROXY": CAPTURE_TPROXY, "NONE": CAPTURE_NONE}
+_LOCAL = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class ProxyKeys:
     cluster: str = ""
     locality: str = ""
     capture: str = CAPTURE_REDIRECT
+    """See `WorkloadInstance.capture`; `tproxy` besides."""
     http_proxy_address: str = ""
     http_proxy_port: int = 0
     app_address: str = ""
@@ -99,16 +103,23 @@ def proxy_of_instance(row: WorkloadInstance) -> ProxyKeys:
 
 
 def with_metadata(keys: ProxyKeys, metadata: tuple[tuple[str, str], ...]) -> ProxyKeys:
-    """The proxy with what it says of itself: EnvoyFilters match it, and INTERCEPTION_MODE says how
-    it was set up to capture.
+    """The proxy with what it says of itself: EnvoyFilters match it, INTERCEPTION_MODE says how it
+    was set up to capture, and HTTP_PROXY_PORT where it is an HTTP proxy if nothing is redirected.
 
     Source: Istio's node metadata.
     """
-    mode = dict(metadata).get("INTERCEPTION_MODE")
-    capture = (
-        CAPTURE_TPROXY if (mode, keys.capture) == ("TPROXY", CAPTURE_REDIRECT) else keys.capture
+    said = dict(metadata)
+    mode = said.get("INTERCEPTION_MODE", "")
+    redirected = keys.type == SIDECAR and keys.capture == CAPTURE_REDIRECT
+    keys = replace(
+        keys,
+        metadata=metadata,
+        capture=_MODES.get(mode, keys.capture) if redirected else keys.capture,
     )
-    return replace(keys, metadata=metadata, capture=capture)
+    http_proxy = said.get("HTTP_PROXY_PORT", "")
+    if keys.capture == CAPTURE_NONE and http_proxy.isdigit():
+        keys = replace(keys, http_proxy_address=_LOCAL, http_proxy_port=int(http_proxy))
+    return keys
 
 
 def _port(port: WorkloadPort) -> tuple[str, int, str]:

@@ -234,7 +234,7 @@ def port_routes(reader: Reader, view: View, port: int) -> Part:
             # What is called by the proxy has no other destination than the proxy itself.
             behind = view._replace(viewer=viewer, captured=False, unknown=BLACK_HOLE)
             return proxy_table(reader, behind, str(port))
-    bound = any(e.port == port and not e.captured for e in view.viewer.egress)
+    bound = view.bound or any(e.port == port and not e.captured for e in view.viewer.egress)
     # What was not redirected has no other destination than the listener that it came to.
     last = catch_all(view._replace(unknown=BLACK_HOLE) if bound else view)
     if not reader.node(domains_are_distinct, view, port):

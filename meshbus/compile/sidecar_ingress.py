@@ -11,13 +11,16 @@ import msgspec
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import address_pb2
 
+from meshbus.compile.names import with_port
 from meshbus.compile.scope import Ref
 from meshbus.compile.values import address, uint32
 from meshbus.compile.written import entries, fields, number
 
 _UNIX = "unix://"
 _AFTER_TLS = {"HTTPS": "HTTP", "TLS": "TCP"}
-_LOCAL = {"127.0.0.1": "127.0.0.1", "": "127.0.0.1", "::1": "::1"}
+_LOCAL = "127.0.0.1"
+_LOOPBACK = frozenset({_LOCAL, "::1"})
+_OWN = {"0.0.0.0": "IPv4", "[::]": "IPv6", "::": "IPv6"}  # noqa: S104 - stands for one address
 
 
 class Ingress(NamedTuple):
@@ -95,30 +98,56 @@ def tls_settings(text: str) -> dict[str, Any]:
     return settings
 
 
+def own_endpoint(endpoint: str, addresses: tuple[str, ...]) -> str:
+    """`defaultEndpoint` with the instance's own address where it says `0.0.0.0` or `[::]`; as it
+    is, when the instance has none of that family.
+
+    Source: networking IstioIngressListener.
+    """
+    host, _, port = endpoint.rpartition(":")
+    family = _OWN.get(host)
+    if family is None:
+        return endpoint
+    own = next((a for a in addresses if (":" in a) == (family == "IPv6")), "")
+    return with_port(own, int(port)) if own else endpoint
+
+
 def send_to_endpoint(cluster: cluster_pb2.Cluster, endpoint: str, app_address: str) -> None:
     """Point an application's cluster to `defaultEndpoint`: this machine, the instance's own address
-    (`0.0.0.0`, `::`), or a Unix socket. `app_address`: the address of an application whose sidecar
-    has another one; both kinds of address stand for it.
+    or a Unix socket. `app_address`: the address of an application whose sidecar has another one;
+    both kinds of address stand for it.
     """
     if endpoint.startswith(_UNIX):
         _fixed(cluster, address_pb2.Address(pipe=address_pb2.Pipe(path=endpoint[len(_UNIX) :])))
         return
     host, _, port = endpoint.rpartition(":")
-    host = host.strip("[]")
     if app_address:
         _fixed(cluster, address(app_address, int(port)))
-    elif host in _LOCAL:
-        _fixed(cluster, address(_LOCAL[host], int(port)))
-    else:
+    elif host in _OWN:
         # The address that the caller asked for is the instance's; only the port may be another.
         cluster.original_dst_lb_config.upstream_port_override.CopyFrom(uint32(int(port)))
+    else:
+        host = host.strip("[]") or _LOCAL
+        source = cluster.upstream_bind_config if cluster.HasField("upstream_bind_config") else None
+        kept = None if host in _LOOPBACK else source
+        _fixed(cluster, address(host, int(port)), kept)
 
 
-def _fixed(cluster: cluster_pb2.Cluster, where: address_pb2.Address) -> None:
+def _fixed(
+    cluster: cluster_pb2.Cluster,
+    where: address_pb2.Address,
+    source: address_pb2.BindConfig | None = None,
+) -> None:
+    """One endpoint. `source`: where connections come from, so that capture leaves them alone."""
+    kept = address_pb2.BindConfig()
+    if source is not None:
+        kept.CopyFrom(source)
     cluster.type = cluster_pb2.Cluster.STATIC
     cluster.ClearField("lb_policy")
     cluster.ClearField("upstream_bind_config")
     cluster.ClearField("load_assignment")
+    if source is not None:
+        cluster.upstream_bind_config.CopyFrom(kept)
     cluster.load_assignment.cluster_name = cluster.name
     group = cluster.load_assignment.endpoints.add()
     group.lb_endpoints.add().endpoint.address.CopyFrom(where)

@@ -86,6 +86,8 @@ class View(NamedTuple):
     """WasmPlugins and TrafficExtensions on the client side, or of a gateway."""
     headers: ProxyHeaders = NO_WISHES
     """What the proxies say of themselves and callers, in headers."""
+    bound: bool = False
+    """Nothing is redirected: every port of a service has a listener that binds it."""
 
     @property
     def namespace(self) -> str:

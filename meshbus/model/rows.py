@@ -184,7 +184,8 @@ class WorkloadInstance(msgspec.Struct, array_like=True, frozen=True):
     capture: str = "redirect"
     """`redirect`: traffic is captured by iptables (15001, 15006). `proxy`: the application uses
     an HTTP proxy at `http_proxy_port` on 127.0.0.1... of its own address; inbound listeners bind
-    `addresses`."""
+    `addresses`. `none`: nothing is redirected, and listeners bind the ports of services on this
+    machine, and those that a Sidecar says."""
     http_proxy_port: int = 0
     http_proxy_address: str = ""
     network: str = ""

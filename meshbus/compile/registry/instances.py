@@ -120,6 +120,7 @@ HEALTH_CHECKED = "proxy.istio.io/health-checks-enabled"
 PROXY_TYPE = "meshbus.io/proxy-type"
 """Annotation of a pod whose proxy was injected as a gateway: `router`."""
 _CAPTURE = "standalone.meshbus.io/capture"
+_INTERCEPTION = "sidecar.istio.io/interceptionMode"
 _APPLICATION = "standalone.meshbus.io/application-address"
 _HTTP_PROXY = "standalone.meshbus.io/http-proxy-port"
 
@@ -258,6 +259,7 @@ def instance_of_pod(
         dual_stack=any(":" in a for a in addresses) and any("." in a for a in addresses),
         created=object.created,
         origin="pod",
+        capture="none" if object.annotations.get(_INTERCEPTION) == "NONE" else "redirect",
         target_ports={name: port for name, port in named.items() if port},
         tls_mode=mode,
         draining=object.deletion is not None,

@@ -81,3 +81,38 @@ def test_the_older_of_two_services_says_a_port() -> None:
         cluster = next(c for c in made["clusters"] if c["name"] == "inbound|80||")
         told = cluster["metadata"]["filterMetadata"]["istio"]["services"]
         assert [s["name"] for s in told] == ["z-old", "a-young"]
+
+
+def clusters_of_ingress(endpoint: str, **proxy: Any) -> dict[str, Any]:
+    sidecar = {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "Sidecar",
+        "metadata": {"name": "default", "namespace": "default"},
+        "spec": {
+            "ingress": [{"port": {"number": 80, "protocol": "HTTP"}, "defaultEndpoint": endpoint}]
+        },
+    }
+    made = compile_documents([sidecar], proxy={**PROXY, **proxy}).document
+    return next(c for c in made["clusters"] if c["name"] == "inbound|80||")
+
+
+def endpoint_of(cluster: dict[str, Any]) -> str:
+    member = cluster["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]["address"]
+    if "pipe" in member:
+        return str(member["pipe"]["path"])
+    return f"{member['socketAddress']['address']}:{member['socketAddress']['portValue']}"
+
+
+def test_where_a_sidecar_says_the_application_is() -> None:
+    both = ["10.1.1.1", "2001:db8::1"]
+    assert endpoint_of(clusters_of_ingress("127.0.0.1:8080")) == "127.0.0.1:8080"
+    assert endpoint_of(clusters_of_ingress("[::1]:8080", ips=both)) == "::1:8080"
+    assert endpoint_of(clusters_of_ingress("0.0.0.0:8080")) == "10.1.1.1:8080"
+    assert endpoint_of(clusters_of_ingress("[::]:8080", ips=both)) == "2001:db8::1:8080"
+    assert endpoint_of(clusters_of_ingress("unix:///run/app")) == "/run/app"
+
+
+def test_to_its_own_address_capture_leaves_it_alone() -> None:
+    own = clusters_of_ingress("0.0.0.0:8080")
+    assert own["upstreamBindConfig"]["sourceAddress"]["address"] == "127.0.0.6"
+    assert "upstreamBindConfig" not in clusters_of_ingress("127.0.0.1:8080")

@@ -1,5 +1,7 @@
 """How captured traffic comes in: redirected, or with the addresses that it has."""
 
+from typing import Any
+
 import pytest
 from meshes import bookinfo
 
@@ -10,11 +12,8 @@ from meshbus.compile.render import render_snapshot
 from meshbus.model.world import world_of
 
 
-@pytest.mark.parametrize(
-    ("mode", "transparent"), [("REDIRECT", False), ("TPROXY", True), ("", False), ("NONE", False)]
-)
-def test_a_proxy_says_how_it_captures(mode: str, transparent: bool) -> None:
-    """Source: Istio's node metadata INTERCEPTION_MODE."""
+def listeners(mode: str) -> list[dict[str, Any]]:
+    """Those of a proxy that says this mode."""
     proxy = proxy_of_json(
         {
             "name": "reviews-v1-0",
@@ -23,12 +22,29 @@ def test_a_proxy_says_how_it_captures(mode: str, transparent: bool) -> None:
             "metadata": {"INTERCEPTION_MODE": mode},
         }
     )
-    rendered = render_snapshot(Engine(world_of(bookinfo())).get(compile_proxy, proxy))
-    inbound = next(x for x in rendered["listeners"] if x["name"] == "virtualInbound")
+    snapshot = Engine(world_of(bookinfo())).get(compile_proxy, proxy)
+    found: list[dict[str, Any]] = render_snapshot(snapshot)["listeners"]
+    return found
+
+
+def test_a_proxy_to_which_nothing_is_redirected_binds_what_it_listens_on() -> None:
+    made = listeners("NONE")
+    assert {x["name"] for x in made} & {"virtualInbound", "virtualOutbound"} == set()
+    assert made
+    assert all(x.get("bindToPort", True) for x in made)
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparent"), [("REDIRECT", False), ("TPROXY", True), ("", False)]
+)
+def test_a_proxy_says_how_it_captures(mode: str, transparent: bool) -> None:
+    """Source: Istio's node metadata INTERCEPTION_MODE."""
+    made = listeners(mode)
+    inbound = next(x for x in made if x["name"] == "virtualInbound")
     filters = [one["name"].rpartition(".")[2] for one in inbound["listenerFilters"]]
     assert inbound.get("transparent", False) is transparent
     expected = ["original_dst", "original_src"] if transparent else ["original_dst"]
     assert filters[: len(expected)] == expected
     assert ("original_src" in filters) is transparent
-    outbound = next(x for x in rendered["listeners"] if x["name"] == "virtualOutbound")
+    outbound = next(x for x in made if x["name"] == "virtualOutbound")
     assert "transparent" not in outbound

@@ -305,9 +305,8 @@ def test_ingress_says_the_ports_of_a_workload_and_where_it_listens() -> None:
 
     assert address(80) == {"socketAddress": {"address": "127.0.0.1", "portValue": 8000}}
     assert address(81) == {"pipe": {"path": "/run/app"}}
-    override = made.clusters["inbound|82||"]["originalDstLbConfig"]
-    assert override == {"upstreamPortOverride": 8002}
-    assert "originalDstLbConfig" not in made.clusters["inbound|83||"]
+    assert address(82) == {"socketAddress": {"address": "10.0.0.1", "portValue": 8002}}
+    assert made.clusters["inbound|83||"]["type"] == "ORIGINAL_DST"
     assert "inbound|80||" in made.routes
 
 

@@ -120,6 +120,14 @@ def test_service_and_pod() -> None:
     )
 
 
+def test_traffic_of_a_pod_that_is_not_redirected() -> None:
+    assert derived(POD)["reg.workloads/default/reviews-v1-abc-xyz"].capture == "redirect"
+    said = POD.replace(
+        "metadata:", "metadata:\n  annotations: {sidecar.istio.io/interceptionMode: NONE}", 1
+    )
+    assert derived(said)["reg.workloads/default/reviews-v1-abc-xyz"].capture == "none"
+
+
 def test_slices_come_before_pods() -> None:
     slice_ = """
 ---
