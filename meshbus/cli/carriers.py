@@ -132,6 +132,35 @@ CARRIERS: dict[str, tuple[str, str]] = {
 }
 """By message: the object, the test that shows it best."""
 FIELDS: dict[tuple[str, str], tuple[str, str]] = {
+    ("TCPSettings", "connectTimeout"): (
+        "Cluster.connect_timeout",
+        f"{GOLDEN}/sidecar-policies.in.yaml",
+    ),
+    ("TCPSettings", "tcpKeepalive"): (
+        "Cluster.upstream_connection_options",
+        f"{GOLDEN}/sidecar-policies.in.yaml",
+    ),
+    ("TCPSettings", "maxConnectionDuration"): (
+        "TcpProxy.max_downstream_connection_duration, HttpProtocolOptions",
+        f"{UNIT}/test_compile_cluster_truths.py",
+    ),
+    ("TCPSettings", "idleTimeout"): (
+        "TcpProxy.idle_timeout, HttpProtocolOptions",
+        f"{UNIT}/test_compile_cluster_truths.py",
+    ),
+    ("HTTPSettings", "http1MaxPendingRequests"): (
+        "Cluster.circuit_breakers",
+        f"{GOLDEN}/sidecar-policies.in.yaml",
+    ),
+    ("HTTPSettings", "http2MaxRequests"): (
+        "Cluster.circuit_breakers",
+        f"{GOLDEN}/sidecar-policies.in.yaml",
+    ),
+    ("HTTPSettings", "maxRetries"): (
+        "Cluster.circuit_breakers",
+        f"{GOLDEN}/sidecar-policies.in.yaml",
+    ),
+    ("MeshProxyConfig", "interceptionMode"): ("Listener.address", f"{WALK}/uncaptured.yaml"),
     ("VirtualService", "exportTo"): ("which proxies", f"{WALK}/routes.yaml"),
     ("VirtualService", "gateways"): ("which proxies", f"{WALK}/gateway.yaml"),
     ("DestinationRule", "exportTo"): ("which proxies", f"{UNIT}/test_compile_destination_rules.py"),

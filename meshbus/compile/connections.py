@@ -168,14 +168,14 @@ def tcp_proxy(
     *,
     hashed: bool = False,
     tunnel: Tunnel | None = None,
-    idle_ns: int = 0,
-    lifetime_ns: int = 0,
+    idle_ns: int | None = None,
+    lifetime_ns: int | None = None,
 ) -> lc_pb2.Filter:
     """The network filter that sends a connection to one of several clusters by weight. `hashed`:
     connections of one address go to one endpoint. `idle_ns`, `lifetime_ns`: after which a
-    connection is closed, without traffic and in any case; 0: as Envoy does."""
+    connection is closed, without traffic and in any case; None: as Envoy does."""
     proxy = tcp_proxy_pb2.TcpProxy(stat_prefix=stat_prefix)
-    if idle_ns:
+    if idle_ns is not None:
         proxy.idle_timeout.CopyFrom(duration_of_nanos(idle_ns))
     if lifetime_ns:
         proxy.max_downstream_connection_duration.CopyFrom(duration_of_nanos(lifetime_ns))

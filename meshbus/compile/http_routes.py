@@ -81,10 +81,10 @@ class Conduct(NamedTuple):
     hashing: dict[str, Any] | None = None
     """`consistentHash`."""
     tunnel: Tunnel | None = None
-    idle_ns: int = 0
-    """After which a TCP connection without traffic is closed; 0: Envoy's default."""
-    lifetime_ns: int = 0
-    """After which a TCP connection is closed whatever is on it; 0: never."""
+    idle_ns: int | None = None
+    """After which a TCP connection without traffic is closed; 0: never, None: Envoy's default."""
+    lifetime_ns: int | None = None
+    """After which a TCP connection is closed whatever is on it; None: never."""
 
 
 @dataclass(frozen=True, slots=True)

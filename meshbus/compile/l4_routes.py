@@ -32,10 +32,10 @@ class L4Route(NamedTuple):
     hashed: bool = False
     """Connections of one address go to one endpoint."""
     tunnel: Tunnel | None = None
-    idle_ns: int = 0
-    """After which a connection without traffic is closed; 0: Envoy's default."""
-    lifetime_ns: int = 0
-    """After which a connection is closed whatever is on it; 0: never."""
+    idle_ns: int | None = None
+    """After which a connection without traffic is closed; 0: never, None: Envoy's default."""
+    lifetime_ns: int | None = None
+    """After which a connection is closed whatever is on it; None: never."""
     owner: str = ""
     """`NAME.NAMESPACE` of the virtual service that says it."""
 

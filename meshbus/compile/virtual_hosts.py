@@ -179,12 +179,12 @@ def conduct_of(reader: Reader, view: View, host: str, port: int, subset: str) ->
     )
 
 
-def _nanos(text: Any) -> int:
-    """A duration in nanoseconds; 0 without one, and for what is none: its cluster reports it."""
+def _nanos(text: Any) -> int | None:
+    """A duration in nanoseconds; None without one, and for what is none: its cluster reports it."""
     try:
-        return nanos_of(str(text), "") if text else 0
+        return nanos_of(str(text), "") if text else None
     except NotCompiledError:
-        return 0
+        return None
 
 
 def _tunnel_of(policy: dict[str, Any]) -> Tunnel | None:

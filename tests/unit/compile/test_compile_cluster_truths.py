@@ -158,6 +158,12 @@ def test_idle_and_oldest_connections() -> None:
     assert (common["idleTimeout"], common["maxConnectionDuration"]) == ("30s", "3600s")
 
 
+def test_idle_connections_are_kept_where_that_is_said() -> None:
+    pool = "{connectionPool: {tcp: {idleTimeout: 0s}}}"
+    assert made(rule(pool)).tcp("10.0.0.1_82")["idleTimeout"] == "0s"
+    assert "idleTimeout" not in made().tcp("10.0.0.1_82")
+
+
 def test_the_time_of_http_comes_before_that_of_tcp() -> None:
     pool = "{connectionPool: {tcp: {idleTimeout: 30s}, http: {idleTimeout: 5s}}}"
     common = made(rule(pool)).options(f"outbound|80||{WEB}")["commonHttpProtocolOptions"]
