@@ -274,6 +274,8 @@ class Trust(msgspec.Struct, array_like=True, frozen=True):
     """Of a bundle of another trust domain: when it was last got, seconds since the epoch."""
     issuers: tuple[TokenIssuer, ...] = ()
     """Who else gives tokens to workloads of this trust domain."""
+    crl_deep: bool = False
+    """Lists say of signing certificates as well: each up to the root is to be checked."""
 
     def token_key(self, key_id: str) -> tuple[str, dict[str, Any]] | None:
         """(issuer, JWK) of the key that a token is signed with; None: nobody's whom we trust. A key

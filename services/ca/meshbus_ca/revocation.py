@@ -36,12 +36,16 @@ class Said(msgspec.Struct, frozen=True):
 
 
 def in_force(
-    said: Sequence[Said], held: Trust | None, now: float
+    said: Sequence[Said],
+    held: Trust | None,
+    now: float,
+    plugged: Sequence[RevokedCertificate] = (),
 ) -> tuple[tuple[RevokedCertificate, ...], tuple[str, ...]]:
     """(revoked certificates that have not ended, blocked identities).
 
     Args:
         said: Records, oldest first; those that are no longer kept are in `held`.
+        plugged: What lists say that are plugged in.
     """
     revoked = {c.serial: c for c in (held.revoked if held else ())}
     blocked = dict.fromkeys(held.blocked if held else ())
@@ -51,6 +55,8 @@ def in_force(
             blocked[one.identity] = None
         elif one.action == ALLOW:
             blocked.pop(one.identity, None)
+    room = MAX_REVOKED - len(revoked)
+    revoked.update([(c.serial, c) for c in plugged if c.serial not in revoked][: max(room, 0)])
     alive = (c for c in revoked.values() if c.ends > now)
     return tuple(sorted(alive, key=lambda c: (c.at, c.serial))), tuple(sorted(blocked))
 
@@ -61,15 +67,17 @@ def revocation_lists(
     roots: Mapping[str, Signer],
     held_pem: str,
     now: float,
+    others: Sequence[x509.CertificateRevocationList] = (),
 ) -> str:
-    """PEM of a list for each signer, those of roots behind them; empty when nothing is revoked.
+    """PEM of a list for each signer, those of roots behind them, and those of `others` that were
+    plugged in; empty when there are none of those and nothing is revoked.
 
     A list of `held_pem` that says the same is kept: signatures are never equal twice.
     """
     by_signer: dict[str, list[RevokedCertificate]] = {}
     for certificate in revoked:
         by_signer.setdefault(certificate.signer, []).append(certificate)
-    if not by_signer:
+    if not by_signer and not others:
         return ""
     held = {_what(crl): crl for crl in _lists(held_pem)}
     out = []
@@ -80,12 +88,20 @@ def revocation_lists(
         if crl is None:
             crl = _signed(signer, own, now)
         out.append(crl.public_bytes(serialization.Encoding.PEM).decode())
+    out += [crl.public_bytes(serialization.Encoding.PEM).decode() for crl in others]
     return "".join(dict.fromkeys(out))
 
 
-def covered(pem: str) -> frozenset[bytes]:
-    """Key identifiers of those whose lists there are."""
-    return frozenset(_what(crl)[0] for crl in _lists(pem))
+def are_covered(
+    certificates: Iterable[x509.Certificate], listed: Iterable[x509.Certificate]
+) -> bool:
+    """Each of these CAs has a list, where those of `listed` have one. A CA is its name and key,
+    whoever has signed its certificate."""
+
+    def who(certificate: x509.Certificate) -> tuple[bytes, bytes]:
+        return certificate.subject.public_bytes(), _key_of(certificate)
+
+    return {who(c) for c in certificates} <= {who(c) for c in listed}
 
 
 def signers_of(signers: Iterable[Signer]) -> dict[str, Signer]:
@@ -109,7 +125,10 @@ def _lists(pem: str) -> list[x509.CertificateRevocationList]:
 
 
 def _what(crl: x509.CertificateRevocationList) -> tuple[bytes, frozenset[int]]:
-    named = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    try:
+        named = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    except x509.ExtensionNotFound:
+        return b"", frozenset()  # of somebody else
     return named.value.key_identifier or b"", frozenset(entry.serial_number for entry in crl)
 
 

@@ -4,6 +4,7 @@ Every replica follows the record; the one that writes the row makes the lists.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,12 +21,14 @@ from meshbus_ca.in_use import InUse
 from meshbus_ca.issue import Signer
 from meshbus_ca.ledger import Ledger, LedgerError
 from meshbus_ca.past_signers import PastSigners
+from meshbus_ca.plugged_lists import LISTS, PluggedLists
 from meshbus_ca.revocation import (
     ALLOW,
     BLOCK,
     MAX_REVOKED,
     REVOKE,
     Said,
+    are_covered,
     in_force,
     revocation_lists,
     signers_of,
@@ -58,6 +61,8 @@ class Revoker:
         self._changed = changed
         self._federated = federated
         self._past = PastSigners(context.state, context.settings.leaf_ttl_s)
+        plugged = context.settings.plugged
+        self._lists = PluggedLists(Path(plugged) if plugged else None)
         self._said: list[Said] = []
         self._read = False
         self.subject = f"certs.{escape_token(context.cluster)}.revocations.>"
@@ -90,29 +95,60 @@ class Revoker:
         self._past.open()
 
     def look(self, now: float) -> None:
-        """Keep what signs now."""
-        self._past.signs(self._successor.signing.signer, now)
+        """Keep what signs now, and read the lists that are plugged in."""
+        successor = self._successor
+        self._past.signs(successor.signing.signer, now)
+        authorities = [c for a in successor.authorities for c in (*a.chain, *a.roots)]
+        authorities += [signer.certificate for signer in self._past.all]
+        if self._lists.look(authorities, successor.signing.chain):
+            log.info("revocation lists are plugged in")
+            self._changed()
+
+    def warnings(self, now: float) -> list[str]:
+        """What is to be done about the lists that are plugged in."""
+        said = self._lists.warnings(self._signers(), now)
+        if self._lists.above(self._signers(), now) and not self._whole(now):
+            said.append(
+                f"{LISTS} has no list for each CA up to the root: proxies do not check signing "
+                "certificates with it"
+            )
+        return said
 
     def on(self, row: Trust, held: Trust | None, now: float) -> Trust:
         """The trust row with what is revoked."""
-        revoked, blocked = in_force(self._said, held, now)
-        if not revoked:
+        signers = self._signers()
+        revoked, blocked = in_force(self._said, held, now, self._lists.revoked(signers))
+        above = self._lists.above(signers, now)
+        if not revoked and not above:
             return msgspec.structs.replace(row, blocked=blocked)
-        roots = signers_of(self._successor.root_signers)
         lists = revocation_lists(
             revoked,
-            self._signers(),
-            roots,
+            signers,
+            signers_of(self._successor.root_signers),
             held.crl_pem if held else "",
             now,
+            [crl for crl, _ in above],
         )
-        whole = self._whole()
+        whole = self._whole(now)
         return msgspec.structs.replace(
-            row, revoked=revoked, blocked=blocked, crl_pem=lists, crl_whole=whole
+            row,
+            revoked=revoked,
+            blocked=blocked,
+            crl_pem=lists,
+            crl_whole=whole,
+            crl_deep=whole and bool(above),
         )
 
-    def _whole(self) -> bool:
-        return self._successor.root_ids <= signers_of(self._successor.root_signers).keys()
+    def _whole(self, now: float) -> bool:
+        """There is a list of every CA on the way from a leaf to a root."""
+        signers = self._signers()
+        listed = [
+            *(s.certificate for s in signers.values()),
+            *(s.certificate for s in signers_of(self._successor.root_signers).values()),
+            *(issuer for _, issuer in self._lists.above(signers, now)),
+        ]
+        every = [c for a in self._successor.authorities for c in (*a.chain, *a.roots)]
+        return are_covered(every, listed)
 
     def _signers(self) -> dict[str, Signer]:
         return signers_of((*self._past.all, *self._successor.signers))
@@ -156,12 +192,12 @@ class Revoker:
             self._check_identity(request.identity)
         if found and not request.force:
             self._check_others(now)
-        if found and self._federated() and not self._whole():
+        if found and self._federated() and not self._whole(now):
             raise CallError(
                 "invalid",
                 "with roots of other trust domains Envoy asks for a list of every CA up to the "
-                "root, whose key is not here: revoke at the CA that is plugged in, with a next "
-                "ca-cert.pem",
+                f"root, whose key is not here: put its list into {LISTS} beside the CA that is "
+                "plugged in",
             )
         said = Said(
             action,

@@ -83,7 +83,7 @@ class CaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leaf_ttl_s: Annotated[int, _about("longest life of a certificate in seconds", ge=60)] = 86400
     plugged: Annotated[
         str,
-        _about("directory with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem"),
+        _about("directory with ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem, ca-crl.pem"),
     ] = ""
     clock_skew_s: Annotated[
         int, _about("certificates begin so many seconds before now", ge=0, le=3600)
@@ -446,7 +446,7 @@ class CaService:
         return self._revoker.on(msgspec.structs.replace(row, issuers=issuers), held, now)
 
     async def _warn(self, now: float) -> None:
-        status = self._successor.status(now)
+        status = self._status(now)
         if status.phase != self._phase:
             if self._phase:
                 await self._tell(
@@ -577,7 +577,12 @@ class CaService:
             except RefusedError as error:
                 raise CallError("invalid", str(error)) from error
             self._moved.set()
-        return self._successor.status(now)
+        return self._status(now)
+
+    def _status(self, now: float) -> RotationReply:
+        status = self._successor.status(now)
+        warnings = [*status.warnings, *self._revoker.warnings(now)]
+        return msgspec.structs.replace(status, warnings=warnings)
 
     async def _join_token(self, request: JoinTokenRequest) -> JoinTokenReply:
         try:

@@ -91,17 +91,16 @@ class Successor:
         return (self._current.signer, *following)
 
     @property
+    def authorities(self) -> tuple[Authority, ...]:
+        """What signs leaves now, or will next."""
+        return (self._current, self._next) if self._next is not None else (self._current,)
+
+    @property
     def root_signers(self) -> tuple[Signer, ...]:
         """Trusted roots whose key is here."""
         names = dict.fromkeys((self._state.current, self._state.next))
         held = (self._store.root_signer(name) for name in names if name is not None)
         return tuple(signer for signer in held if signer is not None)
-
-    @property
-    def root_ids(self) -> frozenset[str]:
-        """Fingerprints of the roots that must be trusted now."""
-        coming = self._next.roots if self._next is not None else ()
-        return frozenset(fingerprint(root) for root in (*self._current.roots, *coming))
 
     @property
     def roots(self) -> list[str]:

@@ -84,7 +84,7 @@ def trust_secret(
         secret = roots_message(name, roots[own.trust_domain].encode())
         if own.crl_pem:
             secret.validation_context.crl.CopyFrom(_inline(own.crl_pem.encode()))
-            secret.validation_context.only_verify_leaf_cert_crl = True
+            secret.validation_context.only_verify_leaf_cert_crl = not own.crl_deep
         return _resource(secret, ())
     if own.crl_whole:
         roots[own.trust_domain] += own.crl_pem

@@ -2,20 +2,22 @@
 
 import asyncio
 import contextlib
+import datetime
 import ssl
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import pytest_asyncio
-from ca_mesh import CaMesh
+from ca_mesh import CaMesh, made, plug
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from gateway_mesh import CLUSTER, config, envoy_binary, host
-from meshbus_ca.issue import make_root
+from meshbus_ca.issue import Signer, make_intermediate, make_root
 from test_gateway_envoys import Pair, serving
 
 from meshbus.bus.interface import CERTS, BusError
@@ -35,6 +37,7 @@ from meshbus.runtime.sealed import seal
 pytestmark = pytest.mark.real
 THIEF = "spiffe://cluster.local/ns/default/sa/thief"
 CLIENT = "spiffe://cluster.local/ns/default/sa/client"
+SERVER = "spiffe://cluster.local/ns/default/sa/server"
 
 
 @pytest_asyncio.fixture
@@ -205,3 +208,91 @@ async def test_what_cannot_be_revoked_is_said(mesh):
     for name in ("xds-gateway", "config", "discovery"):
         with pytest.raises(BusError):
             await mesh.buses[name].publish(CERTS, "certs.c.revocations.x", forged)
+
+
+def crl(by: Signer, serials: Iterable[int] = ()) -> str:
+    """A list as an authority elsewhere makes it."""
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(by.certificate.subject)
+        .last_update(now - datetime.timedelta(minutes=1))
+        .next_update(now + datetime.timedelta(days=30))
+    )
+    for serial in serials:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
+        builder = builder.add_revoked_certificate(entry.build())
+    signed = builder.sign(by.key, hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM).decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("federated", [False, True])
+async def test_lists_of_a_plugged_in_ca_reach_every_proxy(bus_for, tmp_path, federated):
+    """`ca-crl.pem`: of leaves, and of a signing certificate; also where other trust domains are
+    trusted, which takes a list of every CA up to the root."""
+    envoy_binary()
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    mesh = CaMesh(tmp_path, {i: await bus_for(i) for i in identities}, bus_for)
+    folder = tmp_path / "cacerts"
+    root, first = made(time.time())
+    plug(folder, root, first)
+    mesh.ca_settings = {"leaf_ttl_s": 3600, "require_proof": True, "plugged": str(folder)}
+    await mesh.start()
+    try:
+        if federated:
+            other = {"pem": make_root("b.example", time.time()).pem, "trustDomains": ["b.example"]}
+            row = MeshConfigRow({"caCertificates": [other]})
+            await mesh.write({Key(CLUSTER, "mesh", "config", "", "mesh"): row})
+        await mesh.start_gateway()
+        pair = Pair()
+        once = {"connectionPool": {"http": {"maxRequestsPerConnection": 1}}}
+        rule = {"host": host("server"), "trafficPolicy": once}
+        await mesh.write(*pair.rows(), config("DestinationRule", "destinationrules", "once", rule))
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+        leaf, below = Stolen(tmp_path / "a"), Stolen(tmp_path / "b")
+        async with serving(mesh, pair):
+            await leaf.get(mesh, "thief")
+            await below.get(mesh, "thief")
+            assert await leaf.enters(pair.server, pair.port)
+            if federated:
+                with pytest.raises(CallError, match=r"ca-crl\.pem"):
+                    await revoke(mesh, serial=leaf.serial)
+
+            async def refused(who: Stolen) -> bool:
+                return not await who.enters(pair.server, pair.port)
+
+            # A leaf, by the list of the CA that has signed it.
+            lists = crl(first, [int(leaf.serial, 16)]) + crl(root)
+            (folder / "ca-crl.pem").write_text(lists)
+            await mesh.until(lambda: refused(leaf), "the leaf is refused")
+            assert await below.enters(pair.server, pair.port)
+            assert (await pair.get()).status_code == 200
+            assert leaf.serial in {c["serial"] for c in (await revoke(mesh)).certificates}
+            assert not (await mesh.rotation()).warnings
+
+            # The CA itself cannot be revoked while it signs.
+            (folder / "ca-crl.pem").write_text(crl(root, [first.certificate.serial_number]))
+
+            async def said() -> bool:
+                return any("successor first" in w for w in (await mesh.rotation()).warnings)
+
+            await mesh.until(said, "the ca says what is to be done first")
+            assert await below.enters(pair.server, pair.port)
+
+            # Once another one signs, every leaf below the first is refused.
+            second = make_intermediate(root, "cluster.local", time.time())
+            plug(folder, root, second)
+            await mesh.until(lambda: refused(below), "leaves below the revoked CA are refused")
+            await revoke(mesh, identity=CLIENT)
+            await revoke(mesh, identity=CLIENT, allow=True)
+            await revoke(mesh, identity=SERVER)
+            await revoke(mesh, identity=SERVER, allow=True)
+
+            async def back() -> bool:
+                return (await pair.get()).status_code == 200
+
+            await mesh.until(back, "those with certificates of the second go on", timeout_s=30)
+    finally:
+        await mesh.close()
