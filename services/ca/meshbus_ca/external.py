@@ -6,9 +6,9 @@ the roots that were given.
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -57,16 +57,26 @@ class Signed(NamedTuple):
 
 
 class Roots:
-    """Roots of a signer elsewhere, in a file that may be replaced."""
+    """Roots of a signer elsewhere: in a file that may be replaced, or in the mesh config."""
 
-    def __init__(self, file: str) -> None:
-        self._file = Path(file)
+    def __init__(self, file: str, signer: str = "") -> None:
+        """`signer`: a signer of Kubernetes whose roots the mesh config has where there is no
+        file."""
+        self._file = Path(file) if file else None
+        self._signer = signer
         self._mark: tuple[int, int] = (0, 0)
         self.pem = ""
         self.problem = ""
 
-    def look(self) -> None:
-        """Read it again if it is another one. What cannot be read leaves what was in force."""
+    def look(self, mesh: Mapping[str, Any] | None = None) -> None:
+        """Read them again if they are others. What cannot be read leaves what was in force.
+
+        Args:
+            mesh: Fields of MeshConfig, of which `caCertificates` with `certSigners` count.
+        """
+        if self._file is None:
+            self._look_in(mesh or {})
+            return
         try:
             stat = self._file.stat()
             mark = (stat.st_mtime_ns, stat.st_size)
@@ -78,6 +88,25 @@ class Roots:
             self._mark, self.problem = mark, ""
         except (OSError, UnicodeDecodeError, BundleError) as error:
             self.problem = f"{self._file}: {error}"
+
+    def _look_in(self, mesh: Mapping[str, Any]) -> None:
+        """Source: Istio, KubernetesRA.SetCACertificatesFromMeshConfig."""
+        entries = mesh.get("caCertificates")
+        given = [
+            str(entry.get("pem") or "")
+            for entry in (entries if isinstance(entries, list) else ())
+            if isinstance(entry, dict) and self._signer in (entry.get("certSigners") or ())
+        ]
+        if not any(given):
+            self.problem = (
+                f"MESHBUS_CA_SIGNER_ROOTS is not set, and no entry of caCertificates of the mesh "
+                f"config names {self._signer} in certSigners"
+            )
+            return
+        try:
+            self.pem, self.problem = read_roots("\n".join(given)), ""
+        except BundleError as error:
+            self.problem = f"caCertificates of {self._signer}: {error}"
 
     @property
     def certificates(self) -> list[x509.Certificate]:

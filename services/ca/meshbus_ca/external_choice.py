@@ -4,9 +4,16 @@ from typing import Any
 
 from meshbus.runtime.service import Context
 from meshbus.runtime.settings import SettingsError
-from meshbus_ca.external import LeafSigner
+from meshbus_ca.external import LeafSigner, Roots
 
+KUBERNETES = "kubernetes:"
 _HELP = "MESHBUS_CA_SIGNER: vault+URL, kubernetes:DOMAIN/NAME or cert-manager:[GROUP/]KIND/NAME"
+
+
+def external_roots(settings: Any) -> Roots:
+    """Roots above the signer of `MESHBUS_CA_SIGNER`."""
+    named = settings.signer.startswith(KUBERNETES)
+    return Roots(settings.signer_roots, settings.signer.removeprefix(KUBERNETES) if named else "")
 
 
 def external_signer(context: Context[Any]) -> LeafSigner:
@@ -16,7 +23,7 @@ def external_signer(context: Context[Any]) -> LeafSigner:
         SettingsError: It cannot be used.
     """
     settings = context.settings
-    if not settings.signer_roots:
+    if not settings.signer_roots and not settings.signer.startswith(KUBERNETES):
         raise SettingsError("MESHBUS_CA_SIGNER_ROOTS: what its certificates are checked with?")
     # Each imported here: a ca with keys of its own pays for none of them.
     if settings.signer.startswith("vault+"):

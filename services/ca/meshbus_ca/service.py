@@ -48,8 +48,8 @@ from meshbus_ca.bundle_server import BundleServer
 from meshbus_ca.bundles import bundle_document
 from meshbus_ca.certificate_service import CertificateServer
 from meshbus_ca.cluster_keys import ClusterKeys
-from meshbus_ca.external import Roots, SignerError
-from meshbus_ca.external_choice import external_signer
+from meshbus_ca.external import SignerError
+from meshbus_ca.external_choice import external_roots, external_signer
 from meshbus_ca.federation import Federation
 from meshbus_ca.fleet_view import FleetView
 from meshbus_ca.grants import SERVICES, ForbiddenError, granted_names, own_dns_names
@@ -94,7 +94,13 @@ class CaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "who signs for workloads elsewhere: vault+URL, kubernetes:SIGNER or cert-manager:ISSUER"
         ),
     ] = ""
-    signer_roots: Annotated[str, _about("roots above that signer (PEM file)")] = ""
+    signer_roots: Annotated[
+        str,
+        _about(
+            "roots above that signer (PEM file); of one of Kubernetes also by caCertificates with "
+            "certSigners of the mesh config"
+        ),
+    ] = ""
     signer_token: Annotated[str, _about("file with the token for a vault")] = ""
     signer_tls_roots: Annotated[
         str, _about("roots of the vault's own certificate (PEM file); empty: this machine's")
@@ -167,7 +173,7 @@ class CaService:
             self._fleet,
             2 * settings.bundle_refresh_s if settings.bundle_listen else 0,
         )
-        self._external_roots = Roots(settings.signer_roots) if settings.signer else None
+        self._external_roots = external_roots(settings) if settings.signer else None
         self._signing = Signing(
             context,
             self._successor,
@@ -418,7 +424,7 @@ class CaService:
         )
         wanted = {own._replace(name=name): r for name, r in self._federation.rows().items()}
         if self._external_roots is not None:
-            self._external_roots.look()
+            self._external_roots.look(config.spec if isinstance(config, MeshConfigRow) else None)
             if self._external_roots.pem:
                 made = Trust(self._context.trust_domain, self._external_roots.pem)
                 wanted[self._signer_key] = made
@@ -582,6 +588,8 @@ class CaService:
     def _status(self, now: float) -> RotationReply:
         status = self._successor.status(now)
         warnings = [*status.warnings, *self._revoker.warnings(now)]
+        if self._external_roots is not None and self._external_roots.problem:
+            warnings.append(self._external_roots.problem)
         return msgspec.structs.replace(status, warnings=warnings)
 
     async def _join_token(self, request: JoinTokenRequest) -> JoinTokenReply:

@@ -96,3 +96,19 @@ def test_roots_in_a_file_follow_it_and_a_bad_one_changes_nothing(tmp_path):
     path.write_text(ROOT.pem + OTHER.pem)
     roots.look()
     assert roots.certificates == [ROOT.certificate, OTHER.certificate]
+
+
+def test_roots_of_a_signer_of_kubernetes_are_those_that_the_mesh_config_says():
+    roots = Roots("", "example.com/mesh")
+    others = {"pem": OTHER.pem, "certSigners": ["example.com/other"]}
+    roots.look({"caCertificates": [others, {"pem": OTHER.pem}]})
+    assert roots.pem == ""
+    assert "example.com/mesh in certSigners" in roots.problem
+    own = {"pem": ROOT.pem, "certSigners": ["example.com/first", "example.com/mesh"]}
+    roots.look({"caCertificates": [others, own]})
+    assert (roots.certificates, roots.problem) == ([ROOT.certificate], "")
+    roots.look({"caCertificates": [own | {"pem": "nonsense"}]})
+    assert roots.certificates == [ROOT.certificate], "what was in force stays"
+    assert roots.problem
+    roots.look(None)
+    assert roots.certificates == [ROOT.certificate]
