@@ -243,6 +243,14 @@ PERMISSIONS = (
     ),
     Rule(
         "ca",
+        ALWAYS_CLUSTER,
+        ("authentication.k8s.io",),
+        ("tokenreviews",),
+        ("create",),
+        "whether the token of a pod still holds, with the setting `token_review`",
+    ),
+    Rule(
+        "ca",
         SIGNER_KUBERNETES,
         ("certificates.k8s.io",),
         ("certificatesigningrequests",),

@@ -72,7 +72,10 @@ class FirstUses:
         held = list(self._held.items())
         for start in range(0, len(held), _SAID_AT_ONCE):
             batch = held[start : start + _SAID_AT_ONCE]
-            await asyncio.gather(*(self._create(token, *use) for token, use in batch))
+            known = await asyncio.gather(*(self._create(token, *use) for token, use in batch))
+            for (token, (user, _)), first in zip(batch, known, strict=True):
+                if first != user:
+                    log.error("a token was used twice while the bus was away", token=token)
 
     async def _create(self, token_id: str, user: str, expires: float) -> str:
         subject = status_subject(self._cluster, self._service, PLACE, token_id)

@@ -42,6 +42,7 @@ from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.events import publish_event
 from meshbus.runtime.sealed import Recipient, SealError, seal
 from meshbus.runtime.service import Context
+from meshbus.runtime.settings import SettingsError
 from meshbus.runtime.workload_tokens import TokenError, check_token
 from meshbus_ca.authorities import Authorities
 from meshbus_ca.bundle_server import BundleServer
@@ -55,6 +56,7 @@ from meshbus_ca.fleet_view import FleetView
 from meshbus_ca.grants import SERVICES, ForbiddenError, granted_names, own_dns_names
 from meshbus_ca.in_use import InUse
 from meshbus_ca.issue import BACKDATE_S, InvalidCsrError
+from meshbus_ca.issued_events import IssuedEvents
 from meshbus_ca.keystore import Keystore
 from meshbus_ca.ledger import Ledger, LedgerError
 from meshbus_ca.proofs import ProofError
@@ -62,6 +64,7 @@ from meshbus_ca.revoker import Revoker
 from meshbus_ca.rotation import STEADY
 from meshbus_ca.signing import OWN_TTL_S, BlockedError, Signing, UntrustedError
 from meshbus_ca.succeed import RefusedError, Successor
+from meshbus_ca.token_reviews import TokenReviews
 from meshbus_ca.tokens import InvalidTokenRequestError, issuer_of, join_token
 from meshbus_ca.trust import trust_row
 
@@ -107,6 +110,10 @@ class CaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ""
     require_proof: Annotated[
         bool, _about("sign for a workload only with the token that proves it")
+    ] = False
+    token_review: Annotated[
+        bool,
+        _about("ask the API server about tokens of pods as well, for each certificate"),
     ] = False
     ledger_wait_s: Annotated[
         float, _about("how long a certificate waits for its record, in seconds", ge=0, le=2)
@@ -174,6 +181,7 @@ class CaService:
             2 * settings.bundle_refresh_s if settings.bundle_listen else 0,
         )
         self._external_roots = external_roots(settings) if settings.signer else None
+        self._issued = IssuedEvents(context)
         self._signing = Signing(
             context,
             self._successor,
@@ -183,6 +191,7 @@ class CaService:
             external_signer(context) if settings.signer else None,
             self._external_roots,
             self._announced,
+            self._issued.note,
         )
         self._revoker = Revoker(
             context,
@@ -204,6 +213,11 @@ class CaService:
         self._cluster_keys = (
             ClusterKeys(kubernetes, context.clock, context.log) if kubernetes is not None else None
         )
+        self._reviews: TokenReviews | None = None
+        if settings.token_review:
+            if kubernetes is None:
+                raise SettingsError("MESHBUS_CA_TOKEN_REVIEW: needs MESHBUS_KUBERNETES")
+            self._reviews = TokenReviews(kubernetes, context.clock.monotonic)
         self._warned = float("-inf")
         self._phase = ""
         self.bundle_port: int | None = None
@@ -286,6 +300,7 @@ class CaService:
             tasks.create_task(revocations.run())
             tasks.create_task(writer.run())
             tasks.create_task(self._ledger.run())
+            tasks.create_task(self._issued.run())
             tasks.create_task(self._remember())
             tasks.create_task(self._federation.run())
             if self._cluster_keys is not None:
@@ -305,6 +320,7 @@ class CaService:
             self._trust_now,
             self._ledger,
             lambda: self._mirror.world,
+            self._reviews,
         )
         settings = self._context.settings
         self.csr_port, self.csr_mutual_port = await server.start(
@@ -502,7 +518,7 @@ class CaService:
                 trust_domain=context.trust_domain,
                 root_namespace=context.root_namespace,
             )
-            proof = self._proof(request)
+            proof = await self._proof(request)
             return await self._signing.issue(
                 request.csr_pem,
                 names,
@@ -518,7 +534,7 @@ class CaService:
         except InvalidCsrError as error:
             raise CallError("invalid", str(error)) from error
 
-    def _proof(self, request: SignRequest) -> str:
+    async def _proof(self, request: SignRequest) -> str:
         """What proves the identity that is asked for, as the ledger has it.
 
         Raises:
@@ -537,6 +553,8 @@ class CaService:
             raise CallError("unavailable", "the proof is sealed to another key") from error
         try:
             proof = check_token(token, self._trust_now(), self._context.clock.now())
+            if self._reviews is not None:
+                await self._reviews.confirm(token, proof)
         except TokenError as error:
             code = "unavailable" if error.unavailable else "forbidden"
             raise CallError(code, str(error)) from error

@@ -55,9 +55,10 @@ class Signing:
         external: LeafSigner | None = None,
         roots: Roots | None = None,
         announced: Callable[[str], bool] = bool,
+        told: Callable[[Issued], None] = lambda record: None,
     ) -> None:
         """`external`: signs for workloads, with these roots above it; `announced`: the mesh has
-        them."""
+        them; `told`: of each certificate."""
         self._context = context
         self._successor = successor
         self._ledger = ledger
@@ -66,6 +67,7 @@ class Signing:
         self._external = external
         self._roots = roots
         self._announced = announced
+        self._told = told
 
     @property
     def vouched(self) -> bool:
@@ -113,6 +115,7 @@ class Signing:
             subject=names.common_name,
         )
         self._in_use.note(record)
+        self._told(record)
         await self._ledger.record(record, settings.ledger_wait_s)
         self._context.log.info(
             "certificate signed", spiffe_id=names.spiffe_id, serial=record.serial

@@ -1,5 +1,8 @@
 """Proofs, the ledger and IstioCertificateService of a real ca on a real bus."""
 
+import asyncio
+import contextlib
+import json
 import time
 
 import grpc
@@ -7,11 +10,11 @@ import jwt
 import msgspec
 import pytest
 import pytest_asyncio
-from ca_mesh import CaMesh
+from ca_mesh import CaMesh, plug
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from gateway_mesh import workload
+from gateway_mesh import CLUSTER, workload
 from meshbus_ca.certificate_messages import (
     METHOD,
     METHOD_SERVICE,
@@ -19,8 +22,9 @@ from meshbus_ca.certificate_messages import (
     CertificateResponse,
 )
 from meshbus_ca.certificate_service import BURST
+from meshbus_ca.issue import INTERMEDIATE_TTL_S, make_intermediate, make_root
 
-from meshbus.bus.interface import CERTS, BusError
+from meshbus.bus.interface import CERTS, EVENTS, BusError
 from meshbus.model.requests import SignReply, SignRequest, sign_subject
 from meshbus.runtime.calls import CallError, call
 from meshbus.runtime.sealed import seal
@@ -114,6 +118,77 @@ async def test_every_certificate_is_in_the_ledger_and_nobody_can_take_it_out(mes
     stranger, name = mesh.buses["xds-gateway"], record.serial
     with pytest.raises(BusError):
         await stranger.publish(CERTS, f"certs.c.1.x.{name}", b"{}")
+
+
+class Told:
+    """Events of a kind and verb."""
+
+    def __init__(self) -> None:
+        self.data: list[dict] = []
+
+    def begin(self) -> None: ...
+    def end(self, sequence: int) -> None: ...
+
+    def apply(self, messages) -> None:
+        self.data += [json.loads(message.data)["data"] for message in messages]
+
+
+@contextlib.asynccontextmanager
+async def told(mesh, kind: str, verb: str):
+    events = Told()
+    bus = mesh.buses["config"]
+    follower = bus.follower(EVENTS, [f"events.v1.{CLUSTER}.{kind}.*.*.{verb}"], events, name="t")
+    task = asyncio.create_task(follower.run())
+    try:
+        yield events
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def short_windows(monkeypatch):
+    monkeypatch.setattr("meshbus_ca.issued_events.WINDOW_S", 0.2)
+
+
+async def test_what_is_issued_is_an_event_for_each_window(short_windows, mesh):
+    async with told(mesh, "certificate", "issued") as events:
+        token = await mesh.token("reviews")
+        for _ in range(30):
+            await sign(mesh, REVIEWS, token)
+
+        def count() -> int:
+            return sum(
+                sum(c["identity"] == REVIEWS for c in data["certificates"]) for data in events.data
+            )
+
+        await mesh.until(lambda: sum(d["count"] for d in events.data) >= 30, "all are told of")
+        assert len(events.data) < 30, "never one for each certificate"
+        assert all(len(data["certificates"]) <= 20 for data in events.data)
+        serials = {r.serial for r in (await mesh.certificates(identity=REVIEWS)).certificates}
+        shown = [c for d in events.data for c in d["certificates"] if c["identity"] == REVIEWS]
+        assert count() == len(shown) > 0
+        assert {c["serial"] for c in shown} <= serials
+        assert shown[0]["proof"].endswith(" of reviews-0")
+
+
+async def test_a_ca_that_ends_soon_is_an_event(bus_for, tmp_path):
+    now = time.time()
+    root = make_root("cluster.local", now)
+    soon = make_intermediate(root, "cluster.local", now - INTERMEDIATE_TTL_S + 30 * 86_400)
+    plug(tmp_path / "cacerts", root, soon)
+    identities = ("config", "discovery", "ca", "xds-gateway", "local")
+    mesh = CaMesh(tmp_path, {i: await bus_for(i) for i in identities}, bus_for)
+    mesh.ca_settings = {"plugged": str(tmp_path / "cacerts")}
+    await mesh.start()
+    try:
+        async with told(mesh, "trust", "expiring") as events:
+            await mesh.until(lambda: events.data, "it is told")
+        (warning,) = events.data[0]["warnings"]
+        assert "plugged-in CA certificate ends in 30 days" in warning
+        assert (await mesh.rotation()).warnings == [warning]
+    finally:
+        await mesh.close()
 
 
 async def test_ca_signs_on_without_the_bus_and_the_records_come_later(mesh, nats_server):

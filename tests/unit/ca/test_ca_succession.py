@@ -10,7 +10,7 @@ from meshbus_ca.authority import PLUGGED, SELF_SIGNED, fingerprint
 from meshbus_ca.fleet_view import FleetView
 from meshbus_ca.in_use import InUse
 from meshbus_ca.issue import make_intermediate, make_root
-from meshbus_ca.keystore import KeystoreError
+from meshbus_ca.keystore import KeystoreError, write_private
 from meshbus_ca.succeed import RefusedError, Successor
 
 from meshbus.bus.interface import Message
@@ -82,6 +82,52 @@ def test_every_step_survives_a_crash_and_the_old_key_is_gone_at_the_end(tmp_path
     assert not (ca.folder / "root.pem").exists()
     modes = {stat.S_IMODE(p.stat().st_mode) for p in ca.folder.rglob("*.pem")}
     assert modes == {0o600}
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+def test_a_crash_at_any_write_leaves_a_ca_that_goes_on(tmp_path, monkeypatch):
+    """At each write of a whole rotation in turn: the next process signs with what is trusted, and
+    ends the rotation."""
+    writes = {"left": -1, "made": 0}
+
+    def dying(path, data):
+        if writes["left"] == 0:
+            raise Crash
+        writes["left"] -= 1
+        writes["made"] += 1
+        write_private(path, data)
+
+    monkeypatch.setattr("meshbus_ca.authorities.write_private", dying)
+    monkeypatch.setattr("meshbus_ca.keystore.write_private", dying)
+
+    def rotate(ca: Ca, *, first: bool) -> None:
+        if first:
+            ca.successor.start(NOW)
+        for version in range(1, 6):
+            ca.gateway_at(version)
+            ca.successor.look(NOW, version)
+
+    whole = Ca(tmp_path / "whole")
+    before = writes["made"]
+    rotate(whole, first=True)
+    needed = writes["made"] - before
+    assert needed >= 6, "a root, an intermediate, the cross certificate, and each step"
+    for at in range(needed):
+        ca = Ca(tmp_path / str(at))
+        old = ca.successor.signing.root_id
+        writes["left"] = at
+        with pytest.raises(Crash):
+            rotate(ca, first=True)
+        writes["left"] = -1
+        ca.again()
+        assert ca.successor.signing.roots_pem[0] in set(ca.successor.roots)
+        rotate(ca, first=ca.phase == "steady" and ca.successor.signing.root_id == old)
+        assert ca.phase == "steady", f"write {at}"
+        assert ca.successor.signing.root_id != old
+        assert old in ca.successor.retired
 
 
 def test_plugging_in_and_out_are_changes_of_roots(tmp_path):

@@ -17,9 +17,12 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from meshbus_ca.authority import fingerprint
 from meshbus_ca.bundles import BundleError, bundle_document, read_bundle, read_roots
 from meshbus_ca.issue import InvalidCsrError, make_intermediate, make_root, pem_of, public_key_of
 from meshbus_ca.plugged import PluggedError, check_plugged
+from meshbus_ca.plugged_lists import ListsError, lists_of
+from meshbus_ca.revocation import revocation_lists, signers_of
 from meshbus_config.errors import ApiError
 from meshbus_config.negotiation import decode
 from meshbus_xds_gateway.node import RefusedError, keys_of_node, node_of
@@ -27,7 +30,7 @@ from meshbus_xds_gateway.session_state import ProtocolError
 from meshbus_xds_gateway.wire import decode_delta, decode_sotw
 
 from meshbus.api.yaml_text import NotReadableError, read_yaml
-from meshbus.model.rows import Trust
+from meshbus.model.rows import RevokedCertificate, Trust
 from meshbus.runtime.workload_tokens import TokenError, WorkloadToken, check_token
 from meshbus.validate.document import validate_object
 
@@ -73,6 +76,13 @@ FILES = {
     "root-cert.pem": ROOT.pem.encode(),
     "cert-chain.pem": (SIGNER.pem + pem_of(ROOT.certificate)).encode(),
 }
+LISTS = revocation_lists(
+    [RevokedCertificate("a1", "", fingerprint(SIGNER.certificate), NOW, NOW + 60)],
+    signers_of([SIGNER]),
+    signers_of([ROOT]),
+    "",
+    NOW,
+).encode()
 JWK = {**json.loads(jwt.algorithms.ECAlgorithm.to_jwk(KEY.public_key())), "kid": "k"}
 JWKS = json.dumps({"keys": [JWK]})
 TRUST = Trust("cluster.local", "", JWKS, "issuer")
@@ -123,6 +133,15 @@ def test_pem_of_a_plugged_in_ca(name: str, data: Any) -> None:
     try:
         check_plugged(files, NOW)
     except PluggedError:
+        return
+
+
+@fuzz
+@given(spoiled(LISTS))
+def test_pem_of_revocation_lists(data: bytes) -> None:
+    try:
+        lists_of(data, [SIGNER.certificate, ROOT.certificate], [SIGNER.certificate])
+    except ListsError:
         return
 
 
@@ -236,6 +255,7 @@ def test_yaml_that_grows_is_refused() -> None:
 
 
 def test_what_is_not_spoiled_is_taken() -> None:
+    assert len(lists_of(LISTS, [SIGNER.certificate, ROOT.certificate], [])) == 2
     """The samples are good: else nothing behind the first check would be reached."""
     assert public_key_of(CSR.decode())
     assert check_plugged(FILES, NOW)

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from meshbus.bus.interface import BusError
 from meshbus.bus.memory import MemoryBus, MemoryServer
@@ -49,6 +50,25 @@ async def test_without_the_bus_only_what_is_known_can_be_told() -> None:
     assert await first.claim("t", "b", 2000.0) == "a"
     with pytest.raises(BusError):
         await second.claim("t", "b", 2000.0)
+
+
+async def test_what_was_used_twice_while_the_bus_was_away_is_told() -> None:
+    server, clock = MemoryServer(), At()
+    first, second = replicas(2, server, clock)
+    first.note("t", "a", 2000.0)
+    second.note("t", "b", 2000.0)
+    with capture_logs() as logs:
+        tasks = [asyncio.create_task(one.run()) for one in (first, second)]
+        server.stop()
+        server.restart()
+        async with asyncio.timeout(5):
+            while not logs:
+                await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert [entry["token"] for entry in logs] == ["t"]
+    assert "used twice" in logs[0]["event"]
 
 
 async def test_what_has_ended_is_forgotten() -> None:
