@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -39,6 +40,8 @@ from meshbus.runtime.ticket_keys import SupervisorGoneError, WorkerChannel, chan
 
 STOP_S = 5.0
 """How long a process may take to stop. Then it goes as it is: nothing needs a clean end."""
+
+_PR_SET_DUMPABLE = 4
 
 log = structlog.get_logger("process")
 
@@ -188,6 +191,17 @@ def write_json(path: Path, value: object, mode: int = 0o600) -> None:
     aside.replace(path)
 
 
+def keep_memory_private() -> None:
+    """Memory holds keys: a crash must not write them to a disk, and other processes of this user
+    must not read them. A limit alone does not hold where the kernel hands cores to a program.
+
+    Source: core(5), prctl(2) PR_SET_DUMPABLE.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 async def run_process(plan: Plan, worker: WorkerChannel | None = None) -> None:
     """Run until cancelled or until one of the services fails.
 
@@ -197,8 +211,7 @@ async def run_process(plan: Plan, worker: WorkerChannel | None = None) -> None:
     The address of the admin port is written to `<state>/admin-<service>.json`.
     """
     process = plan.process
-    # Memory holds keys: a crash must not write them to a disk.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    keep_memory_private()
     kubernetes = await connect_kubernetes(process)
     admin_socket = bind(process.admin, "MESHBUS_ADMIN")
     address = bound_address(admin_socket)

@@ -24,6 +24,7 @@ from meshbus.runtime.sealed import seal
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.node import Token
 from meshbus_xds_gateway.secret_resources import certificate_secret
+from meshbus_xds_gateway.wiping import wipe
 
 Account = tuple[str, str]
 """Namespace, service account."""
@@ -123,6 +124,7 @@ class Leaves:
             retry_s = _RETRY_S
             chain = reply.chain_pem.encode()
             leaf.resource = certificate_secret(OWN_CERTIFICATE, chain, key_pem)
+            wipe(key_pem)
             leaf.not_after = reply.not_after
             leaf.serial = _serial_of(chain)
             leaf.taken_back.clear()

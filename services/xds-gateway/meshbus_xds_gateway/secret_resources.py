@@ -17,6 +17,7 @@ from meshbus.compile.resources import SDS, Resource
 from meshbus.compile.values import any_of
 from meshbus.model.keys import Key
 from meshbus.model.rows import Trust
+from meshbus_xds_gateway.wiping import KeyResource, wipe
 
 SPIFFE_VALIDATOR = "envoy.tls.cert_validator.spiffe"
 
@@ -38,7 +39,11 @@ def certificate_secret(
     )
     if ocsp:
         certificate.ocsp_staple.CopyFrom(_inline(ocsp))
-    return _resource(secret_pb2.Secret(name=name, tls_certificate=certificate), origins)
+    secret = secret_pb2.Secret(name=name, tls_certificate=certificate)
+    body = secret.SerializeToString(deterministic=True)
+    resource = KeyResource(SDS, name, body, origins)
+    wipe(body)
+    return resource
 
 
 def certificate_at(name: str, folder: str) -> Resource:
