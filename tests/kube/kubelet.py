@@ -237,6 +237,8 @@ class Kubelet:
         self.cluster = cluster
         self.namespace = namespace
         self.folder = folder
+        self.gateways = {"": f"{NETWORK}.0.1"}
+        """Address of the xds-gateway of each revision, by the suffix of its name."""
         self.pods: dict[str, RunningPod] = {}
         self._index = 0
         self._end = threading.Event()
@@ -245,7 +247,9 @@ class Kubelet:
 
     def hosts(self) -> str:
         """Names that a pod resolves: services, and the xds-gateway."""
-        lines = ["127.0.0.1 localhost", f"{NETWORK}.0.1 xds-gateway.istio-system.svc"]
+        lines = ["127.0.0.1 localhost"]
+        for revision, address in self.gateways.items():
+            lines.append(f"{address} xds-gateway{revision}.istio-system.svc")
         path = f"/api/v1/namespaces/{self.namespace}/services"
         for item in self.cluster.get(path)["items"]:
             name, address = item["metadata"]["name"], item["spec"].get("clusterIP")
@@ -352,6 +356,17 @@ def bridge() -> Iterator[str]:
         yield f"{NETWORK}.0.1"
     finally:
         subprocess.run(["ip", "link", "del", f"{PREFIX}-br"], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def second_address() -> Iterator[str]:
+    """One more address of this machine in the network of the pods."""
+    address = f"{NETWORK}.0.2"
+    _run(f"ip addr add {address}/16 dev {PREFIX}-br")
+    try:
+        yield address
+    finally:
+        _run(f"ip addr del {address}/16 dev {PREFIX}-br")
 
 
 def can_run() -> str:

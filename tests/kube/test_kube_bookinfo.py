@@ -2,6 +2,7 @@
 chart's webhooks when the API server makes the pods, one of them by `meshbus kube-inject` before."""
 
 import base64
+import contextlib
 import http.client
 import json
 import socket
@@ -18,9 +19,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from cluster import Cluster
-from kubelet import NODE, Kubelet, RunningPod, bridge, can_run
+from kubelet import NODE, Kubelet, RunningPod, bridge, can_run, second_address
 from nats_process import NatsServer
-from test_kube_chart import helm_program
+from test_kube_chart import helm_program, sets
 from test_kube_crds import install_definitions
 from webhooks import injection_values, injector_webhooks, webhook_of
 
@@ -43,6 +44,7 @@ class World(NamedTuple):
     cluster: Cluster
     kubelet: Kubelet
     gateway: Process
+    nats: NatsServer
 
 
 def injected(document: dict[str, Any], values: Path) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def world(cluster: Cluster, helm_program: str, shared_data: Path, folder: Path) 
                     lambda: len(kubelet.pods) == 7 and all(p.ready for p in kubelet.pods.values()),
                     90,
                 )
-                yield World(cluster, kubelet, gateway)
+                yield World(cluster, kubelet, gateway, nats)
             finally:
                 print(kubelet.problem)
                 for path in sorted(folder.glob("**/*log"))[:40]:
@@ -418,3 +420,101 @@ def test_the_token_of_a_pod_that_is_gone_is_good_for_nothing(world: World) -> No
 
     world.cluster.wait(lambda: f"{name}.{NAMESPACE}" not in connected(), 30)
     assert f".{NAMESPACE}" in connected()
+
+
+def test_a_canary_takes_pods_by_their_label(world: World, helm_program: str, folder: Path) -> None:
+    """A second revision beside the first, on its bus: pods of a namespace that is labelled with its
+    tag are its own once they start anew. Both talk to each other; each acts on its own objects."""
+    cluster, kubelet = world.cluster, world.kubelet
+    values = folder / "values-blue.yaml"
+    flags = sets("revision=blue", "revisionTags={canary}")
+    values.write_text(injection_values(helm_program, ROOT, *flags))
+    api = {
+        "MESHBUS_CONFIG_API": "127.0.0.1:0",
+        "MESHBUS_CONFIG_WEBHOOKS": "127.0.0.1:0",
+        "MESHBUS_CONFIG_WEBHOOK_NAMES": "127.0.0.1",
+        "MESHBUS_CONFIG_INJECTION": str(values),
+    }
+    teapot = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: ratings-of-canary, labels: {istio.io/rev: canary}}
+spec:
+  hosts: [ratings]
+  http:
+  - fault: {abort: {httpStatus: 418, percentage: {value: 100}}}
+    route: [{destination: {host: ratings}}]
+"""
+
+    def label(*labels: str) -> None:
+        cluster.kubectl("label", "namespace", NAMESPACE, "--overwrite", *labels)
+
+    def connected(gateway: Process, pod: RunningPod) -> bool:
+        return f"{pod.name}.{NAMESPACE}" in gateway.admin("/debug/xds-gateway/proxies")[1]
+
+    def restarted(before: str) -> bool:
+        return before not in kubelet.pods and any(
+            pod.ready for name, pod in kubelet.pods.items() if name.startswith("details-")
+        )
+
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(second_address())
+        kubelet.gateways["-blue"] = address
+        listen = {
+            "MESHBUS_XDS_GATEWAY_LISTEN": f"{address}:15012",
+            "MESHBUS_XDS_GATEWAY_NAMES": "xds-gateway-blue.istio-system.svc",
+        }
+        serve = {"root": ROOT, "revision": "blue"}
+        config = stack.enter_context(
+            serving(
+                cluster,
+                world.nats,
+                "config",
+                folder / "config-blue",
+                env=api,
+                pod="blue-0",
+                **serve,
+            )
+        )
+        gateway = stack.enter_context(
+            serving(
+                cluster, world.nats, "xds-gateway", folder / "gateway-blue", env=listen,
+                pod="gateway-blue-0", **serve,
+            )
+        )  # fmt: skip
+        config.wait_ready()
+        gateway.wait_ready()
+        for document in injector_webhooks(
+            helm_program, ROOT, webhook_of(folder / "config-blue"), *flags
+        ):
+            cluster.apply(document)
+            stack.callback(cluster.delete, document)
+        label("istio-injection-", "istio.io/rev=canary")
+        stack.callback(label, "istio-injection=enabled", "istio.io/rev-")
+        cluster.wait(lambda: injects(cluster), 30)
+        before = kubelet.of("details").name
+        cluster.kubectl("-n", NAMESPACE, "rollout", "restart", "deployment/details-v1")
+        cluster.wait(lambda: restarted(before), 90)
+
+        page, details = kubelet.of("productpage"), kubelet.of("details")
+        assert connected(gateway, details)
+        assert not connected(world.gateway, details)
+        assert connected(world.gateway, page)
+        assert not connected(gateway, page)
+        # Sidecars of both revisions talk to each other.
+        cluster.wait(lambda: page.call("http://details:9080/details/0")[0] == 200, 60)
+        cluster.wait(lambda: details.call("http://ratings:9080/ratings/0")[0] == 200, 60)
+
+        cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=teapot)
+        cluster.wait(lambda: details.call("http://ratings:9080/ratings/0")[0] == 418, 60)
+        assert page.call("http://ratings:9080/ratings/0")[0] == 200
+        # Back, by the label.
+        label("istio-injection=enabled", "istio.io/rev-")
+        before = details.name
+        cluster.wait(lambda: injects(cluster), 30)
+        cluster.kubectl("-n", NAMESPACE, "rollout", "restart", "deployment/details-v1")
+        cluster.wait(lambda: restarted(before), 90)
+        details = kubelet.of("details")
+        assert connected(world.gateway, details)
+        cluster.wait(lambda: details.call("http://ratings:9080/ratings/0")[0] == 200, 60)
+        cluster.kubectl("-n", NAMESPACE, "delete", "-f", "-", stdin=teapot)
