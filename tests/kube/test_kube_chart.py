@@ -272,3 +272,87 @@ def test_limited_to_namespaces_there_is_no_wide_read(
         if document["kind"] == "ClusterRole":
             resources = {r for rule in document["rules"] for r in rule.get("resources", ())}
             assert not resources & {"pods", "secrets", "services", "virtualservices"}
+
+
+@pytest.mark.parametrize("profile", ["demo", "default", "ha"])
+def test_network_policies_let_in_what_is_served(helm_program: str, profile: str) -> None:
+    """Each port that a Service leads to, that a probe asks or that is scraped, and for NATS its
+    clients and peers alone."""
+    flags = sets(f"profile={profile}", "networkPolicy.enabled=true", "gateways.edge.enabled=true")
+    documents = rendered(helm_program, "istio-system", *flags)
+    policies = [d for d in documents if d["kind"] == "NetworkPolicy"]
+
+    def let_in(labels: dict[str, str]) -> set[Any] | None:
+        chosen = [
+            p for p in policies if p["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+        ]
+        if not chosen:
+            return None
+        return {
+            (port["port"], port["protocol"])
+            for policy in chosen
+            for rule in policy["spec"]["ingress"]
+            for port in rule["ports"]
+        }
+
+    seen = 0
+    for workload in documents:
+        if workload["kind"] not in ("Deployment", "StatefulSet", "DaemonSet"):
+            continue
+        template = workload["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        allowed = let_in(labels)
+        if "istio" in labels:
+            assert allowed is None, "a gateway is for everybody"
+            continue
+        assert allowed is not None, workload["metadata"]["name"]
+        containers = template["spec"]["containers"]
+        named = {p["name"]: p["containerPort"] for c in containers for p in c.get("ports", ())}
+        asked = {
+            (container[probe]["httpGet"]["port"], "TCP")
+            for container in containers
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+            if probe in container
+        }
+        for service in (d for d in documents if d["kind"] == "Service"):
+            if service["spec"].get("selector", {"": ""}).items() <= labels.items():
+                for port in service["spec"]["ports"]:
+                    target = port.get("targetPort", port["port"])
+                    asked.add((named.get(target, target), port.get("protocol", "TCP")))
+        assert asked <= allowed, workload["metadata"]["name"]
+        seen += 1
+    assert seen == (2 if profile == "demo" else 7)
+    (bus,) = [p for p in policies if p["metadata"]["name"] == "meshbus-nats"]
+    open_to_all = [rule["ports"] for rule in bus["spec"]["ingress"] if "from" not in rule]
+    assert open_to_all == [[{"port": 8222, "protocol": "TCP"}]]
+
+
+def test_monitors_choose_what_is_scraped(helm_program: str) -> None:
+    """By labels and by names of ports that pods of the control plane, and injected ones, have."""
+    documents = rendered(helm_program, "istio-system", *sets("podMonitor.enabled=true"))
+    monitors = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "PodMonitor"}
+    own, proxies = monitors["meshbus"], monitors["meshbus-proxies"]
+    (endpoint,) = own["podMetricsEndpoints"]
+    assert endpoint == {"port": "http-admin", "path": "/metrics"}
+    scraped = set()
+    for pod in pods(documents):
+        labels = pod["metadata"]["labels"]
+        ports = {p["name"] for c in pod["spec"]["containers"] for p in c.get("ports", ())}
+        if own["selector"]["matchLabels"].items() <= labels.items() and "http-admin" in ports:
+            scraped.add(labels["app.kubernetes.io/component"])
+    assert scraped == {"config", "discovery", "ca", "policy", "telemetry", "xds-gateway"}
+    injected = (
+        Injector({})
+        .inject(
+            {"metadata": {}, "spec": {"containers": [{"name": "web", "image": "w"}]}},
+            Owner("apps/v1", "Deployment", "web", "shop"),
+        )
+        .pod
+    )
+    (needed,) = proxies["selector"]["matchExpressions"]
+    assert needed["operator"] == "Exists"
+    assert needed["key"] in injected["metadata"]["labels"]
+    (endpoint,) = proxies["podMetricsEndpoints"]
+    proxy = next(c for c in injected["spec"]["initContainers"] if c["name"] == "istio-proxy")
+    assert endpoint["port"] in {p["name"] for p in proxy["ports"]}
+    assert proxies["namespaceSelector"] == {"any": True}
