@@ -12,6 +12,13 @@ _PRESERVE = "x-kubernetes-preserve-unknown-fields"
 _FORMATS = {"date-time": "date-time", "byte": "byte"}
 _UINT32, _INT32 = (0, 2**32 - 1), (-(2**31), 2**31 - 1)
 
+_VALIDATIONS = "x-kubernetes-validations"
+_DURATION = {
+    "rule": "duration(self) >= duration('1ms')",
+    "message": "must be a valid duration greater than 1ms",
+}
+"""In the words of Istio's definitions."""
+
 
 def struct_schema(cls: type[msgspec.Struct], *, closed: bool = False) -> dict[str, Any]:
     """The schema of a struct.
@@ -66,6 +73,8 @@ def _type(kind: inspect.Type, closed: bool) -> dict[str, Any]:
         name = (kind.extra or {}).get("format")
         if name in _FORMATS:
             schema["format"] = _FORMATS[name]
+        if name == "duration":
+            schema[_VALIDATIONS] = [dict(_DURATION)]
         return {**schema, **(kind.extra_json_schema or {})}
     if isinstance(kind, inspect.UnionType):
         return _union(kind, closed)

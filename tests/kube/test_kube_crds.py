@@ -11,6 +11,7 @@ from cluster import Cluster, Refused
 from meshbus.schema.crds import definitions
 
 pytestmark = pytest.mark.slow
+ROUTE = {"route": [{"destination": {"host": "a"}}]}
 
 
 def install_definitions(cluster: Cluster) -> None:
@@ -111,6 +112,25 @@ spec:
             "only one of WorkloadSelector or Endpoints",
         ),
         ({}, "WorkloadEntry", "networking.istio.io/v1", "Address is required"),
+        *(
+            (
+                {"hosts": ["a"], "http": [{"timeout": timeout, **ROUTE}]},
+                "VirtualService",
+                "networking.istio.io/v1",
+                message,
+            )
+            for timeout, message in (
+                ("0s", "must be a valid duration greater than 1ms"),
+                ("-5s", "must be a valid duration greater than 1ms"),
+                ("soon", "duration"),
+            )
+        ),
+        (
+            {"metrics": [{"reportingInterval": "1us"}]},
+            "Telemetry",
+            "telemetry.istio.io/v1",
+            "must be a valid duration greater than 1ms",
+        ),
         (
             {"portLevelMtls": {"80": {"mode": "STRICT"}}},
             "PeerAuthentication",
