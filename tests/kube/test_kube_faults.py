@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -150,6 +151,56 @@ async def test_definitions_are_upgraded(
             await call(alone.apply, virtual_service("team", "after-upgrade"))
             await rows.until(lambda: rows.mirror.world.get(key_of("team", "after-upgrade")))
             assert rows.mirror.world.entry(key).sequence == sequence
+
+
+async def test_an_object_that_is_none_takes_nothing_down(
+    alone: Cluster, nats_server: NatsServer, config: Process
+) -> None:
+    """Definitions without a schema, as those of Istio 1.4, let anything in."""
+    definition = next(
+        d for d in definitions() if d["metadata"]["name"].startswith("workloadgroups.")
+    )
+    loose = copy.deepcopy(dict(definition))
+    for version in loose["spec"]["versions"]:
+        version["schema"] = {
+            "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        }
+    alone.delete(dict(definition))
+    alone.wait(lambda: not alone.exists(alone.path_of(dict(definition))), 30)
+    alone.apply(loose)
+    alone.wait(lambda: alone.exists("/apis/networking.istio.io/v1/workloadgroups"), 30)
+
+    def group(name: str, spec: object) -> dict[str, Any]:
+        return {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "WorkloadGroup",
+            "metadata": {"name": name, "namespace": "team"},
+            "spec": spec,
+        }
+
+    try:
+        async with rows_of(nats_server) as rows:
+            good = group("good", {"template": {"serviceAccount": "vm"}})
+            bad = [
+                group("text", "nonsense"),
+                group("list", [1, 2]),
+                group("deep", {"template": {"ports": "x", "labels": [{}]}, "probe": 7}),
+            ]
+            for document in (*bad, good):
+                await call(alone.apply, document)
+            await rows.until(
+                lambda: rows.mirror.world.get(key_of("team", "good", "workloadgroups"))
+            )
+            for document in bad:
+                accepted = await settled(rows, alone, document, "Accepted")
+                assert (accepted["status"], accepted["reason"]) == ("False", "Invalid")
+                assert accepted["message"].startswith("spec")
+                name = document["metadata"]["name"]
+                assert rows.mirror.world.get(key_of("team", name, "workloadgroups")) is None
+            metrics = config.admin("/metrics")[1]
+            assert re.search(r"^meshbus_kube_invalid(\{.*\})? [3-9]", metrics, re.M), metrics
+    finally:
+        alone.apply(dict(definition))
 
 
 def _kind(process: Process, name: str) -> str:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 import yaml
 
 from meshbus.api.kinds import KindInfo, kind_of
@@ -15,6 +16,7 @@ from meshbus.validate.report import Violation
 from meshbus.validate.support import unsupported_fields
 from meshbus_config.documents import LAST_APPLIED
 
+log = structlog.get_logger("kubernetes")
 MESH_KEY, NETWORKS_KEY = "mesh", "meshNetworks"
 _CREDENTIAL_FIELDS = frozenset({"credentialName", "caCertCredentialName"})
 _CREDENTIAL_LISTS = frozenset({"credentialNames"})
@@ -55,9 +57,11 @@ class _Meta(msgspec.Struct):
 
 
 class _Object(msgspec.Struct):
+    """Definitions of others may let anything in: `spec` and `status` need not be objects."""
+
     metadata: _Meta
-    spec: dict[str, Any] | None = None
-    status: dict[str, Any] | None = None
+    spec: Any = None
+    status: Any = None
 
 
 _objects = msgspec.json.Decoder(_Object)
@@ -70,7 +74,8 @@ def read_object(info: KindInfo, body: bytes) -> Judged:
         msgspec.MsgspecError, ValueError: It cannot be read at all.
     """
     read = _objects.decode(body)
-    meta, spec = read.metadata, read.spec or {}
+    meta = read.metadata
+    spec = read.spec if isinstance(read.spec, dict) else {}
     document: dict[str, Any] = {
         "apiVersion": info.api_version,
         "kind": info.kind,
@@ -81,8 +86,9 @@ def read_object(info: KindInfo, body: bytes) -> Judged:
         },
         "spec": spec,
     }
-    report = validate_object(document)
-    problems = tuple(report.errors) or tuple(unsupported_fields(document, injects=True))
+    problems, warnings = _judge(document)
+    if read.spec is not None and not isinstance(read.spec, dict):
+        problems = (Violation("spec", "Type", "must be an object"),)
     row = ConfigObject(
         api_version=info.api_version,
         kind=info.kind,
@@ -96,9 +102,20 @@ def read_object(info: KindInfo, body: bytes) -> Judged:
         spec=spec,
         deletion=_seconds(meta.deleted) if meta.deleted else None,
     )
-    return Judged(
-        row, problems, tuple(report.warnings), _author(meta), meta.version, read.status or {}
-    )
+    status = read.status if isinstance(read.status, dict) else {}
+    return Judged(row, problems, warnings, _author(meta), meta.version, status)
+
+
+def _judge(document: dict[str, Any]) -> tuple[tuple[Violation, ...], tuple[Violation, ...]]:
+    """Errors and warnings. An object at which our own rules fail is not in force, and the others
+    are."""
+    try:
+        report = validate_object(document)
+        problems = tuple(report.errors) or tuple(unsupported_fields(document, injects=True))
+    except Exception as error:
+        log.exception("an object cannot be judged", kind=document["kind"], **document["metadata"])
+        return (Violation("", "Invalid", f"it cannot be judged: {error!r}"),), ()
+    return problems, tuple(report.warnings)
 
 
 def _author(meta: _Meta) -> str:
