@@ -356,3 +356,21 @@ def test_monitors_choose_what_is_scraped(helm_program: str) -> None:
     proxy = next(c for c in injected["spec"]["initContainers"] if c["name"] == "istio-proxy")
     assert endpoint["port"] in {p["name"] for p in proxy["ports"]}
     assert proxies["namespaceSelector"] == {"any": True}
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.32", "1.36"])
+def test_every_profile_renders_for_every_supported_version(helm_program: str, version: str) -> None:
+    """And says nothing that helm objects to."""
+    for profile in PROFILES:
+        flags = [*sets(f"profile={profile}"), *(REMOTE if profile == "remote" else EXTRAS)]
+        done = subprocess.run(
+            [helm_program, "lint", str(CHART), "--strict", "--kube-version", version, *flags],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    refused = subprocess.run(
+        [helm_program, "template", "mesh", str(CHART), "--kube-version", "1.28"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert refused.returncode != 0
+    assert "kubeVersion" in refused.stderr
