@@ -122,6 +122,11 @@ async def test_an_old_resource_version_conflicts(api):
 
 async def test_of_two_writers_at_once_one_loses(api):
     made = await create(api)
+    async with asyncio.timeout(30):
+        # The status that follows is a new version of the object too.
+        while not made.get("status"):
+            made = (await api.client.get(f"{VIRTUAL_SERVICES}/reviews")).json()
+            await asyncio.sleep(0.01)
     bodies = [{**made, "spec": {**made["spec"], "hosts": [f"h{i}"]}} for i in range(5)]
     answers = await asyncio.gather(
         *(api.client.put(f"{VIRTUAL_SERVICES}/reviews", json=body) for body in bodies)
