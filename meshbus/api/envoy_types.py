@@ -9,6 +9,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from meshbus.api.durations import SECOND_NS, nanoseconds
+
 PATCHED_TYPES = {
     "LISTENER": "envoy.config.listener.v3.Listener",
     "FILTER_CHAIN": "envoy.config.listener.v3.FilterChain",
@@ -62,3 +64,38 @@ def message_type(name: str) -> type[Message] | None:
 def type_of_url(url: str) -> type[Message] | None:
     """The class of what an `Any` holds."""
     return message_type(url.rpartition("/")[2])
+
+
+def with_protobuf_durations(value: Any, kind: Any) -> Any:
+    """JSON of a message with durations as protobuf has them (`0.5s`), where Istio also reads those
+    of Go (`500ms`). `kind`: the descriptor of the message."""
+    if kind.full_name == "google.protobuf.Duration":
+        nanos = nanoseconds(value) if isinstance(value, str) else None
+        return value if nanos is None else _in_seconds(nanos)
+    if not isinstance(value, Mapping):
+        return value
+    if kind.full_name == "google.protobuf.Any":
+        held = type_of_url(str(value.get("@type")))
+        return value if held is None else with_protobuf_durations(value, held.DESCRIPTOR)
+    if kind.full_name.startswith("google.protobuf."):
+        return value
+    fields = {name: field for field in kind.fields for name in (field.name, field.json_name)}
+    out = dict(value)
+    for name, item in value.items():
+        inner = fields[name].message_type if name in fields else None
+        if inner is None:
+            continue
+        if inner.GetOptions().map_entry:
+            inner = inner.fields_by_name["value"].message_type
+            if inner is not None and isinstance(item, Mapping):
+                out[name] = {key: with_protobuf_durations(one, inner) for key, one in item.items()}
+        elif isinstance(item, list):
+            out[name] = [with_protobuf_durations(one, inner) for one in item]
+        else:
+            out[name] = with_protobuf_durations(item, inner)
+    return out
+
+
+def _in_seconds(nanos: int) -> str:
+    sign, size = ("-" if nanos < 0 else ""), abs(nanos)
+    return f"{sign}{size // SECOND_NS}.{size % SECOND_NS:09}s"

@@ -7,11 +7,24 @@ from google.protobuf import any_pb2, json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from meshbus.api.envoy_types import message_type, type_of_url, type_urls
+from meshbus.api.envoy_types import (
+    message_type,
+    type_of_url,
+    type_urls,
+    with_protobuf_durations,
+)
 from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.values import any_of
 
 _DEPTH = 64
+_WHOLE = frozenset(
+    f"google.protobuf.{name}"
+    for name in (
+        "Duration", "Timestamp", "BoolValue", "BytesValue", "DoubleValue", "FloatValue",
+        "Int32Value", "Int64Value", "StringValue", "UInt32Value", "UInt64Value",
+    )
+)  # fmt: skip
+"""Messages that are one value: a new one takes the place of the old one."""
 
 
 def message_of_value(type_name: str, value: Mapping[str, Any], path: str) -> Any:
@@ -27,7 +40,8 @@ def message_of_value(type_name: str, value: Mapping[str, Any], path: str) -> Any
     assert found is not None, type_name
     message = found()
     try:
-        json_format.ParseDict(dict(value), message, max_recursion_depth=_DEPTH)
+        json = with_protobuf_durations(value, message.DESCRIPTOR)
+        json_format.ParseDict(dict(json), message, max_recursion_depth=_DEPTH)
     except (json_format.ParseError, RecursionError, TypeError, ValueError) as error:
         raise NotCompiledError(path, f"is not a {type_name}: {error}") from error
     return message
@@ -50,6 +64,8 @@ def merge(target: Message, patch: Message, *, replace_lists: bool = False) -> No
             if replace_lists:
                 del held[:]
             held.extend(value)
+        elif field.message_type is not None and field.message_type.full_name in _WHOLE:
+            getattr(target, field.name).CopyFrom(value)
         elif field.message_type is not None:
             merge(getattr(target, field.name), value, replace_lists=replace_lists)
             getattr(target, field.name).SetInParent()

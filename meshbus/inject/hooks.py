@@ -8,8 +8,8 @@ from typing import Any
 
 from msgspec import UNSET
 
+from meshbus.api.durations import SECOND_NS, nanoseconds
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
-from meshbus.validate.durations import SECOND_NS, nanoseconds
 
 _DEFAULT_DRAIN_S = 5
 _LONGEST_DRAIN_S = 3600

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from meshbus.api.durations import SECOND_NS, nanoseconds
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
 from meshbus.api.yaml_text import read_yaml
 from meshbus.inject import annotations as a
@@ -49,7 +50,6 @@ from meshbus.inject.workloads import Owner
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
 from meshbus.validate import validate_object
-from meshbus.validate.durations import SECOND_NS, nanoseconds
 
 _BUILT_IN = {
     "sidecar": sidecar_overlay,

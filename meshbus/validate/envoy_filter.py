@@ -25,6 +25,7 @@ _CONNECTION_MANAGERS = (
 )
 _LISTENER_CLASS = frozenset({"LISTENER", "FILTER_CHAIN", "NETWORK_FILTER", "HTTP_FILTER"})
 _ROUTE_CLASS = frozenset({"ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE"})
+_NOT_AT_WAYPOINTS = frozenset({"LISTENER", "LISTENER_FILTER", "BOOTSTRAP", "EXTENSION_CONFIG"})
 
 
 def check(spec: EnvoyFilter, name: ObjectName, out: Findings) -> None:
@@ -76,8 +77,11 @@ def _check_match(
     if ("waypoint" in set_) != (match.context == "WAYPOINT") and set_:
         out.error(path, "only support waypointMatch when context is WAYPOINT", "Conflict")
         return
+    if match.context == "WAYPOINT":
+        _check_waypoint(config.apply_to, match, path, out)
+        return
     wanted = _wanted_match(config.apply_to)
-    if wanted and set_ and wanted not in set_ and "waypoint" not in set_:
+    if wanted and set_ and wanted not in set_:
         message = (
             f"Envoy filter: applyTo {config.apply_to} cannot have a {set_[0]} match, "
             f"only a {wanted} match"
@@ -89,6 +93,31 @@ def _check_match(
         if not isinstance(chain, UnsetType) and not isinstance(chain.filter, UnsetType):
             at = f"{path}.listener.filterChain.filter"
             _check_filter(config.apply_to, chain.filter, at, out)
+
+
+def _check_waypoint(apply_to: str, match: EnvoyConfigObjectMatch, path: str, out: Findings) -> None:
+    if apply_to in _NOT_AT_WAYPOINTS:
+        out.error(path, f"Envoy filter: applyTo {apply_to} is not supported for waypoint")
+    if isinstance(match.waypoint, UnsetType):
+        return
+    at, found = f"{path}.waypoint", match.waypoint
+    has_filter = not isinstance(found.filter, UnsetType)
+    if has_filter and (apply_to == "CLUSTER" or apply_to in _ROUTE_CLASS):
+        message = f"Envoy filter: applyTo {apply_to} for waypoint cannot have filter match"
+        out.error(f"{at}.filter", message, "Conflict")
+    if not isinstance(found.route, UnsetType) and apply_to not in _ROUTE_CLASS:
+        message = f"Envoy filter: applyTo {apply_to} for waypoint cannot have route match"
+        out.error(f"{at}.route", message, "Conflict")
+    if apply_to != "HTTP_FILTER":
+        return
+    if isinstance(found.filter, UnsetType):
+        message = "Envoy filter: applyTo HTTP_FILTER for waypoint must have filter match"
+        out.required(f"{at}.filter", message)
+    elif found.filter.name != _CONNECTION_MANAGERS[0]:
+        out.error(f"{at}.filter.name", f"must be {_CONNECTION_MANAGERS[0]}")
+    elif isinstance(found.filter.sub_filter, UnsetType) or not found.filter.sub_filter.name:
+        message = "Envoy filter: applyTo HTTP_FILTER for waypoint must have subfilter name"
+        out.required(f"{at}.filter.subFilter.name", message)
 
 
 def _wanted_match(apply_to: str) -> str:

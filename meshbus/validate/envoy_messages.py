@@ -9,7 +9,13 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from meshbus.api.envoy_types import PATCHED_TYPES, message_type, type_of_url, type_urls
+from meshbus.api.envoy_types import (
+    PATCHED_TYPES,
+    message_type,
+    type_of_url,
+    type_urls,
+    with_protobuf_durations,
+)
 
 # json_format lets some faults of its input out as they come.
 _FAULTS = (json_format.ParseError, RecursionError, AttributeError, TypeError, ValueError, KeyError)
@@ -26,6 +32,7 @@ def message_problems(apply_to: str, value: dict[str, Any]) -> Iterator[tuple[str
         return
     message = _new(PATCHED_TYPES[apply_to])
     try:
+        value = with_protobuf_durations(value, message.DESCRIPTOR)
         json_format.ParseDict(value, message, ignore_unknown_fields=True, max_recursion_depth=64)
     except _FAULTS as error:
         yield f"is not a {PATCHED_TYPES[apply_to]}: {error}", True

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from meshbus.validate.durations import MILLISECOND_NS, nanoseconds
+from meshbus.api.durations import MILLISECOND_NS, nanoseconds
 from meshbus.validate.names import is_label
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")

@@ -20,10 +20,15 @@ from meshbus.validate.server_tls import check_server_tls
 from meshbus.validate.targets import check_labels
 from meshbus.validate.unix_sockets import UNIX_PREFIX, unix_socket_problem
 
+_SEMANTICS = ("internal.istio.io/gateway-semantics", "gateway")
+"""On Gateways that something made of one of the Gateway API: a host for no namespace (`~/HOST`) is
+one without routes, and names may have dots."""
+
 
 def check(spec: Gateway, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
-    if not is_label(name.name):
+    made = name.annotations.get(_SEMANTICS[0]) == _SEMANTICS[1]
+    if not (made or is_label(name.name)):
         out.error("metadata.name", f"invalid gateway name {name.name!r}: dots are not allowed")
     if not spec.servers:
         out.required("spec.servers", "gateway must have at least one server")
@@ -32,7 +37,7 @@ def check(spec: Gateway, name: ObjectName, out: Findings) -> None:
     names: set[str] = set()
     for index, server in enumerate(spec.servers):
         path = f"spec.servers[{index}]"
-        _check_server(server, path, out)
+        _check_server(server, path, made, out)
         if server.port.name in ports:
             message = f"port names in servers must be unique: {server.port.name!r}"
             out.error(f"{path}.port.name", message, "Duplicate")
@@ -44,11 +49,12 @@ def check(spec: Gateway, name: ObjectName, out: Findings) -> None:
         names.add(server.name)
 
 
-def _check_server(server: Server, path: str, out: Findings) -> None:
+def _check_server(server: Server, path: str, made: bool, out: Findings) -> None:
     if not server.hosts:
         out.required(f"{path}.hosts", "server config must contain at least one host")
     for index, host in enumerate(server.hosts):
-        if problem := namespaced_host_problem(host, gateway=True):
+        seen = host.removeprefix("~/") if made else host
+        if problem := namespaced_host_problem(seen, gateway=True):
             out.error(f"{path}.hosts[{index}]", problem)
     known = _check_port(server, path, out)
     if not isinstance(server.tls, UnsetType):

@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 from msgspec import UnsetType
 
+from meshbus.api.durations import SECOND_NS, nanoseconds
 from meshbus.api.networking.virtual_service import (
     CorsPolicy,
     HTTPDirectResponse,
@@ -19,7 +20,7 @@ from meshbus.api.networking.virtual_service import (
     Percent,
 )
 from meshbus.validate.destinations import check_destination, check_weighted
-from meshbus.validate.durations import SECOND_NS, duration_problem, nanoseconds
+from meshbus.validate.durations import duration_problem
 from meshbus.validate.http_headers import check_headers, check_matched_name, is_authority
 from meshbus.validate.matches import check_string_match, regex_problem
 from meshbus.validate.names import is_header_name, is_label
@@ -275,7 +276,7 @@ def _check_direct_response(
     body = response.body.string if isinstance(response.body.string, str) else response.body.bytes
     size = len(body.encode()) if isinstance(body, str) else 0
     if not isinstance(response.body.string, str):
-        size = size * 3 // 4
+        size = size * 3 // 4 - (body.count("=", -2) if isinstance(body, str) else 0)
     if size > _LARGEST_BODY_BYTES:
         out.error(f"{path}.body", "must be less than 1 MB", "TooLong")
     elif size > _LARGE_BODY_BYTES:

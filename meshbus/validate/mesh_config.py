@@ -5,13 +5,14 @@ Source: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/
 
 from msgspec import UNSET, UnsetType
 
+from meshbus.api.durations import MILLISECOND_NS, SECOND_NS, nanoseconds
 from meshbus.api.mesh.mesh_config import MeshConfig
 from meshbus.api.mesh.providers import ExtensionProvider
 from meshbus.api.mesh.proxy_config import MeshProxyConfig, PrivateKeyProvider, Tracing
 from meshbus.api.networking.destination_rule import TrafficPolicy
 from meshbus.api.tls import CURVES
 from meshbus.validate.client_tls import check_client_tls
-from meshbus.validate.durations import MILLISECOND_NS, SECOND_NS, duration_problem, nanoseconds
+from meshbus.validate.durations import duration_problem
 from meshbus.validate.http_route import check_retry
 from meshbus.validate.locality import check_locality
 from meshbus.validate.metadata import ObjectName
@@ -20,6 +21,7 @@ from meshbus.validate.report import Findings
 from meshbus.validate.traffic_policy import check_connection_pool, check_outliers
 
 _HOUR_NS = 3600 * SECOND_NS
+_AUTO_ALLOCATE = "ISTIO_META_DNS_AUTO_ALLOCATE"
 
 
 def check(spec: MeshConfig, name: ObjectName, out: Findings) -> None:
@@ -88,6 +90,9 @@ def check_proxy(proxy: MeshProxyConfig, path: str, out: Findings) -> None:
     ):
         if text == "":
             out.required(f"{path}.{field}", "must not be empty")
+    if _AUTO_ALLOCATE in proxy.proxy_metadata:
+        message = "is deprecated by Istio; here names without address always have one"
+        out.warn(f"{path}.proxyMetadata.{_AUTO_ALLOCATE}", message, "Deprecated")
     drain = nanoseconds(proxy.drain_duration) or 0
     if problem := duration_problem(proxy.drain_duration):
         out.error(f"{path}.drainDuration", problem)

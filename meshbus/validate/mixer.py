@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import UnsetType
 
+from meshbus.api.durations import nanoseconds
 from meshbus.api.mixer import Handler, Instance, Rule
 from meshbus.api.mixer_adapters import (
     ADAPTERS,
@@ -18,7 +19,6 @@ from meshbus.api.mixer_adapters import (
     QuotaTemplate,
 )
 from meshbus.mixer.syntax import CompileError, parse
-from meshbus.validate.durations import nanoseconds
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 from meshbus.validate.shape import read_shape

@@ -7,6 +7,7 @@ from math import isqrt
 
 from msgspec import UnsetType
 
+from meshbus.api.durations import MILLISECOND_NS, nanoseconds
 from meshbus.api.networking.destination_rule import (
     ConnectionPoolSettings,
     ConsistentHashLB,
@@ -20,7 +21,7 @@ from meshbus.api.networking.destination_rule import (
     TunnelSettings,
 )
 from meshbus.validate.client_tls import check_client_tls
-from meshbus.validate.durations import MILLISECOND_NS, duration_problem, nanoseconds
+from meshbus.validate.durations import duration_problem
 from meshbus.validate.locality import check_failover, check_locality
 from meshbus.validate.names import fqdn_problem, is_ip
 from meshbus.validate.report import Findings

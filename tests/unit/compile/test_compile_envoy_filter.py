@@ -1,5 +1,6 @@
 """EnvoyFilters: which proxies follow them, what each operation does, and that faults stay alone."""
 
+import json
 from typing import Any
 
 import pytest
@@ -123,6 +124,24 @@ def test_clusters_are_merged_removed_and_added() -> None:
     assert found.clusters[f"outbound|80||{host('a')}"]["connectTimeout"] == "7s"
     assert f"outbound|80||{host('b')}" not in found.clusters
     assert found.clusters["extra"]["connectTimeout"] == "1s"
+
+
+def test_durations_are_read_as_go_writes_them() -> None:
+    hcm = {
+        "@type": f"type.googleapis.com/envoy.extensions.filters.network.{HCM.split('.')[-1]}.v3."
+        "HttpConnectionManager",
+        "request_timeout": "1m30s",
+    }
+    found = followed(
+        envoy_filter(
+            patch("CLUSTER", "MERGE", {"dnsRefreshRate": "500ms", "connect_timeout": "0.25s"}),
+            patch("NETWORK_FILTER", "MERGE", {"name": HCM, "typedConfig": hcm},
+                  listener={"filterChain": {"filter": {"name": HCM}}}),
+        )
+    )  # fmt: skip
+    cluster = found.clusters[f"outbound|80||{host('b')}"]
+    assert (cluster["dnsRefreshRate"], cluster["connectTimeout"]) == ("0.500s", "0.250s")
+    assert '"requestTimeout": "90s"' in json.dumps(list(found.listeners.values()))
 
 
 def test_routes_and_virtual_hosts() -> None:

@@ -1,5 +1,6 @@
 """Small languages that rules are written in, and promises that every verdict keeps."""
 
+import base64
 import copy
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshbus.api.durations import nanoseconds
 from meshbus.validate import validate_object
 from meshbus.validate.cel import cel_problem
-from meshbus.validate.durations import duration_problem, nanoseconds
+from meshbus.validate.durations import duration_problem
 from meshbus.validate.http_headers import header_value_problem
 from meshbus.validate.names import host_is_subset, host_matches, namespaced_host_problem
 from meshbus.validate.support import unsupported_fields
@@ -147,3 +149,23 @@ def test_secrets_are_not_repeated() -> None:
     report = validate_object(secret)
     assert len(report.errors) == 3
     assert not any("hunter" in v.message or "4242" in v.message for v in report.errors)
+
+
+@pytest.mark.parametrize(
+    ("size", "valid", "warned"),
+    [(100 * 1024, True, False), (100 * 1024 + 1, True, True), (1024**2, True, True),
+     (1024**2 + 1, False, False)],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["string", "bytes"])
+def test_bodies_have_a_largest_size(field: str, size: int, valid: bool, warned: bool) -> None:
+    body = "a" * size if field == "string" else base64.b64encode(b"a" * size).decode()
+    route = {"directResponse": {"status": 200, "body": {field: body}}}
+    report = validate_object(
+        {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "VirtualService",
+            "metadata": {"name": "a"},
+            "spec": {"hosts": ["a.example"], "http": [route]},
+        }
+    )
+    assert (report.valid, bool(report.warnings)) == (valid, warned)
