@@ -37,6 +37,8 @@ class Heading(NamedTuple):
     """Every `sourceLabels`."""
     names_callers: bool
     """Some routes are for callers of a `sourceNamespace`."""
+    mirrors: bool
+    """Some requests go to other destinations as well."""
 
     @property
     def for_sidecars(self) -> bool:
@@ -61,6 +63,7 @@ def heading_of(row: ConfigObject) -> Heading:
         frozenset(section for section in SECTIONS if spec.get(section)),
         frozenset(labels for labels in sources if labels),
         any(match.get("sourceNamespace") for match in matches),
+        any(rule.get("mirror") or rule.get("mirrors") for rule in rules),
     )
 
 

@@ -29,6 +29,12 @@ class ClusterName(NamedTuple):
     def __str__(self) -> str:
         return f"outbound|{self.port}|{self.subset}|{self.host}"
 
+    @classmethod
+    def parse(cls, name: str) -> "ClusterName":
+        """Of the text of one."""
+        _, port, subset, host = name.split("|", 3)
+        return cls(int(port), subset, host)
+
     @property
     def sni(self) -> str:
         """What the client side of mutual TLS puts in SNI."""

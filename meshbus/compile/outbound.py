@@ -48,6 +48,7 @@ from meshbus.compile.names import (
     listener_name,
     most_specific,
 )
+from meshbus.compile.on_demand import on_demand_filter
 from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import HTTP_PROXY, Egress, Ref, age, aliased_hosts, visible_services
@@ -356,7 +357,8 @@ def _inspect(listener: listener_pb2.Listener, *, http: bool) -> None:
 
 
 def _on_client(view: View, port: int) -> list[hcm_pb2.HttpFilter]:
-    return http_filters(view.extensions, PHASES, CLIENT, port)
+    extensions = http_filters(view.extensions, PHASES, CLIENT, port)
+    return [*on_demand_filter(view.on_demand), *extensions]
 
 
 def _http_chain(

@@ -10,6 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from meshbus.compile.asked_clusters import (
+    Split,
+    early_clusters,
+    endpoints_of,
+    late_clusters,
+    needed_names,
+)
+from meshbus.compile.asked_hosts import Tables, first_hosts
 from meshbus.compile.bootstrap_patches import MARK, bootstrap_findings
 from meshbus.compile.clusters import ClusterStyle
 from meshbus.compile.credentials import SecretNeed
@@ -36,6 +44,7 @@ from meshbus.compile.inbound import (
 from meshbus.compile.layers import Layer
 from meshbus.compile.locality import place_of
 from meshbus.compile.networks import networks
+from meshbus.compile.on_demand import EVERYTHING_BEFORE, OnDemand, on_demand_of
 from meshbus.compile.outbound import (
     capture_plan,
     captured_listeners,
@@ -51,7 +60,7 @@ from meshbus.compile.proxy_keys import (
     proxy_of_instance,
     proxy_of_json,
 )
-from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, Resource
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, VHDS, Resource
 from meshbus.compile.route_tables import port_routes
 from meshbus.compile.scope import selecting_rules
 from meshbus.compile.settings import mesh
@@ -100,15 +109,20 @@ class Plan(NamedTuple):
     """What a proxy's snapshot is put together from. Proxies of equal plans are of one class."""
 
     layers: tuple[tuple[str, tuple[Ask, ...]], ...]
-    """For each of `TYPES` the parts of that type: nodes whose value is a `SharedPart`. Names of
-    parts of one type are disjoint."""
+    """For each of `TYPES`, and VHDS for who asks for virtual hosts, the parts of that type: nodes
+    whose value is a `SharedPart`. Names of parts of one type are disjoint."""
     secrets: Ask | None = None
     """Gives the secrets that its objects name."""
+    late: tuple[tuple[str, Ask], ...] = ()
+    """Parts of which is sent what the proxy asks for by name, by type."""
+    tables: Tables | None = None
+    """Route configurations whose virtual hosts it asks for."""
 
     def asks(self) -> tuple[Ask, ...]:
         """Every node that the snapshot depends on."""
         layers = tuple(ask for _, asks in self.layers for ask in asks)
-        return layers if self.secrets is None else (*layers, self.secrets)
+        late = tuple(ask for _, ask in self.late)
+        return (*layers, *late, *(() if self.secrets is None else (self.secrets,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +136,9 @@ class Snapshot:
     """What has no effect, of everything that this proxy sees."""
 
 
-def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
-    """The view of a proxy: selectors count only as far as something visible has them."""
+def outbound_view(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> View:
+    """The view of a proxy: selectors count only as far as something visible has them. `patched`:
+    types that EnvoyFilters are about, which are sent before anything asks for them."""
     held = set(proxy.labels)
     sidecar = None
     if proxy.type != ROUTER:
@@ -151,7 +166,15 @@ def outbound_view(reader: Reader, proxy: ProxyKeys) -> View:
         extensions,
         headers_of(settings.proxy_config, proxy.proxy_config),
         proxy.capture == CAPTURE_NONE,
+        _asks(reader, proxy, patched),
     )
+
+
+def _asks(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> OnDemand:
+    if not proxy.may_ask or proxy.type == ROUTER:
+        return EVERYTHING_BEFORE
+    said = on_demand_of(reader.node(mesh).proxy_config, proxy.proxy_config)
+    return OnDemand(said.hosts and RDS not in patched, said.clusters and CDS not in patched)
 
 
 # --------------------------------------------------------------------------- parts of one proxy
@@ -207,9 +230,9 @@ def proxied_routes(reader: Reader, view: View, http_proxy: bool) -> SharedPart:
 
 def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     """Node: which parts a proxy's snapshot is put together from."""
-    plan = _generated(reader, proxy)
     chosen = chosen_patches(reader, proxy)
     types = patched_types(reader, chosen.fit)
+    plan = _generated(reader, proxy, types)
     layers = [
         (type_url, (Ask(patched_part, (asks, type_url, proxy.type, chosen.fit)),))
         if type_url in types
@@ -227,9 +250,9 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     return plan._replace(layers=tuple(layers))
 
 
-def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
-    """The plan without EnvoyFilters."""
-    view = outbound_view(reader, proxy)
+def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Plan:
+    """The plan without EnvoyFilters; `patched`: types that they are about."""
+    view = outbound_view(reader, proxy, patched)
     at = proxy.ips[0] if proxy.ips else ""
     place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster, at)
     keep_case = view.headers.keep_case
@@ -265,6 +288,20 @@ def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
         http_proxy = (proxy.http_proxy_address or "127.0.0.1", proxy.http_proxy_port)
         listeners = (Ask(proxy_listeners, (inbound.listeners, proxy.ips, view, http_proxy)),)
         routes = (Ask(proxied_routes, (view, proxy.http_proxy_port > 0)), *routes)
+    late: tuple[tuple[str, Ask], ...] = ()
+    if view.on_demand.clusters:
+        seen = [ask for ask in listeners if ask.node is shared_listeners]
+        own_naming = (*(ask for ask in listeners if ask not in seen), filters)
+        named = reader.node(needed_names, own_naming)
+        split = Split(clusters, tuple(seen), named, view)
+        clusters, after = Ask(early_clusters, (split,)), Ask(late_clusters, (split,))
+        late = ((CDS, after), (EDS, Ask(endpoints_of, (endpoints, after))))
+        endpoints = Ask(endpoints_of, (endpoints, clusters))
+    tables: Tables | None = None
+    hosts: tuple[tuple[str, tuple[Ask, ...]], ...] = ()
+    if view.on_demand.hosts:
+        tables = Tables(view, not proxy.captured and proxy.http_proxy_port > 0)
+        hosts = ((VHDS, (Ask(first_hosts, (tables,)),)),)
     own: tuple[Ask, ...] = (clusters, Ask(own_clusters, (inbound.clusters, app_address)))
     secrets = None
     if view.rules:
@@ -276,9 +313,12 @@ def _generated(reader: Reader, proxy: ProxyKeys) -> Plan:
             (EDS, (endpoints,)),
             (LDS, listeners),
             (RDS, routes),
+            *hosts,
             (ECDS, (filters,)),
         ),
         secrets,
+        late,
+        tables,
     )
 
 

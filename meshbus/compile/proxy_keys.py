@@ -48,6 +48,8 @@ class ProxyKeys:
     """Its application asks mesh DNS: allocated addresses are called."""
     proxy_config: str = ""
     """Its annotation `proxy.istio.io/config`, or metadata PROXY_CONFIG."""
+    may_ask: bool = False
+    """Its stream and version are such that it can be sent what a request needs when it needs it."""
 
     @property
     def label_map(self) -> dict[str, str]:

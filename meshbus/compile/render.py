@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 
 from meshbus.compile.findings import Finding
 from meshbus.compile.proxy import Snapshot
-from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, TYPE_PREFIX, Resource
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, TYPE_PREFIX, VHDS, Resource
 
 _SECTIONS = (
     ("listeners", LDS),
@@ -26,6 +26,7 @@ _MODULES = {
     LDS: "envoy.config.listener.v3.listener_pb2",
     RDS: "envoy.config.route.v3.route_pb2",
     ECDS: "envoy.config.core.v3.extension_pb2",
+    VHDS: "envoy.config.route.v3.route_components_pb2",
 }
 REDACTED = "[redacted]"
 _SECRET_FIELDS = frozenset({"privateKey", "password", "tokenSecret", "hmacSecret"})
@@ -46,11 +47,17 @@ def render_resource(resource: Resource) -> dict[str, Any]:
 
 
 def render_snapshot(snapshot: Snapshot) -> dict[str, Any]:
-    """All resources of a proxy, each section in order of name."""
+    """All resources of a proxy, each section in order of name; virtual hosts that came by
+    themselves stand in their route configurations."""
     out: dict[str, Any] = {}
     for section, type_url in _SECTIONS:
         resources = snapshot.resources.get(type_url, {})
         out[section] = [render_resource(resources[name]) for name in sorted(resources)]
+    asked = snapshot.resources.get(VHDS, {})
+    for table in out["routes"]:
+        hosts = [n for n in sorted(asked) if n.rpartition("/")[0] == table["name"]]
+        if hosts:
+            table.setdefault("virtualHosts", []).extend(render_resource(asked[n]) for n in hosts)
     out["secrets"] = [
         {"name": need.name, **_secret_body(need.part)} for need in sorted(snapshot.secrets)
     ]

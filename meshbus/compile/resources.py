@@ -21,8 +21,17 @@ LDS = TYPE_PREFIX + "envoy.config.listener.v3.Listener"
 RDS = TYPE_PREFIX + "envoy.config.route.v3.RouteConfiguration"
 SDS = TYPE_PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 ECDS = TYPE_PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
+VHDS = TYPE_PREFIX + "envoy.config.route.v3.VirtualHost"
 
-SHORT_NAMES = {CDS: "cds", EDS: "eds", LDS: "lds", RDS: "rds", SDS: "sds", ECDS: "ecds"}
+SHORT_NAMES = {
+    CDS: "cds",
+    EDS: "eds",
+    LDS: "lds",
+    RDS: "rds",
+    SDS: "sds",
+    ECDS: "ecds",
+    VHDS: "vhds",
+}
 """Type URLs as counters and logs name them."""
 
 

@@ -32,9 +32,11 @@ from meshbus.compile.scope import (
     visible_services,
 )
 from meshbus.compile.virtual_hosts import (
+    HostRoutes,
     HttpPort,
     Table,
     View,
+    asked_table,
     catch_all,
     domains_at,
     encode_table,
@@ -134,8 +136,34 @@ def speakers(
     )
 
 
+class _Filled(NamedTuple):
+    """Virtual hosts of a chunk before they are joined."""
+
+    table: Table
+    domains: list[str]
+    """In lower case, as often as they are named."""
+    speaks: set[Key]
+    report: Report
+
+
 def host_chunk(reader: Reader, view: View, port: int, owner: str) -> Chunk:
     """Node: virtual hosts of one namespace's services at a port."""
+    return _chunk(_filled(reader, view, port, owner))
+
+
+def other_hosts(reader: Reader, view: View, port: int) -> Chunk:
+    """Node: virtual hosts of virtual services for what is no service at this port: at port 80, or
+    together with services that their virtual service also speaks for."""
+    return _chunk(_others(reader, view, port))
+
+
+def chunk_catalog(reader: Reader, view: View, port: int, owner: str) -> dict[str, HostRoutes]:
+    """Node: routes of a chunk (of `other_hosts` without owner) by domain."""
+    filled = _filled(reader, view, port, owner) if owner else _others(reader, view, port)
+    return filled.table.by_domain
+
+
+def _filled(reader: Reader, view: View, port: int, owner: str) -> _Filled:
     report = Report()
     table = Table()
     viewer = reader.node(common_viewer, view.viewer)
@@ -151,23 +179,10 @@ def host_chunk(reader: Reader, view: View, port: int, owner: str) -> Chunk:
         names = domains_at(service_names(row, view.namespace, aliases), port, False)
         domains += (name.lower() for name in names)
         table.add(with_port(member.host, port), names, routes, member.host)
-    return _chunk(table, domains, speaks, report)
+    return _Filled(table, domains, speaks, report)
 
 
-def _chunk(table: Table, domains: list[str], speaks: set[Key], report: Report) -> Chunk:
-    return Chunk(
-        b"".join(table.hosts[name] for name in sorted(table.hosts)),
-        frozenset(domains),
-        len(domains),
-        frozenset(table.origins),
-        frozenset(speaks),
-        report.findings(),
-    )
-
-
-def other_hosts(reader: Reader, view: View, port: int) -> Chunk:
-    """Node: virtual hosts of virtual services for what is no service at this port: at port 80, or
-    together with services that their virtual service also speaks for."""
+def _others(reader: Reader, view: View, port: int) -> _Filled:
     report = Report()
     table = Table()
     viewer = reader.node(common_viewer, view.viewer)
@@ -195,7 +210,19 @@ def other_hosts(reader: Reader, view: View, port: int) -> Chunk:
             names = domains_at(full_names(host), port, False)
             domains += (name.lower() for name in names)
             table.add(with_port(host, port), names, routes, host)
-    return _chunk(table, domains, set(), report)
+    return _Filled(table, domains, set(), report)
+
+
+def _chunk(filled: _Filled) -> Chunk:
+    table = filled.table
+    return Chunk(
+        b"".join(table.hosts[name] for name in sorted(table.hosts)),
+        frozenset(filled.domains),
+        len(filled.domains),
+        frozenset(table.origins),
+        frozenset(filled.speaks),
+        filled.report.findings(),
+    )
 
 
 # --------------------------------------------------------------------------- tables
@@ -224,28 +251,61 @@ def domains_are_distinct(reader: Reader, view: View, port: int) -> bool:
     return len(together) == sum(named for _, named in parts)
 
 
-def port_routes(reader: Reader, view: View, port: int) -> Part:
-    """Node: the route configuration `PORT`, for all services with HTTP at that port; at a port
-    where a Sidecar has an HTTP proxy, for the services of its hosts at all ports."""
+def chunks_of(reader: Reader, view: View, port: int) -> tuple[tuple[View, str], ...] | None:
+    """Node: chunks that a table is joined from (the viewer of each, its owner; no owner: those of
+    `other_hosts`); None: it is made as a whole."""
+    if not reader.node(domains_are_distinct, view, port):
+        return None
+    base = reader.node(route_view, view)
+    owners = reader.node(owners_at, reader.node(common_viewer, view.viewer), port)
+    own = ((view if owner == view.namespace else base, owner) for owner in owners)
+    return (*own, (base, ""))
+
+
+class Served(NamedTuple):
+    """Whose virtual hosts a route configuration has."""
+
+    view: View
+    all_ports: bool
+    """Of services at all ports, else at its own."""
+
+
+def served_at(view: View, port: int) -> Served:
+    """What the route configuration `PORT` has: the services with HTTP at that port; at a port where
+    a Sidecar has an HTTP proxy, the services of its hosts at all ports."""
     for egress in view.viewer.egress:
         if egress.port == port and egress.protocol == HTTP_PROXY:
             everything = egress._replace(port=0, protocol="")
             viewer = Viewer(view.namespace, (everything,))
             # What is called by the proxy has no other destination than the proxy itself.
-            behind = view._replace(viewer=viewer, captured=False, unknown=BLACK_HOLE)
-            return proxy_table(reader, behind, str(port))
+            return Served(view._replace(viewer=viewer, captured=False, unknown=BLACK_HOLE), True)
+    return Served(view, False)
+
+
+def unclaimed_view(view: View, port: int) -> View:
+    """The view by which goes what nobody claims: what was not redirected has no other destination
+    than the listener that it came to."""
     bound = view.bound or any(e.port == port and not e.captured for e in view.viewer.egress)
-    # What was not redirected has no other destination than the listener that it came to.
-    last = catch_all(view._replace(unknown=BLACK_HOLE) if bound else view)
-    if not reader.node(domains_are_distinct, view, port):
+    return view._replace(unknown=BLACK_HOLE) if bound else view
+
+
+def port_routes(reader: Reader, view: View, port: int) -> Part:
+    """Node: the route configuration `PORT`."""
+    served = served_at(view, port)
+    if view.on_demand.hosts:
+        return asked_table(reader, str(port), ignore_port=not served.all_ports)
+    if served.all_ports:
+        return proxy_table(reader, served.view, str(port))
+    last = catch_all(unclaimed_view(view, port))
+    named = reader.node(chunks_of, view, port)
+    if named is None:
         return _whole_table(reader, view, port, last)
-    base = reader.node(route_view, view)
-    owners = reader.node(owners_at, reader.node(common_viewer, view.viewer), port)
     chunks = [
-        reader.node(host_chunk, view if owner == view.namespace else base, port, owner)
-        for owner in owners
+        reader.node(host_chunk, seen, port, owner)
+        if owner
+        else reader.node(other_hosts, seen, port)
+        for seen, owner in named
     ]
-    chunks.append(reader.node(other_hosts, base, port))
     origins = set[Key]().union(*(chunk.origins for chunk in chunks))
     findings = {finding for chunk in chunks for finding in chunk.findings}
     hosts = [*(chunk.data for chunk in chunks), last]
@@ -253,10 +313,16 @@ def port_routes(reader: Reader, view: View, port: int) -> Part:
     return Part((resource,), tuple(sorted(findings)))
 
 
-def _whole_table(reader: Reader, view: View, port: int, last: bytes) -> Part:
-    report = Report()
+def whole(reader: Reader, view: View, port: int, report: Report) -> Table:
+    """A table that is made as a whole."""
     table = Table()
     members = reader.node(http_ports, view.viewer).get(port, ())
     fill(reader, view, port, members, table, report, all_ports=False)
+    return table
+
+
+def _whole_table(reader: Reader, view: View, port: int, last: bytes) -> Part:
+    report = Report()
+    table = whole(reader, view, port, report)
     resource = encode_table(reader, str(port), table.encoded(last), table.origins, ignore_port=True)
     return Part((resource,), report.findings())

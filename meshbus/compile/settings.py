@@ -10,6 +10,9 @@ from meshbus.compile.tls_limits import NO_LIMITS, TlsLimits, limits_of
 from meshbus.compile.values import nanos_of
 from meshbus.model.world import Query
 
+_OF_PROXIES = frozenset({"gatewayTopology", "proxyHeaders", "proxyMetadata"})
+"""Fields of `defaultConfig` that decide what a proxy is sent."""
+
 
 @dataclass(frozen=True, slots=True)
 class MeshSettings:
@@ -32,7 +35,7 @@ class MeshSettings:
     default_traffic: dict[str, Any] = field(default_factory=dict)
     """`defaultTrafficPolicy`: connectionPool and outlierDetection where no rule has them."""
     proxy_config: dict[str, Any] = field(default_factory=dict)
-    """`gatewayTopology` and `proxyHeaders` of `defaultConfig`: see `proxy_headers.headers_of`."""
+    """Fields of `defaultConfig`: see `proxy_headers.headers_of` and `on_demand.on_demand_of`."""
     file_log: FileLog = NO_FILE_LOG
     """`accessLogFile`, `accessLogFormat`, `accessLogEncoding`, `disableEnvoyListenerLog`."""
     inbound_localhost: bool = False
@@ -105,7 +108,7 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
             for name, value in _record(spec, "defaultTrafficPolicy").items()
             if name in ("connectionPool", "outlierDetection") and isinstance(value, dict)
         },
-        proxy_config={k: v for k, v in proxy.items() if k in ("gatewayTopology", "proxyHeaders")},
+        proxy_config={k: v for k, v in proxy.items() if k in _OF_PROXIES},
         file_log=FileLog(
             str(spec.get("accessLogFile") or ""),
             str(spec.get("accessLogFormat") or ""),

@@ -40,6 +40,7 @@ from meshbus.compile.names import (
     service_domains,
     with_port,
 )
+from meshbus.compile.on_demand import EVERYTHING_BEFORE, OnDemand
 from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders
 from meshbus.compile.resources import RDS, Resource, field, resource_of
 from meshbus.compile.scope import (
@@ -59,7 +60,7 @@ from meshbus.compile.traffic_policy import (
     merged_rule,
     policy_in_force,
 )
-from meshbus.compile.values import boolean, nanos_of, uint32
+from meshbus.compile.values import ads, boolean, nanos_of, uint32
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service, ServicePort
 
@@ -88,6 +89,7 @@ class View(NamedTuple):
     """What the proxies say of themselves and callers, in headers."""
     bound: bool = False
     """Nothing is redirected: every port of a service has a listener that binds it."""
+    on_demand: OnDemand = EVERYTHING_BEFORE
 
     @property
     def namespace(self) -> str:
@@ -264,8 +266,12 @@ def encode_host(name: str, domains: list[str], tail: bytes) -> bytes:
 
     Source: envoy/config/route/v3/route.proto: virtual_hosts=2; VirtualHost: name=1, domains=2.
     """
-    head = field(1, name.encode()) + b"".join(field(2, d.encode()) for d in domains)
-    return field(2, head + tail)
+    return field(2, encode_host_body(name, domains, tail))
+
+
+def encode_host_body(name: str, domains: list[str], tail: bytes) -> bytes:
+    """The same without tag and length: a `VirtualHost`."""
+    return field(1, name.encode()) + b"".join(field(2, d.encode()) for d in domains) + tail
 
 
 def encode_table(
@@ -275,15 +281,20 @@ def encode_table(
     origins: set[Key],
     *,
     ignore_port: bool,
+    asks: bool = False,
 ) -> Resource:
-    """A route configuration of encoded virtual hosts."""
+    """A route configuration of encoded virtual hosts. `asks`: others are asked for when a request
+    needs them."""
     rest = route_pb2.RouteConfiguration(
         validate_clusters=boolean(False),
         ignore_port_in_host_matching=ignore_port,
         max_direct_response_body_size_bytes=uint32(MAX_DIRECT_RESPONSE_BYTES),
-    ).SerializeToString(deterministic=True)
+    )
+    if asks:
+        rest.vhds.config_source.CopyFrom(ads())
     reader.encoded("rds")
-    return resource_of(RDS, name, field(1, name.encode()) + b"".join(hosts) + rest, origins)
+    tail = rest.SerializeToString(deterministic=True)
+    return resource_of(RDS, name, field(1, name.encode()) + b"".join(hosts) + tail, origins)
 
 
 def routes_of(
@@ -302,7 +313,8 @@ class Table:
     def __init__(self) -> None:
         self.hosts: dict[str, bytes] = {}
         self.origins: set[Key] = set()
-        self._taken: set[str] = set()
+        self.by_domain: dict[str, HostRoutes] = {}
+        """Routes by domain, in lower case."""
 
     def reserve(self, domains: list[str]) -> None:
         """Full names belong to their services, whatever short names others have."""
@@ -315,9 +327,9 @@ class Table:
         free = []
         for domain in domains:
             lower = domain.lower()
-            if lower in self._taken or (domain != own and lower in self._reserved):
+            if lower in self.by_domain or (domain != own and lower in self._reserved):
                 continue
-            self._taken.add(lower)
+            self.by_domain[lower] = routes
             free.append(domain)
         if free:
             self.hosts[name] = encode_host(name, free, routes.tail)
@@ -355,12 +367,33 @@ def http_proxy_routes(reader: Reader, view: View) -> Part:
     A name without port is that of port 80. CONNECT opens a TCP connection to a port of a service:
     the way for what is not HTTP.
     """
+    if view.on_demand.hosts:
+        return asked_table(reader, HTTP_PROXY_ROUTE, ignore_port=False)
     return proxy_table(reader, view, HTTP_PROXY_ROUTE)
+
+
+def asked_table(reader: Reader, name: str, *, ignore_port: bool) -> Part:
+    """A route configuration without virtual hosts: each is asked for, also those that nobody
+    claims, for Envoy asks only where it finds no route."""
+    return Part((encode_table(reader, name, [], set(), ignore_port=ignore_port, asks=True),))
 
 
 def proxy_table(reader: Reader, view: View, name: str) -> Part:
     """A table of all services at all ports, for a proxy that is asked by full names."""
     report = Report()
+    table = fill_all(reader, view, report)
+    resource = encode_table(
+        reader,
+        name,
+        table.encoded(catch_all(view)),
+        table.origins,
+        ignore_port=False,
+    )
+    return Part((resource,), report.findings())
+
+
+def fill_all(reader: Reader, view: View, report: Report) -> Table:
+    """The virtual hosts of all services at all ports."""
     table = Table()
     ports = reader.node(http_ports, view.viewer)
     for port in sorted({80, *ports}):
@@ -371,14 +404,7 @@ def proxy_table(reader: Reader, view: View, name: str) -> Part:
                 continue
             if port_row.protocol != UDP:
                 _add_tunnel(reader, view, table, host, ref.row, port_row)
-    resource = encode_table(
-        reader,
-        name,
-        table.encoded(catch_all(view)),
-        table.origins,
-        ignore_port=False,
-    )
-    return Part((resource,), report.findings())
+    return table
 
 
 def service_routes(
@@ -494,6 +520,12 @@ def _add_tunnel(
 def catch_all(view: View) -> bytes:
     """The virtual host for what nobody else claims: `allow_any` lets it through, `block_all`
     answers 502, by the outboundTrafficPolicy of the Sidecar or the mesh."""
+    name = "block_all" if view.unknown == BLACK_HOLE else "allow_any"
+    return encode_host(name, ["*"], unclaimed_tail(view))
+
+
+def unclaimed_tail(view: View) -> bytes:
+    """What that virtual host says, without its name and domain."""
     if view.unknown == BLACK_HOLE:
         route = rc_pb2.Route(name="block_all")
         route.match.prefix = "/"
@@ -504,7 +536,7 @@ def catch_all(view: View) -> bytes:
             connect.match.connect_matcher.SetInParent()
             connect.direct_response.status = 502
             routes.insert(0, connect)
-        return encode_host("block_all", ["*"], _tail(routes, view))
+        return _tail(routes, view)
     route = rc_pb2.Route(name="allow_any")
     route.match.prefix = "/"
     route.route.cluster = view.unknown
@@ -515,7 +547,7 @@ def catch_all(view: View) -> bytes:
         connect.match.connect_matcher.SetInParent()
         _forward_tunnel(connect, view.unknown)
         routes.insert(0, connect)
-    return encode_host("allow_any", ["*"], _tail(routes, view))
+    return _tail(routes, view)
 
 
 def _tail(routes: list[rc_pb2.Route], view: View) -> bytes:

@@ -6,12 +6,12 @@ has the version that the client has, and names to look at are pending.
 
 from collections.abc import Callable, Iterable
 
-from meshbus.compile.resources import ECDS, LDS, RDS, Resource
+from meshbus.compile.resources import ECDS, LDS, RDS, VHDS, Resource
 from meshbus_xds_gateway.client_refusals import ClientRefusals, KeepError
 from meshbus_xds_gateway.content import NO_NAMES, NOTHING, Change, Content
 from meshbus_xds_gateway.session_state import ABSENT, Detail, Flight, Names, TypeState
 
-GATED = frozenset({LDS, RDS})
+GATED = frozenset({LDS, RDS, VHDS})
 """Sent after the clusters and endpoints that they may lead to."""
 
 

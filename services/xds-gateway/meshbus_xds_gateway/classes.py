@@ -5,6 +5,7 @@ Only here the engine is asked. What changed is found by the part: part -> classe
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from meshbus.api.kinds import all_kinds
@@ -16,6 +17,7 @@ from meshbus.compile.proxy import MESH_SECRETS, Ask, Plan, Snapshot, plan_proxy,
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.model.keys import Key
 from meshbus.model.world import Query, World
+from meshbus_xds_gateway.asked import Asked
 from meshbus_xds_gateway.content import Content, content_of
 
 if TYPE_CHECKING:
@@ -59,11 +61,13 @@ class Cell:
 class ProxyClass:
     """Proxies of one plan."""
 
-    __slots__ = ("cells", "members", "plan", "secrets")
+    __slots__ = ("cells", "late", "members", "plan", "secrets")
 
-    def __init__(self, plan: Plan, cells: tuple[Cell, ...]) -> None:
+    def __init__(self, plan: Plan, cells: tuple[Cell, ...], late: tuple[Cell, ...]) -> None:
         self.plan = plan
         self.cells = cells
+        self.late = late
+        """Of which is sent what a member asks for by name."""
         self.members: set[Client] = set()
         self.secrets: tuple[SecretNeed, ...] = MESH_SECRETS
 
@@ -93,6 +97,7 @@ class Classes:
         self._by_ask: dict[Ask, set[Cell]] = {}
         self._by_secrets: dict[Ask, set[ProxyClass]] = {}
         self._by_keys: dict[ProxyKeys, set[Client]] = {}
+        self.asked = Asked(self.engine)
         self._of: dict[Client, ProxyClass] = {}
         self.version = 0
         """Grows when members or findings change."""
@@ -140,7 +145,23 @@ class Classes:
     def snapshot(self, client: "Client") -> Snapshot | None:
         """Everything that a client should have, put together."""
         found = self._of.get(client)
-        return None if found is None else snapshot_of(found.plan, self._value)
+        if found is None:
+            return None
+        made = snapshot_of(found.plan, self._value)
+        asked = self.contents_for(client, found, {})
+        resources = {
+            type_url: {name: r for layer in content.layers for name, r in layer.items()}
+            for type_url, content in asked.items()
+        }
+        return replace(made, resources={**made.resources, **resources})
+
+    def contents_for(
+        self, client: "Client", proxies: ProxyClass, contents: dict[str, Content]
+    ) -> dict[str, Content]:
+        """What one member has, of what its class has: with that what it has asked for."""
+        if not proxies.late and proxies.plan.tables is None:
+            return contents
+        return {**contents, **self.asked.contents(client, proxies)}
 
     # ------------------------------------------------------------------ what changed
 
@@ -158,6 +179,7 @@ class Classes:
                 clients |= self._planned_anew(args[0])  # type: ignore[arg-type]
                 continue
             ask = Ask(node, args)
+            clients |= self.asked.askers(ask)
             cells.update(dict.fromkeys(self._by_ask.get(ask, ())))
             for holder in self._by_secrets.get(ask, ()):
                 holder.secrets = self._secrets(holder.plan)
@@ -165,7 +187,9 @@ class Classes:
         for cell in cells:
             self._refresh(cell)
             for holder in cell.holders:
-                classes.setdefault(holder, {})[cell.type_url] = cell.content
+                contents = classes.setdefault(holder, {})
+                if cell not in holder.late:
+                    contents[cell.type_url] = cell.content
         return classes, clients, needy
 
     def _planned_anew(self, keys: ProxyKeys) -> set["Client"]:
@@ -210,7 +234,7 @@ class Classes:
                 return None
         else:
             # Others of the class are given the same as soon as `changed` is asked.
-            for cell in entered.cells:
+            for cell in (*entered.cells, *entered.late):
                 self._refresh(cell)
         if self._of.get(client) is not entered:
             self._exit(client)
@@ -223,14 +247,15 @@ class Classes:
         """A new class; None: some part of it cannot be compiled."""
         try:
             cells = tuple(self._cell(type_url, asks) for type_url, asks in plan.layers)
+            late = tuple(self._cell(type_url, (ask,)) for type_url, ask in plan.late)
             secrets = self._secrets(plan)
         except Exception:  # noqa: BLE001 - told by `failed`
             self._failed(f"{plan.layers[0][1][0].args!r:.200}")
             self._release(plan)
             return None
-        made = self._by_plan[plan] = ProxyClass(plan, cells)
+        made = self._by_plan[plan] = ProxyClass(plan, cells, late)
         made.secrets = secrets
-        for cell in cells:
+        for cell in (*cells, *late):
             cell.holders.add(made)
             self._cells[cell.type_url, cell.asks] = cell
             for ask in cell.asks:
@@ -274,12 +299,13 @@ class Classes:
         left = self._of.pop(client, None)
         if left is None:
             return
+        self.asked.leave(client)
         left.members.discard(client)
         self.version += 1
         if left.members:
             return
         del self._by_plan[left.plan]
-        for cell in left.cells:
+        for cell in (*left.cells, *left.late):
             cell.holders.discard(left)
             if not cell.holders:
                 del self._cells[cell.type_url, cell.asks]

@@ -1,11 +1,19 @@
 """Delta xDS: requests to `Session`, its pushes to bytes."""
 
+from meshbus.compile.resources import VHDS
 from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.session_state import Push
 from meshbus_xds_gateway.verdicts import Refusal
 from meshbus_xds_gateway.wire import DeltaRequest, decode_delta, delta_response
 
 WILDCARD = "*"
+
+
+def asked_names(request: DeltaRequest) -> tuple[frozenset[str], tuple[str, ...]] | None:
+    """Names that a request subscribes to and unsubscribes from; None: it does neither."""
+    gone = request.unsubscribed
+    names = request.names - {WILDCARD} if WILDCARD in request.names else request.names
+    return (names, gone) if names or gone else None
 
 
 class DeltaProtocol:
@@ -55,7 +63,13 @@ class DeltaProtocol:
                 type_url,
                 subscribe - {WILDCARD} if WILDCARD in subscribe else subscribe,
                 wildcard=WILDCARD in subscribe
-                or (first and not subscribe and self._session.has_wildcard(type_url)),
+                or (
+                    first
+                    # Envoy names no route configuration that it wants virtual hosts of: it takes
+                    # those of all that it has.
+                    and (not subscribe or type_url == VHDS)
+                    and self._session.has_wildcard(type_url)
+                ),
                 known=request.known if first else None,
             )
         return refusal

@@ -9,18 +9,19 @@ import contextlib
 import ctypes
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from meshbus.compile.proxy import Snapshot
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance, with_metadata
-from meshbus.compile.resources import SDS, Resource
+from meshbus.compile.resources import CDS, SDS, VHDS, Resource
 from meshbus.compile.settings import settings_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
 from meshbus.model.keys import Key
 from meshbus.model.rows import KEYS_ANNOTATION, Trust, WorkloadInstance
 from meshbus.model.world import Query, World
 from meshbus.runtime.service import Context
+from meshbus_xds_gateway.asked import ASKED_TYPES
 from meshbus_xds_gateway.classes import Classes, ProxyClass, collect_rarely
 from meshbus_xds_gateway.content import Content, forget_responses
 from meshbus_xds_gateway.convergence import Convergence, time_of_change
@@ -227,7 +228,9 @@ class Fleet:
                     continue
                 if contents is None:
                     self._give(client, proxies, sequence)
-                elif client.session.update(contents, sequence, now):
+                elif client.session.update(
+                    self._classes.contents_for(client, proxies, contents), sequence, now
+                ):
                     self._unsettled.add(client, sequence - 1)
                     client.wake.set()
             if enough():
@@ -251,7 +254,9 @@ class Fleet:
         # The row of an instance that was stopped goes first, its Envoy a moment later.
         if not isinstance(row, WorkloadInstance):
             return False
-        keys = with_metadata(proxy_of_instance(row), client.keys.metadata)
+        told = client.keys
+        keys = with_metadata(proxy_of_instance(row), told.metadata)
+        keys = replace(keys, may_ask=told.may_ask)
         return keys != client.keys and self._classes.move(client, keys) is not None
 
     # ------------------------------------------------------------------ proxies
@@ -304,6 +309,22 @@ class Fleet:
         self._give(client, proxies, self.world.sequence)
         self._unsettled.add(client, 0)
         self._metrics.connected.set(len(self.clients))
+
+    def asked(
+        self, client: Client, type_url: str, names: Iterable[str], no_longer: Iterable[str]
+    ) -> None:
+        """A proxy asks for these names, and no longer for others: call before its session hears of
+        it, which would find that there are none."""
+        proxies = self._classes.class_of(client)
+        if proxies is None or type_url not in ASKED_TYPES:
+            return
+        if type_url == CDS and not proxies.late:
+            return
+        if type_url == VHDS and proxies.plan.tables is None:
+            return
+        self._classes.asked.ask(client, type_url, names, no_longer)
+        # No part of a change: what has converged stays so while a proxy asks for more.
+        self._give(client, proxies, self.sequence + 1)
 
     def leave(self, client: Client) -> None:
         """Its stream has ended."""
@@ -421,7 +442,8 @@ class Fleet:
             for key in client.credentials - needed:
                 self._credentials.release(key)
             client.credentials = needed
-        moved = client.session.update(proxies.contents, sequence, now)
+        contents = self._classes.contents_for(client, proxies, proxies.contents)
+        moved = client.session.update(contents, sequence, now)
         if self._give_secrets(client, proxies, sequence) or moved:
             self._unsettled.add(client, sequence - 1)
             client.wake.set()

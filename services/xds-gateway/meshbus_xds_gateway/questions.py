@@ -5,7 +5,7 @@ import heapq
 from typing import Any
 
 from meshbus.compile.render import render_snapshot
-from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, SHORT_NAMES
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, SHORT_NAMES, VHDS
 from meshbus.model.requests import (
     CONVERGED,
     PROXIES,
@@ -26,7 +26,7 @@ from meshbus_xds_gateway.nacks import problems_of_client, rejections
 
 MAX_WAIT_S = 30.0
 MAX_NAMES = 10
-_TYPES = (CDS, EDS, LDS, RDS, SDS, ECDS)
+_TYPES = (CDS, EDS, LDS, RDS, SDS, ECDS, VHDS)
 _RECHECK_S = 0.05
 """A session may give up waiting for its client without anything else happening."""
 
@@ -125,7 +125,8 @@ class Questions:
         types = {}
         for type_url in _TYPES:
             status, nonce, error = client.session.status(type_url)
-            types[SHORT_NAMES[type_url]] = {"status": status, "nonce": nonce, "error": error}
+            if type_url != VHDS or nonce:
+                types[SHORT_NAMES[type_url]] = {"status": status, "nonce": nonce, "error": error}
         return ProxyInfo(
             id=client.id,
             namespace=client.keys.namespace,

@@ -11,6 +11,9 @@ What it keeps to:
   acknowledged; removals last. A client that does not get on with it is waited for `HOLD_S`;
 - a cluster that is sent again has its endpoints sent again: Envoy warms a changed cluster and does
   not ask for endpoints it already watches (envoyproxy/envoy#13009);
+- virtual hosts wait for the route configurations that are on their way, and those of one that is
+  sent come after it: Envoy drops virtual hosts of one that it does not have, and says nothing when
+  it has it;
 - of a refused response the resource at fault is found by sending parts of it again; the content
   that was refused alone is not sent again, the others are. Only a listener whose address was in use
   is offered again after a while;
@@ -26,7 +29,7 @@ Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, Resource
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, VHDS, Resource
 from meshbus_xds_gateway.by_name import GATED, ByName, collapse, expand
 from meshbus_xds_gateway.client_refusals import Blocked, ClientRefusals, Named
 from meshbus_xds_gateway.content import (
@@ -63,13 +66,16 @@ MAX_TYPES = 32
 MAX_NAMES = 200_000
 """Names that one stream may subscribe to, over all types."""
 MAX_NAME_BYTES = 4096
+MAX_AUTHORITY_BYTES = 128 * 1024
+"""Of a virtual host's name, which ends in what a caller has written: longer than headers of a
+request are allowed to be, for it is not the caller who would be turned away."""
 
-_ORDER = (CDS, EDS, SDS, ECDS, RDS, LDS)
+_ORDER = (CDS, EDS, SDS, ECDS, RDS, VHDS, LDS)
 """Routes that a client already watches come before listeners: one that comes back finds its old
 routes still there, held by the listener that is being drained, and would serve them."""
-_SHARED = frozenset({CDS, EDS, ECDS, LDS, RDS})
+_SHARED = frozenset({CDS, EDS, ECDS, LDS, RDS, VHDS})
 """Types whose contents clients share. Secrets are each client's own."""
-_WILDCARD_TYPES = frozenset({CDS, LDS})
+_WILDCARD_TYPES = frozenset({CDS, LDS, VHDS})
 _AWAITED = (EDS, RDS)
 """A client asks for these once it has the cluster (listener) that leads to them."""
 _EMPTY = {type_url: (Change(type_url, (), ()),) for type_url in _WILDCARD_TYPES}
@@ -240,7 +246,8 @@ class Session:
             raise ProtocolError(f"{type_url} cannot be subscribed to by wildcard")
         state = self._state(type_url)
         asked = names_of(names)
-        self._check_names(state, asked, known or {})
+        limit = MAX_AUTHORITY_BYTES if type_url == VHDS else MAX_NAME_BYTES
+        self._check_names(asked, known or {}, limit)
         since = self._awaits.get(type_url) or self._reached + 1
         starts = wildcard and not state.wildcard
         again = asked and state.flight is not None and not asked.isdisjoint(state.flight.covered)
@@ -400,7 +407,7 @@ class Session:
             detail.look_at(name, self._reached + 1)
             detail.forced.add(name)
         for type_url, state in self._types.items():
-            if state.flight is not None:
+            if state.flight is not None or (type_url == VHDS and self._busy(RDS)):
                 continue
             if state.detail is not None:
                 push = self._poll_by_name(type_url, state, state.detail, now)
@@ -515,11 +522,11 @@ class Session:
             return state.detail
         return expand(state, self._content(type_url), self._reached + 1)
 
-    def _check_names(self, state: TypeState, names: NameSet, known: Mapping[str, str]) -> None:
+    def _check_names(self, names: NameSet, known: Mapping[str, str], limit: int) -> None:
         held = sum(len(s.names) for s in self._types.values())
         if held + len(names) > MAX_NAMES or len(known) > MAX_NAMES:
             raise ProtocolError(f"more than {MAX_NAMES} resources subscribed to on one stream")
-        if names and len(max(names, key=len)) > MAX_NAME_BYTES:
+        if names and len(max(names, key=len)) > limit:
             raise ProtocolError("a resource name is too long")
 
     def _awaited(self, type_url: str) -> frozenset[str]:
@@ -685,27 +692,35 @@ class Session:
 
     def _sent(self, type_url: str, state: TypeState, push: Push, since: int, now: float) -> None:
         if type_url == CDS:
-            self._offer_endpoints(push, since)
+            self._offer_again(EDS, [r.name for r in push.resources], since)
+        elif type_url == RDS and VHDS in self._types:
+            tables = {r.name for r in push.resources}
+            hosts = [n for n in self._content(VHDS) if n.rpartition("/")[0] in tables]
+            self._offer_again(VHDS, hosts, since)
         if state.answered:
             return
         self._await_dependents(type_url, now)
         state.answered = True
         self._begun = all(t in self._types and self._types[t].answered for t in (CDS, LDS))
 
-    def _offer_endpoints(self, push: Push, since: int) -> None:
-        """Endpoints of clusters that are sent again, see the module's text."""
-        state = self._types.get(EDS)
-        if state is None:
+    def _offer_again(self, type_url: str, names: list[str], since: int) -> None:
+        """What depends on resources that are sent again, see the module's text."""
+        state = self._types.get(type_url)
+        if state is None or not names:
             return
+        if state.wildcard and state.detail is None:
+            self._detail(type_url, state)
         if state.detail is not None:
-            for resource in push.resources:
-                if state.wants(resource.name) and state.detail.known.get(resource.name):
-                    state.detail.forced.add(resource.name)
-                    state.detail.look_at(resource.name, since)
+            for name in names:
+                if state.wants(name) and (
+                    state.detail.known.get(name) or state.detail.sent.get(name)
+                ):
+                    state.detail.forced.add(name)
+                    state.detail.look_at(name, since)
             return
         held = state.covered if state.flight is None else state.flight.covered
         have = state.have if state.flight is None else state.flight.target
-        again = [r.name for r in push.resources if r.name in held and r.name in have]
+        again = [name for name in names if name in held and name in have]
         if not again:
             return
         state.covered = names_of(state.covered.difference(again))
@@ -715,6 +730,6 @@ class Session:
 
     def _await_dependents(self, type_url: str, now: float) -> None:
         """With its first clusters (listeners) a client starts to ask for endpoints (routes)."""
-        if type_url in _WILDCARD_TYPES:
+        if type_url in (CDS, LDS):
             self._await(EDS if type_url == CDS else RDS, self._reached + 1)
         self._hold(now)

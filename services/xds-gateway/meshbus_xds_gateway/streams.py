@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from meshbus.compile.resources import SHORT_NAMES
@@ -30,12 +30,12 @@ from meshbus_xds_gateway.carrier import (
     Status,
     Tls,
 )
-from meshbus_xds_gateway.delta import DeltaProtocol
+from meshbus_xds_gateway.delta import DeltaProtocol, asked_names
 from meshbus_xds_gateway.fleet import CannotServeError, Client, Fleet
 from meshbus_xds_gateway.gate import Gate, GateLimits
 from meshbus_xds_gateway.load import Load
 from meshbus_xds_gateway.metrics import GatewayMetrics
-from meshbus_xds_gateway.node import Identity, RefusedError, node_of
+from meshbus_xds_gateway.node import Identity, RefusedError, asks_safely, node_of
 from meshbus_xds_gateway.outbox import Outbox
 from meshbus_xds_gateway.session_state import ProtocolError
 from meshbus_xds_gateway.sotw import SotwProtocol
@@ -351,7 +351,10 @@ class XdsServer:
             stream.admitting = asyncio.create_task(self._await_admission(stream, missing))
             return
         stream.waiting.popleft()
-        self._serve(stream, self._admission.client(node, stream.identity, stream), request)
+        client = self._admission.client(node, stream.identity, stream)
+        if stream.make_protocol is DeltaProtocol and asks_safely(node.version):
+            client.keys = replace(client.keys, may_ask=True)
+        self._serve(stream, client, request)
 
     async def _await_admission(self, stream: _Stream, key: Key | None) -> None:
         """It stands in line again once its row is there and its token is its own."""
@@ -383,7 +386,10 @@ class XdsServer:
 
     def _receive(self, stream: _Stream, request: Any) -> None:
         assert stream.protocol is not None
+        assert stream.client is not None
         now = self._context.clock.monotonic()
+        if stream.client.keys.may_ask and (names := asked_names(request)):
+            self._fleet.asked(stream.client, request.type_url, *names)
         refusal = stream.protocol.receive(request, now)
         if request.response_nonce:
             self._answered(stream, request, refusal, now)
