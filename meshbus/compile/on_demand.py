@@ -25,7 +25,7 @@ from meshbus.compile.written import fields
 VIRTUAL_HOSTS = "MESHBUS_VIRTUAL_HOSTS"
 CLUSTERS = "MESHBUS_CLUSTERS"
 ON_DEMAND = "on-demand"
-CLUSTER_TIMEOUT_S = 5
+CLUSTER_TIMEOUT_S = 15
 """How long a request waits for a cluster."""
 
 
