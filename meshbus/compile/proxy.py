@@ -31,6 +31,12 @@ from meshbus.compile.envoy_filter import (
 from meshbus.compile.extensions import CLIENT, extensions_of
 from meshbus.compile.findings import Finding
 from meshbus.compile.gateway_servers import router_of
+from meshbus.compile.grpc_clients import (
+    grpc_clusters,
+    grpc_endpoints,
+    grpc_listeners,
+    grpc_routes,
+)
 from meshbus.compile.inbound import (
     ClusterView,
     InboundView,
@@ -230,6 +236,8 @@ def proxied_routes(reader: Reader, view: View, http_proxy: bool) -> SharedPart:
 
 def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     """Node: which parts a proxy's snapshot is put together from."""
+    if proxy.speaks_grpc:
+        return _plan_of_grpc(reader, proxy)
     chosen = chosen_patches(reader, proxy)
     types = patched_types(reader, chosen.fit)
     plan = _generated(reader, proxy, types)
@@ -248,6 +256,23 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     if told:
         layers.append((ECDS, (*layers.pop()[1], *told)))
     return plan._replace(layers=tuple(layers))
+
+
+def _plan_of_grpc(reader: Reader, proxy: ProxyKeys) -> Plan:
+    """The plan of an application that speaks xDS through gRPC. EnvoyFilters are not for it."""
+    view = outbound_view(reader, proxy, frozenset())
+    at = proxy.ips[0] if proxy.ips else ""
+    place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster, at)
+    style = ClusterStyle(False, False, proxy.dual_stack, place, view.headers.keep_case)
+    return Plan(
+        (
+            (CDS, (Ask(grpc_clusters, (view, style)),)),
+            (EDS, (Ask(grpc_endpoints, (view, place)),)),
+            (LDS, (Ask(grpc_listeners, (view,)),)),
+            (RDS, (Ask(grpc_routes, (view,)),)),
+            (ECDS, ()),
+        )
+    )
 
 
 def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Plan:

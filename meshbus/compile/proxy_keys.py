@@ -66,6 +66,11 @@ class ProxyKeys:
         """Inbound connections keep the address of their client."""
         return self.type == SIDECAR and self.capture == CAPTURE_TPROXY
 
+    @property
+    def speaks_grpc(self) -> bool:
+        """No Envoy: an application that speaks xDS through gRPC (`GENERATOR: grpc`)."""
+        return ("GENERATOR", "grpc") in self.metadata
+
     def as_class(self) -> "ProxyKeys":
         """The same without what tells replicas of one workload apart."""
         return replace(

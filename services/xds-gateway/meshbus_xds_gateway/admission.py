@@ -23,6 +23,8 @@ from meshbus_xds_gateway.node import (
 from meshbus_xds_gateway.session import Session, Wake
 
 STREAMS_PER_PROXY = 4
+STREAMS_PER_APPLICATION = 256
+"""Of one that speaks xDS through gRPC, which has a stream for each service that it calls."""
 """More than one: an old stream may linger while the proxy has opened the next."""
 WORKLOAD_S = 20.0
 """How long a proxy that is quicker than discovery waits for its row."""
@@ -174,10 +176,9 @@ class Admission:
             RefusedError: It has too many streams.
             CannotServeError: There is nothing for it now.
         """
-        if self._open[client.id] >= STREAMS_PER_PROXY:
-            raise RefusedError(
-                "RESOURCE_EXHAUSTED", f"{client.id} has {STREAMS_PER_PROXY} streams already"
-            )
+        most = STREAMS_PER_APPLICATION if client.keys.speaks_grpc else STREAMS_PER_PROXY
+        if self._open[client.id] >= most:
+            raise RefusedError("RESOURCE_EXHAUSTED", f"{client.id} has {most} streams already")
         self._fleet.join(client)
         self._open[client.id] += 1
 

@@ -535,6 +535,10 @@ class Session:
             return NO_NAMES
         state = self._types.get(type_url)
         lacking = self._content(type_url).lacking(NO_NAMES if state is None else state.names)
+        leads = self._types.get(CDS if type_url == EDS else LDS)
+        if leads is not None and not leads.wildcard:
+            # It asks for some by name, and so for what those lead to.
+            lacking &= leads.names
         waived = self._waived.get(type_url)
         return lacking - waived if waived and lacking else lacking
 
@@ -701,7 +705,15 @@ class Session:
             return
         self._await_dependents(type_url, now)
         state.answered = True
-        self._begun = all(t in self._types and self._types[t].answered for t in (CDS, LDS))
+        self._begun = self._has_begun()
+
+    def _has_begun(self) -> bool:
+        """It has been given clusters and listeners; who asks for listeners by name (gRPC) asks for
+        no clusters when there is no such listener."""
+        listeners, clusters = self._types.get(LDS), self._types.get(CDS)
+        if listeners is None or not listeners.answered:
+            return False
+        return not listeners.wildcard if clusters is None else clusters.answered
 
     def _offer_again(self, type_url: str, names: list[str], since: int) -> None:
         """What depends on resources that are sent again, see the module's text."""
