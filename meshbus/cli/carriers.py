@@ -193,6 +193,11 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
     ("HTTPMatchRequest", "sourceLabels"): ("which proxies", f"{WALK}/routes.yaml"),
     ("HTTPMatchRequest", "sourceNamespace"): ("which proxies", f"{WALK}/routes.yaml"),
     ("HTTPMatchRequest", "gateways"): ("which proxies", f"{WALK}/routes.yaml"),
+    ("MeshConfig", "proxyHttpPort"): ("Listener.address", f"{WALK}/uncaptured.yaml"),
+    ("MeshConfig", "protocolDetectionTimeout"): (
+        "Listener.listener_filters_timeout",
+        f"{UNIT}/test_compile_cluster_truths.py",
+    ),
     ("MeshConfig", "outboundTrafficPolicy"): ("the last VirtualHost", f"{WALK}/outbound.yaml"),
     ("MeshConfig", "inboundTrafficPolicy"): (
         "Cluster of the application",

@@ -6,7 +6,6 @@ from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
-from google.protobuf import duration_pb2
 
 from meshbus.compile.clusters import LOCALHOST, inbound_application
 from meshbus.compile.connections import (
@@ -79,7 +78,7 @@ from meshbus.compile.tls_contexts import (
     socket,
 )
 from meshbus.compile.traffic_policy import merged_rule, policy_in_force
-from meshbus.compile.values import address, boolean, uint32
+from meshbus.compile.values import address, boolean, duration_of_nanos, uint32
 from meshbus.compile.virtual_hosts import HostRoutes, encode_host, encode_table
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service
@@ -420,7 +419,7 @@ def _guarded_chains(
         return [closed]
 
 
-def _inspect(listener: listener_pb2.Listener) -> None:
+def _inspect(listener: listener_pb2.Listener, settings: MeshSettings) -> None:
     """Look at the first bytes where a chain asks what they are, and nowhere else: at a port of a
     server that speaks first nothing would ever come.
 
@@ -441,7 +440,8 @@ def _inspect(listener: listener_pb2.Listener) -> None:
         if blind:
             inspector.filter_disabled.CopyFrom(_at_ports(blind))
         listener.listener_filters.append(inspector)
-    listener.listener_filters_timeout.CopyFrom(duration_pb2.Duration())
+    wait = duration_of_nanos(settings.protocol_detection_timeout_ns)
+    listener.listener_filters_timeout.CopyFrom(wait)
     listener.continue_on_listener_filters_timeout = True
 
 
@@ -484,7 +484,7 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
             out.filter_chains.extend(_guarded_chains(reader, view, served, False, report))
     for served in unserved_ports(view):
         out.filter_chains.extend(_chains(reader, view, served, False))
-    _inspect(out)
+    _inspect(out, reader.node(mesh))
     own = [
         _bound_listener(reader, view, served, (served.named_by,), report)
         for served in view.ports
@@ -535,7 +535,7 @@ def _bound_listener(
     for other in addresses[1:]:
         listener.additional_addresses.add().address.CopyFrom(address(other, served.port))
     listener.filter_chains.extend(_guarded_chains(reader, view, served, True, report))
-    _inspect(listener)
+    _inspect(listener, reader.node(mesh))
     return encode(reader, LDS, listener.name, listener, view.origins)
 
 

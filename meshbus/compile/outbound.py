@@ -8,7 +8,6 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
-from google.protobuf import duration_pb2
 
 from meshbus.compile.clusters import source_key
 from meshbus.compile.connections import (
@@ -52,9 +51,9 @@ from meshbus.compile.on_demand import on_demand_filter
 from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import HTTP_PROXY, Egress, Ref, age, aliased_hosts, visible_services
-from meshbus.compile.settings import mesh
+from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
-from meshbus.compile.values import address, boolean, uint32
+from meshbus.compile.values import address, boolean, duration_of_nanos, uint32
 from meshbus.compile.virtual_hosts import (
     HTTP_PROXY_ROUTE,
     View,
@@ -347,12 +346,13 @@ def _virtual_outbound(reader: Reader, view: View, reporting: Reporting) -> liste
     return out
 
 
-def _inspect(listener: listener_pb2.Listener, *, http: bool) -> None:
+def _inspect(listener: listener_pb2.Listener, settings: MeshSettings, *, http: bool) -> None:
     """Look at the first bytes; a silent client is waited for, then taken for what is left."""
     listener.listener_filters.append(tls_inspector_filter())
     if http:
         listener.listener_filters.append(http_inspector_filter())
-    listener.listener_filters_timeout.CopyFrom(duration_pb2.Duration())
+    wait = duration_of_nanos(settings.protocol_detection_timeout_ns)
+    listener.listener_filters_timeout.CopyFrom(wait)
     listener.continue_on_listener_filters_timeout = True
 
 
@@ -464,7 +464,7 @@ def _bound_listener(
     out.filter_chains.extend(chains)
     out.default_filter_chain.CopyFrom(rest)
     if is_sniffed(protocol) or protocol in TLS:
-        _inspect(out, http=is_sniffed(protocol))
+        _inspect(out, reader.node(mesh), http=is_sniffed(protocol))
     return out
 
 
@@ -515,7 +515,7 @@ def _shared_listener(
         out.default_filter_chain.name = "PassthroughFilterChain"
         out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
     if shared.http or shared.by_name or any(named for _, _, named in shared.by_network):
-        _inspect(out, http=shared.http)
+        _inspect(out, reader.node(mesh), http=shared.http)
     return out
 
 

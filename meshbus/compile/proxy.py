@@ -49,6 +49,7 @@ from meshbus.compile.inbound import (
 )
 from meshbus.compile.layers import Layer
 from meshbus.compile.locality import place_of
+from meshbus.compile.names import BLACK_HOLE
 from meshbus.compile.networks import networks
 from meshbus.compile.on_demand import EVERYTHING_BEFORE, OnDemand, on_demand_of
 from meshbus.compile.outbound import (
@@ -223,6 +224,16 @@ def proxy_listeners(
     return merged(parts)
 
 
+def http_proxy_beside(reader: Reader, view: View, port: int) -> SharedPart:
+    """Node: the HTTP proxy of a sidecar that traffic is captured for."""
+    return merged([reader.node(http_proxy_listener, view, "127.0.0.1", port)])
+
+
+def http_proxy_tables(reader: Reader, view: View) -> SharedPart:
+    """Node: its route configuration."""
+    return merged([reader.node(http_proxy_routes, view)])
+
+
 def proxied_routes(reader: Reader, view: View, http_proxy: bool) -> SharedPart:
     """Node: route configurations of the HTTP proxy listener, and of ports of the Sidecar's."""
     parts = [reader.node(http_proxy_routes, view)] if http_proxy else []
@@ -303,16 +314,28 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
     inbound = inbound_view(reader, proxy)
     app_address = proxy.app_address if not proxy.captured else ""
     routes: tuple[Ask, ...] = (Ask(own_routes, (inbound,)),)
+    http_port = proxy.http_proxy_port
+    if proxy.capture != CAPTURE_PROXY:
+        http_port = http_port or reader.node(mesh).http_proxy_port
     if proxy.captured:
         listeners: tuple[Ask, ...] = (
             Ask(shared_listeners, (view,)),
             Ask(own_listener, (inbound.listeners,)),
         )
         routes = (Ask(captured_routes, (view,)), *routes)
+        if http_port:
+            # What is called by the proxy has no other destination than the proxy itself.
+            behind = view._replace(
+                captured=False,
+                unknown=BLACK_HOLE,
+                on_demand=view.on_demand._replace(hosts=False),
+            )
+            listeners += (Ask(http_proxy_beside, (behind, http_port)),)
+            routes += (Ask(http_proxy_tables, (behind,)),)
     else:
-        http_proxy = (proxy.http_proxy_address or "127.0.0.1", proxy.http_proxy_port)
+        http_proxy = (proxy.http_proxy_address or "127.0.0.1", http_port)
         listeners = (Ask(proxy_listeners, (inbound.listeners, proxy.ips, view, http_proxy)),)
-        routes = (Ask(proxied_routes, (view, proxy.http_proxy_port > 0)), *routes)
+        routes = (Ask(proxied_routes, (view, http_port > 0)), *routes)
     late: tuple[tuple[str, Ask], ...] = ()
     if view.on_demand.clusters:
         seen = [ask for ask in listeners if ask.node is shared_listeners]
@@ -325,7 +348,7 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
     tables: Tables | None = None
     hosts: tuple[tuple[str, tuple[Ask, ...]], ...] = ()
     if view.on_demand.hosts:
-        tables = Tables(view, not proxy.captured and proxy.http_proxy_port > 0)
+        tables = Tables(view, not proxy.captured and http_port > 0)
         hosts = ((VHDS, (Ask(first_hosts, (tables,)),)),)
     own: tuple[Ask, ...] = (clusters, Ask(own_clusters, (inbound.clusters, app_address)))
     secrets = None

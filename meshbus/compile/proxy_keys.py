@@ -111,7 +111,7 @@ def proxy_of_instance(row: WorkloadInstance) -> ProxyKeys:
 
 def with_metadata(keys: ProxyKeys, metadata: tuple[tuple[str, str], ...]) -> ProxyKeys:
     """The proxy with what it says of itself: EnvoyFilters match it, INTERCEPTION_MODE says how it
-    was set up to capture, and HTTP_PROXY_PORT where it is an HTTP proxy if nothing is redirected.
+    was set up to capture, and HTTP_PROXY_PORT where it is an HTTP proxy besides.
 
     Source: Istio's node metadata.
     """
@@ -124,7 +124,8 @@ def with_metadata(keys: ProxyKeys, metadata: tuple[tuple[str, str], ...]) -> Pro
         capture=_MODES.get(mode, keys.capture) if redirected else keys.capture,
     )
     http_proxy = said.get("HTTP_PROXY_PORT", "")
-    if keys.capture == CAPTURE_NONE and http_proxy.isdigit():
+    asks = keys.type == SIDECAR and keys.capture != CAPTURE_PROXY
+    if asks and http_proxy.isdigit():
         keys = replace(keys, http_proxy_address=_LOCAL, http_proxy_port=int(http_proxy))
     return keys
 

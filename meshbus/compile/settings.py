@@ -57,6 +57,8 @@ class MeshSettings:
     virtual_service_export_to: tuple[str, ...] = ("*",)
     destination_rule_export_to: tuple[str, ...] = ("*",)
     protocol_detection_timeout_ns: int = 0
+    http_proxy_port: int = 0
+    """`proxyHttpPort`: where sidecars are HTTP proxies; 0: nowhere."""
     locality_lb: dict[str, Any] = field(default_factory=dict)
     """`localityLbSetting`: failover by region is on unless `enabled` is false."""
     mesh_tls: TlsLimits = NO_LIMITS
@@ -132,6 +134,7 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
         virtual_service_export_to=_names(spec, "defaultVirtualServiceExportTo"),
         destination_rule_export_to=_names(spec, "defaultDestinationRuleExportTo"),
         protocol_detection_timeout_ns=_nanos(spec.get("protocolDetectionTimeout"), 0),
+        http_proxy_port=_port(spec.get("proxyHttpPort")),
         locality_lb=_record(spec, "localityLbSetting"),
         mesh_tls=limits_of(_record(spec, "meshMTLS")),
         tls_defaults=limits_of(_record(spec, "tlsDefaults")),
@@ -164,6 +167,10 @@ def _written(spec: dict[str, Any], name: str) -> dict[str, Any] | None:
 def _names(spec: dict[str, Any], name: str) -> tuple[str, ...]:
     value = spec.get(name)
     return tuple(str(item) for item in value) if isinstance(value, list) and value else ("*",)
+
+
+def _port(value: Any) -> int:
+    return value if isinstance(value, int) and 0 < value < 65536 else 0
 
 
 def _nanos(value: Any, default: int) -> int:

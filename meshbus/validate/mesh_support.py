@@ -43,6 +43,7 @@ CARRIED_OUT = frozenset(
         "defaultVirtualServiceExportTo",
         "defaultDestinationRuleExportTo",
         "protocolDetectionTimeout",
+        "proxyHttpPort",
         "defaultConfig",
         "extensionProviders",
         "localityLbSetting",

@@ -68,9 +68,12 @@ class Made:
         found = next(r for r in self.document["routes"] if r["name"] == table)
         return {h["name"]: set(h["domains"]) for h in found["virtualHosts"]}
 
+    def listener(self, name: str) -> dict[str, Any]:
+        return next(x for x in self.document["listeners"] if x["name"] == name)
+
     def tcp(self, listener: str) -> dict[str, Any]:
         """The TCP proxy of what takes the rest."""
-        found = next(x for x in self.document["listeners"] if x["name"] == listener)
+        found = self.listener(listener)
         chain = found.get("defaultFilterChain") or found["filterChains"][-1]
         return chain["filters"][-1]["typedConfig"]
 
@@ -234,3 +237,12 @@ def test_the_port_behind_a_service_that_is_not_resolved() -> None:
     cluster = made(text).cluster("outbound|8000||e.example.org")
     assert cluster["type"] == "ORIGINAL_DST"
     assert cluster["originalDstLbConfig"] == {"upstreamPortOverride": 9000}
+
+
+def test_how_long_a_protocol_is_looked_for() -> None:
+    for mesh, wait in ((None, "0s"), ({"protocolDetectionTimeout": "5s"}, "5s")):
+        result = made(mesh=mesh)
+        for name in ("0.0.0.0_80", "virtualInbound"):
+            listener = result.listener(name)
+            assert listener["listenerFiltersTimeout"] == wait
+            assert listener["continueOnListenerFiltersTimeout"] is True

@@ -97,8 +97,8 @@ def mesh(spec: dict[str, Any]) -> dict[str, Any]:
         (istio("EnvoyFilter", {"configPatches": []}, "networking.istio.io/v1alpha3"), []),
         (istio("WorkloadGroup", {"template": {"serviceAccount": "a"}}), []),
         (
-            mesh({"accessLogFile": "/dev/stdout", "proxyHttpPort": 15002}),
-            ["spec.proxyHttpPort"],
+            mesh({"accessLogFile": "/dev/stdout", "proxyListenPort": 15002}),
+            ["spec.proxyListenPort"],
         ),
         (
             mesh({"defaultConfig": {"proxyHeaders": {"attemptCount": {"disabled": True}}}}),
