@@ -131,6 +131,11 @@ _ON_A_MACHINE = frozenset(
 
 OWN_PROXY_CONFIG = "proxy.istio.io/config"
 """The annotation with fields of ProxyConfig for one proxy."""
+_MISSED = {
+    "ca": "is a setting of the ca here: MESHBUS_CA_SIGNER names an authority elsewhere",
+    "certificates": "is Istio 1.4's for its own webhooks: services here get theirs from the ca",
+}
+"""Fields that would be missed, and where it is said what they say."""
 _EMPTY: tuple[Any, ...] = (None, "", [], {}, False, 0)
 
 
@@ -138,7 +143,8 @@ def fields_not_carried_out() -> Iterator[tuple[str, str]]:
     """(path, reason) of each; an empty reason: nothing special."""
     for field in msgspec.structs.fields(MeshConfig):
         if field.encode_name not in CARRIED_OUT:
-            yield f"spec.{field.encode_name}", SAYS_NOTHING.get(field.encode_name, "")
+            name = field.encode_name
+            yield f"spec.{name}", SAYS_NOTHING.get(name) or _MISSED.get(name, "")
     for field in msgspec.structs.fields(MeshProxyConfig):
         if field.encode_name not in PROXY_CARRIED_OUT:
             reason = PROXY_SAYS_NOTHING.get(field.encode_name, "")
@@ -161,6 +167,11 @@ def missed_fields(spec: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{at}.{other}" for other in sorted(others))
         elif name not in PROXY_CARRIED_OUT | PROXY_SAYS_NOTHING.keys() and value not in _EMPTY:
             yield at
+
+
+def why_missed(path: str) -> str:
+    """What to do instead of a field of `missed_fields`; empty: nothing is known."""
+    return _MISSED.get(path.removeprefix("spec."), "")
 
 
 def silent_fields(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

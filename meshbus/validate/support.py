@@ -17,6 +17,7 @@ from meshbus.validate.mesh_support import (
     lost_on_a_machine,
     missed_fields,
     silent_fields,
+    why_missed,
 )
 from meshbus.validate.report import Violation
 
@@ -253,7 +254,7 @@ def _named(document: Mapping[str, Any], pattern: str, known: frozenset[str]) -> 
 def _mesh(document: Mapping[str, Any]) -> Iterator[Violation]:
     spec = document.get("spec")
     for path in missed_fields(spec) if isinstance(spec, Mapping) else ():
-        yield Violation(path, CODE, _NOT_YET)
+        yield Violation(path, CODE, why_missed(path) or _NOT_YET)
     for path, curve in _at(document, "spec.tlsDefaults.ecdhCurves[]"):
         if curve in FORGOTTEN_CURVES:
             yield Violation(path, CODE, f"proxies do not know the curve {curve} any more")

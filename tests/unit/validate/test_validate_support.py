@@ -121,3 +121,16 @@ def test_what_says_nothing_here_is_told_and_not_refused() -> None:
     found = {v.path: v.message for v in silent_fields_of(document)}
     assert set(found) == {"spec.enablePrometheusMerge", "spec.defaultConfig.discoveryAddress"}
     assert silent_fields_of(mesh({"accessLogFile": "/dev/stdout"})) == []
+
+
+def test_authorities_and_certificates_of_the_mesh_config_are_refused_with_the_way_to_have_them():
+    spec = {"ca": {"address": "ca.example:443"}, "certificates": [{"secretName": "dns"}]}
+    document = {
+        "apiVersion": "mesh.istio.io/v1alpha1",
+        "kind": "MeshConfig",
+        "metadata": {"name": "mesh"},
+        "spec": spec,
+    }
+    found = {v.path: v.message for v in unsupported_fields(document)}
+    assert "MESHBUS_CA_SIGNER" in found["spec.ca"]
+    assert "from the ca" in found["spec.certificates"]
