@@ -3,11 +3,15 @@
 `python bench/identity.py sign [--seconds S]`: leaves a second and core, EC and RSA.
 `python bench/identity.py fleet [--sidecars N]`: a ca and a gateway's keys on a real bus, each in a
 process of its own; from the first workload that connects to the last certificate.
+`python bench/identity.py whole [--sidecars N]`: the same with all that it takes: a ca that asks for
+proofs and a gateway, each in a process of its own, over TLS a stream for each sidecar with its join
+token, which nobody has used before; from the first stream to the last certificate that has arrived.
 """
 
 import argparse
 import asyncio
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -15,9 +19,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from envoy.service.discovery.v3 import discovery_pb2
 from meshbus_ca.issue import Names, Signer, issue_leaf, make_root, pem_of, public_key_of
 from meshbus_ca.service import CaService, CaSettings
 from meshbus_xds_gateway.leaves import Leaves
@@ -27,10 +33,24 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from nats_process import NatsServer
 
 from meshbus.bus.connection import NatsBus
+from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.nkeys import UserKey
+from meshbus.bus.writer import ModelWriter
+from meshbus.compile.resources import SDS
+from meshbus.model.keys import Key
+from meshbus.model.requests import JOIN_TOKEN, JoinTokenReply, JoinTokenRequest
+from meshbus.model.rows import WorkloadInstance
+from meshbus.runtime.calls import call
 from meshbus.runtime.clock import SystemClock
 from meshbus.runtime.process import make_context
+from meshbus.runtime.sealed import recipient
 from meshbus.runtime.settings import ProcessSettings
+
+TRUST = Key("c", "sec", "trust", "", "cluster.local")
+_CHANNELS = 40
+_METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+_STREAMS: list[Any] = []
+"""Those that are open: a sidecar stays."""
 
 
 def csr_of(key: Any) -> str:
@@ -60,14 +80,15 @@ def sign(seconds: float) -> None:
         print(f"{title}: {count / (time.process_time() - began):.0f} leaves a second and core")
 
 
-def run_ca(url: str, seed: str, state: str) -> None:
+def run_ca(url: str, seed: str, state: str, require_proof: bool = False) -> None:
     """A ca in a process of its own."""
 
     async def run() -> None:
         bus = NatsBus(url, "ca", UserKey.from_seed(seed))
         bus.start()
         process = ProcessSettings(state=state, cluster="c")
-        await CaService(make_context(CaService, CaSettings(), process, bus)).run()
+        settings = CaSettings(require_proof=require_proof)
+        await CaService(make_context(CaService, settings, process, bus)).run()
 
     asyncio.run(run())
 
@@ -124,17 +145,158 @@ async def fleet(sidecars: int) -> None:
             server.kill()
 
 
+def run_gateway(url: str, seed: str, state: str, at: Any) -> None:
+    """A gateway in a process of its own; tells its port, and at the end its CPU seconds."""
+    from meshbus_xds_gateway.service import XdsGatewayService, XdsGatewaySettings
+
+    async def run() -> None:
+        bus = NatsBus(url, "xds-gateway", UserKey.from_seed(seed))
+        bus.start()
+        process = ProcessSettings(state=state, cluster="c")
+        settings = XdsGatewaySettings(listen="127.0.0.1:0", max_streams=20_000)
+        gateway = XdsGatewayService(make_context(XdsGatewayService, settings, process, bus))
+        task = asyncio.create_task(gateway.run())
+        while gateway.port is None:
+            await asyncio.sleep(0.01)
+        at.send(gateway.port)
+        await task
+
+    asyncio.run(run())
+
+
+def cpu_of(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def whole(sidecars: int) -> None:
+    """First certificates of a fleet with proofs and streams."""
+    import structlog
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    with tempfile.TemporaryDirectory() as folder:
+        server = NatsServer(Path(folder) / "nats")
+        server.start()
+        names = ("ca", "xds-gateway", "config", "discovery", "local")
+        seeds = {name: (server.seeds / f"{name}.seed").read_text() for name in names}
+        buses = {
+            name: NatsBus(server.url, name, UserKey.from_seed(seeds[name])) for name in names[2:]
+        }
+        for bus in buses.values():
+            bus.start()
+        while not all(bus.connected for bus in buses.values()):
+            await asyncio.sleep(0.01)
+        await buses["config"].ensure_streams()
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        ca = spawn.Process(
+            target=run_ca, args=(server.url, seeds["ca"], f"{folder}/ca", True), daemon=True
+        )
+        gateway = spawn.Process(
+            target=run_gateway,
+            args=(server.url, seeds["xds-gateway"], f"{folder}/gw", theirs),
+            daemon=True,
+        )
+        ca.start()
+        gateway.start()
+        try:
+            writer = ModelWriter(buses["discovery"], cluster="c", service="discovery", pod="d-0")
+            writing = asyncio.create_task(writer.run())
+            await writer.wait_leading()
+            rows = [
+                (Key("c", "reg", "workloads", "default", f"w-{n}-0"), workload(n))
+                for n in range(sidecars)
+            ]
+            for start in range(0, sidecars, 1000):
+                await writer.commit(rows[start : start + 1000])
+            mirror = WorldMirror()
+            following = asyncio.create_task(mirror.follow(buses["config"]).run())
+            while (trust := mirror.world.get(TRUST)) is None:
+                await asyncio.sleep(0.01)
+            port = await asyncio.to_thread(ours.recv)
+            tokens = [await token_of(buses["local"], n) for n in range(sidecars)]
+            credentials = grpc.ssl_channel_credentials(trust.roots_pem.encode())
+            options = [("grpc.ssl_target_name_override", "xds-gateway.istio-system.svc")]
+            channels = [
+                grpc.aio.secure_channel(
+                    f"127.0.0.1:{port}", credentials, [*options, ("grpc.channel_id", n)]
+                )
+                for n in range(_CHANNELS)
+            ]
+            for channel in channels:
+                await channel.channel_ready()
+            before = {p.name: cpu_of(p.pid or 0) for p in (ca, gateway)}
+            began, own = time.monotonic(), time.process_time()
+            await asyncio.gather(
+                *(
+                    first_certificate(channels[n % _CHANNELS], n, token)
+                    for n, token in enumerate(tokens)
+                )
+            )
+            took, own = time.monotonic() - began, time.process_time() - own
+            used = [cpu_of(p.pid or 0) - before[p.name] for p in (ca, gateway)]
+            print(
+                f"{sidecars} first certificates over streams with proofs in {took:.2f} s "
+                f"(CPU: ca {used[0]:.2f} s, gateway {used[1]:.2f} s, sidecars {own:.2f} s)"
+            )
+            for task in (writing, following):
+                task.cancel()
+        finally:
+            gateway.kill()
+            ca.kill()
+            server.kill()
+
+
+def workload(number: int) -> WorkloadInstance:
+    """A sidecar with a service account of its own."""
+    return WorkloadInstance(
+        name=f"w-{number}-0",
+        namespace="default",
+        workload=f"w-{number}",
+        service_account=f"sa-{number}",
+        labels={"app": f"w-{number}"},
+        addresses=[f"10.{number // 62_500}.{number // 250 % 250}.{number % 250 + 1}"],
+    )
+
+
+async def token_of(bus: NatsBus, number: int) -> str:
+    """A join token that nobody has used."""
+    mine = recipient()
+    account, name = f"sa-{number}", f"w-{number}"
+    request = JoinTokenRequest("default", account, f"{name}-0", name, mine.public_key, 3600)
+    reply = await call(bus, JOIN_TOKEN, request, JoinTokenReply, timeout=10)
+    return mine.open(reply.sealed).decode()
+
+
+async def first_certificate(channel: grpc.aio.Channel, number: int, token: str) -> None:
+    """What a sidecar does for its identity; the stream stays open."""
+    call_of = channel.stream_stream(_METHOD)
+    stream = call_of(metadata=[("authorization", f"Bearer {token}")])
+    _STREAMS.append(stream)
+    request = discovery_pb2.DeltaDiscoveryRequest(
+        type_url=SDS, resource_names_subscribe=["default"]
+    )
+    request.node.id = f"sidecar~10.0.0.1~w-{number}-0.default~default.svc.cluster.local"
+    await stream.write(request.SerializeToString())
+    while (data := await stream.read()) is not grpc.aio.EOF:
+        response = discovery_pb2.DeltaDiscoveryResponse.FromString(data)
+        if response.resources:
+            return
+    raise RuntimeError(f"sidecar {number}: {await stream.code()} {await stream.details()}")
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["sign", "fleet"])
+    parser.add_argument("what", choices=["sign", "fleet", "whole"])
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--sidecars", type=int, default=2000)
     given = parser.parse_args()
     if given.what == "sign":
         sign(given.seconds)
     else:
-        asyncio.run(fleet(given.sidecars))
+        asyncio.run({"fleet": fleet, "whole": whole}[given.what](given.sidecars))
 
 
 if __name__ == "__main__":
