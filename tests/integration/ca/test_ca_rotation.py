@@ -88,19 +88,27 @@ async def test_self_signed_root_changes_under_traffic_also_when_the_ca_dies(mesh
         assert started.phase == "announce"
         new = started.next_root
 
+        async def another_process() -> None:
+            """A crash between two steps: it goes on where this one was."""
+            await mesh.stop("ca")
+            mesh.start_ca()
+
         async def signs_with_the_new() -> bool:
             return (await mesh.rotation()).phase == "sign"
 
-        await mesh.until(signs_with_the_new, "the fleet has both roots")
-        assert roots_of(mesh) == {old, new}
-        # A crash between two steps: another process goes on where this one was.
-        await mesh.stop("ca")
-        mesh.start_ca()
+        async def drops_the_old() -> bool:
+            return (await mesh.rotation()).phase in ("drop", "steady")
 
         async def over() -> bool:
             return (await mesh.rotation()).phase == "steady"
 
-        await mesh.until(over, "the old root is gone", timeout_s=2 * LEAF_S)
+        await another_process()
+        await mesh.until(signs_with_the_new, "the fleet has both roots")
+        assert roots_of(mesh) == {old, new}
+        await another_process()
+        await mesh.until(drops_the_old, "nobody uses the old root", timeout_s=2 * LEAF_S)
+        await another_process()
+        await mesh.until(over, "the old root is gone")
         assert roots_of(mesh) == {new}
         assert (await mesh.rotation()).root == new
         seen = traffic.answered
