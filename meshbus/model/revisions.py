@@ -20,6 +20,12 @@ def mesh_row_name(revision: str) -> str:
     return _MESH if revision == DEFAULT_REVISION else f"{_MESH}-{revision}"
 
 
+def view_of(revision: str, *, objects: bool = True) -> "RevisionView | None":
+    """The view of a revision; None where there is none: a control plane that is alone acts on every
+    object, whoever it is labelled for."""
+    return RevisionView(revision, objects=objects) if revision else None
+
+
 class RevisionView:
     """What a service of a revision sees of the model: its own mesh config at the place of the
     default one, and no object that is for another revision."""

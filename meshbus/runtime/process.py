@@ -22,7 +22,6 @@ from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
 from meshbus.bus.connection import NatsBus
 from meshbus.bus.interface import Bus
 from meshbus.bus.nkeys import UserKey
-from meshbus.model.revisions import DEFAULT_REVISION
 from meshbus.runtime.admin import Admin, admin_app
 from meshbus.runtime.clock import SystemClock
 from meshbus.runtime.http import AddressInUseError, bind, bound_address, serve_http
@@ -170,7 +169,7 @@ def make_context(
         metrics=registry,
         admin=admin,
         worker=worker,
-        revision=process.revision or DEFAULT_REVISION,
+        revision=process.revision,
         kubernetes=kubernetes,
     )
 

@@ -43,8 +43,8 @@ class Context(Generic[S]):
     admin: Admin
     worker: WorkerChannel | None = None
     """What the supervisor tells, where this is one of several workers."""
-    revision: str = "default"
-    """Which of the control planes on this bus it is part of."""
+    revision: str = ""
+    """Which of the control planes on this bus it is part of; empty: there is one alone."""
     kubernetes: Kubernetes | None = None
     """The cluster that it runs for; None without Kubernetes."""
 

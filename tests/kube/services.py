@@ -141,7 +141,7 @@ def serving(
         "MESHBUS_ROOT_NAMESPACE": root,
         "MESHBUS_POD": pod or f"{service}-0",
         "MESHBUS_NAMESPACES": ",".join(namespaces),
-        "MESHBUS_REVISION": revision,
+        "MESHBUS_REVISION": revision or "default",
         **(env or {}),
     }
     with (folder / "log").open("ab") as log:

@@ -444,26 +444,34 @@ async def test_limited_to_a_namespace(
     cluster.apply(mesh_config)
     env = {"MESHBUS_CONFIG_API": "127.0.0.1:0"}
     try:
-        with serving(
-            cluster,
-            nats_server,
-            "config",
-            tmp_path / "c",
-            root=namespace,
-            env=env,
-            namespaces=(own,),
-        ) as process:
+        with (
+            serving(
+                cluster, nats_server, "config", tmp_path / "c", root=namespace, env=env,
+                namespaces=(own,),
+            ) as config,
+            serving(
+                cluster, nats_server, "discovery", tmp_path / "d", root=namespace,
+                namespaces=(own,),
+            ) as discovery,
+        ):  # fmt: skip
             async with rows_of(nats_server) as rows:
-                await call(process.wait_ready)
+                await call(config.wait_ready)
+                await call(discovery.wait_ready)
                 await call(cluster.apply, virtual_service(other, "theirs"))
+                await call(cluster.apply, service(other, "theirs"))
                 ours = virtual_service(own, "ours")
                 await call(cluster.apply, ours)
+                await call(cluster.apply, service(own, "ours"))
                 await rows.until(lambda: rows.mirror.world.get(key_of(own, "ours")))
+                await rows.until(lambda: rows.service(own, "ours"))
                 await settled(rows, cluster, ours, "Accepted")
                 assert [e.key.name for e in rows.mirror.world.all("cfg.virtualservices")] == [
                     "ours"
                 ]
+                assert [e.row.name for e in rows.mirror.world.all("reg.services")] == ["ours"]
                 await rows.until(lambda: rows.mirror.world.all("mesh.config"))
+                for process in (config, discovery):
+                    assert "forbidden" not in process.log.lower()
     finally:
         for name in (own, other):
             path = f"/api/v1/namespaces/{name}"

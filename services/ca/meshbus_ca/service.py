@@ -36,7 +36,7 @@ from meshbus.model.requests import (
     SignRequest,
     sign_subject,
 )
-from meshbus.model.revisions import RevisionView
+from meshbus.model.revisions import view_of
 from meshbus.model.rows import MeshConfigRow, Trust
 from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.events import publish_event
@@ -168,7 +168,7 @@ class CaService:
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
         self._signer_key = self._trust_key._replace(name="signer+")
         """Of the roots of a signer elsewhere."""
-        self._mirror = WorldMirror(view=RevisionView(context.revision))
+        self._mirror = WorldMirror(view=view_of(context.revision))
         self._moved = asyncio.Event()
         self._ledger = Ledger(context.bus, context.cluster, context.metrics)
         self._in_use = InUse(context.clock.now(), settings.leaf_ttl_s)

@@ -17,7 +17,7 @@ from meshbus.bus.writer import BATCH_ROWS, Write
 from meshbus.compile.registry import Registry, instance_of_report
 from meshbus.compile.registry.derive import SOURCES
 from meshbus.model.keys import Key, escape_token
-from meshbus.model.revisions import RevisionView
+from meshbus.model.revisions import view_of
 from meshbus.model.rows import ConfigObject, Row, WorkloadInstance
 from meshbus.model.status import InstanceReport, Progress, status_subject
 from meshbus.model.world import Query, World
@@ -88,7 +88,7 @@ class DiscoveryService:
         self._context = context
         self._log = context.log
         self._bus = context.bus
-        self._mirror = WorldMirror(view=RevisionView(context.revision, objects=False))
+        self._mirror = WorldMirror(view=view_of(context.revision, objects=False))
         self._writer = context.model_writer()
         self._registry = Registry(context.cluster)
         self._wake = asyncio.Event()

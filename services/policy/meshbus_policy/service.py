@@ -14,7 +14,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from meshbus.bus.mirror import WorldMirror
 from meshbus.mixer.quota_objects import TABLES
 from meshbus.model import key_sources, module_sources
-from meshbus.model.revisions import RevisionView
+from meshbus.model.revisions import view_of
 from meshbus.model.rows import Trust
 from meshbus.model.world import Query, World
 from meshbus.runtime.proxy_server import ProxyServer
@@ -89,7 +89,7 @@ class PolicyService:
 
     def __init__(self, context: Context[PolicySettings]) -> None:
         self._context = context
-        self._mirror = WorldMirror(view=RevisionView(context.revision))
+        self._mirror = WorldMirror(view=view_of(context.revision))
         self._rules = Rules()
         self._answers = Counter(
             "meshbus_policy_answers",

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from meshbus.bus.mirror import WorldMirror
 from meshbus.model.keys import Key
 from meshbus.model.requests import OBSERVED, ObservedReply, ObservedRequest
-from meshbus.model.revisions import RevisionView
+from meshbus.model.revisions import view_of
 from meshbus.model.rows import Trust, WorkloadInstance
 from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.events import publish_event
@@ -99,7 +99,7 @@ class TelemetryService:
     def __init__(self, context: Context[TelemetrySettings]) -> None:
         settings = context.settings
         self._context = context
-        self._mirror = WorldMirror(view=RevisionView(context.revision))
+        self._mirror = WorldMirror(view=view_of(context.revision))
         self._directory = Directory(context.cluster)
         self._mirror.subscribe(self._directory.moved)
         self.metrics = StandardMetrics(settings.series)

@@ -9,7 +9,7 @@ import msgspec
 from meshbus.bus.interface import STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.model.keys import Key
-from meshbus.model.revisions import RevisionView
+from meshbus.model.revisions import view_of
 from meshbus.model.rows import ServiceAddress
 from meshbus.runtime.first_uses import FirstUses
 from meshbus.runtime.http import AddressInUseError
@@ -82,7 +82,7 @@ class XdsGatewayService:
     def __init__(self, context: Context[XdsGatewaySettings]) -> None:
         self._context = context
         self._metrics = GatewayMetrics(context.metrics)
-        self._mirror = WorldMirror(NOT_COMPILED, RevisionView(context.revision))
+        self._mirror = WorldMirror(NOT_COMPILED, view_of(context.revision))
         self._refused: asyncio.Queue[Refusal] = asyncio.Queue(_EVENTS_QUEUED)
         self.port: int | None = None
         """Of the TLS listener, once it listens."""
