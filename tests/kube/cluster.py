@@ -230,7 +230,7 @@ class Cluster:
             self.server + path, data=data, method=method, headers=headers
         )
         try:
-            with urllib.request.urlopen(asked, timeout=30, context=tls) as response:
+            with urllib.request.urlopen(asked, timeout=300, context=tls) as response:
                 content = response.read()
         except urllib.error.HTTPError as error:
             raise Refused(error.code, error.read().decode()) from None
