@@ -16,6 +16,7 @@ from meshbus.model.rows import ObjectStatus
 from meshbus.model.status import ConfigLoss, GatewayReport, ProxyProblem
 from meshbus_config.documents import Space, Stored, object_key, status_key, timestamp
 from meshbus_config.errors import ApiError
+from meshbus_config.ingress_status import plan_ingress_statuses
 from meshbus_config.outcomes import CONFIGURED, Plan
 from meshbus_config.references import References, text_of
 from meshbus_config.status_board import StatusBoard
@@ -260,11 +261,13 @@ class StatusWriter:
             self._references.missing(),
             losses_by_object(self._board.gateways.values(), self._cluster),
         )
-        if not plan_statuses(self._store.space, found, self._now()):
+
+        def plans(space: Space) -> list[Plan]:
+            return [*plan_statuses(space, found, self._now()), *plan_ingress_statuses(space)]
+
+        if not plans(self._store.space):
             return
         try:
-            await self._store.write(
-                lambda space: plan_statuses(space, found, self._now()), announce=False
-            )
+            await self._store.write(plans, announce=False)
         except ApiError as error:
             log.info("statuses not written; trying again", error=error.message)

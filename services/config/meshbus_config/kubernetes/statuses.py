@@ -21,15 +21,18 @@ from meshbus.kube.client import (
 )
 from meshbus.kube.lease import KubeLease
 from meshbus.model.keys import Key
-from meshbus.model.status import GatewayReport, ProxyProblem
+from meshbus.model.status import ConfigLoss, GatewayReport, ProxyProblem
 from meshbus.validate.report import Violation
 from meshbus_config.documents import timestamp
 from meshbus_config.kubernetes.following import PLATFORM_GROUP, Following
 from meshbus_config.kubernetes.ingress_statuses import IngressStatuses
 from meshbus_config.kubernetes.objects import Judged
 from meshbus_config.object_status import (
+    EFFECTIVE,
     RESOLVED_REFS,
     Verdict,
+    loss_verdict,
+    losses_by_object,
     problems_by_object,
     reference_verdict,
     refusal_verdict,
@@ -39,7 +42,9 @@ from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Store
 
 ACCEPTED, PROGRAMMED = "Accepted", "Programmed"
-OURS = (ACCEPTED, RESOLVED_REFS, PROGRAMMED)
+OURS = (ACCEPTED, RESOLVED_REFS, EFFECTIVE, PROGRAMMED)
+_ONCE_BAD = (RESOLVED_REFS, EFFECTIVE)
+"""Conditions that an object has only once one was not so."""
 _PAUSE_S = 0.5
 _RETRY_S = 5.0
 _SHOWN = 3
@@ -111,7 +116,7 @@ def next_status(
     fresh: dict[str, dict[str, Any]] = {}
     for kind, verdict in verdicts.items():
         was = held.get(kind)
-        if was is None and verdict.good and kind == RESOLVED_REFS:
+        if was is None and verdict.good and kind in _ONCE_BAD:
             continue
         fresh[kind] = _condition(kind, verdict, generation, was, now)
     if (
@@ -204,12 +209,13 @@ class StatusWriting:
 
     async def _write_all(self) -> None:
         refused = problems_by_object(self._board.gateways.values(), self._cluster)
+        lost = losses_by_object(self._board.gateways.values(), self._cluster)
         missing = self._references.missing()
         fleet = fleet_of(list(self._board.gateways.values()))
         for index, (key, judged) in enumerate(list(self._following.objects.items())):
             if index % 200 == 199:
                 await asyncio.sleep(0)
-            status = self._status(key, judged, refused, missing, fleet)
+            status = self._status(key, judged, refused, missing, lost, fleet)
             if status is not None and self._lease.held:
                 await self._write(key, judged, status)
 
@@ -219,6 +225,7 @@ class StatusWriting:
         judged: Judged,
         refused: Mapping[Key, list[ProxyProblem]],
         missing: Mapping[Key, Sequence[Missing]],
+        lost: Mapping[Key, Sequence[ConfigLoss]],
         fleet: Fleet,
     ) -> dict[str, Any] | None:
         info = self._following.kind_of(key)
@@ -239,12 +246,16 @@ class StatusWriting:
             for one in refused.get(key, ())
             if entry is not None and one.sequence >= entry.sequence
         ]
+        losses = [
+            one for one in lost.get(key, ()) if entry is not None and one.sequence >= entry.sequence
+        ]
         sequence = entry.sequence if entry is not None and in_force else 0
         return next_status(
             judged.status,
             {
                 ACCEPTED: accepted,
                 RESOLVED_REFS: reference_verdict(missing.get(key, ())),
+                EFFECTIVE: loss_verdict(losses),
                 PROGRAMMED: programmed_verdict(sequence, fleet, problems, accepted.good),
             },
             judged.row.generation,
