@@ -5,58 +5,74 @@ it; clusters that are asked for are those of the class by these names. Clients t
 the same hold the same content.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from meshbus.compile.asked_hosts import Tables, asked_host
 from meshbus.compile.engine import Engine
 from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
 from meshbus.compile.proxy import Ask
-from meshbus.compile.resources import CDS, VHDS, Resource
+from meshbus.compile.resources import CDS, SHORT_NAMES, VHDS, Resource
 from meshbus_xds_gateway.content import Content, content_of
+from meshbus_xds_gateway.session_state import ProtocolError
 
 if TYPE_CHECKING:
     from meshbus_xds_gateway.classes import ProxyClass
     from meshbus_xds_gateway.fleet import Client
 
 ASKED_TYPES = frozenset({CDS, VHDS})
+MAX_ASKED = 10_000
+"""Names of a type that one stream may ask for: an Envoy keeps each for good, and so do we."""
 
 
 class _Questions:
     """Of one client."""
 
-    __slots__ = ("hosts", "names", "tables")
+    __slots__ = ("found", "hosts", "names", "stale", "tables")
 
     def __init__(self) -> None:
         self.names: dict[str, dict[str, None]] = {type_url: {} for type_url in ASKED_TYPES}
-        self.hosts: Layer | None = None
-        """Its virtual hosts; None: they are to be looked up."""
         self.tables: Tables | None = None
         """By which its virtual hosts were looked up."""
+        self.found: dict[str, Resource] = {}
+        """Those virtual hosts, in order of name."""
+        self.stale: set[str] = set()
+        """Names that are to be looked up (again)."""
+        self.hosts: Layer | None = NO_RESOURCES
+        """What was found; None: it is to be put together again."""
 
 
 class Asked:
     """Questions of all clients."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, failed: Callable[[str], None]) -> None:
+        """`failed` is told of what cannot be compiled."""
         self._engine = engine
+        self._failed = failed
         self._questions: dict[Client, _Questions] = {}
         self._askers: dict[Ask, set[Client]] = {}
 
     def ask(
         self, client: "Client", type_url: str, names: Iterable[str], no_longer: Iterable[str]
     ) -> None:
-        """A client asks for these names, and no longer for others."""
+        """A client asks for these names, and no longer for others.
+
+        Raises:
+            ProtocolError: It asks for too many.
+        """
         questions = self._questions.setdefault(client, _Questions())
         held = questions.names[type_url]
-        if type_url == VHDS:
-            questions.hosts = None
         for name in no_longer:
             if name in held:
                 del held[name]
-                if type_url == VHDS and questions.tables is not None:
-                    self._let_go(client, Ask(asked_host, (questions.tables, name)))
-        held.update(dict.fromkeys(names))
+                if type_url == VHDS:
+                    self._let_go(client, questions, name)
+        new = [name for name in names if name not in held]
+        if len(held) + len(new) > MAX_ASKED:
+            raise ProtocolError(f"more than {MAX_ASKED} names of {SHORT_NAMES[type_url]} asked for")
+        held.update(dict.fromkeys(new))
+        if type_url == VHDS:
+            questions.stale.update(new)
 
     def contents(self, client: "Client", proxies: "ProxyClass") -> dict[str, Content]:
         """What a client has of the types that it may ask for."""
@@ -75,7 +91,7 @@ class Asked:
         """Clients that have asked for what a node gives, which is something else now."""
         found = frozenset(self._askers.get(ask, ()))
         for client in found:
-            self._questions[client].hosts = None
+            self._questions[client].stale.add(ask.args[1])
         return found
 
     def leave(self, client: "Client") -> None:
@@ -91,26 +107,38 @@ class Asked:
         if questions.tables is not tables and questions.tables != tables:
             self._forget_hosts(client, questions)
             questions.tables = tables
-        if questions.hosts is not None:
-            return questions.hosts
-        found: dict[str, Resource] = {}
-        for name in sorted(questions.names[VHDS]):
-            ask = Ask(asked_host, (tables, name))
-            self._askers.setdefault(ask, set()).add(client)
-            resource = self._engine.get(asked_host, tables, name)
-            if resource is not None:
-                found[name] = resource
-        questions.hosts = layer_of(found)
+            questions.stale.update(questions.names[VHDS])
+        for name in questions.stale:
+            self._look_up(client, questions, tables, name)
+        questions.stale.clear()
+        if questions.hosts is None:
+            questions.found = dict(sorted(questions.found.items()))
+            questions.hosts = layer_of(dict(questions.found))
         return questions.hosts
 
-    def _forget_hosts(self, client: "Client", questions: _Questions) -> None:
+    def _look_up(self, client: "Client", questions: _Questions, tables: Tables, name: str) -> None:
+        self._askers.setdefault(Ask(asked_host, (tables, name)), set()).add(client)
+        try:
+            resource = self._engine.get(asked_host, tables, name)
+        except Exception:  # noqa: BLE001 - told by `failed`: it keeps what it has
+            self._failed(f"virtual host {name:.200}")
+            return
         questions.hosts = None
-        if questions.tables is not None:
-            for name in questions.names[VHDS]:
-                self._let_go(client, Ask(asked_host, (questions.tables, name)))
+        if resource is not None:
+            questions.found[name] = resource
+        else:
+            questions.found.pop(name, None)
+
+    def _forget_hosts(self, client: "Client", questions: _Questions) -> None:
+        for name in questions.names[VHDS]:
+            self._let_go(client, questions, name)
         questions.tables = None
 
-    def _let_go(self, client: "Client", ask: Ask) -> None:
+    def _let_go(self, client: "Client", questions: _Questions, name: str) -> None:
+        questions.stale.discard(name)
+        if questions.found.pop(name, None) is not None:
+            questions.hosts = None
+        ask = Ask(asked_host, (questions.tables, name))
         askers = self._askers.get(ask)
         if askers is None:
             return

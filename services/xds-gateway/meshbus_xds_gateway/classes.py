@@ -97,7 +97,7 @@ class Classes:
         self._by_ask: dict[Ask, set[Cell]] = {}
         self._by_secrets: dict[Ask, set[ProxyClass]] = {}
         self._by_keys: dict[ProxyKeys, set[Client]] = {}
-        self.asked = Asked(self.engine)
+        self.asked = Asked(self.engine, failed)
         self._of: dict[Client, ProxyClass] = {}
         self.version = 0
         """Grows when members or findings change."""
@@ -125,6 +125,7 @@ class Classes:
 
     def leave(self, client: "Client") -> None:
         """It is gone."""
+        self.asked.leave(client)
         self._exit(client)
         self._drop_keys(client, client.keys)
 
@@ -299,7 +300,6 @@ class Classes:
         left = self._of.pop(client, None)
         if left is None:
             return
-        self.asked.leave(client)
         left.members.discard(client)
         self.version += 1
         if left.members:

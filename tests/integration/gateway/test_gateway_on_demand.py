@@ -108,7 +108,7 @@ def answering(name: str, status: int, body: str) -> Rows:
 
 @contextlib.asynccontextmanager
 async def running(
-    mesh: Mesh, asks: dict[str, str], services: int = 5
+    mesh: Mesh, asks: dict[str, str], services: int = 5, api: str = "DELTA_GRPC"
 ) -> AsyncIterator[tuple[World, Envoy, Envoy]]:
     world = World(mesh, asks)
     await mesh.start_gateway()
@@ -118,8 +118,8 @@ async def running(
     )
     async with (
         application(world.app, world.port, "hello"),
-        mesh.envoy("one", world.at["one"]) as one,
-        mesh.envoy("two", world.at["two"]) as two,
+        mesh.envoy("one", world.at["one"], api) as one,
+        mesh.envoy("two", world.at["two"], api) as two,
     ):
         for envoy in (one, two):
             await mesh.until(envoy.ready, "Envoy is ready")
@@ -169,9 +169,11 @@ async def test_a_virtual_host_comes_with_the_first_request_for_it(mesh):
 
 async def test_what_nobody_claims_goes_as_the_mesh_says(mesh):
     async with running(mesh, HOSTS) as (world, one, _):
+        assert (await world.get("s1")).text == "hello"
         blocked = {"outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}}
         narrow = config("Sidecar", "sidecars", "default", blocked)
         await mesh.converged(await mesh.write(narrow))
+        assert (await world.get("s1")).text == "hello", "what it has asked for it keeps"
         assert (await world.get("nobody")).status_code == 502
         # Now it is a service: those who asked learn of it.
         await mesh.converged(await mesh.write(world.service("nobody")))
@@ -247,6 +249,13 @@ async def test_a_request_for_what_is_mirrored_finds_both_clusters(mesh):
         )
         await mesh.converged(await mesh.write(shadow))
         assert "s4" in await clusters_of(one), "a mirrored request does not wait"
+        assert (await world.get("s1")).text == "hello"
+
+
+async def test_an_envoy_on_a_state_of_the_world_stream_is_sent_everything(mesh):
+    async with running(mesh, {**HOSTS, **CLUSTERS}, api="GRPC") as (world, one, _):
+        assert {f"s{number}:{world.port}" for number in range(5)} <= await hosts_of(one)
+        assert await clusters_of(one) == {f"s{number}" for number in range(5)}
         assert (await world.get("s1")).text == "hello"
 
 

@@ -6,12 +6,19 @@ import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from meshbus_xds_gateway.asked import MAX_ASKED
+from meshbus_xds_gateway.classes import Classes
 from meshbus_xds_gateway.delta import asked_names
 from meshbus_xds_gateway.node import asks_safely
+from meshbus_xds_gateway.session_state import ProtocolError
 from meshbus_xds_gateway.verdicts import Verdicts
 from xds_client import Client, Stream, mesh, res
 
+from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.resources import CDS, EDS, LDS, RDS, VHDS, Resource
+from meshbus.model.keys import Key
+from meshbus.model.rows import ConfigObject, Service, ServicePort
+from meshbus.model.world import Put, world_of
 
 FIRST = "~"
 
@@ -277,3 +284,125 @@ def test_types_that_are_asked_for_by_name_alone_take_no_wildcard():
         client.open(type_url)
         stream.settle()
         assert stream.sent() == []
+
+
+# --------------------------------------------------------------------------- who has asked for what
+
+
+class Member:
+    """A client as classes need it."""
+
+    def __init__(self, name: str) -> None:
+        told = 'proxyMetadata: {MESHBUS_VIRTUAL_HOSTS: "on-demand", MESHBUS_CLUSTERS: "on-demand"}'
+        self.keys = ProxyKeys("sidecar", name, "default", proxy_config=told, may_ask=True)
+
+
+def named(name: str, text: str) -> dict[Key, Any]:
+    host = f"{name}.default.svc.cluster.local"
+    service = Service(host, "default", name, "kubernetes", [ServicePort("http", 80, "HTTP")])
+    answer = {"directResponse": {"status": 200, "body": {"string": text}}}
+    networking = "networking.istio.io/v1"
+    return {
+        Key("c", "reg", "services", "default", host): service,
+        Key("c", "cfg", "virtualservices", "default", name): ConfigObject(
+            networking,
+            "VirtualService",
+            "default",
+            name,
+            name,
+            1,
+            0.0,
+            spec={"hosts": [host], "http": [answer]},
+        ),
+    }
+
+
+def classes() -> Classes:
+    made = Classes(lambda what: pytest.fail(what))
+    made.update(world_of({**named("a", "1"), **named("b", "1"), **named("c", "1")}), ())
+    return made
+
+
+def given_to(held: Classes, member: Any) -> dict[str, Any]:
+    proxies = held.class_of(member)
+    assert proxies is not None
+    return held.contents_for(member, proxies, proxies.contents)
+
+
+def test_clients_that_have_asked_for_the_same_hold_one_content():
+    held = classes()
+    one, two = Member("one"), Member("two")
+    for member, names in ((one, ("80/a", "80/b")), (two, ("80/b", "80/a"))):
+        held.join(member)  # type: ignore[arg-type]
+        for name in names:
+            held.asked.ask(member, VHDS, [name], [])  # type: ignore[arg-type]
+    first, second = given_to(held, one), given_to(held, two)
+    assert first[VHDS] is second[VHDS]
+    assert set(first[VHDS]) == {"80/~", "80/a", "80/b"}
+
+
+def test_a_change_concerns_those_who_have_asked_for_it():
+    held = classes()
+    members = {name: Member(name) for name in "ab"}
+    for name, member in members.items():
+        held.join(member)  # type: ignore[arg-type]
+        held.asked.ask(member, VHDS, [f"80/{name}"], [])  # type: ignore[arg-type]
+        given_to(held, member)
+    held.changed()
+    puts = [Put(key, 2, 0.0, row) for key, row in named("a", "2").items()]
+    world, touched = held.engine.world.apply(puts)
+    held.update(world, touched)
+    held.engine.advance()
+    _, clients, _ = held.changed()
+    assert clients == {members["a"]}
+
+
+def test_what_nobody_asks_for_any_more_is_let_go():
+    held = classes()
+    member = Member("one")
+    held.join(member)  # type: ignore[arg-type]
+    given_to(held, member)
+    before = held.engine.size()
+    held.asked.ask(member, VHDS, ["80/a", "80/nobody"], [])  # type: ignore[arg-type]
+    held.asked.ask(member, CDS, ["outbound|80||a.default.svc.cluster.local"], [])  # type: ignore[arg-type]
+    contents = given_to(held, member)
+    assert "80/nobody" in contents[VHDS]
+    assert "outbound|80||a.default.svc.cluster.local" in contents[CDS]
+    held.asked.ask(member, VHDS, [], ["80/a", "80/nobody"])  # type: ignore[arg-type]
+    assert set(given_to(held, member)[VHDS]) == {"80/~"}
+    assert held.engine.size() == before
+
+
+def test_a_stream_asks_for_so_many_and_no_more():
+    held = classes()
+    member = Member("one")
+    held.join(member)  # type: ignore[arg-type]
+    names = [f"80/{number}" for number in range(MAX_ASKED + 1)]
+    held.asked.ask(member, VHDS, names[1:], [])  # type: ignore[arg-type]
+    held.asked.ask(member, VHDS, names[1:], [])  # type: ignore[arg-type]
+    with pytest.raises(ProtocolError):
+        held.asked.ask(member, VHDS, names[:1], [])  # type: ignore[arg-type]
+
+
+def test_a_client_whose_class_is_another_one_keeps_what_it_has_asked_for():
+    held = classes()
+    member = Member("one")
+    held.join(member)  # type: ignore[arg-type]
+    held.asked.ask(member, VHDS, ["80/a", "80/nobody"], [])  # type: ignore[arg-type]
+    before = given_to(held, member)[VHDS]
+    closed = {"outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}}
+    key = Key("c", "cfg", "sidecars", "default", "default")
+    row = ConfigObject(
+        "networking.istio.io/v1", "Sidecar", "default", "d", "d", 1, 0.0, spec=closed
+    )
+    world, touched = held.engine.world.apply([Put(key, 2, 0.0, row)])
+    held.update(world, touched)
+    held.engine.advance()
+    _, clients, _ = held.changed()
+    assert clients == {member}
+    after = given_to(held, member)[VHDS]
+    assert set(after) == set(before)
+    assert after.get("80/a") is before.get("80/a")
+    assert after.get("80/nobody") is not before.get("80/nobody"), "it is refused now"
+    held.leave(member)  # type: ignore[arg-type]
+    assert held.engine.size() == 0
