@@ -214,6 +214,10 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         "Cluster.dns_refresh_rate",
         f"{GOLDEN}/router-settings.in.yaml",
     ),
+    ("MeshConfig", "inboundClusterStatName"): (
+        "Cluster.alt_stat_name, TcpProxy.stat_prefix",
+        f"{UNIT}/test_compile_cluster_truths.py",
+    ),
     ("MeshConfig", "outboundClusterStatName"): (
         "Cluster.alt_stat_name",
         f"{GOLDEN}/router-settings.in.yaml",

@@ -67,6 +67,7 @@ from meshbus.model.rows import Endpoint, Service, ServicePort
 from meshbus.model.world import Query
 
 LOCALHOST = "127.0.0.1"
+A_YEAR_S = 31_536_000
 
 
 class ClusterStyle(NamedTuple):
@@ -505,5 +506,8 @@ def inbound_application(
         group.lb_endpoints.add().endpoint.address.CopyFrom(where)
     else:
         _original_destination(cluster)
+        # An application's address stays: its connections outlive pauses between requests.
+        # Source: Istio, buildInboundCluster.
+        cluster.cleanup_interval.CopyFrom(seconds(A_YEAR_S))
         _from_inpod_address(cluster, ipv6)
     return cluster

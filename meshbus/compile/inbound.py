@@ -68,6 +68,7 @@ from meshbus.compile.sidecar_ingress import (
     tls_settings,
 )
 from meshbus.compile.sidecars import sidecar_of
+from meshbus.compile.stat_names import inbound_stat_name
 from meshbus.compile.telemetry import LOG_INBOUND
 from meshbus.compile.tls_contexts import (
     ALPN_MESH,
@@ -109,6 +110,8 @@ class ServedPort(NamedTuple):
     """Where in the Sidecar it is said."""
     passes: bool = False
     """No service names it; port 0: any such port. Its traffic goes where it was going."""
+    counted: str = ""
+    """Its name in statistics, by `inboundClusterStatName`; empty: that of its cluster."""
 
     @property
     def cluster(self) -> str:
@@ -258,7 +261,10 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
     """What the inbound side of a proxy is made of."""
     sidecar = sidecar_of(reader, proxy.namespace, proxy.labels)
     side = ingress_side(sidecar)
-    ports = _with_ingress(served_ports(reader, proxy), side, proxy)
+    ports = tuple(
+        port._replace(counted=_stat_name(reader, port))
+        for port in _with_ingress(served_ports(reader, proxy), side, proxy)
+    )
     connections = NO_SECURITY
     if any(not is_http(port.protocol) for port in ports):
         connections = security_of(reader, proxy.namespace, proxy.labels)
@@ -275,6 +281,14 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
         ),
         headers_of(reader.node(mesh).proxy_config, proxy.proxy_config),
     )
+
+
+def _stat_name(reader: Reader, served: ServedPort) -> str:
+    pattern = reader.node(mesh).inbound_stat_name
+    if not pattern or not served.services:
+        return ""
+    host, _, namespace, port = served.services[0]
+    return inbound_stat_name(reader, pattern, host, namespace, port, served.port)
 
 
 def _with_ingress(
@@ -348,7 +362,8 @@ def _chains(
     mode = view.mutual.at(served.port)
     cluster = served.cluster
     before = network_security(reader, view.extensions, SERVER, served.port)
-    tcp = [*before, tcp_proxy(cluster, [(cluster, 1)], reporting)]
+    counted = served.counted.removesuffix(";") or cluster
+    tcp = [*before, tcp_proxy(counted, [(cluster, 1)], reporting)]
     http = None
     if is_http(served.protocol) or is_sniffed(served.protocol):
         http = [_manager(reader, served, settings, reporting, view.extensions)]
@@ -606,6 +621,7 @@ def inbound_clusters(reader: Reader, view: ClusterView, app_address: str) -> Par
             pool_policy(served.pool) or said or settings.default_pool,
             keep_case=view.keep_case,
         )
+        cluster.alt_stat_name = served.counted
         if served.endpoint:
             send_to_endpoint(cluster, served.endpoint, app_address)
         if served.services:

@@ -50,6 +50,8 @@ class MeshSettings:
     """`dnsRefreshRate`; 0: the default."""
     outbound_stat_name: str = ""
     """`outboundClusterStatName`."""
+    inbound_stat_name: str = ""
+    """`inboundClusterStatName`."""
     path_normalization: str = "BASE"
     h2_upgrade: bool = False
     tcp_keepalive: dict[str, Any] | None = field(default=None)
@@ -125,6 +127,7 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
         ingress_selector=str(spec.get("ingressSelector") or "ingressgateway"),
         dns_refresh_ns=_nanos(spec.get("dnsRefreshRate"), 0),
         outbound_stat_name=str(spec.get("outboundClusterStatName") or ""),
+        inbound_stat_name=str(spec.get("inboundClusterStatName") or ""),
         path_normalization=str(
             _record(spec, "pathNormalization").get("normalization") or default.path_normalization
         ).replace("DEFAULT", "BASE"),

@@ -144,6 +144,7 @@ def _fixed(
         kept.CopyFrom(source)
     cluster.type = cluster_pb2.Cluster.STATIC
     cluster.ClearField("lb_policy")
+    cluster.ClearField("cleanup_interval")
     cluster.ClearField("upstream_bind_config")
     cluster.ClearField("load_assignment")
     if source is not None:

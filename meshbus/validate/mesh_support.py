@@ -34,6 +34,7 @@ CARRIED_OUT = frozenset(
         "disableEnvoyListenerLog",
         "dnsRefreshRate",
         "outboundClusterStatName",
+        "inboundClusterStatName",
         "defaultHttpRetryPolicy",
         "defaultInboundHttpRetryPolicy",
         "defaultTrafficPolicy",

@@ -246,3 +246,24 @@ def test_how_long_a_protocol_is_looked_for() -> None:
             listener = result.listener(name)
             assert listener["listenerFiltersTimeout"] == wait
             assert listener["continueOnListenerFiltersTimeout"] is True
+
+
+def test_an_application_that_pauses_keeps_its_connections() -> None:
+    assert made().cluster("inbound|80||")["cleanupInterval"] == "31536000s"
+    assert "cleanupInterval" not in made().cluster("InboundPassthroughCluster")
+    local = made(mesh={"inboundTrafficPolicy": {"mode": "LOCALHOST"}})
+    assert "cleanupInterval" not in local.cluster("inbound|80||")
+
+
+def test_names_of_applications_in_statistics() -> None:
+    pattern = "%SERVICE%_%SERVICE_PORT%_%SERVICE_PORT_NAME%_%TARGET_PORT%"
+    result = made(mesh={"inboundClusterStatName": pattern})
+    assert result.cluster("inbound|82||")["altStatName"] == "web.default_82_tcp_82;"
+    chains = result.listener("virtualInbound")["filterChains"]
+    counted = {
+        chain["filters"][-1]["typedConfig"]["statPrefix"]
+        for chain in chains
+        if chain["filterChainMatch"].get("destinationPort") == 82
+    }
+    assert counted == {"web.default_82_tcp_82"}
+    assert "altStatName" not in made().cluster("inbound|82||")
