@@ -53,6 +53,14 @@ def forwarder(api: dict[str, Any], context: ssl.SSLContext | None) -> type[BaseH
     return Forward
 
 
+def forwarder_of(api: dict[str, Any]) -> type[BaseHTTPRequestHandler]:
+    """A handler for what `api.json` of a home says."""
+    context = None
+    if api["url"].startswith("https"):
+        context = ssl.create_default_context(cadata=api.get("ca"))
+    return forwarder(api, context)
+
+
 def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -60,10 +68,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7080)
     given = parser.parse_args()
     api = json.loads((given.home / "api.json").read_text())
-    context = None
-    if api["url"].startswith("https"):
-        context = ssl.create_default_context(cadata=api.get("ca"))
-    ThreadingHTTPServer(("127.0.0.1", given.port), forwarder(api, context)).serve_forever()
+    ThreadingHTTPServer(("127.0.0.1", given.port), forwarder_of(api)).serve_forever()
 
 
 if __name__ == "__main__":

@@ -49,6 +49,11 @@ def told(message: bytes) -> Told:
     return known
 
 
+def forget() -> None:
+    """The responses that were decoded."""
+    _told.clear()
+
+
 def nack(of: Told, why: str) -> bytes:
     """A refusal of a response."""
     request = discovery_pb2.DeltaDiscoveryRequest.FromString(of.ack)

@@ -26,7 +26,19 @@ from processes import Gateway, bus, driver, pin
 from scenarios import Bench, Row
 from topology import Size, Topology
 
-SCENARIOS = ("scoped", "unscoped", "flap", "slow", "memory", "workers", "tail")
+SCENARIOS = (
+    "scoped",
+    "unscoped",
+    "flap",
+    "slow",
+    "memory",
+    "workers",
+    "tail",
+    "policy-scoped",
+    "policy-unscoped",
+)
+_BY_DEFAULT = 6
+"""Of them are run when nothing is said."""
 COLUMNS = (
     ("scenario", "<34", lambda r: r.scenario),
     ("n", ">6", lambda r: r.changes or ""),
@@ -116,6 +128,21 @@ class Runner:
     async def unscoped(self) -> None:
         """Everybody sees everything."""
         await self.changes(scoped=False)
+
+    async def policy(self, *, scoped: bool) -> None:
+        """A policy of the whole mesh alone."""
+        prefix = "scoped: " if scoped else "unscoped: "
+        async with self.bench(scoped=scoped) as bench:
+            await bench.cold(self.given.sidecars)
+            self.add(await bench.policy(self.given.rounds), prefix)
+
+    async def policy_scoped(self) -> None:
+        """Each namespace sees what it calls."""
+        await self.policy(scoped=True)
+
+    async def policy_unscoped(self) -> None:
+        """Everybody sees everything."""
+        await self.policy(scoped=False)
 
     async def flap(self) -> None:
         """Endpoint changes faster than anyone needs them."""
@@ -215,7 +242,7 @@ def settings(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--idle", type=int, default=0, help="sidecars of the memory rows")
     parser.add_argument("--transport", choices=("auto", "grpc", "native"), default="auto")
     parser.add_argument("--no-pin", action="store_false", dest="pin")
-    parser.add_argument("--only", nargs="*", choices=SCENARIOS, default=SCENARIOS[:-1])
+    parser.add_argument("--only", nargs="*", choices=SCENARIOS, default=SCENARIOS[:_BY_DEFAULT])
     parser.add_argument("--out", type=Path, default=Path("bench-result.json"))
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     return parser.parse_args(argv)
@@ -226,7 +253,7 @@ async def measure(given: argparse.Namespace) -> list[Row]:
     runner = Runner(given)
     print(line())
     for name in given.only:
-        await getattr(runner, name)()
+        await getattr(runner, name.replace("-", "_"))()
     return runner.rows
 
 

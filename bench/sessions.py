@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import structlog
-from fleet_state import NO_NAMES, NOTHING, Held, Names, request, told
+from fleet_state import NO_NAMES, NOTHING, Held, Names, forget, request, told
 from meshbus_xds_gateway.carrier import (
     Batch,
     Carrier,
@@ -36,6 +36,7 @@ from meshbus_xds_gateway.carrier import (
     Status,
     Tls,
 )
+from meshbus_xds_gateway.content import forget_responses
 from meshbus_xds_gateway.fleet import Fleet
 from meshbus_xds_gateway.load import Load, LoadLimits
 from meshbus_xds_gateway.metrics import GatewayMetrics
@@ -152,7 +153,7 @@ class Bench:
             StreamLimits(2700.0, 100_000),
             cast(Carrier, self.carrier),
             Load(CLUSTER, "gw", LoadLimits(9.0, 0), clock.monotonic),
-            authenticated=False,
+            first_uses=None,
             refused=lambda refusal: None,
         )
         self.world = World()
@@ -229,6 +230,14 @@ class Bench:
             self.used += time.process_time() - began
         await self.settle()
 
+    def forget(self) -> None:
+        """What the simulated sidecars hold."""
+        forget()
+        for sidecar in self.sidecars.values():
+            sidecar.held, sidecar.names = {}, {}
+        while not forget_responses():
+            pass
+
     def change(self, kind: str, step: int) -> Rows:
         """Rows of a change."""
         self.marks += 1
@@ -286,14 +295,14 @@ async def run(given: argparse.Namespace) -> None:
             bench.begin()
             snapshot: Callable[[], tracemalloc.Snapshot] = tracemalloc.take_snapshot
             if given.memory:
-                first = given.sidecars // 2
-                await bench.connect(first)
                 tracemalloc.start()
-                gc.collect()
-                before = snapshot()
-                await bench.connect(given.sidecars - first)
-                gc.collect()
-                by_file(before, given.sidecars - first)
+                for count in (given.sidecars // 2, given.sidecars - given.sidecars // 2):
+                    gc.collect()
+                    before = snapshot()
+                    await bench.connect(count)
+                    bench.forget()
+                    gc.collect()
+                    by_file(before, count)
                 tracemalloc.stop()
             else:
                 await bench.connect(given.sidecars)

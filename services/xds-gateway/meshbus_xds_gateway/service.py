@@ -29,6 +29,7 @@ from meshbus_xds_gateway.streams import StreamLimits, XdsServer
 from meshbus_xds_gateway.verdicts import Refusal
 
 _RETRY_S = 0.5
+_UNPROVED = "a listener for load tests takes proxies for what they say they are, without tokens"
 _EVENTS_QUEUED = 256
 
 
@@ -43,6 +44,9 @@ class XdsGatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     names: Annotated[str, _about("further DNS names that proxies call it by, comma between")] = ""
     plaintext: Annotated[
         str, _about("HOST:PORT on loopback of ADS without TLS and tokens; empty: none")
+    ] = ""
+    tls_without_tokens: Annotated[
+        str, _about("HOST:PORT on loopback of ADS with TLS and without tokens; empty: none")
     ] = ""
     leaf_ttl_s: Annotated[
         int, _about("life of the certificates of workloads in seconds", ge=60)
@@ -77,7 +81,7 @@ class XdsGatewayService:
 
     name: ClassVar[str] = "xds-gateway"
     settings_type: ClassVar[type[msgspec.Struct]] = XdsGatewaySettings
-    shared_ports: ClassVar[tuple[str, ...]] = ("listen", "plaintext")
+    shared_ports: ClassVar[tuple[str, ...]] = ("listen", "plaintext", "tls_without_tokens")
 
     def __init__(self, context: Context[XdsGatewaySettings]) -> None:
         self._context = context
@@ -88,6 +92,8 @@ class XdsGatewayService:
         """Of the TLS listener, once it listens."""
         self.plaintext_port: int | None = None
         """Of the plaintext listener."""
+        self.tls_without_tokens_port: int | None = None
+        """Of the listener with TLS that asks for no tokens."""
 
     async def run(self) -> None:
         """Until cancelled.
@@ -98,11 +104,15 @@ class XdsGatewayService:
         """
         settings = self._context.settings
         host = _host_of(settings.listen, "LISTEN")
-        if settings.plaintext and not _is_loopback(_host_of(settings.plaintext, "PLAINTEXT")):
-            raise SettingsError(
-                "MESHBUS_XDS_GATEWAY_PLAINTEXT: only a loopback address may be without TLS, "
-                f"not {settings.plaintext}"
-            )
+        for name, address in (
+            ("PLAINTEXT", settings.plaintext),
+            ("TLS_WITHOUT_TOKENS", settings.tls_without_tokens),
+        ):
+            if address and not _is_loopback(_host_of(address, name)):
+                raise SettingsError(
+                    f"MESHBUS_XDS_GATEWAY_{name}: only a loopback address may be without "
+                    f"authentication, not {address}"
+                )
         try:
             await self._serve(host)
         except BaseExceptionGroup as group:
@@ -144,28 +154,41 @@ class XdsGatewayService:
                     self.plaintext_port = await self._start(
                         server, settings.plaintext, None, "PLAINTEXT"
                     )
-                    context.log.info("listening", plaintext=self.plaintext_port)
+                    context.log.warning(f"{_UNPROVED}, without TLS", port=self.plaintext_port)
                 first_uses = FirstUses(context.bus, context.cluster, self.name, context.clock)
                 tasks.create_task(first_uses.run())
                 identity = self._identity(host)
                 tasks.create_task(identity.run())
                 await identity.ready()
-                server = self._server(fleet, limits, load, first_uses)
-                servers.append(server)
                 tls = Tls(
                     Certificate(*identity.key_and_chain_pem),
                     ticket_keys=self._ticket_keys(),
                 )
+                if settings.tls_without_tokens:
+                    server = self._server(fleet, limits, load, None)
+                    servers.append(server)
+                    self.tls_without_tokens_port = await self._start(
+                        server, settings.tls_without_tokens, tls, "TLS_WITHOUT_TOKENS"
+                    )
+                    self._keep_current(server, identity)
+                    context.log.warning(_UNPROVED, port=self.tls_without_tokens_port)
+                server = self._server(fleet, limits, load, first_uses)
+                servers.append(server)
                 self.port = await self._start(server, settings.listen, tls, "LISTEN")
-                if context.worker is not None and not settings.ticket_keys:
-                    context.worker.on_ticket_keys(server.rotate_tickets)
-                identity.on_renewal(lambda *pair: server.renew(Certificate(*pair)))
+                self._keep_current(server, identity)
                 context.log.info("listening", host=host, port=self.port)
                 await self._advertise(tasks, host, self.port)
                 await asyncio.get_running_loop().create_future()
             finally:
                 for server in servers:
                     await server.stop()
+
+    def _keep_current(self, server: XdsServer, identity: ServingIdentity) -> None:
+        """Give a listener with TLS newer certificates and ticket keys as they come."""
+        context = self._context
+        if context.worker is not None and not context.settings.ticket_keys:
+            context.worker.on_ticket_keys(server.rotate_tickets)
+        identity.on_renewal(lambda *pair: server.renew(Certificate(*pair)))
 
     def _load(self) -> Load:
         context = self._context

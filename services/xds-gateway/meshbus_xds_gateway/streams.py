@@ -153,6 +153,7 @@ class XdsServer:
         self._metrics = metrics
         self._limits = limits
         self._carrier = carrier
+        self._authenticated = first_uses is not None
         self._admission = Admission(context, fleet, first_uses)
         self._refused = refused
         self._load = load
@@ -181,7 +182,10 @@ class XdsServer:
             reuse_port=reuse_port,
         )
         port = await self._carrier.start(listen, self._handle, tls, limits)
-        self._metrics.carried_by("tls" if tls else "plaintext", self._carrier.counters)
+        name = (
+            "plaintext" if tls is None else "tls" if self._authenticated else "tls_without_tokens"
+        )
+        self._metrics.carried_by(name, self._carrier.counters)
         return port
 
     def renew(self, certificate: Certificate) -> None:

@@ -58,7 +58,8 @@ class Ads:
             credentials = grpc.ssl_channel_credentials(mesh.trust.roots_pem.encode())
             options = [("grpc.ssl_target_name_override", "xds-gateway.istio-system.svc")]
             host = getattr(mesh, "host", "127.0.0.1")
-            self.channel = aio.secure_channel(f"{host}:{gateway.port}", credentials, options)
+            port = gateway.tls_without_tokens_port or gateway.port
+            self.channel = aio.secure_channel(f"{host}:{port}", credentials, options)
         metadata = [("authorization", f"Bearer {token}")] if token else []
         self.call = self.channel.stream_stream(METHOD)(metadata=metadata)
 
@@ -177,11 +178,12 @@ async def test_a_stream_gets_the_certificate_of_its_own_identity_and_no_other(me
     assert [name.value for name in sans] == ["spiffe://cluster.local/ns/default/sa/server"]
 
 
-async def test_plaintext_gives_configuration_but_no_identity(mesh):
-    await mesh.start_gateway(plaintext="127.0.0.1:0")
+@pytest.mark.parametrize("listener", ["plaintext", "tls_without_tokens"])
+async def test_a_listener_without_tokens_gives_configuration_but_no_identity(mesh, listener):
+    await mesh.start_gateway(**{listener: "127.0.0.1:0"})
     await mesh.write(*server_rows())
     await mesh.converged(mesh.mirror.world.sequence)
-    ads = Ads(mesh, plaintext=True)
+    ads = Ads(mesh, plaintext=listener == "plaintext")
     await ads.ask(CDS)
     names = {resource.name for resource in (await ads.next(CDS)).resources}
     assert "outbound|9080||server.default.svc.cluster.local" in names
@@ -189,9 +191,11 @@ async def test_plaintext_gives_configuration_but_no_identity(mesh):
     assert list((await ads.next(SDS)).removed_resources) == ["default"]
 
 
-async def test_plaintext_on_another_address_than_loopback_is_refused(mesh):
-    with pytest.raises(SettingsError, match="MESHBUS_XDS_GATEWAY_PLAINTEXT: only a loopback"):
-        await mesh.start_gateway(plaintext="0.0.0.0:0")
+@pytest.mark.parametrize("listener", ["plaintext", "tls_without_tokens"])
+async def test_without_tokens_on_another_address_than_loopback_is_refused(mesh, listener):
+    name = f"MESHBUS_XDS_GATEWAY_{listener.upper()}"
+    with pytest.raises(SettingsError, match=f"{name}: only a loopback"):
+        await mesh.start_gateway(**{listener: "0.0.0.0:0"})
 
 
 async def test_port_in_use_is_told_with_its_setting(mesh):
