@@ -110,18 +110,19 @@ class _Raised:
 _UNSET: Any = object()
 _Few = tuple[R, ...] | set[R]
 """A tuple as long as it is short: most of a hundred thousand nodes have read one or two things, and
-an empty set alone takes 200 bytes."""
+an empty set alone takes 200 bytes, one of five 700."""
 _FEW = 4
+_FEW_PARENTS = 16
 
 
-def _with(held: _Few[R], item: R) -> _Few[R]:
+def _with(held: _Few[R], item: R, few: int = _FEW) -> _Few[R]:
     """`held` and `item`, which may be in it; a set is changed, not copied."""
     if type(held) is set:
         held.add(item)
         return held
     if item in held:
         return held
-    return (*held, item) if len(held) < _FEW else {*held, item}
+    return (*held, item) if len(held) < few else {*held, item}
 
 
 def _without(held: _Few[R], item: R) -> _Few[R]:
@@ -190,7 +191,7 @@ class _Node:
             self.engine.mark_parents(child)
         if child not in self.deps:
             self.deps = _with(self.deps, child)
-            child.parents = _with(child.parents, self)
+            child.parents = _with(child.parents, self, _FEW_PARENTS)
             if child.height >= self.height:
                 self.engine.raise_height(self, child.height + 1)
         value = child.value
@@ -334,6 +335,11 @@ class Engine:
         for query in old_queries:
             if query not in node.queries:
                 self._unwatch(query, node)
+        # Sets while it runs, where a look must be quick; tuples, a fifth of them, to keep.
+        if type(node.deps) is set:
+            node.deps = tuple(node.deps)
+        if type(node.queries) is set:
+            node.queries = tuple(node.queries)
         if old_value is not _UNSET and type(value) is type(old_value) and value == old_value:
             self.counters.cutoffs[kind] += 1
             return False

@@ -1,6 +1,7 @@
 """Delta xDS: requests to `Session`, its pushes to bytes."""
 
 from meshbus.compile.resources import VHDS
+from meshbus_xds_gateway.content import NO_NAMES, names_of
 from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.session_state import Push
 from meshbus_xds_gateway.verdicts import Refusal
@@ -19,9 +20,12 @@ def asked_names(request: DeltaRequest) -> tuple[frozenset[str], tuple[str, ...]]
 class DeltaProtocol:
     """One delta stream. `decode` first, then `receive`; `encode` what `Session.poll` gives."""
 
+    __slots__ = ("_opened", "_session")
+
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._opened: set[str] = set()
+        self._opened = NO_NAMES
+        """Types that have been asked for: one set for all streams that have asked for the same."""
 
     @staticmethod
     def decode(data: bytes) -> DeltaRequest:
@@ -51,7 +55,7 @@ class DeltaProtocol:
         unsubscribe = request.unsubscribed
         first = type_url not in self._opened
         if first:
-            self._opened.add(type_url)
+            self._opened = names_of(self._opened | {type_url})
         if unsubscribe:
             self._session.unsubscribe(
                 type_url,

@@ -8,7 +8,6 @@ blocked.
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,7 +105,7 @@ class _Stream:
         self.identity: Identity | None = None
         self.protocol: DeltaProtocol | SotwProtocol | None = None
         self.client: Client | None = None
-        self.waiting: deque[bytes] = deque()
+        self.waiting: list[bytes] = []
         self.admitting: asyncio.Task[None] | None = None
         self.timers: dict[str, asyncio.TimerHandle] = {}
         self.sent: dict[str, float] = {}
@@ -354,7 +353,7 @@ class XdsServer:
             self._gate.drop(stream)
             stream.admitting = asyncio.create_task(self._await_admission(stream, missing))
             return
-        stream.waiting.popleft()
+        del stream.waiting[0]
         client = self._admission.client(node, stream.identity, stream)
         if stream.make_protocol is DeltaProtocol and asks_safely(node.version):
             client.keys = replace(client.keys, may_ask=True)
@@ -385,8 +384,10 @@ class XdsServer:
         stream.timer("age", age_s, self._too_old, stream)
         self._receive(stream, request)
         self._carrier.resume(stream.number)
-        while stream.waiting:
-            self._receive(stream, stream.protocol.decode(stream.waiting.popleft()))
+        waiting, stream.waiting = stream.waiting, []
+        for data in waiting:
+            if stream.protocol is not None:
+                self._receive(stream, stream.protocol.decode(data))
 
     def _receive(self, stream: _Stream, request: Any) -> None:
         assert stream.protocol is not None
