@@ -133,6 +133,11 @@ def _without(held: _Few[R], item: R) -> _Few[R]:
     return tuple(i for i in held if i is not item)
 
 
+def _kept(held: _Few[R]) -> _Few[R]:
+    """A set while a node runs, where a look must be quick; a tuple, a fifth of it, to keep."""
+    return tuple(held) if isinstance(held, set) else held
+
+
 class _Node:
     """One function with its arguments; also the reader that its function gets."""
 
@@ -335,11 +340,7 @@ class Engine:
         for query in old_queries:
             if query not in node.queries:
                 self._unwatch(query, node)
-        # Sets while it runs, where a look must be quick; tuples, a fifth of them, to keep.
-        if type(node.deps) is set:
-            node.deps = tuple(node.deps)
-        if type(node.queries) is set:
-            node.queries = tuple(node.queries)
+        node.deps, node.queries = _kept(node.deps), _kept(node.queries)
         if old_value is not _UNSET and type(value) is type(old_value) and value == old_value:
             self.counters.cutoffs[kind] += 1
             return False

@@ -74,6 +74,7 @@ from meshbus.compile.settings import mesh
 from meshbus.compile.shared_parts import (
     SharedPart,
     captured_routes,
+    labels_that_count,
     listeners_of_router,
     merged,
     outbound_assignments,
@@ -295,7 +296,8 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
     style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack, place, keep_case)
     clusters = Ask(outbound_clusters, (view, style))
     endpoints = Ask(outbound_assignments, (view, proxy.captured, place))
-    filters = Ask(workload_extensions, (proxy.namespace, proxy.labels))
+    labels = reader.node(labels_that_count, proxy.namespace, proxy.labels)
+    filters = Ask(workload_extensions, (proxy.namespace, labels))
     if proxy.type == ROUTER:
         binds = proxy.ips if proxy.capture == CAPTURE_PROXY else ()
         router = router_of(reader, proxy)

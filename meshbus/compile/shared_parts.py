@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from envoy.config.listener.v3 import listener_pb2
 
+from meshbus.compile.authorization import policy_heads
 from meshbus.compile.cluster_secrets import cluster_secrets
 from meshbus.compile.clusters import (
     ClusterStyle,
@@ -23,14 +24,17 @@ from meshbus.compile.endpoints import (
     service_assignments,
 )
 from meshbus.compile.engine import Reader
-from meshbus.compile.extensions import extension_resource, extensions_of
+from meshbus.compile.extensions import extension_heads, extension_resource, extensions_of
 from meshbus.compile.findings import Finding, Part
 from meshbus.compile.gateway_servers import Router
 from meshbus.compile.gateways import passes_by_name, router_listeners, router_routes
 from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
+from meshbus.compile.legacy_authentication import any_policy
+from meshbus.compile.legacy_rbac import rbac_scope
 from meshbus.compile.locality import Place
 from meshbus.compile.outbound import capture_plan
 from meshbus.compile.reach import Reach, Reached, reaches
+from meshbus.compile.request_authentication import authentication_heads
 from meshbus.compile.resources import LDS, Resource, encode
 from meshbus.compile.route_tables import port_routes
 from meshbus.compile.security_filters import (
@@ -40,6 +44,8 @@ from meshbus.compile.security_filters import (
     security_extensions,
     security_of,
 )
+from meshbus.compile.settings import mesh
+from meshbus.compile.targets import GATEWAY_NAME, Labels, Target
 from meshbus.compile.virtual_hosts import View, sniffed_routes
 from meshbus.model.keys import Key
 
@@ -174,10 +180,31 @@ def extensions(reader: Reader, security: Security, more: tuple[tuple[Key, str], 
     return merged([reader.node(security_extensions, security), *own])
 
 
-def workload_extensions(
-    reader: Reader, namespace: str, labels: tuple[tuple[str, str], ...]
-) -> SharedPart:
-    """Node: filters that come by ECDS for one workload."""
+def labels_that_count(reader: Reader, namespace: str, labels: Labels) -> Labels:
+    """Node: those labels of a workload that decide which filters it gets by ECDS, so that workloads
+    which differ in others share them. All labels where objects of Istio 1.4 go by services."""
+    if any_policy(reader, namespace) or reader.node(rbac_scope)[0].mode != "OFF":
+        return labels
+    chosen, gateways = reader.node(selected_labels, namespace)
+    return tuple(
+        pair for pair in labels if pair in chosen or (gateways and pair[0] == GATEWAY_NAME)
+    )
+
+
+def selected_labels(reader: Reader, namespace: str) -> tuple[frozenset[tuple[str, str]], bool]:
+    """Node: labels that objects of a namespace, or of the root namespace, select workloads by for
+    filters that come by ECDS; and whether some are attached to Gateways."""
+    targets: list[Target] = []
+    for owner in dict.fromkeys((reader.node(mesh).root_namespace, namespace)):
+        targets += [head.target for head in reader.node(policy_heads, owner)]
+        targets += [head.target for head in reader.node(authentication_heads, owner)]
+        targets += [head.target for head in reader.node(extension_heads, owner)]
+    pairs = frozenset(pair for target in targets for pair in target.selector)
+    return pairs, any(target.gateways for target in targets)
+
+
+def workload_extensions(reader: Reader, namespace: str, labels: Labels) -> SharedPart:
+    """Node: filters that come by ECDS for workloads whose `labels_that_count` are these."""
     more = tuple(sorted((e.key, e.kind) for e in extensions_of(reader, namespace, labels)))
     return reader.node(extensions, security_of(reader, namespace, labels), more)
 
