@@ -16,8 +16,9 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 pub const BACKLOG: i32 = 4096;
-/// Of a stream and of a connection: what a peer may send before we read it.
-const WINDOW: u32 = 256 << 10;
+/// Of a stream and of a connection: what a peer may send before we read it. A fleet that comes back
+/// at once sends all of it, before any of them is let in.
+const WINDOW: u32 = 64 << 10;
 /// Of one stream: what HTTP/2 keeps while the socket takes no more.
 const SEND_BUFFER: usize = 128 << 10;
 /// How long TLS and the preface of HTTP/2 may each take.

@@ -188,6 +188,15 @@ class Content:
             self.derived, "differing", (new,), lambda: names_of(_differing(self, new))
         )
 
+    def appearing(self, new: "Content") -> NameSet:
+        """Names of `new` that this has not."""
+        return remembered(
+            self.derived,
+            "appearing",
+            (new,),
+            lambda: names_of(name for name in self.differing(new) if name not in self),
+        )
+
 
 NOTHING = Content(())
 

@@ -197,7 +197,7 @@ class Session:
                 gone = [name for name in names if name in waived and name not in new]
                 if gone:
                     self._waived[type_url] = names_of(waived.difference(gone))
-            if any(name not in old and name not in asked for name in names):
+            if not content_from(old).appearing(content_from(new)) <= asked:
                 self._await(type_url, sequence)
 
     @staticmethod
