@@ -79,7 +79,7 @@ class KindInfo(msgspec.Struct, frozen=True, kw_only=True):
 def plural_of(kind: str) -> str:
     """The plural of a kind as Kubernetes' generators make it."""
     lower = kind.lower()
-    if lower == "endpoints":
+    if lower in ("endpoints", "meshnetworks"):
         return lower
     if lower.endswith(("s", "x", "ch", "sh")):
         return f"{lower}es"
@@ -278,6 +278,15 @@ _MESH = (
         "v1alpha1",
         "MeshConfig",
         "mesh.mesh_config:MeshConfig",
+        namespaced=False,
+        has_status=False,
+        proto_json=True,
+    ),
+    _istio(
+        "mesh.istio.io",
+        "v1alpha1",
+        "MeshNetworks",
+        "mesh.mesh_networks:MeshNetworks",
         namespaced=False,
         has_status=False,
         proto_json=True,

@@ -42,6 +42,8 @@ class PolicyTargetReference(Shape, frozen=True, kw_only=True):
     """Must be empty: a policy reaches only targets of its own namespace."""
 
 
+NAMESPACE_NAME = "kubernetes.io/metadata.name"
+"""The label of each namespace that is its name."""
 TargetRefs = Annotated[list[PolicyTargetReference], Meta(max_length=16)]
 
 

@@ -8,6 +8,7 @@ GOLDEN = "tests/golden/compile"
 WALK = "tests/golden/walk"
 UNIT = "tests/unit/compile"
 TASKS = "tests/tasks"
+ROOT = "tests"
 
 CARRIERS: dict[str, tuple[str, str]] = {
     "DestinationRule": ("Cluster", f"{UNIT}/test_compile_destination_rules.py"),
@@ -126,6 +127,21 @@ CARRIERS: dict[str, tuple[str, str]] = {
     "StringMatch": ("StringMatcher", f"{WALK}/routes.yaml"),
     "HTTPBody": ("DirectResponseAction.body", f"{GOLDEN}/sidecar-routes.in.yaml"),
     "RegexRewrite": ("RouteAction.regex_rewrite", f"{GOLDEN}/sidecar-routes.in.yaml"),
+    "MeshNetworks": ("ClusterLoadAssignment", f"{UNIT}/test_compile_networks.py"),
+    "Network": ("ClusterLoadAssignment", f"{UNIT}/test_compile_networks.py"),
+    "NetworkEndpoints": ("ClusterLoadAssignment", f"{WALK}/networks.yaml"),
+    "NetworkGateway": ("ClusterLoadAssignment", f"{UNIT}/test_compile_networks.py"),
+    "PathNormalization": ("HttpConnectionManager", f"{UNIT}/test_compile_mesh_config.py"),
+    "TLSConfig": ("TlsParameters", f"{UNIT}/test_compile_tls_settings.py"),
+    "CertificateData": ("trusted roots, by SDS", f"{ROOT}/integration/ca/test_ca_federation.py"),
+    "ExtAuthzHttp": ("ExtAuthz", f"{ROOT}/integration/security/test_security_envoys.py"),
+    "ExtAuthzGrpc": ("ExtAuthz", f"{ROOT}/integration/security/test_authorizers_envoys.py"),
+    "LogService": ("HttpGrpcAccessLogConfig", f"{GOLDEN}/sidecar-mesh.in.yaml"),
+    "TcpLogService": ("TcpGrpcAccessLogConfig", f"{GOLDEN}/sidecar-mesh.in.yaml"),
+    "OpenTelemetryLogs": ("OpenTelemetryAccessLogConfig", f"{GOLDEN}/sidecar-mesh.in.yaml"),
+    "LogFormat": ("SubstitutionFormatString", f"{GOLDEN}/sidecar-mesh.in.yaml"),
+    "FileLogs": ("FileAccessLog", f"{GOLDEN}/sidecar-mesh.in.yaml"),
+    "RemoteService": ("Cluster `envoy_accesslog_service`", f"{GOLDEN}/sidecar-log-service.in.yaml"),
     "PortSelector": ("which Cluster", f"{WALK}/routes.yaml"),
     "LabelSelector": ("which proxies", f"{WALK}/sidecar.yaml"),
     "WorkloadSelector": ("which proxies", f"{UNIT}/test_compile_destination_rules.py"),
@@ -199,6 +215,68 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         f"{UNIT}/test_compile_cluster_truths.py",
     ),
     ("MeshConfig", "outboundTrafficPolicy"): ("the last VirtualHost", f"{WALK}/outbound.yaml"),
+    **{
+        ("MeshConfig", name): (carrier, f"{UNIT}/test_compile_mesh_config.py")
+        for carrier, names in {
+            "Cluster": ("connectTimeout", "enableAutoMtls", "h2UpgradePolicy"),
+            "Listener.listener_filters_timeout": ("protocolDetectionTimeout",),
+            "HttpConnectionManager.tracing": ("enableTracing",),
+            "HttpConnectionManager.access_log": (
+                "enableEnvoyAccessLogService",
+                "defaultProviders",
+            ),
+            "UpstreamTlsContext": ("trustDomain", "trustDomainAliases"),
+            "which objects a proxy is sent": (
+                "defaultServiceExportTo",
+                "defaultVirtualServiceExportTo",
+                "defaultDestinationRuleExportTo",
+                "discoverySelectors",
+                "rootNamespace",
+                "serviceEntryVisibility",
+            ),
+            "Listener, RouteConfiguration `http_proxy`": ("proxyHttpPort",),
+        }.items()
+        for name in names
+    },
+    ("MeshConfig", "ingressService"): (
+        "`status.loadBalancer` of Ingress objects",
+        f"{ROOT}/unit/analyze/test_ingress_addresses.py",
+    ),
+    ("MeshConfig", "disablePolicyChecks"): ("RateLimit", f"{UNIT}/test_compile_mesh_config.py"),
+    ("MeshConfig", "enablePrometheusMerge"): (
+        "Listener of metrics",
+        f"{ROOT}/unit/inject/test_inject_mesh_config.py",
+    ),
+    ("MeshProxyConfig", "concurrency"): (
+        "the sidecar of a pod, the Envoy of a workload",
+        f"{TASKS}/test_tasks_proxies.py",
+    ),
+    ("ExtensionProvider", "name"): ("its users", f"{UNIT}/test_compile_mesh_config.py"),
+    ("ExtensionProvider", "prometheus"): (
+        "the endpoint of metrics, which is always there",
+        f"{UNIT}/test_compile_mesh_config.py",
+    ),
+    ("Tracing", "sampling"): (
+        "HttpConnectionManager.tracing",
+        f"{UNIT}/test_compile_mesh_config.py",
+    ),
+    **dict.fromkeys(
+        [
+            ("MeshProxyConfig", name)
+            for name in (
+                "binaryPath",
+                "drainDuration",
+                "holdApplicationUntilProxyStarts",
+                "interceptionMode",
+                "proxyAdminPort",
+                "proxyMetadata",
+                "proxyStatsMatcher",
+                "runtimeValues",
+                "statusPort",
+            )
+        ],
+        ("the sidecar of a pod", f"{ROOT}/unit/inject/test_inject_mesh_config.py"),
+    ),
     ("MeshConfig", "inboundTrafficPolicy"): (
         "Cluster of the application",
         f"{GOLDEN}/sidecar-settings.in.yaml",

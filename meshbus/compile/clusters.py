@@ -17,10 +17,12 @@ from meshbus.compile.endpoints import (
     service_identities,
 )
 from meshbus.compile.engine import Reader
+from meshbus.compile.families import Families
 from meshbus.compile.findings import Part, Report
 from meshbus.compile.health_checks import apply_health_check
 from meshbus.compile.locality import Place, Ranking, ranking_of
 from meshbus.compile.names import (
+    AS_NAMED,
     BLACK_HOLE,
     INBOUND_PASSTHROUGH,
     PASSTHROUGH,
@@ -32,7 +34,9 @@ from meshbus.compile.names import (
     is_wildcard,
     spiffe,
 )
+from meshbus.compile.networks import networks
 from meshbus.compile.proxy_headers import keep_upstream_case
+from meshbus.compile.proxy_logs import LOG_SERVICE
 from meshbus.compile.resources import CDS, Resource, encode
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.stat_names import outbound_stat_name
@@ -66,8 +70,9 @@ from meshbus.model.keys import Key
 from meshbus.model.rows import Endpoint, Service, ServicePort
 from meshbus.model.world import Query
 
-LOCALHOST = "127.0.0.1"
 A_YEAR_S = 31_536_000
+MESH = Key("", "mesh", "config", "", "mesh")
+"""Stands for the mesh config in findings."""
 
 
 class ClusterStyle(NamedTuple):
@@ -76,7 +81,7 @@ class ClusterStyle(NamedTuple):
     router: bool
     captured: bool
     """Original destinations are known: a sidecar with captured traffic."""
-    ipv6: bool
+    families: Families
     place: Place | None = None
     """Where the proxy is, for what is resolved by itself; None for services not ranked by it."""
     keep_case: bool = False
@@ -98,7 +103,7 @@ def service_clusters(
         if port.protocol == UDP:
             continue
         for subset in (None, *rule.subsets):
-            built = _cluster(reader, row, port, rule, subset, style, report)
+            built = _cluster(reader, service, row, port, rule, subset, style, report)
             if built is not None:
                 origins = _origins(service, row, rule, subset)
                 out.append(encode(reader, CDS, built.name, built, origins))
@@ -126,6 +131,7 @@ def source_key(service: Key, row: Service) -> Key:
 
 def _cluster(
     reader: Reader,
+    service: Key,
     row: Service,
     port: ServicePort,
     rule: Rule,
@@ -147,11 +153,8 @@ def _cluster(
     blame = fault or (rule.origins[0] if rule.origins else Key("", "", "", "", ""))
     place = subset.path if subset else "spec"
     if not _discovery(cluster, row, port, subset, style, ranking, settings):
-        report.add(
-            Key("", "reg", "services", row.namespace, row.host),
-            "hosts",
-            "a wildcard host without resolution needs captured traffic",
-        )
+        message = f"{row.host}: a wildcard host without resolution needs captured traffic"
+        report.add(source_key(service, row), "spec.hosts", message)
         return None
     _metadata(cluster, row, rule, subset)
     with report.guard(blame, place):
@@ -224,7 +227,7 @@ def _discovery(
         _dns(cluster, targets, style, settings, logical=logical, ranking=ranking)
         return True
     if row.resolution == DYNAMIC_DNS:
-        resolve_as_named(cluster, style.ipv6)
+        resolve_as_named(cluster, style.families)
         return True
     if row.resolution == "NONE":
         behind = port.target_port or port.number
@@ -263,9 +266,7 @@ def _dns(
     targets = list(targets)
     logical = logical and len(targets) == 1
     cluster.type = cluster_pb2.Cluster.LOGICAL_DNS if logical else cluster_pb2.Cluster.STRICT_DNS
-    cluster.dns_lookup_family = (
-        cluster_pb2.Cluster.ALL if style.ipv6 else cluster_pb2.Cluster.V4_ONLY
-    )
+    cluster.dns_lookup_family = style.families.lookup
     dns_refresh(cluster, settings)
     members = [
         encoded_endpoint(e, encode_endpoint(e, port, e.tls_mode == "istio", host=host))
@@ -388,6 +389,8 @@ def named_clusters(reader: Reader, service: Key, rules: tuple[Key, ...]) -> Part
 
 def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
     """Node: clusters that every proxy of a style has: black hole, passthrough, control plane."""
+    report = Report()
+    report.extend(reader.node(networks).findings)
     out = [cluster_pb2.Cluster(name=BLACK_HOLE, type=cluster_pb2.Cluster.STATIC)]
     passthrough = cluster_pb2.Cluster(
         name=PASSTHROUGH, lb_policy=cluster_pb2.Cluster.CLUSTER_PROVIDED
@@ -400,22 +403,52 @@ def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
     if style.captured:
         passthrough.type = cluster_pb2.Cluster.ORIGINAL_DST
     else:
-        resolve_as_named(passthrough, style.ipv6)
+        resolve_as_named(passthrough, style.families)
     if style.keep_case:
         keep_upstream_case(options)
     apply_options(passthrough, options)
     if not style.router:
         out.append(passthrough)
+        if settings.dynamic_dns:
+            with report.guard(MESH, "outboundTrafficPolicy.tls"):
+                out.append(_as_named(AS_NAMED, settings, style, settings.dynamic_tls or {}))
     for cluster in out:
         cluster.connect_timeout.CopyFrom(seconds(10))
     if style.captured:
         out.append(_inbound_passthrough(settings, style))
+    if settings.log_service.get("address") and any(
+        log.cluster == LOG_SERVICE for log in settings.logs.remote
+    ):
+        with report.guard(MESH, "defaultConfig.envoyAccessLogService"):
+            out.append(_log_service(settings, style))
     out += [
         _control(entry.row.service, entry.row.host, entry.row.port, settings)
         for entry in reader.entries(Query("mesh.addresses", "all", None))
         if entry.row.service in CONTROL_SERVICES
     ]
-    return Part(tuple(encode(reader, CDS, c.name, c) for c in out))
+    return Part(tuple(encode(reader, CDS, c.name, c) for c in out), report.findings())
+
+
+def _as_named(
+    name: str, settings: MeshSettings, style: ClusterStyle, tls: dict[str, Any]
+) -> cluster_pb2.Cluster:
+    """Requests to unknown hosts go where their names lead; `tls` holds towards all of them."""
+    cluster = cluster_pb2.Cluster(name=name, connect_timeout=seconds(10))
+    resolve_as_named(cluster, style.families)
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    apply_connection_pool(cluster, options, settings.default_pool, settings)
+    if tls.get("mode") in ("SIMPLE", "MUTUAL") and not tls.get("credentialName"):
+        options.explicit_http_config.http_protocol_options.SetInParent()
+        cluster.transport_socket.CopyFrom(socket(originated(tls, False, settings.tls_defaults)))
+        if not tls.get("sni"):
+            checked = not (tls.get("subjectAltNames") or tls.get("insecureSkipVerify"))
+            options.upstream_http_protocol_options.auto_sni = True
+            options.upstream_http_protocol_options.auto_san_validation = checked
+    else:
+        options.use_downstream_protocol_config.http_protocol_options.SetInParent()
+        options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
+    apply_options(cluster, options)
+    return cluster
 
 
 def _control(service: str, host: str, port: int, settings: MeshSettings) -> cluster_pb2.Cluster:
@@ -444,6 +477,30 @@ def _control(service: str, host: str, port: int, settings: MeshSettings) -> clus
     return cluster
 
 
+def _log_service(settings: MeshSettings, style: ClusterStyle) -> cluster_pb2.Cluster:
+    """Whom access logs are sent to, by `envoyAccessLogService` of `defaultConfig`."""
+    wish = settings.log_service
+    cluster = cluster_pb2.Cluster(name=LOG_SERVICE, connect_timeout=seconds(5))
+    host, _, port = str(wish["address"]).rpartition(":")
+    host = host.strip("[]")
+    if _is_address(host):
+        cluster.type = cluster_pb2.Cluster.STATIC
+        cluster.load_assignment.ParseFromString(
+            assignment(LOG_SERVICE, [bare_endpoint(host, int(port))])
+        )
+    else:
+        _dns(cluster, [(host, int(port), None)], style, settings, logical=False)
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    keepalive = {"tcp": {"tcpKeepalive": wish["tcpKeepalive"]}} if wish.get("tcpKeepalive") else {}
+    apply_connection_pool(cluster, options, {"connectionPool": keepalive}, settings)
+    options.explicit_http_config.http2_protocol_options.SetInParent()
+    apply_options(cluster, options)
+    tls = wish.get("tlsSettings") or {}
+    if tls.get("mode") in ("SIMPLE", "MUTUAL"):
+        cluster.transport_socket.CopyFrom(socket(originated(tls, True, settings.tls_defaults)))
+    return cluster
+
+
 def _is_address(host: str) -> bool:
     try:
         ip_address(host)
@@ -464,17 +521,18 @@ def _inbound_passthrough(settings: MeshSettings, style: ClusterStyle) -> cluster
     if style.keep_case:
         keep_upstream_case(options)
     apply_options(cluster, options)
-    _from_inpod_address(cluster, style.ipv6)
+    _from_inpod_address(cluster, style.families)
     return cluster
 
 
-def _from_inpod_address(cluster: cluster_pb2.Cluster, ipv6: bool) -> None:
+def _from_inpod_address(cluster: cluster_pb2.Cluster, families: Families) -> None:
     source = cluster.upstream_bind_config.source_address
-    source.address = "127.0.0.6"
+    first, *others = families.sources
+    source.address = first
     source.port_value = 0
-    if ipv6:
+    for other in others:
         extra = cluster.upstream_bind_config.extra_source_addresses.add().address
-        extra.address = "::6"
+        extra.address = other
         extra.port_value = 0
 
 
@@ -483,7 +541,7 @@ def inbound_application(
     port: int,
     protocol: str,
     app_address: str,
-    ipv6: bool,
+    families: Families,
     policy: dict[str, Any],
     *,
     keep_case: bool = False,
@@ -502,12 +560,12 @@ def inbound_application(
         cluster.type = cluster_pb2.Cluster.STATIC
         cluster.load_assignment.cluster_name = cluster.name
         group = cluster.load_assignment.endpoints.add()
-        where = address(app_address or LOCALHOST, port)
+        where = address(app_address or families.localhost, port)
         group.lb_endpoints.add().endpoint.address.CopyFrom(where)
     else:
         _original_destination(cluster)
         # An application's address stays: its connections outlive pauses between requests.
         # Source: Istio, buildInboundCluster.
         cluster.cleanup_interval.CopyFrom(seconds(A_YEAR_S))
-        _from_inpod_address(cluster, ipv6)
+        _from_inpod_address(cluster, families)
     return cluster

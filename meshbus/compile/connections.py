@@ -24,8 +24,8 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import duration_pb2
 
-from meshbus.compile.file_logs import NO_FILE_LOG, FileLog, file_log
 from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, apply_headers
+from meshbus.compile.proxy_logs import NO_LOGS, ProxyLogs
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.telemetry import TCP_REPORT_S, http_access_log, tcp_access_log, tracing
 from meshbus.compile.values import ads, any_of, boolean, duration_of_nanos, seconds
@@ -83,8 +83,8 @@ class Reporting:
     log_name: str
     enabled: bool
     """The telemetry service can be reached."""
-    file: FileLog = NO_FILE_LOG
-    """Where the proxy itself writes them."""
+    logs: ProxyLogs = NO_LOGS
+    """Where the mesh config wants them."""
     headers: ProxyHeaders = NO_WISHES
     """What the proxy says of itself and callers, in headers."""
 
@@ -147,8 +147,7 @@ def connection_manager(
     apply_headers(manager, reporting.headers)
     manager.rds.route_config_name = route_name
     manager.rds.config_source.CopyFrom(ads())
-    if reporting.file.path:
-        manager.access_log.append(file_log(reporting.file))
+    manager.access_log.extend(reporting.logs.http())
     if reporting.enabled:
         manager.access_log.append(http_access_log(reporting.log_name))
         if settings.tracing:
@@ -190,8 +189,7 @@ def tcp_proxy(
     else:
         for name, weight in targets:
             proxy.weighted_clusters.clusters.add(name=name, weight=weight)
-    if reporting.file.path:
-        proxy.access_log.append(file_log(reporting.file))
+    proxy.access_log.extend(reporting.logs.tcp())
     if reporting.enabled:
         proxy.access_log.append(tcp_access_log(reporting.log_name))
         proxy.access_log_options.flush_access_log_on_connected = True
@@ -201,10 +199,18 @@ def tcp_proxy(
 
 def log_refused(listener: listener_pb2.Listener, reporting: Reporting) -> None:
     """Connections that no chain takes are logged by the listener itself."""
-    if reporting.file.path and reporting.file.listeners:
-        log = file_log(reporting.file)
+    for log in reporting.logs.listener():
         log.filter.response_flag_filter.flags.append("NR")
         listener.access_log.append(log)
+
+
+def wait_for_first_bytes(listener: listener_pb2.Listener, settings: MeshSettings) -> None:
+    """How long a client that is silent is waited for, before its protocol is taken for unknown:
+    `protocolDetectionTimeout`, 0 for no limit."""
+    wait = duration_pb2.Duration()
+    wait.FromNanoseconds(settings.protocol_detection_timeout_ns)
+    listener.listener_filters_timeout.CopyFrom(wait)
+    listener.continue_on_listener_filters_timeout = True
 
 
 def proxy_protocol_filter() -> lc_pb2.ListenerFilter:

@@ -13,6 +13,7 @@ from envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3 import (
 )
 
 from meshbus.compile.engine import Reader
+from meshbus.compile.families import Families
 from meshbus.compile.scope import Viewer, visible_services
 from meshbus.compile.values import any_of, uint32
 
@@ -21,16 +22,16 @@ _CACHE = "meshbus"
 _MOST_HOSTS = 1024
 
 
-def names_cache(ipv6: bool) -> dns_cache_pb2.DnsCacheConfig:
+def names_cache(families: Families) -> dns_cache_pb2.DnsCacheConfig:
     """The cache of a proxy: clusters and filters of one name must have the same."""
     return dns_cache_pb2.DnsCacheConfig(
         name=_CACHE,
-        dns_lookup_family=cluster_pb2.Cluster.ALL if ipv6 else cluster_pb2.Cluster.V4_ONLY,
+        dns_lookup_family=families.lookup,
         max_hosts=uint32(_MOST_HOSTS),
     )
 
 
-def resolve_as_named(cluster: cluster_pb2.Cluster, ipv6: bool) -> None:
+def resolve_as_named(cluster: cluster_pb2.Cluster, families: Families) -> None:
     """The cluster goes to whatever host it is asked for. Its TLS, if it has any, checks that name,
     unless a rule names another; Envoy alone would not take a cluster without TLS."""
     cluster.ClearField("type")
@@ -38,19 +39,19 @@ def resolve_as_named(cluster: cluster_pb2.Cluster, ipv6: bool) -> None:
     cluster.cluster_type.typed_config.CopyFrom(
         any_of(
             dfp_pb2.ClusterConfig(
-                dns_cache_config=names_cache(ipv6), allow_insecure_cluster_options=True
+                dns_cache_config=names_cache(families), allow_insecure_cluster_options=True
             )
         )
     )
     cluster.lb_policy = cluster_pb2.Cluster.CLUSTER_PROVIDED
 
 
-def resolve_sni(chain: lc_pb2.FilterChain, port: int, ipv6: bool) -> None:
+def resolve_sni(chain: lc_pb2.FilterChain, port: int, families: Families) -> None:
     """Connections of a chain go to the host that their SNI names, at a port."""
     found = lc_pb2.Filter(
         name="envoy.filters.network.sni_dynamic_forward_proxy",
         typed_config=any_of(
-            sni_pb2.FilterConfig(dns_cache_config=names_cache(ipv6), port_value=port)
+            sni_pb2.FilterConfig(dns_cache_config=names_cache(families), port_value=port)
         ),
     )
     chain.filters.insert(len(chain.filters) - 1, found)

@@ -49,12 +49,12 @@ def message_of_value(type_name: str, value: Mapping[str, Any], path: str) -> Any
 
 def merge(target: Message, patch: Message, *, replace_lists: bool = False) -> None:
     """Fields of `patch` over those of `target`: messages field by field, also inside an `Any` of
-    the same type; lists are added to, or replaced.
+    the same type; lists are added to, or replaced, but for those in an `Any`.
 
     Source: Istio, EnvoyFilter reference, MERGE and MERGE_AND_REPLACE_LIST.
     """
     if isinstance(target, any_pb2.Any) and isinstance(patch, any_pb2.Any):
-        _merge_any(target, patch, replace_lists)
+        _merge_any(target, patch)
         return
     for field, value in patch.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -84,11 +84,11 @@ def _merge_map(held: Any, field: FieldDescriptor, value: Any, replace_lists: boo
             held[name] = value[name]
 
 
-def _merge_any(target: any_pb2.Any, patch: any_pb2.Any, replace_lists: bool) -> None:
+def _merge_any(target: any_pb2.Any, patch: any_pb2.Any) -> None:
     kind = type_of_url(patch.type_url) if patch.type_url == target.type_url else None
     if kind is None:
         target.CopyFrom(patch)
         return
     whole, part = kind.FromString(target.value), kind.FromString(patch.value)
-    merge(whole, part, replace_lists=replace_lists)
+    merge(whole, part)
     target.CopyFrom(any_of(whole))

@@ -1,4 +1,4 @@
-"""Access logs that proxies write themselves: `accessLogFile` of the mesh config.
+"""Access logs that proxies write to files.
 
 Source: https://istio.io/latest/docs/tasks/observability/logs/access-log/ (the default format).
 """
@@ -59,14 +59,14 @@ class FileLog(NamedTuple):
     json: bool = False
     listeners: bool = True
     """Listeners log connections that no chain takes."""
-
-
-NO_FILE_LOG = FileLog()
+    omit_empty: bool = False
+    """Values that are not there are left out, instead of `-`."""
 
 
 def file_log(log: FileLog) -> accesslog_pb2.AccessLog:
     """The log of a listener, a connection manager or a TCP proxy."""
     config = file_pb2.FileAccessLog(path=log.path)
+    config.log_format.omit_empty_values = log.omit_empty
     if log.json:
         config.log_format.json_format.update(_json_format(log.format))
     else:

@@ -41,7 +41,7 @@ from meshbus.compile.gateway_servers import AUTO_PASSTHROUGH, Router, Server, se
 from meshbus.compile.ingress import ingress_routes
 from meshbus.compile.l4_routes import L4Route, l4_routes, restrict, tcp_filter
 from meshbus.compile.names import UDP, ClusterName, covers, listener_name
-from meshbus.compile.outbound import any_address, reporting_of
+from meshbus.compile.outbound import reporting_of
 from meshbus.compile.proxy_headers import forward_certificate
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
@@ -130,7 +130,7 @@ def _listener(
     elif proxy.capture == CAPTURE_PROXY and binds:
         addresses = binds
     else:
-        addresses = any_address(proxy.dual_stack)
+        addresses = proxy.families.anywhere
     out = listener_pb2.Listener(
         name=listener_name(addresses[0], port),
         address=address(addresses[0], port),
@@ -225,7 +225,7 @@ def _http_chain(
     reader: Reader, view: View, server: Server, reporting: Reporting
 ) -> lc_pb2.FilterChain:
     dynamic = reader.node(named_as_met, view.viewer)
-    resolved = client_filters(names_cache(view.ipv6) if dynamic else None)
+    resolved = client_filters(names_cache(view.families) if dynamic else None)
     manager = connection_manager(
         stat_prefix=f"outbound_{server.bind or '0.0.0.0'}_{server.port};",  # noqa: S104 - a name
         route_name=server.route_name(),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.names import MESH_GATEWAY, fqdn
+from meshbus.compile.namespaces import is_discovered
 from meshbus.compile.written import entries, pairs, texts
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
@@ -76,7 +77,9 @@ def heading(reader: Reader, key: Key) -> Heading | None:
 
 
 def virtual_service_keys(reader: Reader, namespace: str) -> tuple[Key, ...]:
-    """Node: keys of the virtual services of a namespace."""
+    """Node: keys of the virtual services of a namespace; none if it is not looked at."""
+    if not reader.node(is_discovered, namespace):
+        return ()
     query = Query("cfg.virtualservices", "namespace", namespace)
     return tuple([entry.key for entry in reader.entries(query)])
 

@@ -7,7 +7,7 @@ from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
 
-from meshbus.compile.clusters import LOCALHOST, inbound_application
+from meshbus.compile.clusters import inbound_application
 from meshbus.compile.connections import (
     HTTP_ALPN,
     Reporting,
@@ -19,22 +19,25 @@ from meshbus.compile.connections import (
     original_source_filter,
     tcp_proxy,
     tls_inspector_filter,
+    wait_for_first_bytes,
 )
 from meshbus.compile.endpoints import service_addresses, target_ports
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import SERVER, Extension, extensions_of
+from meshbus.compile.families import ANY_V4, Families
 from meshbus.compile.findings import Finding, NotCompiledError, Part, Report
 from meshbus.compile.http_routes import retry_policy
 from meshbus.compile.names import (
     BLACK_HOLE,
     INBOUND_PASSTHROUGH,
     UDP,
+    bracketed,
     inbound_cluster,
     is_http,
     is_sniffed,
     listener_name,
 )
-from meshbus.compile.outbound import ANY_V4, INBOUND_PORT, OUTBOUND_PORT, any_address, reporting_of
+from meshbus.compile.outbound import INBOUND_PORT, OUTBOUND_PORT, reporting_of
 from meshbus.compile.peer_authentication import (
     DISABLE,
     NO_SELECTOR_IN_ROOT,
@@ -79,7 +82,7 @@ from meshbus.compile.tls_contexts import (
     socket,
 )
 from meshbus.compile.traffic_policy import merged_rule, policy_in_force
-from meshbus.compile.values import address, boolean, duration_of_nanos, uint32
+from meshbus.compile.values import address, boolean, uint32
 from meshbus.compile.virtual_hosts import HostRoutes, encode_host, encode_table
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service
@@ -139,7 +142,7 @@ class ListenerView(NamedTuple):
     mutual: MutualTls
     connections: Security
     """What decides about TCP connections at `ports`; nothing where all are of HTTP."""
-    dual_stack: bool
+    families: Families
     sidecar: tuple[Key, ...] = ()
     """The Sidecar that says the ports."""
     extensions: tuple[Extension, ...] = ()
@@ -159,7 +162,7 @@ class ClusterView(NamedTuple):
     """What decides the clusters of a sidecar's inbound side: versions of a service share them."""
 
     ports: tuple[ServedPort, ...]
-    dual_stack: bool
+    families: Families
     sidecar: tuple[Key, ...]
     keep_case: bool
     """See `ProxyHeaders.keep_case`."""
@@ -189,7 +192,7 @@ class InboundView(NamedTuple):
             ports,
             self.mutual,
             self.connections,
-            self.proxy.dual_stack,
+            self.proxy.families,
             self.sidecar,
             self.extensions,
             self.headers,
@@ -202,7 +205,7 @@ class InboundView(NamedTuple):
         ports = tuple(
             p._replace(bind="", bound=False, named_by=ANY_V4, tls="", path="") for p in self.ports
         )
-        return ClusterView(ports, self.proxy.dual_stack, self.sidecar, self.headers.keep_case)
+        return ClusterView(ports, self.proxy.families, self.sidecar, self.headers.keep_case)
 
 
 def namespace_services(reader: Reader, namespace: str) -> tuple[Ref, ...]:
@@ -306,13 +309,14 @@ def _with_ingress(
         return () if uncaptured else tuple(port._replace(pool=side.pool) for port in served)
     known = {port.port: port for port in served}
     out = []
+    local = bracketed(proxy.families.localhost)
     for ingress in side.listeners:
         held = known.get(ingress.port, ServedPort(ingress.port, "", ()))
         out.append(
             held._replace(
                 protocol=ingress.protocol or held.protocol,
                 endpoint=own_endpoint(ingress.endpoint, proxy.ips)
-                or (f"{LOCALHOST}:{ingress.port}" if uncaptured else ""),
+                or (f"{local}:{ingress.port}" if uncaptured else ""),
                 bind=ingress.bind,
                 bound=uncaptured or not ingress.captured,
                 named_by=ingress.bind or own_address,
@@ -455,9 +459,7 @@ def _inspect(listener: listener_pb2.Listener, settings: MeshSettings) -> None:
         if blind:
             inspector.filter_disabled.CopyFrom(_at_ports(blind))
         listener.listener_filters.append(inspector)
-    wait = duration_of_nanos(settings.protocol_detection_timeout_ns)
-    listener.listener_filters_timeout.CopyFrom(wait)
-    listener.continue_on_listener_filters_timeout = True
+    wait_for_first_bytes(listener, settings)
 
 
 def _at_ports(ports: list[int]) -> lc_pb2.ListenerFilterChainMatchPredicate:
@@ -479,7 +481,7 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
     """Node: the listener of captured inbound traffic; other ports of the application pass through
     under the workload's mutual TLS mode."""
     out = listener_pb2.Listener(name="virtualInbound", traffic_direction=base_pb2.INBOUND)
-    addresses = any_address(view.dual_stack)
+    addresses = view.families.anywhere
     out.address.CopyFrom(address(addresses[0], INBOUND_PORT))
     for other in addresses[1:]:
         out.additional_addresses.add().address.CopyFrom(address(other, INBOUND_PORT))
@@ -617,7 +619,7 @@ def inbound_clusters(reader: Reader, view: ClusterView, app_address: str) -> Par
             served.port,
             served.protocol,
             app_address,
-            view.dual_stack,
+            view.families,
             pool_policy(served.pool) or said or settings.default_pool,
             keep_case=view.keep_case,
         )

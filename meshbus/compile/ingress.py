@@ -12,6 +12,7 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Report
 from meshbus.compile.headings import heading_of
 from meshbus.compile.names import CLUSTER_DOMAIN
+from meshbus.compile.namespaces import is_discovered
 from meshbus.compile.scope import Ref, age
 from meshbus.compile.settings import mesh
 from meshbus.compile.written import entries, fields, number, texts
@@ -50,7 +51,7 @@ def ingresses(reader: Reader) -> tuple[Ref, ...]:
             ours = controllers.get(str(wanted)) == CONTROLLER
         else:
             ours = settings.ingress_mode == "DEFAULT"
-        if ours and row.deletion is None:
+        if ours and row.deletion is None and reader.node(is_discovered, row.namespace):
             found.append(Ref(entry.key, row))
     return tuple(sorted(found, key=age))
 

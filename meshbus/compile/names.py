@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 BLACK_HOLE = "BlackHoleCluster"
 PASSTHROUGH = "PassthroughCluster"
+AS_NAMED = "AllowAnyDynamicDNSCluster"
+"""Takes requests to unknown hosts to where their names lead."""
 INBOUND_PASSTHROUGH = "InboundPassthroughCluster"
+UNKNOWN = frozenset({PASSTHROUGH, AS_NAMED})
+"""Clusters that let what nobody claims through."""
 MESH_GATEWAY = "mesh"
 """The name that stands for all sidecars in `VirtualService.gateways`."""
 CLUSTER_DOMAIN = "cluster.local"

@@ -4,7 +4,8 @@ Source: Istio, MeshNetworks reference and "Install Multi-Primary on different ne
 pilot/pkg/xds/endpoints of 1.31 where they are silent (weights, what is left out).
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from math import lcm
 from typing import Any, NamedTuple
@@ -13,15 +14,21 @@ from envoy.config.endpoint.v3 import endpoint_components_pb2
 
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Finding, Report
 from meshbus.compile.settings import mesh
 from meshbus.compile.values import address, uint32
+from meshbus.compile.written import entries, fields, number
 from meshbus.model.keys import Key
-from meshbus.model.world import NETWORK_LABEL, Query
+from meshbus.model.world import NETWORK_LABEL, Entry, Query
 
 GATEWAY_PORT_LABEL = "networking.istio.io/gatewayPort"
 GATEWAY_PORT = 15443
 _CONFIG_MAP = "istio"
 _CONFIG_KEY = "meshNetworks"
+
+
+MESH_NETWORKS = "meshnetworks"
+"""Kind of the objects that say the same as the ConfigMap."""
 
 
 class NetworkGateway(NamedTuple):
@@ -42,6 +49,10 @@ class Networks(NamedTuple):
     """(CIDR, network) of `fromCidr`, the narrowest first."""
     default: str = ""
     """Of the root namespace: that of whatever says nothing else."""
+    names: tuple[str, ...] = ()
+    """Names of gateways that somebody must look up: endpoints of Envoy have addresses alone."""
+    findings: tuple[Finding, ...] = ()
+    """Gateways that nothing can be sent to."""
 
     def network_of(self, said: str, cluster: str, where: str) -> str:
         """The network of a workload that says `said` of itself and is at an address."""
@@ -63,34 +74,65 @@ class Networks(NamedTuple):
 NO_NETWORKS = Networks()
 
 
+class _Written(NamedTuple):
+    """One network as an object says it."""
+
+    source: Key
+    path: str
+    name: str
+    spec: Mapping[str, Any]
+
+
+class _Collected:
+    """Gateways as they are found."""
+
+    def __init__(self, known: Mapping[str, list[str]]) -> None:
+        self.known = known
+        """Addresses of names."""
+        self.gateways: dict[str, set[NetworkGateway]] = {}
+        self.names: set[str] = set()
+        self.report = Report()
+
+    def add(self, network: str, places: Iterable[str], port: int, key: Key, path: str) -> None:
+        """A gateway at addresses, or names of them."""
+        found = self.gateways.setdefault(network, set())
+        for place in places:
+            if _is_address(place):
+                found.add(NetworkGateway(place, port))
+                continue
+            name = place.lower().rstrip(".")
+            self.names.add(name)
+            addresses = self.known.get(name, ())
+            found.update(NetworkGateway(address, port) for address in addresses)
+            if not addresses:
+                message = f"{place} has not been looked up yet: nothing is sent there"
+                self.report.add(key, path, message)
+
+
 def networks(reader: Reader) -> Networks:
-    """Node: all networks: of ConfigMap `istio` of the root namespace (key `meshNetworks`), and of
-    services with the label `topology.istio.io/network`."""
+    """Node: all networks: of MeshNetworks (objects, or key `meshNetworks` of ConfigMap `istio` of
+    the root namespace), and of services with the label `topology.istio.io/network`."""
     root = reader.node(mesh).root_namespace
-    gateways: dict[str, set[NetworkGateway]] = {}
+    rows = reader.entries(Query("reg.names", "all", None))
+    found = _Collected({e.row.name: e.row.addresses for e in rows})
     registries: list[tuple[str, str]] = []
     ranges: list[tuple[str, str]] = []
-    for name, spec in _written(reader, root).items():
-        for member in _records(spec.get("endpoints")):
-            if member.get("fromRegistry"):
-                registries.append((str(member["fromRegistry"]), name))
-            if member.get("fromCidr") and _parsed(str(member["fromCidr"])) is not None:
-                ranges.append((str(member["fromCidr"]), name))
-        for gateway in _records(spec.get("gateways")):
-            port = int(gateway.get("port") or GATEWAY_PORT)
-            found = gateways.setdefault(name, set())
-            if gateway.get("registryServiceName"):
-                host = str(gateway["registryServiceName"])
-                for entry in reader.entries(Query("reg.services", "host", host)):
-                    found.update(_outside(reader, entry.key.cluster, entry.row, port))
-            elif _is_address(str(gateway.get("address") or "")):
-                found.add(NetworkGateway(str(gateway["address"]), port))
+    for written in _written(reader, root):
+        clusters = set()
+        for member in entries(written.spec.get("endpoints")):
+            if cluster := _said(member, "fromRegistry"):
+                clusters.add(cluster)
+                registries.append((cluster, written.name))
+            if (cidr := _said(member, "fromCidr")) and _parsed(cidr) is not None:
+                ranges.append((cidr, written.name))
+        for index, gateway in enumerate(entries(written.spec.get("gateways"))):
+            _take_gateway(reader, found, written, index, gateway, clusters)
     for entry in reader.entries(Query("reg.services", "network", True)):
         row = entry.row
         port = int(row.labels.get(GATEWAY_PORT_LABEL) or GATEWAY_PORT)
         if any(p.number == port for p in row.ports):
-            found = gateways.setdefault(row.labels[NETWORK_LABEL], set())
-            found.update(_outside(reader, entry.key.cluster, row, port))
+            source = _object_of(entry)
+            found.add(row.labels[NETWORK_LABEL], row.outside, port, source, "status.loadBalancer")
     labels = [
         e.row.labels
         for e in reader.entries(Query("reg.namespaces", "all", None))
@@ -98,50 +140,74 @@ def networks(reader: Reader) -> Networks:
     ]
     default = labels[0].get(NETWORK_LABEL, "") if labels else ""
     return Networks(
-        tuple((name, tuple(sorted(found))) for name, found in sorted(gateways.items()) if found),
-        tuple(sorted(registries)),
-        tuple(sorted(ranges, key=lambda r: (-_prefix_length(r[0]), r))),
+        tuple((name, tuple(sorted(held))) for name, held in sorted(found.gateways.items()) if held),
+        tuple(sorted(set(registries))),
+        tuple(sorted(set(ranges), key=lambda r: (-_prefix_length(r[0]), r))),
         default,
+        tuple(sorted(found.names)),
+        found.report.findings(),
     )
 
 
-def _written(reader: Reader, root: str) -> dict[str, dict[str, Any]]:
+def _take_gateway(
+    reader: Reader,
+    found: _Collected,
+    written: _Written,
+    index: int,
+    gateway: Mapping[str, Any],
+    clusters: set[str],
+) -> None:
+    path = f"{written.path}.gateways[{index}]"
+    port = number(gateway.get("port")) or GATEWAY_PORT
+    host = _said(gateway, "registryServiceName")
+    if not host:
+        places = [place] if (place := _said(gateway, "address")) else []
+        found.add(written.name, places, port, written.source, f"{path}.address")
+        return
+    # The same host may be a service of several clusters: that of the network counts.
+    services = [
+        entry
+        for entry in reader.entries(Query("reg.services", "host", host))
+        if not clusters or entry.key.cluster in clusters
+    ]
+    path = f"{path}.registryServiceName"
+    for entry in services:
+        found.add(written.name, entry.row.outside, port, written.source, path)
+    if not any(entry.row.outside for entry in services):
+        what = "has no address outside its cluster" if services else "is not known in its clusters"
+        found.report.add(written.source, path, f"service {host} {what}")
+
+
+def _said(record: Mapping[str, Any], name: str) -> str:
+    """A field, in either of the spellings of proto JSON."""
+    snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
+    return str(record.get(name) or record.get(snake) or "")
+
+
+def _object_of(entry: Entry) -> Key:
+    """The Service that a row of the registry came from."""
+    row = entry.row
+    return Key(entry.key.cluster, "cfg", "services", row.namespace, row.name)
+
+
+def _written(reader: Reader, root: str) -> Iterable[_Written]:
+    for entry in reader.entries(Query(f"cfg.{MESH_NETWORKS}", "all", None)):
+        if entry.row.deletion is None:
+            yield from _networks_in(entry.key, "spec.networks", entry.row.spec)
     for entry in reader.entries(Query("cfg.configmaps", "namespace", root)):
         if entry.key.name != _CONFIG_MAP:
             continue
         text = (entry.row.spec.get("data") or {}).get(_CONFIG_KEY)
-        try:
+        with contextlib.suppress(NotReadableError):
             held = read_yaml(text) if isinstance(text, str) else None
-        except NotReadableError:
-            held = None
-        found = held.get("networks") if isinstance(held, dict) else None
-        if isinstance(found, dict):
-            return {str(n): s for n, s in sorted(found.items()) if isinstance(s, dict)}
-    return {}
+            yield from _networks_in(entry.key, f"data.{_CONFIG_KEY}.networks", held)
 
 
-def _outside(reader: Reader, cluster: str, row: Any, port: int) -> Iterable[NetworkGateway]:
-    """Addresses at which a service is reached from other networks."""
-    key = Key(cluster, "cfg", "services", row.namespace, row.name)
-    written = reader.get(key)
-    if written is None:
-        return
-    status: Any = written.spec.get("status")
-    if not isinstance(status, dict):
-        reported = reader.get(key._replace(plane="st"))
-        status = reported.status if reported is not None else {}
-    given = [str(a) for a in written.spec.get("externalIPs") or ()]
-    ingress = _records((status.get("loadBalancer") or {}).get("ingress"))
-    # Discovery puts what Kubernetes says of the load balancer beside the rest of the spec.
-    ingress += _records(written.spec.get("ingress"))
-    given += [str(item.get("ip") or "") for item in ingress]
-    for where in given:
-        if _is_address(where):
-            yield NetworkGateway(where, port)
-
-
-def _records(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+def _networks_in(source: Key, path: str, held: Any) -> Iterable[_Written]:
+    found = fields(fields(held).get("networks"))
+    for name, spec in sorted(found.items()):
+        if isinstance(spec, Mapping):
+            yield _Written(source, f"{path}.{name}", str(name), spec)
 
 
 def _is_address(text: str) -> bool:

@@ -12,6 +12,7 @@ from meshbus.compile.proxy import compile_proxy
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance, proxy_of_json
 from meshbus.compile.registry import rows_of_objects
 from meshbus.compile.render import render_findings, render_snapshot
+from meshbus.compile.written import entries
 from meshbus.model.keys import Key
 from meshbus.model.module_sources import needed_modules
 from meshbus.model.rows import ConfigObject, MeshConfigRow, Row, WasmModule, WorkloadInstance
@@ -114,7 +115,8 @@ def world_of_documents(
     rows: dict[Key, Row] = dict(objects)
     if settings is not None:
         rows[Key(CLUSTER, "mesh", "config", "", "mesh")] = MeshConfigRow(dict(settings))
-    rows.update(rows_of_objects(objects))
+    selectors = entries((settings or {}).get("discoverySelectors"))
+    rows.update(rows_of_objects(objects, selectors))
     world = world_of(rows)
     for key, need in needed_modules(world).items():
         # Nothing is fetched: the proxy is shown where its module would come from.

@@ -20,6 +20,7 @@ from meshbus.compile.connections import (
     manager_filter,
     tcp_proxy,
     tls_inspector_filter,
+    wait_for_first_bytes,
 )
 from meshbus.compile.dynamic_names import named_as_met, names_cache, resolve_sni
 from meshbus.compile.endpoints import service_addresses
@@ -36,11 +37,12 @@ from meshbus.compile.l4_routes import (
     tcp_filter,
 )
 from meshbus.compile.names import (
+    AS_NAMED,
     BLACK_HOLE,
     MESH_GATEWAY,
-    PASSTHROUGH,
     TLS,
     UDP,
+    UNKNOWN,
     ClusterName,
     is_http,
     is_sniffed,
@@ -53,7 +55,7 @@ from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import HTTP_PROXY, Egress, Ref, age, aliased_hosts, visible_services
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
-from meshbus.compile.values import address, boolean, duration_of_nanos, uint32
+from meshbus.compile.values import address, boolean, uint32
 from meshbus.compile.virtual_hosts import (
     HTTP_PROXY_ROUTE,
     View,
@@ -66,9 +68,6 @@ from meshbus.model.rows import Service, ServicePort
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
-ANY_V4 = "0.0.0.0"  # noqa: S104 - what captured traffic is matched by, not what is exposed
-ANY_V6 = "::"
-LOCAL = "127.0.0.1"
 SPEAK_FIRST = frozenset({"MONGO", "MYSQL"})
 """Protocols that share no port with others. Source: Istio, isConflictWithWellKnownPort."""
 ELSEWHERE = Egress(0, "", "", False, ())
@@ -172,11 +171,11 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                 lost.append(Lost(key, number, winner))
 
         known = row.addresses or (row.auto_addresses if view.dns else [])
-        single = tuple(a for a in known if "/" not in a and (view.ipv6 or ":" not in a))
-        networks = tuple(a for a in row.addresses if "/" in a and (view.ipv6 or ":" not in a))
+        single = tuple(a for a in known if "/" not in a and view.families.has(a))
+        networks = tuple(a for a in row.addresses if "/" in a and view.families.has(a))
         if not row.addresses and row.headless and row.resolution == "STATIC":
             found = reader.node(service_addresses, row.namespace, row.host)
-            single = tuple(sorted(a for a in found if view.ipv6 or ":" not in a))
+            single = tuple(sorted(a for a in found if view.families.has(a)))
         for port in row.ports:
             if port.protocol == UDP:
                 continue
@@ -220,7 +219,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                 take_rest(number)
     shared = sorted({*http, *by_name, *by_network, *rest})
     proxies = tuple(
-        (e.port, SharedPort(True, (), (), "", e.bind or LOCAL, False, True))
+        (e.port, SharedPort(True, (), (), "", e.bind or view.families.localhost, False, True))
         for e in view.viewer.egress
         if e.protocol == HTTP_PROXY and e.port and e.port not in shared
     )
@@ -235,7 +234,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                     tuple(by_name.get(n, ())),
                     tuple(by_network.get(n, ())),
                     rest.get(n, ""),
-                    placed[n].bind or LOCAL if n in placed else "",
+                    placed[n].bind or view.families.localhost if n in placed else "",
                     n not in placed or placed[n].captured,
                 ),
             )
@@ -273,7 +272,7 @@ def reporting_of(reader: Reader, log_name: str, headers: ProxyHeaders) -> Report
     """What is reported, when there is somebody to report to."""
     settings = reader.node(mesh)
     told = reader.node(has_service, "telemetry")
-    return Reporting(log_name, told, settings.file_log, headers)
+    return Reporting(log_name, told, settings.logs, headers)
 
 
 def captured_listeners(reader: Reader, view: View) -> Part:
@@ -305,7 +304,7 @@ def placed_listeners(reader: Reader, view: View, own_address: str) -> Part:
     reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
     out = []
     for port, shared in reader.node(capture_plan, view).placed():
-        bind = own_address if shared.bind == LOCAL else shared.bind
+        bind = own_address if shared.bind == view.families.localhost else shared.bind
         placed = shared._replace(bind=bind)
         out.append(_shared_listener(reader, view, port, placed, reporting, report))
     resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
@@ -327,20 +326,15 @@ def _listener(
     return out
 
 
-def any_address(ipv6: bool) -> tuple[str, ...]:
-    """Every address of the stacks that a proxy has."""
-    return (ANY_V4, ANY_V6) if ipv6 else (ANY_V4,)
-
-
 def _virtual_outbound(reader: Reader, view: View, reporting: Reporting) -> listener_pb2.Listener:
     """Takes all captured traffic and hands it to the listener of its original destination."""
-    out = _listener("virtualOutbound", any_address(view.ipv6), OUTBOUND_PORT, True)
+    out = _listener("virtualOutbound", view.families.anywhere, OUTBOUND_PORT, True)
     out.use_original_dst.CopyFrom(boolean(True))
     log_refused(out, reporting)
     loop = out.filter_chains.add(name="virtualOutbound-blackhole")
     loop.filter_chain_match.destination_port.CopyFrom(uint32(OUTBOUND_PORT))
     loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
-    unknown = view.unknown
+    unknown = view.unknown_tcp
     out.default_filter_chain.name = "virtualOutbound-catchall-tcp"
     out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
     return out
@@ -351,9 +345,7 @@ def _inspect(listener: listener_pb2.Listener, settings: MeshSettings, *, http: b
     listener.listener_filters.append(tls_inspector_filter())
     if http:
         listener.listener_filters.append(http_inspector_filter())
-    wait = duration_of_nanos(settings.protocol_detection_timeout_ns)
-    listener.listener_filters_timeout.CopyFrom(wait)
-    listener.continue_on_listener_filters_timeout = True
+    wait_for_first_bytes(listener, settings)
 
 
 def _on_client(view: View, port: int) -> list[hcm_pb2.HttpFilter]:
@@ -367,11 +359,12 @@ def _http_chain(
     chain = lc_pb2.FilterChain()
     chain.filter_chain_match.transport_protocol = "raw_buffer"
     chain.filter_chain_match.application_protocols.extend(HTTP_ALPN)
-    dynamic = reader.node(named_as_met, view.viewer)
+    dynamic = view.unknown == AS_NAMED or reader.node(named_as_met, view.viewer)
+    cache = names_cache(view.families) if dynamic else None
     manager = connection_manager(
         stat_prefix=stat,
         route_name=route,
-        filters=client_filters(names_cache(view.ipv6) if dynamic else None, _on_client(view, port)),
+        filters=client_filters(cache, _on_client(view, port)),
         settings=reader.node(mesh),
         reporting=reporting,
     )
@@ -478,7 +471,7 @@ def _shared_listener(
 ) -> listener_pb2.Listener:
     if shared.http_proxy:
         return _proxy_listener(view, reader, shared.bind, port, str(port), reporting)
-    addresses = (shared.bind,) if shared.bind else any_address(view.ipv6)
+    addresses = (shared.bind,) if shared.bind else view.families.anywhere
     name = listener_name(addresses[0], port)
     out = _listener(name, addresses, port, not shared.captured)
     if shared.http:
@@ -494,7 +487,7 @@ def _shared_listener(
             own_name = own._replace(server_names=(host,))
             chain = _tcp_chain(view, port, own_name, reporting)
             if host in reader.node(named_as_met, view.viewer):
-                resolve_sni(chain, port, view.ipv6)
+                resolve_sni(chain, port, view.families)
             chains.append(chain)
     for host, networks, named in shared.by_network:
         protocol = "TLS" if named else ""
@@ -511,7 +504,7 @@ def _shared_listener(
         out.default_filter_chain.CopyFrom(rest)
     else:
         # What was not redirected has no other destination than this very listener.
-        unknown = view.unknown if shared.captured else BLACK_HOLE
+        unknown = view.unknown_tcp if shared.captured else BLACK_HOLE
         out.default_filter_chain.name = "PassthroughFilterChain"
         out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
     if shared.http or shared.by_name or any(named for _, _, named in shared.by_network):
@@ -526,8 +519,8 @@ def http_proxy_listener(reader: Reader, view: View, bind: str, port: int) -> Par
     """Node: the HTTP proxy that an application uses when its traffic is not captured."""
     reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
     cache = None
-    if view.unknown == PASSTHROUGH:
-        cache = names_cache(view.ipv6)
+    if view.unknown in UNKNOWN:
+        cache = names_cache(view.families)
     out = _proxy_listener(view, reader, bind, port, HTTP_PROXY_ROUTE, reporting, cache)
     return Part((encode(reader, LDS, out.name, out),))
 

@@ -168,7 +168,7 @@ def outbound_view(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> 
         sources,
         rules,
         proxy.captured,
-        proxy.dual_stack,
+        proxy.families,
         unknown,
         proxy.dns,
         extensions,
@@ -227,7 +227,7 @@ def proxy_listeners(
 
 def http_proxy_beside(reader: Reader, view: View, port: int) -> SharedPart:
     """Node: the HTTP proxy of a sidecar that traffic is captured for."""
-    return merged([reader.node(http_proxy_listener, view, "127.0.0.1", port)])
+    return merged([reader.node(http_proxy_listener, view, view.families.localhost, port)])
 
 
 def http_proxy_tables(reader: Reader, view: View) -> SharedPart:
@@ -275,7 +275,7 @@ def _plan_of_grpc(reader: Reader, proxy: ProxyKeys) -> Plan:
     view = outbound_view(reader, proxy, frozenset())
     at = proxy.ips[0] if proxy.ips else ""
     place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster, at)
-    style = ClusterStyle(False, False, proxy.dual_stack, place, view.headers.keep_case)
+    style = ClusterStyle(False, False, proxy.families, place, view.headers.keep_case)
     return Plan(
         (
             (CDS, (Ask(grpc_clusters, (view, style)),)),
@@ -293,7 +293,7 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
     at = proxy.ips[0] if proxy.ips else ""
     place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster, at)
     keep_case = view.headers.keep_case
-    style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.dual_stack, place, keep_case)
+    style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.families, place, keep_case)
     clusters = Ask(outbound_clusters, (view, style))
     endpoints = Ask(outbound_assignments, (view, proxy.captured, place))
     labels = reader.node(labels_that_count, proxy.namespace, proxy.labels)
@@ -335,7 +335,7 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
             listeners += (Ask(http_proxy_beside, (behind, http_port)),)
             routes += (Ask(http_proxy_tables, (behind,)),)
     else:
-        http_proxy = (proxy.http_proxy_address or "127.0.0.1", http_port)
+        http_proxy = (proxy.http_proxy_address or proxy.families.localhost, http_port)
         listeners = (Ask(proxy_listeners, (inbound.listeners, proxy.ips, view, http_proxy)),)
         routes = (Ask(proxied_routes, (view, http_port > 0)), *routes)
     late: tuple[tuple[str, Ask], ...] = ()

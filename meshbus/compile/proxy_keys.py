@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from meshbus.compile.families import IPV4, Families, families_of
 from meshbus.model.rows import WorkloadInstance, WorkloadPort
 
 PROXY_CONFIG = "proxy.istio.io/config"
@@ -16,7 +17,6 @@ CAPTURE_TPROXY = "tproxy"
 """As `redirect`, but the application sees the address of its client."""
 CAPTURE_NONE = "none"
 _MODES = {"TPROXY": CAPTURE_TPROXY, "NONE": CAPTURE_NONE}
-_LOCAL = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class ProxyKeys:
     http_proxy_address: str = ""
     http_proxy_port: int = 0
     app_address: str = ""
-    dual_stack: bool = False
+    families: Families = IPV4
     ports: tuple[tuple[str, int, str], ...] = ()
     """(name, port, protocol) that the workload declares itself."""
     metadata: tuple[tuple[str, str], ...] = ()
@@ -102,7 +102,7 @@ def proxy_of_instance(row: WorkloadInstance) -> ProxyKeys:
         http_proxy_address=row.http_proxy_address,
         http_proxy_port=row.http_proxy_port,
         app_address=row.app_address,
-        dual_stack=row.dual_stack,
+        families=families_of(row.addresses),
         ports=tuple(_port(p) for p in row.ports),
         dns=row.dns,
         proxy_config=row.annotations.get(PROXY_CONFIG, ""),
@@ -126,7 +126,9 @@ def with_metadata(keys: ProxyKeys, metadata: tuple[tuple[str, str], ...]) -> Pro
     http_proxy = said.get("HTTP_PROXY_PORT", "")
     asks = keys.type == SIDECAR and keys.capture != CAPTURE_PROXY
     if asks and http_proxy.isdigit():
-        keys = replace(keys, http_proxy_address=_LOCAL, http_proxy_port=int(http_proxy))
+        keys = replace(
+            keys, http_proxy_address=keys.families.localhost, http_proxy_port=int(http_proxy)
+        )
     return keys
 
 
@@ -165,7 +167,7 @@ def proxy_of_json(document: dict[str, Any]) -> ProxyKeys:
         network=str(document.get("network") or ""),
         cluster=str(document.get("cluster") or ""),
         locality=str(locality),
-        dual_stack=any(":" in ip for ip in ips),
+        families=families_of(ips),
         dns=str(metadata.get("DNS_CAPTURE") or "").lower() == "true",
         proxy_config=_text(metadata.get("PROXY_CONFIG")),
     )

@@ -128,6 +128,8 @@ def inbound_quota(
         services: (host, name, namespace, port) of the services that the port belongs to; a spec
             that is bound to several of them counts once, for the first.
     """
+    if not reader.node(mesh).policy_checks:
+        return QuotaLimits()
     known = reader.node(quotas)
     config = known.config
     bound: dict[tuple[str, str], tuple[str, str, str]] = {}

@@ -9,6 +9,7 @@ made as a whole instead, for Envoy would refuse it.
 from typing import NamedTuple
 
 from meshbus.compile.engine import Reader
+from meshbus.compile.families import IPV4
 from meshbus.compile.findings import Finding, Part, Report
 from meshbus.compile.names import (
     BLACK_HOLE,
@@ -52,7 +53,7 @@ from meshbus.compile.virtual_hosts import (
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service
 
-EVERYBODY = View(Viewer(NOBODY), frozenset(), frozenset(), True, False, "")
+EVERYBODY = View(Viewer(NOBODY), frozenset(), frozenset(), True, IPV4, "")
 """The view of proxies to whom nothing special applies."""
 UNCOUNTED = EVERYBODY._replace(headers=NO_WISHES._replace(attempt_count=False))
 """The same without `x-envoy-attempt-count`."""

@@ -13,10 +13,11 @@ import msgspec
 from meshbus.compile.engine import Reader
 from meshbus.compile.headings import ISTIO_NETWORKING, heading, virtual_service_keys
 from meshbus.compile.names import covers, fqdn, is_wildcard, overlaps
+from meshbus.compile.namespaces import capped, entry_visibility, is_discovered
 from meshbus.compile.settings import mesh
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Service, ServicePort
-from meshbus.model.world import Query
+from meshbus.model.world import Entry, Query
 
 HTTP_PROXY = "HTTP_PROXY"
 ANY = "*"
@@ -107,20 +108,28 @@ def service_namespaces(reader: Reader) -> tuple[str, ...]:
 
 def exported_services(reader: Reader, namespace: str) -> Visible:
     """Node: services of one namespace, by who sees them."""
+    return _exported(reader, reader.entries(Query("reg.services", "namespace", namespace)))
+
+
+def _exported(reader: Reader, found: Iterable[Entry]) -> Visible:
     default = reader.node(mesh).service_export_to
     return _split(
-        (Ref(e.key, e.row), e.row.export_to or default)
-        for e in reader.entries(Query("reg.services", "namespace", namespace))
+        (Ref(e.key, e.row), targets)
+        for e in found
+        if (targets := _capped(reader, e.row, e.row.export_to or default)) is not None
     )
+
+
+def _capped(reader: Reader, row: Service, targets: Iterable[str]) -> Iterable[str] | None:
+    """Who sees a service of those that it is exported to; None: nobody."""
+    if row.origin != "external":
+        return targets
+    return capped(targets, reader.node(entry_visibility, row.namespace), row.namespace)
 
 
 def exported_host(reader: Reader, host: str) -> Visible:
     """Node: services of one host in every namespace, by who sees them."""
-    default = reader.node(mesh).service_export_to
-    return _split(
-        (Ref(e.key, e.row), e.row.export_to or default)
-        for e in reader.entries(Query("reg.services", "host", host))
-    )
+    return _exported(reader, reader.entries(Query("reg.services", "host", host)))
 
 
 def imported_services(reader: Reader, owner: str, pattern: str) -> Visible:
@@ -365,7 +374,10 @@ def _service_rank(ref: Ref, viewer: str) -> tuple[bool, bool, tuple[float, str, 
 
 
 def istio_objects(reader: Reader, plural: str, namespace: str) -> tuple[Ref, ...]:
-    """Objects of networking.istio.io of one kind in one namespace, older first."""
+    """Objects of networking.istio.io of one kind in one namespace, older first; none of a namespace
+    that is not looked at."""
+    if not reader.node(is_discovered, namespace):
+        return ()
     refs = [
         Ref(e.key, e.row)
         for e in reader.entries(Query(f"cfg.{plural}", "namespace", namespace))

@@ -1,13 +1,15 @@
 """The mesh config as compile uses it: defaults filled in, names of Istio's MeshConfig."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.file_logs import NO_FILE_LOG, FileLog
 from meshbus.compile.findings import NotCompiledError
+from meshbus.compile.proxy_logs import NO_LOGS, ProxyLogs, proxy_logs
 from meshbus.compile.tls_limits import NO_LIMITS, TlsLimits, limits_of
 from meshbus.compile.values import nanos_of
+from meshbus.compile.written import entries
 from meshbus.model.world import Query
 
 _OF_PROXIES = frozenset({"gatewayTopology", "proxyHeaders", "proxyMetadata"})
@@ -25,6 +27,15 @@ class MeshSettings:
     trust_domain: str = "cluster.local"
     trust_domain_aliases: tuple[str, ...] = ()
     registry_only: bool = False
+    dynamic_dns: bool = False
+    """`outboundTrafficPolicy.mode` ALLOW_ANY_DYNAMIC_DNS: requests to unknown hosts go where their
+    names lead."""
+    dynamic_tls: dict[str, Any] | None = field(default=None)
+    """`outboundTrafficPolicy.tls`: towards those."""
+    discovery_selectors: tuple[Mapping[str, Any], ...] = ()
+    """`discoverySelectors`; empty: every namespace is looked at."""
+    entry_visibility: dict[str, Any] = field(default_factory=dict)
+    """`serviceEntryVisibility`, if it applies to proxies (`applyToSidecars`)."""
     auto_mtls: bool = True
     connect_timeout_ns: int = 10_000_000_000
     tracing: bool = True
@@ -36,8 +47,13 @@ class MeshSettings:
     """`defaultTrafficPolicy`: connectionPool and outlierDetection where no rule has them."""
     proxy_config: dict[str, Any] = field(default_factory=dict)
     """Fields of `defaultConfig`: see `proxy_headers.headers_of` and `on_demand.on_demand_of`."""
-    file_log: FileLog = NO_FILE_LOG
-    """`accessLogFile`, `accessLogFormat`, `accessLogEncoding`, `disableEnvoyListenerLog`."""
+    logs: ProxyLogs = NO_LOGS
+    """`accessLogFile`, `accessLogFormat`, `accessLogEncoding`, `disableEnvoyListenerLog`,
+    `enableEnvoyAccessLogService`, `defaultProviders.accessLogging`."""
+    log_service: dict[str, Any] = field(default_factory=dict)
+    """`envoyAccessLogService` of `defaultConfig`."""
+    policy_checks: bool = True
+    """`disablePolicyChecks` is not set."""
     inbound_localhost: bool = False
     """`inboundTrafficPolicy: LOCALHOST`: applications listen on 127.0.0.1."""
     ingress_mode: str = "STRICT"
@@ -95,12 +111,18 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
     """The settings of a MeshConfig in JSON form. A field that cannot be read keeps its default."""
     default = MeshSettings()
     proxy = _record(spec, "defaultConfig")
+    outbound = _record(spec, "outboundTrafficPolicy")
+    visibility = _record(spec, "serviceEntryVisibility")
     sampling = _record(proxy, "tracing").get("sampling", default.sampling_percent)
     return MeshSettings(
         root_namespace=str(spec.get("rootNamespace") or default.root_namespace),
         trust_domain=str(spec.get("trustDomain") or default.trust_domain),
         trust_domain_aliases=tuple(str(a) for a in spec.get("trustDomainAliases") or ()),
-        registry_only=_record(spec, "outboundTrafficPolicy").get("mode") == "REGISTRY_ONLY",
+        registry_only=outbound.get("mode") == "REGISTRY_ONLY",
+        dynamic_dns=outbound.get("mode") == "ALLOW_ANY_DYNAMIC_DNS",
+        dynamic_tls=_written(outbound, "tls"),
+        discovery_selectors=tuple(entries(spec.get("discoverySelectors"))),
+        entry_visibility=visibility if visibility.get("applyToSidecars") is True else {},
         auto_mtls=bool(spec.get("enableAutoMtls", True)),
         connect_timeout_ns=_nanos(spec.get("connectTimeout"), default.connect_timeout_ns),
         tracing=bool(spec.get("enableTracing", True)),
@@ -113,12 +135,9 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
             if name in ("connectionPool", "outlierDetection") and isinstance(value, dict)
         },
         proxy_config={k: v for k, v in proxy.items() if k in _OF_PROXIES},
-        file_log=FileLog(
-            str(spec.get("accessLogFile") or ""),
-            str(spec.get("accessLogFormat") or ""),
-            spec.get("accessLogEncoding") == "JSON",
-            not spec.get("disableEnvoyListenerLog"),
-        ),
+        logs=proxy_logs(spec),
+        log_service=_record(proxy, "envoyAccessLogService"),
+        policy_checks=spec.get("disablePolicyChecks") is not True,
         inbound_localhost=_record(spec, "inboundTrafficPolicy").get("mode") == "LOCALHOST",
         ingress_mode=str(spec.get("ingressControllerMode") or "STRICT").replace(
             "UNSPECIFIED", "STRICT"

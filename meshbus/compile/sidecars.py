@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.names import BLACK_HOLE, PASSTHROUGH, ClusterName, fqdn
+from meshbus.compile.names import AS_NAMED, BLACK_HOLE, PASSTHROUGH, ClusterName, fqdn
 from meshbus.compile.scope import Egress, Ref, Viewer, istio_objects
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.written import entries, fields, number, pairs, texts
@@ -102,9 +102,12 @@ def _egress(listener: Mapping[str, Any], namespace: str) -> Egress:
 
 def unknown_traffic(sidecar: Ref | None, settings: MeshSettings) -> str:
     """The cluster that takes what no host claims: `BlackHoleCluster` where that is refused,
-    `PassthroughCluster`, or that of `outboundTrafficPolicy.egressProxy`."""
+    `PassthroughCluster`, `AllowAnyDynamicDNSCluster` for requests that are resolved by name (all
+    else passes through then), or that of `outboundTrafficPolicy.egressProxy`."""
     policy = sidecar.row.spec.get("outboundTrafficPolicy") if sidecar is not None else None
     if not isinstance(policy, Mapping):
+        if settings.dynamic_dns:
+            return AS_NAMED
         return BLACK_HOLE if settings.registry_only else PASSTHROUGH
     if policy.get("mode", REGISTRY_ONLY) == REGISTRY_ONLY:
         return BLACK_HOLE

@@ -17,6 +17,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 from envoy.type.v3 import percent_pb2
 
 from meshbus.compile.engine import Reader
+from meshbus.compile.proxy_logs import HTTP_LOG, TCP_LOG
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.values import any_of, seconds, uint32
 from meshbus.model.world import Query
@@ -34,8 +35,6 @@ TCP_REPORT_S = 10.0
 SPAN_SERVICE = "proxy"
 """Service name of all spans until the telemetry service gives them that of their workload."""
 CONTROL_SERVICES = ("policy", "telemetry")
-HTTP_LOG = "envoy.access_loggers.http_grpc"
-TCP_LOG = "envoy.access_loggers.tcp_grpc"
 
 
 def control_cluster(service: str) -> str:

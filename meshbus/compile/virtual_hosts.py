@@ -14,6 +14,7 @@ from google.protobuf import duration_pb2
 from meshbus.compile.connections import Tunnel
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import Extension
+from meshbus.compile.families import Families
 from meshbus.compile.findings import Finding, NotCompiledError, Part, Report
 from meshbus.compile.headings import Labels
 from meshbus.compile.http_routes import (
@@ -27,8 +28,10 @@ from meshbus.compile.http_routes import (
     set_timeout,
 )
 from meshbus.compile.names import (
+    AS_NAMED,
     BLACK_HOLE,
     MESH_GATEWAY,
+    PASSTHROUGH,
     UDP,
     ClusterName,
     bracketed,
@@ -78,7 +81,7 @@ class View(NamedTuple):
     """Destination rules whose workloadSelector picks the proxy."""
     captured: bool
     """Traffic is captured (original destination known); else it comes by the HTTP proxy."""
-    ipv6: bool
+    families: Families
     unknown: str
     """The cluster that takes what no host claims; `BlackHoleCluster`: it is refused."""
     dns: bool = False
@@ -95,6 +98,11 @@ class View(NamedTuple):
     def namespace(self) -> str:
         """Of the proxies."""
         return self.viewer.namespace
+
+    @property
+    def unknown_tcp(self) -> str:
+        """`unknown` for what has no name in it: tunnels, and connections that are not HTTP."""
+        return PASSTHROUGH if self.unknown == AS_NAMED else self.unknown
 
 
 class HostRoutes(NamedTuple):
@@ -545,7 +553,7 @@ def unclaimed_tail(view: View) -> bytes:
     if not view.captured:
         connect = rc_pb2.Route(name="allow_any")
         connect.match.connect_matcher.SetInParent()
-        _forward_tunnel(connect, view.unknown)
+        _forward_tunnel(connect, view.unknown_tcp)
         routes.insert(0, connect)
     return _tail(routes, view)
 

@@ -11,6 +11,7 @@ Every row is a frozen struct encoded as a msgpack array: append fields with defa
 | `reg.endpoints` | discovery | endpoints of one service in one shard (EndpointSlice, instances) |
 | `reg.workloads` | discovery | one workload instance: what a proxy is, connected or not |
 | `reg.namespaces` | discovery | labels of a namespace |
+| `reg.names` | discovery | addresses of a name outside the mesh that proxies cannot look up |
 | `sec.trust` | ca | roots and token keys of one trust domain |
 | `mesh.config` | config | the mesh config in force |
 | `mesh.addresses` | each service, its own | where proxies reach a service of the control plane |
@@ -108,6 +109,9 @@ class Service(msgspec.Struct, array_like=True, frozen=True):
     auto_addresses: list[str] = []
     """Of a ServiceEntry without addresses: what mesh DNS may answer for its host, so that callers
     of it can be told apart. Nobody else routes to them."""
+    outside: list[str] = []
+    """Addresses and names at which a Kubernetes Service is reached from elsewhere: its externalIPs,
+    its load balancer."""
 
 
 class Endpoint(msgspec.Struct, array_like=True, frozen=True):
@@ -346,6 +350,14 @@ class WasmChunk(msgspec.Struct, array_like=True, frozen=True):
     data: bytes
 
 
+class ResolvedName(msgspec.Struct, array_like=True, frozen=True):
+    """A name outside the mesh, looked up for proxies. Key: ("", name)."""
+
+    name: str
+    addresses: list[str]
+    """IPv4 and IPv6, sorted; the last ones that were known."""
+
+
 Row = (
     ConfigObject
     | ObjectStatus
@@ -359,6 +371,7 @@ Row = (
     | KeySet
     | WasmModule
     | WasmChunk
+    | ResolvedName
 )
 
 TABLES: dict[str, type[Row]] = {
@@ -366,6 +379,7 @@ TABLES: dict[str, type[Row]] = {
     "reg.endpoints": EndpointShard,
     "reg.workloads": WorkloadInstance,
     "reg.namespaces": Namespace,
+    "reg.names": ResolvedName,
     "sec.trust": Trust,
     "mesh.config": MeshConfigRow,
     "mesh.addresses": ServiceAddress,

@@ -36,6 +36,7 @@ _RULES = {
     ("extensions.istio.io", "WasmPlugin"): "wasm_plugin:check",
     ("extensions.istio.io", "TrafficExtension"): "wasm_plugin:check_traffic_extension",
     ("mesh.istio.io", "MeshConfig"): "mesh_config:check",
+    ("mesh.istio.io", "MeshNetworks"): "mesh_networks:check",
     ("standalone.meshbus.io", "Workload"): "workload:check",
     ("config.istio.io", "handler"): "mixer:check_handler",
     ("config.istio.io", "instance"): "mixer:check_instance",

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from meshbus.api.mesh.mesh_config import MeshConfig
-from meshbus.api.mesh.proxy_config import MeshProxyConfig
+from meshbus.api.mesh.providers import ExtensionProvider
+from meshbus.api.mesh.proxy_config import MeshProxyConfig, Tracing
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 
 CARRIED_OUT = frozenset(
@@ -52,6 +53,12 @@ CARRIED_OUT = frozenset(
         "meshMTLS",
         "caCertificates",
         "tlsDefaults",
+        "discoverySelectors",
+        "serviceEntryVisibility",
+        "defaultProviders",
+        "enableEnvoyAccessLogService",
+        "disablePolicyChecks",
+        "enablePrometheusMerge",
     }
 )
 """Fields of MeshConfig."""
@@ -60,6 +67,7 @@ PROXY_CARRIED_OUT = frozenset(
         "gatewayTopology",
         "proxyHeaders",
         "tracing",
+        "envoyAccessLogService",
         # Of these the injector makes the sidecar of a pod.
         "binaryPath",
         "concurrency",
@@ -97,7 +105,7 @@ SAYS_NOTHING = {
     "thriftConfig": "is not carried out by Istio either, since 1.12",
     "verifyCertificateAtClient": "is not carried out by Istio either: certificates are verified",
     "configSources": "is where Istio reads configuration; here it comes through the API",
-    "enablePrometheusMerge": "is about one port for two programs; each is scraped by itself",
+    "policyCheckFailOpen": "is said by extension providers; quotas are granted if nobody counts",
     "hbone": _AMBIENT,
     "hboneIdleTimeout": _AMBIENT,
     "serviceScopeConfigs": _AMBIENT,
@@ -137,6 +145,17 @@ _MISSED = {
     "certificates": "is Istio 1.4's for its own webhooks: services here get theirs from the ca",
 }
 """Fields that would be missed, and where it is said what they say."""
+AUTHORITIES = frozenset({"envoyExtAuthzHttp", "envoyExtAuthzGrpc"})
+"""Kinds of extension providers that decide."""
+LOGGERS = frozenset({"envoyFileAccessLog", "envoyHttpAls", "envoyTcpAls", "envoyOtelAls"})
+"""Those that take logs."""
+_PROVIDERS = AUTHORITIES | LOGGERS | {"name", "prometheus"}
+_USES: tuple[tuple[str, str, frozenset[str]], ...] = (
+    ("accessLogging", "envoy", LOGGERS),
+    ("metrics", "prometheus", frozenset({"prometheus"})),
+    ("tracing", "", frozenset()),
+)
+"""What default providers are for, the one that is built in, and the kinds that can do it."""
 _EMPTY: tuple[Any, ...] = (None, "", [], {}, False, 0)
 
 
@@ -150,6 +169,13 @@ def fields_not_carried_out() -> Iterator[tuple[str, str]]:
         if field.encode_name not in PROXY_CARRIED_OUT:
             reason = PROXY_SAYS_NOTHING.get(field.encode_name, "")
             yield f"spec.defaultConfig.{field.encode_name}", reason
+    for field in msgspec.structs.fields(Tracing):
+        if field.encode_name != "sampling":
+            yield f"spec.defaultConfig.tracing.{field.encode_name}", ""
+    for field in msgspec.structs.fields(ExtensionProvider):
+        if field.encode_name not in _PROVIDERS:
+            yield f"spec.extensionProviders[].{field.encode_name}", ""
+    yield "spec.defaultProviders.tracing", ""
 
 
 def missed_fields(spec: Mapping[str, Any]) -> Iterator[str]:
@@ -173,6 +199,27 @@ def missed_fields(spec: Mapping[str, Any]) -> Iterator[str]:
 def why_missed(path: str) -> str:
     """What to do instead of a field of `missed_fields`; empty: nothing is known."""
     return _MISSED.get(path.removeprefix("spec."), "")
+
+
+def lost_providers(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(path, reason) of extension providers, and of names of them, that nothing comes of."""
+    declared: dict[str, frozenset[str]] = {}
+    for index, provider in enumerate(_records(spec.get("extensionProviders"))):
+        kinds = frozenset(provider) - {"name"}
+        declared[str(provider.get("name"))] = kinds
+        for kind in sorted(kinds - _PROVIDERS):
+            yield f"spec.extensionProviders[{index}].{kind}", ""
+    defaults = spec.get("defaultProviders")
+    for use, built_in, able in _USES:
+        names = defaults.get(use) if isinstance(defaults, Mapping) else None
+        for index, name in enumerate(names if isinstance(names, list) else ()):
+            if name != built_in and not able & declared.get(str(name), frozenset()):
+                known = "" if name in declared else f"there is no extension provider {name}"
+                yield f"spec.defaultProviders.{use}[{index}]", known
+
+
+def _records(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def silent_fields(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from meshbus.validate.mesh_support import (
     OWN_PROXY_CONFIG,
     fields_not_carried_out,
     lost_on_a_machine,
+    lost_providers,
     missed_fields,
     silent_fields,
     why_missed,
@@ -86,14 +87,16 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         "spec.sampling",
     ),
     "listchecker": ("spec.providerUrl",),
-    "MeshConfig": tuple(f"spec.defaultTrafficPolicy.{name}" for name in _NOT_FOR_ALL),
+    "MeshConfig": (
+        *(f"spec.defaultTrafficPolicy.{name}" for name in _NOT_FOR_ALL),
+        "spec.outboundTrafficPolicy.tls.credentialName",
+    ),
     "Policy": ("spec.peers[].jwt", "spec.targets[].subset", "spec.credentialRules"),
     "MeshPolicy": ("spec.peers[].jwt", "spec.credentialRules"),
     "RbacConfig": ("spec.inclusion.workloadSelectors", "spec.exclusion.workloadSelectors"),
     "ClusterRbacConfig": ("spec.inclusion.workloadSelectors", "spec.exclusion.workloadSelectors"),
 }
 _ATTACHED_ELSEWHERE = ("GatewayClass", "Service", "ServiceEntry")
-_AUTHORITIES = frozenset({"envoyExtAuthzHttp", "envoyExtAuthzGrpc"})
 _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "Sidecar": {
         "spec.outboundTrafficPolicy.mode": ("ALLOW_ANY_DYNAMIC_DNS",),
@@ -129,12 +132,16 @@ _REASONS = {
 }
 _AT_WAYPOINTS = "is a target at waypoints alone: meshes without sidecars have those"
 _SAYS_NOTHING: dict[str, dict[str, str]] = {
+    "MeshNetworks": {
+        "spec.networks[].gateways[].locality": "is not carried out by Istio either",
+    },
     "EnvoyFilter": {
         "spec.configPatches[].match.listener.portName": "is not carried out by Istio either",
     },
 }
 """What changes nothing, here or there: to be warned of."""
 _WHERE = {"spec.image": "outside Kubernetes"}
+_FOR_GATEWAYS = "is for gateways and selected workloads: name files"
 _NO_INTERVAL = "is not known to Envoy, whose budget counts the requests of the moment"
 _NEEDS_LOCAL_CLUSTER = "needs a cluster of the proxy's own service in its bootstrap"
 
@@ -168,6 +175,8 @@ def _reason(pattern: str) -> str:
         return _NEEDS_LOCAL_CLUSTER
     if pattern.endswith(".budgetInterval"):
         return _NO_INTERVAL
+    if pattern == "spec.outboundTrafficPolicy.tls.credentialName":
+        return _FOR_GATEWAYS
     if pattern.startswith("spec.defaultTrafficPolicy."):
         return "is refused, as by Istio"
     return _REASONS.get(pattern, _NOT_YET)
@@ -258,10 +267,11 @@ def _mesh(document: Mapping[str, Any]) -> Iterator[Violation]:
     for path, curve in _at(document, "spec.tlsDefaults.ecdhCurves[]"):
         if curve in FORGOTTEN_CURVES:
             yield Violation(path, CODE, f"proxies do not know the curve {curve} any more")
-    for path, provider in _at(document, "spec.extensionProviders[]"):
-        named = set(provider) if isinstance(provider, Mapping) else set()
-        for kind in sorted(named - _AUTHORITIES - {"name"}):
-            yield Violation(f"{path}.{kind}", CODE, _NOT_YET)
+    for path, reason in lost_providers(spec) if isinstance(spec, Mapping) else ():
+        yield Violation(path, CODE, reason or _NOT_YET)
+    for path, mode in _at(document, "spec.outboundTrafficPolicy.tls.mode"):
+        if mode == "ISTIO_MUTUAL":
+            yield Violation(path, CODE, "hosts outside have no identity of the mesh")
 
 
 def silent_fields_of(document: Mapping[str, Any]) -> list[Violation]:
@@ -292,5 +302,7 @@ def _at(document: Any, pattern: str) -> Iterator[tuple[str, Any]]:
                 following.append((at, item))
             elif isinstance(item, list):
                 following.extend((f"{at}[{index}]", entry) for index, entry in enumerate(item))
+            elif isinstance(item, Mapping):
+                following.extend((f"{at}.{key}", entry) for key, entry in item.items())
         places = following
     yield from places

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from meshes import Rendered, Rows, config, control_plane, endpoints, mesh_config, rows, service
 
+from meshbus.compile.families import families_of
 from meshbus.compile.proxy import ProxyKeys
 from meshbus.compile.render import render_findings, render_snapshot
 from meshbus.model.rows import Endpoint
@@ -86,7 +87,7 @@ def _proxy(entry: dict[str, Any]) -> ProxyKeys:
         http_proxy_address=address,
         http_proxy_port=int(port or 0),
         app_address=entry.get("appAddress", ""),
-        dual_stack=entry.get("dualStack", False),
+        families=families_of(entry.get("ips", [])),
         ports=tuple(_ports(entry.get("ports", []))),
         locality=entry.get("locality", ""),
         proxy_config=entry.get("proxyConfig", ""),

@@ -153,6 +153,38 @@ async def test_the_revision_label_decides(mesh: Mesh) -> None:
         await rows.until(lambda: rows.mirror.world.get(key_of(mesh.root, "theirs")))
 
 
+async def test_networks_stand_beside_the_mesh_config(mesh: Mesh) -> None:
+    key = Key(C, "cfg", "meshnetworks", "", "mesh")
+
+    def config_map(**networks: str) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "istio", "namespace": mesh.root},
+            "data": {"mesh": "{}", **networks},
+        }
+
+    east = {"east": {"gateways": [{"address": "gw.example.com", "port": 443}]}}
+    async with rows_of(mesh.nats) as rows:
+        world = lambda: rows.mirror.world  # noqa: E731
+        await call(mesh.cluster.apply, config_map(meshNetworks=json.dumps({"networks": east})))
+        await rows.until(lambda: world().get(key))
+        assert world().get(key).spec == {"networks": east}
+        # Bad ones do not take the good ones down, nor hold up the mesh config.
+        bad = config_map(meshNetworks='{"networks": {"east": {"gateways": [{"port": 0}]}}}')
+        bad["data"]["mesh"] = '{"trustDomain": "other.local"}'
+        await call(mesh.cluster.apply, bad)
+        settings = Key(C, "mesh", "config", "", "mesh")
+        await rows.until(lambda: "trustDomain" in getattr(world().get(settings), "spec", {}))
+        assert world().get(key).spec == {"networks": east}
+        await call(mesh.cluster.apply, config_map(meshNetworks="{networks: {west: {}}}"))
+        await rows.until(lambda: "west" in world().get(key).spec["networks"])
+        gone = config_map()
+        gone["data"]["meshNetworks"] = ""
+        await call(mesh.cluster.apply, gone)
+        await rows.until(lambda: world().get(key) is None)
+
+
 async def test_the_mesh_config_is_a_config_map(mesh: Mesh) -> None:
     key = Key(C, "mesh", "config", "", "mesh")
     good = {"outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}}

@@ -61,7 +61,7 @@ class ExtAuthzGrpc(Shape, frozen=True, kw_only=True):
 
 
 class RemoteProvider(Shape, frozen=True, kw_only=True):
-    """A collector of spans or logs."""
+    """A collector of spans."""
 
     service: str = ""
     """`[NAMESPACE/]HOST`."""
@@ -95,10 +95,17 @@ class RemoteProvider(Shape, frozen=True, kw_only=True):
     """OpenTelemetry: where the name of the service comes from."""
     disable_context_propagation: bool | None = None
     """Whether the context is not passed on."""
+
+
+class LogService(Shape, frozen=True, kw_only=True):
+    """Whom logs are sent to, by gRPC."""
+
+    service: str = ""
+    """`[NAMESPACE/]HOST`."""
+    port: UInt32 = 0
+    """Port."""
     log_name: str = ""
     """Name of the log."""
-    log_format: Maybe[Free] = UNSET
-    """Format of the log."""
     filter_state_objects_to_log: list[str] = []
     """Filter state that is logged."""
     additional_request_headers_to_log: list[str] = []
@@ -107,6 +114,52 @@ class RemoteProvider(Shape, frozen=True, kw_only=True):
     """Response headers that are logged."""
     additional_response_trailers_to_log: list[str] = []
     """Response trailers that are logged."""
+
+
+class TcpLogService(Shape, frozen=True, kw_only=True):
+    """Whom logs of connections are sent to, by gRPC."""
+
+    service: str = ""
+    """`[NAMESPACE/]HOST`."""
+    port: UInt32 = 0
+    """Port."""
+    log_name: str = ""
+    """Name of the log."""
+    filter_state_objects_to_log: list[str] = []
+    """Filter state that is logged."""
+
+
+class LogFormat(Shape, frozen=True, kw_only=True):
+    """How a line looks."""
+
+    text: str = ""
+    """A text with Envoy's command operators."""
+    labels: Maybe[Free] = UNSET
+    """An object with such texts: JSON, or attributes."""
+
+
+class OpenTelemetryLogs(Shape, frozen=True, kw_only=True):
+    """A collector of OpenTelemetry for logs."""
+
+    service: str = ""
+    """`[NAMESPACE/]HOST`."""
+    port: UInt32 = 0
+    """Port."""
+    log_name: str = ""
+    """Name of the log."""
+    log_format: Maybe[LogFormat] = UNSET
+    """Body and attributes."""
+
+
+class FileLogs(Shape, frozen=True, kw_only=True):
+    """A file for logs."""
+
+    path: str = ""
+    """Its path; `/dev/stdout` if empty."""
+    log_format: Maybe[LogFormat] = UNSET
+    """Its format."""
+    omit_empty_values: bool = False
+    """Whether what is not there is left out, instead of `-`."""
 
 
 class ExtensionProvider(Shape, frozen=True, kw_only=True):
@@ -154,13 +207,13 @@ class ExtensionProvider(Shape, frozen=True, kw_only=True):
     """Metrics, for Prometheus."""
     stackdriver: Maybe[Free] = UNSET
     """Everything, to Stackdriver."""
-    envoy_file_access_log: Maybe[Free] = UNSET
+    envoy_file_access_log: Maybe[FileLogs] = UNSET
     """Logs, to a file."""
-    envoy_http_als: Maybe[RemoteProvider] = UNSET
+    envoy_http_als: Maybe[LogService] = UNSET
     """Logs of HTTP, over gRPC."""
-    envoy_tcp_als: Maybe[RemoteProvider] = UNSET
+    envoy_tcp_als: Maybe[TcpLogService] = UNSET
     """Logs of TCP, over gRPC."""
-    envoy_otel_als: Maybe[RemoteProvider] = UNSET
+    envoy_otel_als: Maybe[OpenTelemetryLogs] = UNSET
     """Logs, to OpenTelemetry."""
     sds: Maybe[Free] = UNSET
     """Secrets."""

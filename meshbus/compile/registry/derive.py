@@ -1,9 +1,10 @@
 """`reg.*` rows of a world: all of them, and after a change those that differ."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from meshbus.api.selectors import NAMESPACE_NAME, matches_selector
 from meshbus.compile.engine import Engine
 from meshbus.compile.registry.instances import (
     instance_of_entry,
@@ -26,6 +27,7 @@ SOURCES = frozenset(
         "cfg.nodes",
         "cfg.namespaces",
         "st.pods",
+        "st.services",
         "st.workloadentries",
     }
 )
@@ -58,6 +60,9 @@ class Registry:
         self._rows: dict[Key, Row] = {}
         self._dirty: set[Key] = set()
         self._given: dict[Key, Row] = {}
+        self._offered: dict[Key, Row] = {}
+        """Every source row, also of namespaces that are not looked at."""
+        self._selectors: tuple[Mapping[str, Any], ...] = ()
         self.problems: dict[str, str] = {}
         """Objects that nothing can be derived from, and why: what they gave before stays."""
         self._sequence = 0
@@ -66,10 +71,44 @@ class Registry:
 
     def put(self, writes: Iterable[tuple[Key, Row | None]]) -> None:
         """Source rows that were written; None: deleted. Other tables are ignored."""
+        changed = {key: row for key, row in dict(writes).items() if key.table in SOURCES}
+        moved = set()
+        for key, row in changed.items():
+            if row is None:
+                self._offered.pop(key, None)
+            else:
+                self._offered[key] = row
+            if key.table == "cfg.namespaces":
+                moved.add(key.name)
+        if self._selectors and moved:
+            changed.update((k, r) for k, r in self._offered.items() if k.namespace in moved)
+        self._take_in({k: r if self._looks_at(k) else None for k, r in changed.items()})
+
+    def select(self, selectors: Sequence[Mapping[str, Any]]) -> None:
+        """`discoverySelectors` of the mesh config: only objects of namespaces that one of them
+        chooses count. None: all do."""
+        if tuple(selectors) == self._selectors:
+            return
+        self._selectors = tuple(selectors)
+        self._take_in({k: r if self._looks_at(k) else None for k, r in self._offered.items()})
+        self._take_all(
+            Key(self._cluster, "cfg", "workloads", namespace, workload)
+            for namespace, workload in self._reported
+        )
+
+    def _looks_at(self, key: Key) -> bool:
+        if not self._selectors or not key.namespace:
+            return True
+        row = self._offered.get(Key(self._cluster, "cfg", "namespaces", "", key.namespace))
+        labels = row.labels if isinstance(row, ConfigObject) else {}
+        labels = {**labels, NAMESPACE_NAME: key.namespace}
+        return any(matches_selector(selector, labels) for selector in self._selectors)
+
+    def _take_in(self, rows: Mapping[Key, Row | None]) -> None:
         puts: list[Put] = []
         touched: list[Key] = []
-        for key, row in dict(writes).items():
-            if key.table not in SOURCES or self._world.get(key) == row:
+        for key, row in rows.items():
+            if self._world.get(key) == row:
                 continue
             self._sequence += 1
             puts.append(Put(key, self._sequence, 0.0, row))
@@ -214,6 +253,8 @@ class Registry:
 
     def _instances_of(self, key: Key, row: Any) -> list[WorkloadInstance]:
         if key.table == "cfg.workloads":
+            if not self._looks_at(key):
+                return []
             reported = self._reported.get((key.namespace, key.name), {})
             found = [instance for _, instance in sorted(reported.items())]
             if found or row is None:
@@ -306,10 +347,14 @@ _NODES = {"service": service_rows, "entry": entry_rows}
 _KINDS: dict[Callable[..., Any], str] = {function: kind for kind, function in _NODES.items()}
 
 
-def rows_of_objects(objects: Mapping[Key, ConfigObject]) -> dict[Key, Row]:
-    """The `reg.*` rows of these objects alone, without a server."""
+def rows_of_objects(
+    objects: Mapping[Key, ConfigObject], selectors: Sequence[Mapping[str, Any]] = ()
+) -> dict[Key, Row]:
+    """The `reg.*` rows of these objects alone, without a server. `selectors`: the mesh config's
+    `discoverySelectors`."""
     if not objects:
         return {}
     registry = Registry(next(iter(objects)).cluster, offline=True)
+    registry.select(selectors)
     registry.put(sorted(objects.items()))
     return registry.rows()

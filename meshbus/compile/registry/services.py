@@ -125,6 +125,7 @@ def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Row
         created=source_object.created,
         source=source,
         session_affinity=spec.get("sessionAffinity") == "ClientIP",
+        outside=_outside(reader, cluster, source_object),
     )
     rows: list[tuple[Key, Row]] = [(Key(cluster, "reg", "services", namespace, host), row)]
     if external_name:
@@ -151,6 +152,23 @@ def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Row
             key = Key(cluster, "reg", "endpoints", namespace, host, "selected")
             rows.append((key, EndpointShard(host, namespace, "selected", endpoints, source)))
     return tuple(rows)
+
+
+def _outside(reader: Reader, cluster: str, source_object: ConfigObject) -> list[str]:
+    """Where a service is reached from elsewhere. Discovery puts what Kubernetes says of the load
+    balancer beside the rest of the spec; without Kubernetes it is the object's status."""
+    spec = source_object.spec
+    status = spec.get("status")
+    if not isinstance(status, dict):
+        key = Key(cluster, "st", "services", source_object.namespace, source_object.name)
+        told = reader.get(key)
+        status = told.status if told is not None else {}
+    balancer = status.get("loadBalancer")
+    places = _records(balancer.get("ingress")) if isinstance(balancer, dict) else []
+    places += _records(spec.get("ingress"))
+    found = [str(address) for address in spec.get("externalIPs") or ()]
+    found += [str(place.get("ip") or place.get("hostname") or "") for place in places]
+    return list(dict.fromkeys(where for where in found if where))
 
 
 def _annotations(source_object: ConfigObject) -> dict[str, str]:

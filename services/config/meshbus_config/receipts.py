@@ -208,7 +208,8 @@ class Receipts:
         if started is None:
             return 0.0
         world = self._world()
-        for table in ("reg.endpoints", "reg.services", "reg.workloads", "reg.namespaces"):
+        tables = ("reg.endpoints", "reg.services", "reg.workloads", "reg.namespaces", "reg.names")
+        for table in tables:
             for entry in world.all(table):
                 if entry.sequence == target:
                     return max(0.0, entry.ts - started)

@@ -11,10 +11,13 @@ of services, and hosts of ServiceEntries are none of the mesh's business.
 Source: Istio, "DNS proxying"; Kubernetes, "DNS for Services and Pods".
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+from meshbus.api.selectors import NAMESPACE_NAME
 from meshbus.compile.names import CLUSTER_DOMAIN
+from meshbus.compile.namespaces import capped, visibility_of
+from meshbus.compile.written import fields, texts
 from meshbus.model.rows import EndpointShard, Service, WorkloadInstance
 from meshbus.model.world import Query, World
 
@@ -95,7 +98,7 @@ def _service(world: World, host: str, caller: Caller) -> Service | None:
     rows: list[Service] = [
         entry.row
         for entry in world.entries(Query("reg.services", "host", host))
-        if _visible(entry.row, caller)
+        if _visible(world, entry.row, caller)
     ]
     if not rows:
         return None
@@ -105,11 +108,26 @@ def _service(world: World, host: str, caller: Caller) -> Service | None:
     )
 
 
-def _visible(row: Service, caller: Caller) -> bool:
-    if not row.export_to or "*" in row.export_to:
+def _visible(world: World, row: Service, caller: Caller) -> bool:
+    """The caller's proxy is sent the service. What is hidden is not refused: others may know it."""
+    targets: Iterable[str] | None = row.export_to
+    for entry in world.all("mesh.config"):
+        settings: Mapping[str, Any] = entry.row.spec
+        targets = targets or texts(settings.get("defaultServiceExportTo"))
+        wish = fields(settings.get("serviceEntryVisibility"))
+        if row.origin == "external" and wish.get("applyToSidecars") is True:
+            labels = {NAMESPACE_NAME: row.namespace}
+            for held in world.all("reg.namespaces"):
+                if held.key.name == row.namespace:
+                    labels = {**held.row.labels, **labels}
+            visibility = visibility_of(wish, labels)
+            targets = capped(targets or ("*",), visibility, row.namespace)
+    if targets is None:
+        return False
+    if not targets or "*" in targets:
         return True
     own = caller.namespace
-    return bool(own) and (own in row.export_to or ("." in row.export_to and own == row.namespace))
+    return bool(own) and (own in targets or ("." in targets and own == row.namespace))
 
 
 def _answer(world: World, row: Service, caller: Caller) -> Answer | None:

@@ -14,11 +14,13 @@ from meshbus.bus.backoff import Backoff
 from meshbus.bus.interface import STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import BATCH_ROWS, Write
+from meshbus.compile.engine import Engine
+from meshbus.compile.networks import networks
 from meshbus.compile.registry import Registry, instance_of_report
 from meshbus.compile.registry.derive import SOURCES
 from meshbus.model.keys import Key, escape_token
 from meshbus.model.revisions import view_of
-from meshbus.model.rows import ConfigObject, Row, WorkloadInstance
+from meshbus.model.rows import ConfigObject, ResolvedName, Row, WorkloadInstance
 from meshbus.model.status import InstanceReport, Progress, status_subject
 from meshbus.model.world import Query, World
 from meshbus.runtime.events import publish_event
@@ -26,10 +28,11 @@ from meshbus.runtime.service import Context
 from meshbus_discovery.dns_server import MeshDns, addresses
 from meshbus_discovery.dns_upstream import RESOLVER_FILE, Upstream, resolvers_of
 from meshbus_discovery.files import FilesAdapter
+from meshbus_discovery.gateway_names import GatewayNames
 from meshbus_discovery.kubernetes import PLATFORM_TABLES, KubernetesAdapter
 from meshbus_discovery.reports import ReportBoard
 
-TABLES = ("reg.services", "reg.endpoints", "reg.workloads", "reg.namespaces")
+TABLES = ("reg.services", "reg.endpoints", "reg.workloads", "reg.namespaces", "reg.names")
 PROGRESS_REPEAT_S = 5.0
 _EVENTS_WAITING = 1000
 
@@ -91,6 +94,9 @@ class DiscoveryService:
         self._mirror = WorldMirror(view=view_of(context.revision, objects=False))
         self._writer = context.model_writer()
         self._registry = Registry(context.cluster)
+        self._engine = Engine(World())
+        """Over the model: what proxies need to have looked up."""
+        self._names: GatewayNames | None = None
         self._wake = asyncio.Event()
         self._board = ReportBoard(self._wake.set)
         self._files = (
@@ -168,8 +174,11 @@ class DiscoveryService:
             group.create_task(self._writer.run())
             group.create_task(self._publish_events())
             group.create_task(self._repeat_progress())
+            upstream = await self._resolvers()
+            self._names = GatewayNames(upstream, self._context.clock.monotonic, self._wake.set)
+            group.create_task(self._names.run())
             if any(self._dns_addresses):
-                group.create_task(self._serve_names())
+                group.create_task(self._serve_names(upstream))
             if self._files is not None:
                 await asyncio.to_thread(self._files.scan)
                 group.create_task(self._files.run())
@@ -181,22 +190,27 @@ class DiscoveryService:
             self._log.info("model read", sequence=self._mirror.world.sequence)
             await self._follow_sources()
 
-    async def _serve_names(self) -> None:
-        """Mesh DNS: it listens before the model is read, and says so until then."""
+    async def _resolvers(self) -> Upstream:
+        """Who knows names that are not the mesh's."""
         own = [host for group in self._dns_addresses for host, _ in group]
         upstream = self._dns_upstream
         if not upstream:
             with contextlib.suppress(OSError):
                 upstream = resolvers_of(await asyncio.to_thread(RESOLVER_FILE.read_text), own)
+        return Upstream(upstream, self._context.clock.monotonic)
+
+    async def _serve_names(self, upstream: Upstream) -> None:
+        """Mesh DNS: it listens before the model is read, and says so until then."""
         dns = MeshDns(
             *self._dns_addresses,
-            Upstream(upstream, self._context.clock.monotonic),
+            upstream,
             lambda: self._mirror.world if self._mirror_follower_synced else None,
             self._context.metrics,
         )
         await dns.run()
 
     def _model_changed(self, world: World, touched: frozenset[Query]) -> None:
+        self._engine.update(world, touched)
         for query in touched:
             if query.by == "key" and query.table in SOURCES:
                 self._touched.add(query.value)  # type: ignore[arg-type]
@@ -223,7 +237,7 @@ class DiscoveryService:
                     self._keep_unreported()
                     writes = self._everything()
                 else:
-                    writes = self._registry.changes()
+                    writes = [*self._registry.changes(), *self._name_writes()]
                 wrote = await self._write(writes)
                 whole = False
                 self._reconciled = True
@@ -241,7 +255,9 @@ class DiscoveryService:
     def _take_sources(self) -> None:
         world = self._mirror.world
         touched, self._touched = self._touched, set()
-        if self._kubernetes is not None:
+        if self._kubernetes is None:
+            self._registry.select(_discovery_selectors(world))
+        else:
             self._kubernetes.select(_discovery_selectors(world))
             self._registry.put(sorted(self._kubernetes.take().items()))
             touched = {key for key in touched if key.kind not in PLATFORM_TABLES}
@@ -291,7 +307,7 @@ class DiscoveryService:
     def _everything(self) -> list[Write]:
         """All differences to what is in MODEL."""
         self._registry.changes()
-        desired = self._registry.rows()
+        desired = {**self._registry.rows(), **self._name_rows()}
         held: dict[Key, Row] = {
             entry.key: entry.row for table in TABLES for entry in self._mirror.world.all(table)
         }
@@ -300,6 +316,23 @@ class DiscoveryService:
         ]
         writes += [(key, None) for key in sorted(held) if key not in desired]
         return writes
+
+    def _name_rows(self) -> dict[Key, Row]:
+        """Names of gateways of other networks, as far as they are known."""
+        assert self._names is not None
+        held = {e.row.name: list(e.row.addresses) for e in self._mirror.world.all("reg.names")}
+        self._names.want(self._engine.get(networks).names, held)
+        return {
+            Key(self._context.cluster, "reg", "names", "", name): ResolvedName(name, addresses)
+            for name, addresses in self._names.addresses.items()
+        }
+
+    def _name_writes(self) -> list[Write]:
+        """What of them differs from the model."""
+        desired = self._name_rows()
+        held = {entry.key: entry.row for entry in self._mirror.world.all("reg.names")}
+        writes: list[Write] = [(key, r) for key, r in desired.items() if held.get(key) != r]
+        return [*writes, *((key, None) for key in held if key not in desired)]
 
     async def _write(self, writes: list[Write]) -> int:
         """Write, and wait until the mirror has it: the next step compares with what is there."""

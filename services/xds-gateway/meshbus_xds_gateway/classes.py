@@ -35,13 +35,13 @@ def collect_rarely() -> None:
 
 NOT_COMPILED = frozenset(
     {
-        *(f"cfg.{plural}" for plural in ("endpointslices", "nodes", "pods", "serviceaccounts")),
-        *(f"st.{info.table}" for info in all_kinds() if info.table != "services"),
+        *(f"cfg.{k}" for k in ("endpointslices", "nodes", "pods", "serviceaccounts", "services")),
+        *(f"st.{info.table}" for info in all_kinds()),
         "src.instances",
     }
 )
-"""Tables that a gateway does not keep: what discovery has derived workloads and endpoints from, and
-what is said of objects, but for the addresses of load balancers. They are most of a large mesh."""
+"""Tables that a gateway does not keep: what discovery has derived services and workloads from, and
+what is said of objects. They are most of a large mesh."""
 
 
 class Cell:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from dns_client import Zone
 from meshbus_discovery.service import DiscoveryService, DiscoverySettings
 from nats_process import BusFor, NatsServer
 
@@ -16,7 +17,7 @@ from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
 from meshbus.compile.offline import object_of_document
 from meshbus.model.keys import Key
-from meshbus.model.rows import EndpointShard, Row
+from meshbus.model.rows import EndpointShard, ResolvedName, Row
 from meshbus.model.status import InstanceReport, status_subject
 from meshbus.runtime.process import make_context
 from meshbus.runtime.settings import ProcessSettings
@@ -70,10 +71,11 @@ async def _send(bus: NatsBus, report: InstanceReport) -> None:
 
 
 @asynccontextmanager
-async def running(bus: NatsBus, state: Path, files: str = "") -> AsyncIterator[DiscoveryService]:
-    context = make_context(
-        DiscoveryService, DiscoverySettings(files), ProcessSettings(state=str(state)), bus
-    )
+async def running(
+    bus: NatsBus, state: Path, files: str = "", resolver: str = ""
+) -> AsyncIterator[DiscoveryService]:
+    settings = DiscoverySettings(files, dns_upstream=resolver)
+    context = make_context(DiscoveryService, settings, ProcessSettings(state=str(state)), bus)
     service = DiscoveryService(context)
     task = asyncio.create_task(service.run())
     try:
@@ -209,3 +211,48 @@ async def test_files_are_a_source_and_a_lost_one_empties_nothing(
             "apiVersion: v1\nkind: Service\nmetadata: {name: b}\nspec: {ports: [{port: 80}]}\n"
         )
         await watch.until(lambda: watch.mirror.world.get(key) is None)
+
+
+async def test_names_of_other_networks_gateways_are_looked_up(
+    bus_for: BusFor, tmp_path: Path
+) -> None:
+    zone = Zone({"gw.example.com": ["192.0.2.9", "2001:db8::9"], "lb.example.com": ["192.0.2.1"]})
+    await zone.start()
+    key = Key(C, "cfg", "meshnetworks", "", "mesh")
+
+    def networks(*gateways: str) -> Row:
+        held = {"east": {"gateways": [{"address": a, "port": 443} for a in gateways]}}
+        document = {
+            "apiVersion": "mesh.istio.io/v1alpha1",
+            "kind": "MeshNetworks",
+            "metadata": {"name": "mesh"},
+            "spec": {"networks": held},
+        }
+        return object_of_document(document)
+
+    config = await bus_for("config")
+    await config.ensure_streams()
+    watch = Watch(config)
+
+    def found(name: str) -> list[str] | None:
+        row = watch.mirror.world.get(Key(C, "reg", "names", "", name))
+        return list(row.addresses) if isinstance(row, ResolvedName) else None
+
+    resolver = "{}:{}".format(*zone.address)
+    async with config_writer(config) as writer:
+        async with running(await bus_for("discovery"), tmp_path / "a", resolver=resolver):
+            await writer.commit([(key, networks("gw.example.com", "nowhere.example.com"))])
+            await watch.until(lambda: found("gw.example.com") == ["192.0.2.9", "2001:db8::9"])
+            await watch.until(lambda: found("nowhere.example.com") == [])
+            await writer.commit([(key, networks("lb.example.com"))])
+            await watch.until(lambda: found("lb.example.com") == ["192.0.2.1"])
+            await watch.until(lambda: found("gw.example.com") is None)
+        zone.close()
+        # Nobody answers any more: what was known stands.
+        async with running(await bus_for("discovery"), tmp_path / "b", resolver=resolver):
+            await writer.commit([SERVICE])
+            service = Key(C, "reg", "services", "default", HOST)
+            await watch.until(lambda: watch.mirror.world.get(service) is not None)
+            assert found("lb.example.com") == ["192.0.2.1"]
+    watch.task.cancel()
+    await asyncio.gather(watch.task, return_exceptions=True)

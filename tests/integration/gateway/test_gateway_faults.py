@@ -305,7 +305,7 @@ async def test_refused_resource_is_reported_with_the_object_it_came_from(mesh):
         await ads.ask(type_url, response_nonce=response.nonce)
     policy = {
         "host": "server",
-        "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 1}}},
+        "trafficPolicy": {"outlierDetection": {"consecutive5xxErrors": 1}},
     }
     await mesh.write(config("Service", "services", "server", {}))
     change = await mesh.write(config("DestinationRule", "destinationrules", "server", policy))
@@ -348,7 +348,7 @@ async def test_refused_resource_is_reported_with_the_object_it_came_from(mesh):
     assert not reply.rejected
     response = await ads.next(CDS)
     await ads.ask(CDS, response_nonce=response.nonce)
-    policy["trafficPolicy"]["connectionPool"]["tcp"]["maxConnections"] = 2
+    policy["trafficPolicy"]["outlierDetection"]["consecutive5xxErrors"] = 2
     change = await mesh.write(config("DestinationRule", "destinationrules", "server", policy))
     response = await ads.next(CDS)
     await ads.ask(CDS, response_nonce=response.nonce)
@@ -461,12 +461,12 @@ async def test_what_has_no_effect_is_reported_with_the_proxies_concerned(mesh):
         return bool(await losses())
 
     await mesh.until(told, "the report says what has no effect")
-    (loss,) = await losses() or []
-    assert (loss.object_key, loss.path) == (
-        "cfg.envoyfilters/default/lost",
-        "spec.configPatches[1].match",
-    )
-    assert (loss.proxies, loss.example) == (1, "server-0.default")
+    told_of = await losses() or []
+    # Nobody has the one's cluster, and no gateway follows the other.
+    paths = {"spec.configPatches[1].match", "spec.configPatches[2].match"}
+    assert {loss.path for loss in told_of} == paths
+    assert {loss.object_key for loss in told_of} == {"cfg.envoyfilters/default/lost"}
+    assert {(loss.proxies, loss.example) for loss in told_of} == {(1, "server-0.default")}
     await mesh.write(config("EnvoyFilter", "envoyfilters", "lost", {"configPatches": patches[:1]}))
 
     async def mended() -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 from meshbus.api.kinds import plural_of
 from meshbus.compile.engine import Engine
+from meshbus.compile.families import families_of
 from meshbus.compile.proxy import ProxyKeys, Snapshot, compile_proxy
 from meshbus.compile.render import render_snapshot
 from meshbus.model.keys import Key
@@ -66,6 +67,7 @@ def endpoints(
             tls_mode=fields.get("tls_mode", "istio"),
             ready=fields.get("ready", True),
             locality=fields.get("locality", ""),
+            network=fields.get("network", ""),
         )
         for a in addresses
     ]
@@ -138,25 +140,28 @@ def labels(app: str, version: str) -> dict[str, str]:
 
 def sidecar(app: str = "productpage", namespace: str = "default", **fields: Any) -> ProxyKeys:
     pairs = fields.pop("labels", labels(app, "v1"))
+    ips = fields.pop("ips", ("10.0.0.1",))
     return ProxyKeys(
         type="sidecar",
         name=fields.pop("name", f"{app}-v1-0"),
         namespace=namespace,
         labels=tuple(sorted(pairs.items())),
-        ips=fields.pop("ips", ("10.0.0.1",)),
+        ips=ips,
+        families=families_of(ips),
         workload=f"{app}-v1",
         **fields,
     )
 
 
-def router(**fields: Any) -> ProxyKeys:
+def router(ips: tuple[str, ...] = ("10.0.9.1",), **fields: Any) -> ProxyKeys:
     return ProxyKeys(
         type="router",
         name="ingress-0",
         namespace=fields.pop("namespace", "istio-system"),
         labels=(("istio", "ingressgateway"),),
         workload="ingress",
-        ips=("10.0.9.1",),
+        ips=ips,
+        families=families_of(ips),
         **fields,
     )
 

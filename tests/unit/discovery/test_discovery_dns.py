@@ -19,7 +19,15 @@ from meshbus_discovery.dns_upstream import Upstream, resolvers_of
 from prometheus_client import CollectorRegistry
 
 from meshbus.model.keys import Key
-from meshbus.model.rows import Endpoint, EndpointShard, Row, Service, ServicePort, WorkloadInstance
+from meshbus.model.rows import (
+    Endpoint,
+    EndpointShard,
+    MeshConfigRow,
+    Row,
+    Service,
+    ServicePort,
+    WorkloadInstance,
+)
 from meshbus.model.world import World, world_of
 
 C = "Kubernetes"
@@ -266,3 +274,33 @@ def test_settings_are_read_or_named() -> None:
         addresses("127.0.0.1", "dns")
     text = "# x\nnameserver 10.0.0.2\nnameserver 10.0.0.1\nnameserver fe80::1%eth0\nsearch a\n"
     assert resolvers_of(text, ["10.0.0.1"]) == [("10.0.0.2", 53), ("fe80::1", 53)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "near", "far"),
+    [
+        ({}, True, True),
+        ({"defaultServiceExportTo": ["."]}, True, False),
+        ({"defaultServiceExportTo": ["far"]}, False, True),
+        ({"serviceEntryVisibility": {"defaultVisibility": "NAMESPACE"}}, True, True),
+        (
+            {"serviceEntryVisibility": {"defaultVisibility": "NAMESPACE", "applyToSidecars": True}},
+            True,
+            False,
+        ),
+        (
+            {"serviceEntryVisibility": {"defaultVisibility": "NONE", "applyToSidecars": True}},
+            False,
+            False,
+        ),
+    ],
+)
+def test_names_are_seen_by_whom_their_services_are(
+    settings: dict[str, Any], near: bool, far: bool
+) -> None:
+    key = Key(C, "mesh", "config", "", "mesh")
+    held = service("api.example.com", auto_addresses=["240.240.0.9"])
+    world = world_of(dict([held, (key, MeshConfigRow(settings))]))
+    for namespace, seen in (("default", near), ("far", far)):
+        found = find(world, "api.example.com", Caller(namespace))
+        assert (found is not None and bool(found.addresses)) is seen

@@ -122,7 +122,7 @@ def test_plaintext_proxy_is_what_its_node_says():
     assert (keys.type, keys.name, keys.namespace) == ("sidecar", "reviews-v1-0", "shop")
     assert keys.label_map == {"app": "reviews"}
     assert keys.ips == ("10.0.0.1", "fd00::1")
-    assert keys.dual_stack
+    assert keys.families == (True, True)
     # What EnvoyFilters match by: texts.
     assert dict(keys.metadata)["CLUSTER_ID"] == "c1"
     assert "LABELS" not in dict(keys.metadata)

@@ -77,6 +77,8 @@ def test_cluster_scoped_kinds_have_no_namespace() -> None:
     assert set(paths) == {
         "/apis/mesh.istio.io/v1alpha1/meshconfigs",
         "/apis/mesh.istio.io/v1alpha1/meshconfigs/{name}",
+        "/apis/mesh.istio.io/v1alpha1/meshnetworks",
+        "/apis/mesh.istio.io/v1alpha1/meshnetworks/{name}",
     }
 
 

@@ -97,8 +97,31 @@ def mesh(spec: dict[str, Any]) -> dict[str, Any]:
         (istio("EnvoyFilter", {"configPatches": []}, "networking.istio.io/v1alpha3"), []),
         (istio("WorkloadGroup", {"template": {"serviceAccount": "a"}}), []),
         (
-            mesh({"accessLogFile": "/dev/stdout", "proxyListenPort": 15002}),
-            ["spec.proxyListenPort"],
+            mesh(
+                {
+                    "accessLogFile": "/dev/stdout",
+                    "extensionProviders": [
+                        {"name": "z", "zipkin": {"service": "a", "port": 1}},
+                        {"name": "l", "envoyFileAccessLog": {}},
+                    ],
+                    "defaultProviders": {
+                        "accessLogging": ["envoy", "l", "z"],
+                        "metrics": ["prometheus"],
+                        "tracing": ["z", "none"],
+                    },
+                    "outboundTrafficPolicy": {
+                        "tls": {"mode": "ISTIO_MUTUAL", "credentialName": "c"}
+                    },
+                }
+            ),
+            [
+                "spec.outboundTrafficPolicy.tls.credentialName",
+                "spec.extensionProviders[0].zipkin",
+                "spec.defaultProviders.accessLogging[2]",
+                "spec.defaultProviders.tracing[0]",
+                "spec.defaultProviders.tracing[1]",
+                "spec.outboundTrafficPolicy.tls.mode",
+            ],
         ),
         (
             mesh({"defaultConfig": {"proxyHeaders": {"attemptCount": {"disabled": True}}}}),
@@ -117,9 +140,9 @@ def test_paths(document: dict[str, Any], paths: list[str]) -> None:
 
 
 def test_what_says_nothing_here_is_told_and_not_refused() -> None:
-    document = mesh({"enablePrometheusMerge": True, "defaultConfig": {"discoveryAddress": "a:1"}})
+    document = mesh({"authPolicy": "MUTUAL_TLS", "defaultConfig": {"discoveryAddress": "a:1"}})
     found = {v.path: v.message for v in silent_fields_of(document)}
-    assert set(found) == {"spec.enablePrometheusMerge", "spec.defaultConfig.discoveryAddress"}
+    assert set(found) == {"spec.authPolicy", "spec.defaultConfig.discoveryAddress"}
     assert silent_fields_of(mesh({"accessLogFile": "/dev/stdout"})) == []
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from meshbus.api.kinds import KindInfo, all_kinds
@@ -39,6 +40,9 @@ from meshbus_config.kubernetes.revisions import (
 PLATFORM_GROUP = "networking.k8s.io"
 """Ingress and IngressClass: kinds of Kubernetes itself that are config of the mesh."""
 _DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+MESH_NETWORKS = "meshnetworks"
+"""Kind of the row that key `meshNetworks` of the ConfigMap becomes."""
+log = structlog.get_logger("kubernetes")
 MAX_SECRETS = 2000
 """Names of Secrets that are followed at once."""
 
@@ -122,6 +126,10 @@ class Following:
         self._mesh_tasks: dict[str, asyncio.Task[None]] = {}
         self.revisions = Revisions(kubernetes.revision, self._revisions_moved)
         """The control planes of this model."""
+        self.mesh_warnings: list[str] = []
+        """What of our mesh config has no effect."""
+        self.networks_problem = ""
+        """Why its networks may not have an effect: those before stand."""
         self.malformed: dict[Key, str] = {}
         """Objects that cannot be read, and why."""
         self.fresh: set[Key] = set()
@@ -222,6 +230,8 @@ class Following:
             "mesh": self.mesh_problems.get(self._kubernetes.revision, ""),
             "revisions": sorted(self.revisions.known),
             "tags": dict(self.revisions.tags),
+            "mesh_warnings": self.mesh_warnings,
+            "networks": self.networks_problem,
         }
 
     def namespaces(self) -> tuple[str, ...]:
@@ -372,15 +382,38 @@ class Following:
         if mesh.problems:
             first = mesh.problems[0]
             self._bad_mesh(revision, f"{first.path}: {first.message}")
-            return
-        self.meshes[revision] = mesh
-        self.mesh_problems.pop(revision, None)
-        self._mesh_moved(revision)
+        else:
+            self.meshes[revision] = mesh
+            self.mesh_problems.pop(revision, None)
+            self._mesh_moved(revision)
+        if revision == self._kubernetes.revision:
+            self._tell_lost(mesh)
+            self._take_networks(mesh.networks)
+
+    def _tell_lost(self, mesh: JudgedMesh) -> None:
+        lost = [f"{one.path}: {one.message}" for one in mesh.warnings]
+        if lost and lost != self.mesh_warnings:
+            log.warning("the mesh config is carried out in part", lost=lost)
+        self.mesh_warnings = lost
+
+    def _take_networks(self, networks: Judged | None) -> None:
+        key = self._key(MESH_NETWORKS, ("", "mesh"))
+        if networks is None:
+            self.objects.pop(key, None)
+            self.networks_problem = ""
+        else:
+            self.objects[key] = networks
+            first = networks.problems[0] if networks.problems else None
+            self.networks_problem = f"{first.path}: {first.message}" if first else ""
+        self._touch(key)
 
     def _drop_mesh(self, revision: str) -> None:
         self.meshes.pop(revision, None)
         self.mesh_problems.pop(revision, None)
         self._mesh_moved(revision)
+        if revision == self._kubernetes.revision:
+            self.mesh_warnings = []
+            self._take_networks(None)
 
     def _bad_mesh(self, revision: str, error: str) -> None:
         self.mesh_problems[revision] = error

@@ -13,11 +13,12 @@ from meshbus.compile.credential_names import credential_of, roots_secret_of
 from meshbus.model.rows import ConfigObject
 from meshbus.validate import validate_object
 from meshbus.validate.report import Violation
-from meshbus.validate.support import unsupported_fields
+from meshbus.validate.support import silent_fields_of, unsupported_fields
 from meshbus_config.documents import LAST_APPLIED
 
 log = structlog.get_logger("kubernetes")
 MESH_KEY, NETWORKS_KEY = "mesh", "meshNetworks"
+_MESH_VERSION = "mesh.istio.io/v1alpha1"
 _CREDENTIAL_FIELDS = frozenset({"credentialName", "caCertCredentialName"})
 _CREDENTIAL_LISTS = frozenset({"credentialNames"})
 _REFERENCE_LISTS = frozenset({"certificateRefs", "caCertificateRefs"})
@@ -144,32 +145,67 @@ class JudgedMesh(NamedTuple):
 
     spec: dict[str, Any]
     problems: tuple[Violation, ...]
+    warnings: tuple[Violation, ...]
+    """What of it has no effect."""
     manager: str
+    networks: Judged | None
+    """Its key `meshNetworks`, as an object; None: it has none."""
 
 
 def read_mesh_config(body: bytes) -> JudgedMesh:
-    """The mesh config of ConfigMap `istio`, key `mesh`, YAML.
+    """The mesh config of ConfigMap `istio`: keys `mesh` and `meshNetworks`, YAML.
 
     Raises:
         msgspec.MsgspecError, ValueError: It cannot be read.
     """
     read = _config_maps.decode(body)
-    data = read.data or {}
-    try:
-        spec = yaml.load(data.get(MESH_KEY, ""), Loader=yaml.CSafeLoader) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{MESH_KEY}: {error}") from None
-    if not isinstance(spec, dict):
-        raise ValueError(f"{MESH_KEY}: a mapping is needed")
-    report = validate_object(
-        {
-            "apiVersion": "mesh.istio.io/v1alpha1",
-            "kind": "MeshConfig",
-            "metadata": {"name": "mesh"},
-            "spec": spec,
-        }
+    spec = _part(read, MESH_KEY)
+    document = _mesh_document("MeshConfig", spec)
+    report = validate_object(document)
+    lost = (*unsupported_fields(document, injects=True), *silent_fields_of(document))
+    return JudgedMesh(
+        spec,
+        tuple(report.errors),
+        (*report.warnings, *lost),
+        _author(read.metadata),
+        _networks(read) if (read.data or {}).get(NETWORKS_KEY) else None,
     )
-    return JudgedMesh(spec, tuple(report.errors), _author(read.metadata))
+
+
+def _networks(read: _ConfigMap) -> Judged:
+    spec, meta = _part(read, NETWORKS_KEY), read.metadata
+    report = validate_object(_mesh_document("MeshNetworks", spec))
+    row = ConfigObject(
+        api_version=_MESH_VERSION,
+        kind="MeshNetworks",
+        namespace="",
+        name="mesh",
+        uid=meta.uid,
+        generation=meta.generation,
+        created=_seconds(meta.created),
+        spec=spec,
+    )
+    errors, warnings = tuple(report.errors), tuple(report.warnings)
+    return Judged(row, errors, warnings, _author(meta), meta.version, {})
+
+
+def _part(read: _ConfigMap, key: str) -> dict[str, Any]:
+    try:
+        spec = yaml.load((read.data or {}).get(key, ""), Loader=yaml.CSafeLoader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{key}: {error}") from None
+    if not isinstance(spec, dict):
+        raise ValueError(f"{key}: a mapping is needed")
+    return spec
+
+
+def _mesh_document(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": _MESH_VERSION,
+        "kind": kind,
+        "metadata": {"name": "mesh"},
+        "spec": spec,
+    }
 
 
 # --------------------------------------------------------------------------- secrets
