@@ -168,9 +168,11 @@ async def test_each_revision_has_its_own_mesh_config(
 ) -> None:
     cluster, root = planes.cluster, planes.root
     async with views(planes.nats) as seen:
-        for document in planes.webhooks(*sets("revision=blue")):
-            applied.append(document)
-            await call(cluster.apply, document)
+        # Whoever leads knows of the other by its webhooks.
+        for flags in ((), sets("revision=blue")):
+            for document in planes.webhooks(*flags):
+                applied.append(document)
+                await call(cluster.apply, document)
         first, second = "outboundTrafficPolicy: {mode: REGISTRY_ONLY}", "accessLogFile: /dev/stdout"
         await call(cluster.apply, settings(root, "istio", first))
         await call(cluster.apply, settings(root, "istio-blue", second))

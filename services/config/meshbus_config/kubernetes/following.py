@@ -123,6 +123,8 @@ class Following:
         bad."""
         self.mesh_problems: dict[str, str] = {}
         """What is wrong with the present one."""
+        self.meshes_read: set[str] = set()
+        """Revisions of which we know whether they have one: nothing is withdrawn before."""
         self._mesh_tasks: dict[str, asyncio.Task[None]] = {}
         self.revisions = Revisions(kubernetes.revision, self._revisions_moved)
         """The control planes of this model."""
@@ -175,7 +177,7 @@ class Following:
         )
         async with asyncio.TaskGroup() as group:
             self._tasks = group
-            self._mesh_tasks[own] = group.create_task(mesh.run())
+            self._mesh_tasks[own] = group.create_task(self._follow_mesh(own, mesh))
             first: list[Reflector[Any]] = [mesh, balancers, revisions]
             group.create_task(balancers.run())
             group.create_task(revisions.run())
@@ -378,6 +380,13 @@ class Following:
         )
         return Reflector(self._client, source, read_mesh_config, sink)
 
+    async def _follow_mesh(self, revision: str, reflector: Reflector[JudgedMesh]) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(reflector.run())
+            await reflector.wait_synced()
+            self.meshes_read.add(revision)
+            self._touch(self.mesh_key(revision))
+
     def _take_mesh(self, revision: str, mesh: JudgedMesh) -> None:
         if mesh.problems:
             first = mesh.problems[0]
@@ -434,10 +443,11 @@ class Following:
         assert self._tasks is not None
         for revision in self._mesh_tasks.keys() - others - {self._kubernetes.revision}:
             self._mesh_tasks.pop(revision).cancel()
+            self.meshes_read.discard(revision)
             self._drop_mesh(revision)
         for revision in sorted(others - self._mesh_tasks.keys()):
             self._mesh_tasks[revision] = self._tasks.create_task(
-                self._mesh_reflector(revision).run()
+                self._follow_mesh(revision, self._mesh_reflector(revision))
             )
         for key, judged in self.objects.items():
             if judged.row.labels.get(REVISION_LABEL):

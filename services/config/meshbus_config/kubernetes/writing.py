@@ -165,6 +165,8 @@ class Writing:
         held: Any = space.world.get(key)
         if mesh is None and revision in following.mesh_problems:
             return None
+        if revision and revision not in following.meshes_read:
+            return None
         row: Row | None = None if mesh is None else MeshConfigRow(mesh.spec)
         if held == row:
             return None
