@@ -81,11 +81,14 @@ def _no_constant(name: str) -> Any:
 _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_NOT_RESOLVED = (":timestamp", ":value")
+
+
 class _Loader(_Safe):  # type: ignore[misc]
-    """YAML as kubectl reads it: no dates, no numbers of base 60, no key twice."""
+    """YAML as kubectl reads it: no dates, no numbers of base 60, no key twice; `=` is text."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, regexp) for tag, regexp in resolvers if "timestamp" not in tag]
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(_NOT_RESOLVED)]
         for first, resolvers in _Safe.yaml_implicit_resolvers.items()
     }
 

@@ -41,6 +41,7 @@ def test_a_malformed_document_is_alone(tmp_path: Path) -> None:
 
 def test_values_are_those_of_json(tmp_path: Path) -> None:
     text = "ports: {8080: x, true: y}\nday: 2024-01-02\nat: 12:30\nbig: 1e3\non: off\nhex: 0x10\n"
+    text += "sign: =\n"
     assert contents(one(tmp_path, text)) == [
         {
             "ports": {"8080": "x", "true": "y"},
@@ -49,6 +50,7 @@ def test_values_are_those_of_json(tmp_path: Path) -> None:
             "big": 1000.0,
             "true": False,
             "hex": 16,
+            "sign": "=",
         }
     ]
 
