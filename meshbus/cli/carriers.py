@@ -19,11 +19,11 @@ CARRIERS: dict[str, tuple[str, str]] = {
     "OutlierDetection": ("Cluster.outlier_detection", f"{TASKS}/test_tasks_resilience.py"),
     "ClientTLSSettings": ("UpstreamTlsContext", f"{UNIT}/test_compile_tls_settings.py"),
     "PortTrafficPolicy": ("Cluster", f"{UNIT}/test_compile_destination_rules.py"),
-    "TunnelSettings": ("TcpProxy.tunneling_config", f"{UNIT}/test_compile_destination_rules.py"),
-    "ProxyProtocol": ("ProxyProtocolUpstreamTransport", f"{GOLDEN}/sidecar-policies.in.yaml"),
+    "TunnelSettings": ("TcpProxy.tunneling_config", f"{TASKS}/test_tasks_egress.py"),
+    "ProxyProtocol": ("ProxyProtocolUpstreamTransport", f"{TASKS}/test_tasks_egress.py"),
     "RetryBudget": (
         "Cluster.circuit_breakers.retry_budget",
-        f"{UNIT}/test_compile_destination_rules.py",
+        f"{TASKS}/test_tasks_resilience.py",
     ),
     "ConsistentHashLB": ("RouteAction.hash_policy", f"{GOLDEN}/sidecar-policies.in.yaml"),
     "HTTPCookie": ("RouteAction.hash_policy.cookie", f"{GOLDEN}/sidecar-policies.in.yaml"),
@@ -203,6 +203,12 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
     ("ProxyHeaders", "preserveHttp1HeaderCase"): (
         "HttpConnectionManager, HttpProtocolOptions: header_key_format",
         f"{UNIT}/test_compile_proxy_headers.py",
+    ),
+    ("Server", "bind"): ("Listener.address", "tests/tasks/test_tasks_sockets.py"),
+    ("IstioEgressListener", "bind"): ("Listener.address", "tests/tasks/test_tasks_sockets.py"),
+    ("IstioIngressListener", "defaultEndpoint"): (
+        "Cluster of the application",
+        "tests/tasks/test_tasks_sockets.py",
     ),
     ("HTTPRoute", "timeout"): ("RouteAction.timeout", f"{TASKS}/test_tasks_resilience.py"),
     ("HTTPRoute", "delegate"): ("Route", f"{GOLDEN}/sidecar-delegates.in.yaml"),

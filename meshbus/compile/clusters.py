@@ -38,6 +38,7 @@ from meshbus.compile.networks import networks
 from meshbus.compile.proxy_headers import keep_upstream_case
 from meshbus.compile.proxy_logs import LOG_SERVICE
 from meshbus.compile.resources import CDS, Resource, encode
+from meshbus.compile.sessions import apply_session
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.stat_names import outbound_stat_name
 from meshbus.compile.telemetry import CONTROL_SERVICES, control_cluster
@@ -174,6 +175,8 @@ def _cluster(
         cluster.connect_timeout.CopyFrom(seconds(10))
     with report.guard(blame, place):
         apply_health_check(cluster, rule.health)
+    with report.guard(blame, place):
+        apply_session(cluster, rule.session, row)
     with report.guard(blame, place):
         if not (style.router or rule.selects):
             policy = _without_secrets(policy)

@@ -42,6 +42,7 @@ HTTP_FILTERS = (
     "extensions STATS, others",
     "envoy.filters.http.fault",
     "envoy.filters.http.cors",
+    "envoy.filters.http.stateful_session",
     "quota",
     "envoy.filters.http.dynamic_forward_proxy",
     "envoy.filters.http.router",
@@ -56,6 +57,7 @@ HTTP_FILTERS = (
 | rbac.audit, deny, allow | server side, gateways | before anything is done for the request |
 | fault | client side | a delay or abort stands for the network and the server: before all else |
 | cors | client side | preflights are answered without asking anybody |
+| stateful_session | client side | chooses the endpoint: last, of requests that are really sent |
 | quota | server side | asks the policy service; last before the call: only real calls count |
 | dynamic_forward_proxy | HTTP proxy listener | resolves the host that nobody claims |
 | router | everywhere | ends the chain |
@@ -95,17 +97,21 @@ def http_filter(name: str, config: Any) -> hcm_pb2.HttpFilter:
 
 
 def client_filters(
-    dns_cache: Any = None, extensions: Iterable[hcm_pb2.HttpFilter] = ()
+    dns_cache: Any = None,
+    extensions: Iterable[hcm_pb2.HttpFilter] = (),
+    sessions: Iterable[hcm_pb2.HttpFilter] = (),
 ) -> list[hcm_pb2.HttpFilter]:
     """Filters of outbound and gateway connection managers, without the router.
 
     Args:
+        sessions: The filter of sticky sessions, where there are any.
         extensions: Filters of extensions of the client side, in their order.
     """
     out = [
         *extensions,
         http_filter("envoy.filters.http.fault", fault_pb2.HTTPFault()),
         http_filter("envoy.filters.http.cors", cors_pb2.Cors()),
+        *sessions,
     ]
     if dns_cache is not None:
         out.append(

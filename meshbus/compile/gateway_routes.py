@@ -176,7 +176,8 @@ def gateway_host(reader: Reader, view: View, host: str, shown: tuple[Shown, ...]
     routes: list[Made] = []
     origins: set[Key] = set()
     done: set[tuple[str, Written]] = set()
-    port, require_tls = 0, False
+    port: int | None = None
+    require_tls = False
     for facing, services, named in shown:
         has_routes = named
         for written in services:
@@ -190,9 +191,9 @@ def gateway_host(reader: Reader, view: View, host: str, shown: tuple[Shown, ...]
                 done.add((facing.gateway, written))
                 routes += made
         if has_routes:
-            port = port or facing.number
+            port = facing.number if port is None else port
             require_tls |= facing.redirects
-    if not port:
+    if port is None:
         return Share((), frozenset(), report.findings())
     reader.encoded("vhost")
     tail = encode_tail(joined_routes(routes, report), view.headers, require_tls)
@@ -229,6 +230,10 @@ def _joined(parts: list[Share]) -> Share:
 # --------------------------------------------------------------------------- tables
 
 
+ALTERNATIVE_S = 86400
+"""How long clients remember that a port speaks HTTP/3 too."""
+
+
 def gateway_table(
     reader: Reader, router: Router, view: View, name: str, indexes: tuple[int, ...]
 ) -> Part:
@@ -243,5 +248,8 @@ def gateway_table(
             encode_host(f"blackhole:{servers[0].number}", ["*"], encode_tail([], view.headers))
         ]
     origins = {s.gateway for s in servers} | whole.origins
-    resource = encode_table(reader, name, encoded, origins, ignore_port=True)
+    answers = {}
+    if any(server.udp_port for server in servers):
+        answers["alt-svc"] = f'h3=":{servers[0].number}"; ma={ALTERNATIVE_S}'
+    resource = encode_table(reader, name, encoded, origins, ignore_port=True, answers=answers)
     return Part((resource,), whole.findings)

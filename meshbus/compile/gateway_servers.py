@@ -7,9 +7,10 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Report
 from meshbus.compile.inbound import namespace_services, serves
 from meshbus.compile.ingress import ingress_gateways
-from meshbus.compile.names import HTTP, narrower
+from meshbus.compile.names import HTTP, UDP, narrower
 from meshbus.compile.proxy_keys import ProxyKeys
 from meshbus.compile.scope import Ref, age, istio_objects, object_namespaces
+from meshbus.compile.values import UNIX
 from meshbus.model.keys import Key
 
 AUTO_PASSTHROUGH = "AUTO_PASSTHROUGH"
@@ -18,6 +19,8 @@ NO_TRANSLATION = "experimental.istio.io/disable-gateway-port-translation"
 SERVICES_ANNOTATION = "internal.istio.io/gateway-service"
 """Annotation of a Gateway: hosts of the services in front of it, in place of its selector."""
 FIRST_UNPRIVILEGED = 1024
+HTTP3_ANNOTATION = "traffic.meshbus.io/http3"
+"""Annotation of a Gateway: its HTTPS servers speak HTTP/3 too, over UDP."""
 TERMINATED = frozenset({"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL"})
 
 
@@ -29,6 +32,8 @@ class Front(NamedTuple):
     """Gateways say the ports behind it, not its own."""
     ports: tuple[tuple[int, int], ...]
     """Each of its ports, and the one behind."""
+    udp: tuple[tuple[int, int], ...] = ()
+    """The same of UDP."""
 
 
 class Router(NamedTuple):
@@ -59,6 +64,8 @@ class Server(NamedTuple):
     bind: str
     owner: tuple[str, str]
     """Namespace and name of the gateway."""
+    udp_port: int = 0
+    """The UDP port on which it speaks HTTP/3; 0: it does not."""
 
     @property
     def name(self) -> str:
@@ -154,13 +161,15 @@ def router_of(reader: Reader, proxy: ProxyKeys) -> Router:
         if not serves(reader, row, proxy):
             continue
         targets = {t.name: t.ports for t in reader.node(target_ports, row.namespace, row.host)}
-        ports = []
+        ports: list[tuple[int, int]] = []
+        udp: list[tuple[int, int]] = []
         for port in row.ports:
             behind = targets.get(port.name) or (
                 port.target_port or by_name.get(port.name) or port.number,
             )
-            ports.append((port.number, behind[0]))
-        fronts.append(Front(row.host, NO_TRANSLATION in row.labels, tuple(ports)))
+            (udp if port.protocol == UDP else ports).append((port.number, behind[0]))
+        untranslated = NO_TRANSLATION in row.labels
+        fronts.append(Front(row.host, untranslated, tuple(ports), tuple(udp)))
     unprivileged = dict(proxy.metadata).get("UNPRIVILEGED_POD", "").lower() == "true"
     return Router(proxy.as_class(), tuple(fronts), unprivileged)
 
@@ -210,8 +219,45 @@ def servers_of(reader: Reader, router: Router) -> Servers:
                     if fault:
                         report.add(ref.key, f"{path}.{fault[0]}", fault[1])
                     else:
-                        out.append(server)
+                        udp_port = _udp_port(ref, server, router, report)
+                        out.append(server._replace(udp_port=udp_port))
     return Servers(tuple(out), report.findings())
+
+
+def _udp_port(gateway: Ref, server: Server, router: Router, report: Report) -> int:
+    """The port on which a server speaks HTTP/3, 0 if it does not: where its Gateway asks for it and
+    the service in front of its port, if there is one, has that number for UDP too.
+
+    Source: Istio, PILOT_ENABLE_QUIC_LISTENERS; here a Gateway asks.
+    """
+    if gateway.row.annotations.get(HTTP3_ANNOTATION, "").lower() != "true":
+        return 0
+    if not server.ends_https or server.bind.startswith(UNIX):
+        return 0
+    if server.mode != "SIMPLE":
+        message = f"HTTP/3 has no client certificates: mode {server.mode} is served by TCP alone"
+        report.add(gateway.key, f"{server.path}.tls.mode", message)
+        return 0
+    newest = (server.tls or {}).get("maxProtocolVersion") or "TLS_AUTO"
+    if newest not in ("TLS_AUTO", "TLSV1_3"):
+        message = "HTTP/3 needs TLS 1.3"
+        report.add(gateway.key, f"{server.path}.tls.maxProtocolVersion", message)
+        return 0
+    exposing = [f for f in router.fronts if any(number == server.number for number, _ in f.ports)]
+    for front in exposing:
+        for number, behind in front.udp:
+            listens = server.port if front.untranslated else behind
+            if number == server.number and router.unprivileged and listens < FIRST_UNPRIVILEGED:
+                message = f"the gateway may not listen on UDP port {listens}: no HTTP/3"
+                report.add(gateway.key, f"{server.path}.port.number", message)
+                return 0
+            if number == server.number:
+                return listens
+    if exposing:
+        message = f"{exposing[0].host} does not expose port {server.number} for UDP: no HTTP/3"
+        report.add(gateway.key, f"{server.path}.port.number", message)
+        return 0
+    return server.port
 
 
 def _conflict(

@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from envoy.config.core.v3 import base_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2 as hcm_pb2,
+)
 
 from meshbus.compile.connections import (
     Reporting,
@@ -51,11 +54,18 @@ from meshbus.compile.scope import (
     visible_services,
 )
 from meshbus.compile.security_filters import http_security, network_security
+from meshbus.compile.sessions import session_filters
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND
-from meshbus.compile.tls_contexts import ALPN_MESH, credential_names, gateway_server, socket
+from meshbus.compile.tls_contexts import (
+    ALPN_MESH,
+    credential_names,
+    gateway_server,
+    quic_socket,
+    socket,
+)
 from meshbus.compile.traffic_policy import merged_rule
-from meshbus.compile.values import address, boolean
+from meshbus.compile.values import address, boolean, listener_address
 from meshbus.compile.virtual_hosts import (
     View,
 )
@@ -88,6 +98,7 @@ def router_listeners(
     for index, server in enumerate(servers):
         ports.setdefault((server.bind, server.port), []).append(index)
     routed: dict[str, list[int]] = {}
+    over_udp: dict[tuple[str, int], list[Server]] = {}
     for (bind, port), indexes in sorted(ports.items()):
         listener = _listener(bind, port, proxy, binds)
         members = [servers[index] for index in indexes]
@@ -99,6 +110,8 @@ def router_listeners(
                     routed.setdefault(server.route_name(), []).append(index)
                 _add_chains(listener, chains, server, report)
                 secrets += needs
+                if server.udp_port:
+                    over_udp.setdefault((server.bind, server.udp_port), []).append(server)
         if not listener.filter_chains:
             continue
         if reporting.headers.proxy_protocol:
@@ -108,6 +121,12 @@ def router_listeners(
         log_refused(listener, reporting)
         origins = {s.gateway for s in members}
         resources.append(encode(reader, LDS, listener.name, listener, origins))
+    for (bind, port), members in sorted(over_udp.items()):
+        origins = {s.gateway for s in members}
+        for own in _addresses(bind, proxy, binds):
+            made = _quic_listener(reader, view, own, port, members, reporting, report)
+            if made.filter_chains:
+                resources.append(encode(reader, LDS, made.name, made, origins))
     tables = tuple((name, tuple(routed[name])) for name in sorted(routed))
     return RouterListeners(Part(tuple(resources), report.findings()), united(secrets), tables)
 
@@ -122,18 +141,55 @@ def router_routes(
     )
 
 
+def _addresses(bind: str, proxy: ProxyKeys, binds: tuple[str, ...]) -> tuple[str, ...]:
+    """What a server listens on."""
+    if bind:
+        return (bind,)
+    if proxy.capture == CAPTURE_PROXY and binds:
+        return binds
+    return proxy.families.anywhere
+
+
+def _quic_listener(
+    reader: Reader,
+    view: View,
+    own: str,
+    port: int,
+    servers: list[Server],
+    reporting: Reporting,
+    report: Report,
+) -> listener_pb2.Listener:
+    """HTTP/3 of servers at one UDP port: the same routes as over TCP.
+
+    Source: https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/http/http3
+    """
+    out = listener_pb2.Listener(
+        name=f"udp_{listener_name(own, port)}",
+        address=address(own, port),
+        traffic_direction=base_pb2.OUTBOUND,
+    )
+    out.address.socket_address.protocol = address_pb2.SocketAddress.UDP
+    out.udp_listener_config.quic_options.SetInParent()
+    out.udp_listener_config.downstream_socket_config.prefer_gro.value = True
+    for server in servers:
+        with report.guard(server.gateway, server.path):
+            chain = _http_chain(reader, view, server, reporting, http3=True)
+            chain.filter_chain_match.server_names.extend(server.server_names())
+            context = gateway_server(
+                server.tls or {}, True, f"{server.path}.tls", reader.node(mesh)
+            )
+            chain.transport_socket.CopyFrom(quic_socket(context))
+            _add_chains(out, [chain], server, Report())
+    return out
+
+
 def _listener(
     bind: str, port: int, proxy: ProxyKeys, binds: tuple[str, ...]
 ) -> listener_pb2.Listener:
-    if bind:
-        addresses: tuple[str, ...] = (bind,)
-    elif proxy.capture == CAPTURE_PROXY and binds:
-        addresses = binds
-    else:
-        addresses = proxy.families.anywhere
+    addresses = _addresses(bind, proxy, binds)
     out = listener_pb2.Listener(
         name=listener_name(addresses[0], port),
-        address=address(addresses[0], port),
+        address=listener_address(addresses[0], port),
         traffic_direction=base_pb2.OUTBOUND,
     )
     for other in addresses[1:]:
@@ -222,10 +278,11 @@ def _server_chains(
 
 
 def _http_chain(
-    reader: Reader, view: View, server: Server, reporting: Reporting
+    reader: Reader, view: View, server: Server, reporting: Reporting, *, http3: bool = False
 ) -> lc_pb2.FilterChain:
     dynamic = reader.node(named_as_met, view.viewer)
-    resolved = client_filters(names_cache(view.families) if dynamic else None)
+    sessions = session_filters(reader, view.viewer)
+    resolved = client_filters(names_cache(view.families) if dynamic else None, (), sessions)
     manager = connection_manager(
         stat_prefix=f"outbound_{server.bind or '0.0.0.0'}_{server.port};",  # noqa: S104 - a name
         route_name=server.route_name(),
@@ -239,6 +296,9 @@ def _http_chain(
     manager.use_remote_address.CopyFrom(boolean(True))
     forward_certificate(manager, reporting.headers, gateway=True)
     manager.xff_num_trusted_hops = reporting.headers.trusted_hops
+    if http3:
+        manager.codec_type = hcm_pb2.HttpConnectionManager.HTTP3
+        manager.http3_protocol_options.SetInParent()
     chain = lc_pb2.FilterChain()
     chain.filters.append(manager_filter(manager))
     return chain

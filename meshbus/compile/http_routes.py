@@ -27,6 +27,7 @@ from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import field
 from meshbus.compile.route_match import described, is_catch_all, route_match
 from meshbus.compile.scope import Ref
+from meshbus.compile.sessions import Session, keep_session
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.values import (
     any_of,
@@ -85,6 +86,7 @@ class Conduct(NamedTuple):
     """After which a TCP connection without traffic is closed; 0: never, None: Envoy's default."""
     lifetime_ns: int | None = None
     """After which a TCP connection is closed whatever is on it; None: never."""
+    session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +298,7 @@ def _forward(
         own = _apply_headers(route, all_headers(targets[0]))
         if own and not authority:
             action.host_rewrite_literal = own
+        keep_session(route, _conduct(cluster, context).session)
         hashed = _hash(action, cluster, context)
     else:
         for index, target in enumerate(targets):
@@ -311,6 +314,7 @@ def _forward(
             own = _apply_headers(entry, all_headers(target))
             if own:
                 entry.host_rewrite_literal = own
+            keep_session(entry, _conduct(cluster, context).session)
             _hash(action, cluster, context)
         if not action.weighted_clusters.clusters:
             raise NotCompiledError(f"{path}.route", "all weights are 0")
@@ -338,8 +342,12 @@ def _changes_host(action: rc_pb2.RouteAction) -> bool:
     return any(entry.host_rewrite_literal for entry in entries)
 
 
+def _conduct(cluster: ClusterName, context: RouteContext) -> Conduct:
+    return context.policy(cluster.host, cluster.port, cluster.subset)
+
+
 def _hash(action: rc_pb2.RouteAction, cluster: ClusterName, context: RouteContext) -> bool:
-    spec = context.policy(cluster.host, cluster.port, cluster.subset).hashing
+    spec = _conduct(cluster, context).hashing
     policy = hash_policy(spec) if spec else None
     if policy is None:
         return False
@@ -603,7 +611,11 @@ def cors(spec: dict[str, Any], path: str) -> cors_pb2.CorsPolicy:
 
 
 def default_route(
-    cluster: str, operation: str, settings: MeshSettings, hashing: dict[str, Any] | None
+    cluster: str,
+    operation: str,
+    settings: MeshSettings,
+    hashing: dict[str, Any] | None,
+    session: Session | None = None,
 ) -> rc_pb2.Route:
     """All requests to one cluster: what a service without virtual service gets."""
     route = rc_pb2.Route(name=DEFAULT_ROUTE, match=route_match(None, ""))
@@ -617,4 +629,5 @@ def default_route(
     retry = retry_policy(settings.retry_policy, False)
     if retry is not None:
         route.route.retry_policy.CopyFrom(retry)
+    keep_session(route, session)
     return route

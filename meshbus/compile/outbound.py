@@ -53,6 +53,7 @@ from meshbus.compile.on_demand import on_demand_filter
 from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import HTTP_PROXY, Egress, Ref, age, aliased_hosts, visible_services
+from meshbus.compile.sessions import session_filters
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
 from meshbus.compile.values import address, boolean, uint32
@@ -156,7 +157,9 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     stands_for = reader.node(aliased_hosts, view.viewer)
     visible = reader.node(visible_services, view.viewer)
     if view.bound:
-        anywhere = next((e for e in view.viewer.egress if not e.port), ELSEWHERE)
+        anywhere = next(
+            (e for e in view.viewer.egress if not e.port and not e.is_socket), ELSEWHERE
+        )
         numbers = {port.number for ref in visible.values() for port in ref.row.ports}
         wanted = dict.fromkeys(numbers, anywhere) | own
         placed = {number: e._replace(captured=False) for number, e in wanted.items()}
@@ -340,7 +343,7 @@ def _virtual_outbound(reader: Reader, view: View, reporting: Reporting) -> liste
     return out
 
 
-def _inspect(listener: listener_pb2.Listener, settings: MeshSettings, *, http: bool) -> None:
+def inspect(listener: listener_pb2.Listener, settings: MeshSettings, *, http: bool) -> None:
     """Look at the first bytes; a silent client is waited for, then taken for what is left."""
     listener.listener_filters.append(tls_inspector_filter())
     if http:
@@ -353,9 +356,10 @@ def _on_client(view: View, port: int) -> list[hcm_pb2.HttpFilter]:
     return [*on_demand_filter(view.on_demand), *extensions]
 
 
-def _http_chain(
+def http_chain(
     reader: Reader, view: View, port: int, stat: str, route: str, reporting: Reporting
 ) -> lc_pb2.FilterChain:
+    """HTTP in plaintext, told by its first bytes; `route`: its route configuration."""
     chain = lc_pb2.FilterChain()
     chain.filter_chain_match.transport_protocol = "raw_buffer"
     chain.filter_chain_match.application_protocols.extend(HTTP_ALPN)
@@ -364,7 +368,7 @@ def _http_chain(
     manager = connection_manager(
         stat_prefix=stat,
         route_name=route,
-        filters=client_filters(cache, _on_client(view, port)),
+        filters=client_filters(cache, _on_client(view, port), session_filters(reader, view.viewer)),
         settings=reader.node(mesh),
         reporting=reporting,
     )
@@ -412,7 +416,7 @@ def _tcp_chain(view: View, port: int, route: L4Route, reporting: Reporting) -> l
     return chain
 
 
-def _service_chains(
+def service_chains(
     reader: Reader,
     view: View,
     host: str,
@@ -433,10 +437,10 @@ def _service_chains(
         else:
             rest = route
     chains = [_tcp_chain(view, port, route, reporting) for route in chosen]
-    return _distinct(chains), _tcp_chain(view, port, rest, reporting)
+    return distinct_chains(chains), _tcp_chain(view, port, rest, reporting)
 
 
-def _distinct(chains: list[lc_pb2.FilterChain]) -> list[lc_pb2.FilterChain]:
+def distinct_chains(chains: list[lc_pb2.FilterChain]) -> list[lc_pb2.FilterChain]:
     """Envoy refuses two chains with the same match: the first stays."""
     seen: dict[bytes, lc_pb2.FilterChain] = {}
     for chain in chains:
@@ -449,15 +453,15 @@ def _bound_listener(
 ) -> listener_pb2.Listener:
     out = _listener(name, bound.addresses, bound.port, False)
     host, port, protocol = bound.host, bound.port, bound.protocol
-    chains, rest = _service_chains(reader, view, host, port, protocol, reporting, report)
+    chains, rest = service_chains(reader, view, host, port, protocol, reporting, report)
     if is_sniffed(protocol):
         stat = f"outbound_{name};"
         route = sniffed_route_name(host, port)
-        out.filter_chains.append(_http_chain(reader, view, port, stat, route, reporting))
+        out.filter_chains.append(http_chain(reader, view, port, stat, route, reporting))
     out.filter_chains.extend(chains)
     out.default_filter_chain.CopyFrom(rest)
     if is_sniffed(protocol) or protocol in TLS:
-        _inspect(out, reader.node(mesh), http=is_sniffed(protocol))
+        inspect(out, reader.node(mesh), http=is_sniffed(protocol))
     return out
 
 
@@ -476,7 +480,7 @@ def _shared_listener(
     out = _listener(name, addresses, port, not shared.captured)
     if shared.http:
         out.filter_chains.append(
-            _http_chain(reader, view, port, f"outbound_{name};", str(port), reporting)
+            http_chain(reader, view, port, f"outbound_{name};", str(port), reporting)
         )
     chains: list[lc_pb2.FilterChain] = []
     for host in shared.by_name:
@@ -491,16 +495,16 @@ def _shared_listener(
             chains.append(chain)
     for host, networks, named in shared.by_network:
         protocol = "TLS" if named else ""
-        of_names, chain = _service_chains(reader, view, host, port, protocol, reporting, report)
+        of_names, chain = service_chains(reader, view, host, port, protocol, reporting, report)
         if named:
             chain.filter_chain_match.server_names.append(host)
         for made in (*of_names, chain):
             if not made.filter_chain_match.prefix_ranges:
                 restrict(made, L4Route((), networks, ()))
             chains.append(made)
-    out.filter_chains.extend(_distinct(chains))
+    out.filter_chains.extend(distinct_chains(chains))
     if shared.rest:
-        _, rest = _service_chains(reader, view, shared.rest, port, "", reporting, report)
+        _, rest = service_chains(reader, view, shared.rest, port, "", reporting, report)
         out.default_filter_chain.CopyFrom(rest)
     else:
         # What was not redirected has no other destination than this very listener.
@@ -508,7 +512,7 @@ def _shared_listener(
         out.default_filter_chain.name = "PassthroughFilterChain"
         out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
     if shared.http or shared.by_name or any(named for _, _, named in shared.by_network):
-        _inspect(out, reader.node(mesh), http=shared.http)
+        inspect(out, reader.node(mesh), http=shared.http)
     return out
 
 
@@ -538,7 +542,7 @@ def _proxy_listener(
     manager = connection_manager(
         stat_prefix=f"outbound_{name};",
         route_name=route,
-        filters=client_filters(cache, _on_client(view, port)),
+        filters=client_filters(cache, _on_client(view, port), session_filters(reader, view.viewer)),
         settings=reader.node(mesh),
         reporting=reporting,
     )

@@ -88,6 +88,7 @@ from meshbus.compile.shared_parts import (
     workload_extensions,
 )
 from meshbus.compile.sidecars import sidecar_of, unknown_traffic, viewer_of
+from meshbus.compile.socket_listeners import socket_listeners, socket_routes, sockets_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
 from meshbus.compile.virtual_hosts import View, http_proxy_routes, source_selectors
 
@@ -243,6 +244,16 @@ def proxied_routes(reader: Reader, view: View, http_proxy: bool) -> SharedPart:
     return merged(parts)
 
 
+def own_sockets(reader: Reader, view: View) -> SharedPart:
+    """Node: listeners of a view at Unix sockets."""
+    return merged([reader.node(socket_listeners, view)])
+
+
+def socket_tables(reader: Reader, view: View) -> SharedPart:
+    """Node: route configurations of those."""
+    return merged(socket_routes(reader, view))
+
+
 # --------------------------------------------------------------------------- proxies
 
 
@@ -338,6 +349,9 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
         http_proxy = (proxy.http_proxy_address or proxy.families.localhost, http_port)
         listeners = (Ask(proxy_listeners, (inbound.listeners, proxy.ips, view, http_proxy)),)
         routes = (Ask(proxied_routes, (view, http_port > 0)), *routes)
+    if sockets_of(view):
+        listeners += (Ask(own_sockets, (view,)),)
+        routes += (Ask(socket_tables, (view,)),)
     late: tuple[tuple[str, Ask], ...] = ()
     if view.on_demand.clusters:
         seen = [ask for ask in listeners if ask.node is shared_listeners]

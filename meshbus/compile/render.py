@@ -12,6 +12,7 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 from meshbus.compile.findings import Finding
 from meshbus.compile.proxy import Snapshot
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, TYPE_PREFIX, VHDS, Resource
+from meshbus.compile.traffic_policy import budget_intervals
 
 _SECTIONS = (
     ("listeners", LDS),
@@ -42,7 +43,13 @@ def message_of(resource: Resource) -> Any:
 
 def render_resource(resource: Resource) -> dict[str, Any]:
     """One resource as proto JSON; inline keys are redacted."""
-    document: dict[str, Any] = _redacted(json_format.MessageToDict(message_of(resource)))
+    message = message_of(resource)
+    document: dict[str, Any] = _redacted(json_format.MessageToDict(message))
+    if resource.type_url == CDS:
+        for index, interval in enumerate(budget_intervals(message)):
+            if interval:
+                budget = document["circuitBreakers"]["thresholds"][index]["retryBudget"]
+                budget["budgetInterval"] = interval
     return document
 
 

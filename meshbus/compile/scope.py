@@ -15,6 +15,7 @@ from meshbus.compile.headings import ISTIO_NETWORKING, heading, virtual_service_
 from meshbus.compile.names import covers, fqdn, is_wildcard, overlaps
 from meshbus.compile.namespaces import capped, entry_visibility, is_discovered
 from meshbus.compile.settings import mesh
+from meshbus.compile.values import UNIX
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Service, ServicePort
 from meshbus.model.world import Entry, Query
@@ -36,6 +37,12 @@ class Egress(NamedTuple):
     captured: bool
     """Traffic is redirected to it; else it binds its port."""
     hosts: tuple[Import, ...]
+
+    @property
+    def is_socket(self) -> bool:
+        """It binds a Unix socket: its hosts are called there, at all their ports, and nowhere
+        else."""
+        return self.bind.startswith(UNIX)
 
 
 class Viewer(NamedTuple):
@@ -227,7 +234,7 @@ def visible_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     ports: dict[str, dict[int, ServicePort]] = {}
     chosen: dict[str, Ref] = {}
     for egress in viewer.egress:
-        if egress.protocol == HTTP_PROXY:
+        if egress.protocol == HTTP_PROXY or egress.is_socket:
             continue
         for host, ref in reader.node(egress_services, viewer.namespace, egress.hosts).items():
             if chosen.setdefault(host, ref).key != ref.key:
@@ -279,8 +286,8 @@ def aliases_of(reader: Reader, viewer: Viewer, host: str) -> tuple[str, ...]:
 
 def reachable_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     """Node: `visible_services`, and what a proxy must have clusters for besides: services behind
-    an HTTP proxy port of the Sidecar, every port of what is imported without a port, and
-    destinations of the virtual services that it imports.
+    an HTTP proxy port or a Unix socket of the Sidecar, every port of what is imported without a
+    port, and destinations of the virtual services that it imports.
 
     Source: Istio, SidecarScope: destinations of imported virtual services are imported.
     """

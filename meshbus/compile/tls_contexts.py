@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
+from envoy.extensions.transport_sockets.quic.v3 import quic_transport_pb2
 from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
 from envoy.type.matcher.v3 import string_pb2
@@ -27,6 +28,7 @@ from meshbus.compile.tls_limits import (
 )
 from meshbus.compile.values import ads, any_of, boolean, data_source, seconds
 
+QUIC_SOCKET = "envoy.transport_sockets.quic"
 TLS_SOCKET = "envoy.transport_sockets.tls"
 RAW_SOCKET = "envoy.transport_sockets.raw_buffer"
 OWN_CERTIFICATE = "default"
@@ -108,6 +110,15 @@ def control_plane_client(identity: str) -> base_pb2.TransportSocket:
 def socket(context: Any) -> base_pb2.TransportSocket:
     """A TLS transport socket."""
     return base_pb2.TransportSocket(name=TLS_SOCKET, typed_config=any_of(context))
+
+
+def quic_socket(context: tls_pb2.DownstreamTlsContext) -> base_pb2.TransportSocket:
+    """The same of QUIC, whose TLS is 1.3 and whose protocol is HTTP/3."""
+    context.common_tls_context.ClearField("tls_params")
+    del context.common_tls_context.alpn_protocols[:]
+    context.common_tls_context.alpn_protocols.append("h3")
+    own = quic_transport_pb2.QuicDownstreamTransport(downstream_tls_context=context)
+    return base_pb2.TransportSocket(name=QUIC_SOCKET, typed_config=any_of(own))
 
 
 def plaintext() -> base_pb2.TransportSocket:

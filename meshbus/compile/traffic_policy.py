@@ -8,12 +8,16 @@ from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2, proxy_prot
 from envoy.extensions.transport_sockets.proxy_protocol.v3 import upstream_proxy_protocol_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.v3 import percent_pb2
+from google.protobuf import duration_pb2
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from meshbus.api.health_check import HEALTH_CHECK
+from meshbus.api.sticky_session import STICKY_SESSION
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, NotCompiledError, Report
 from meshbus.compile.locality import Ranking
 from meshbus.compile.names import HTTP2, is_http
+from meshbus.compile.resources import field as encoded_field
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.tls_contexts import plaintext
 from meshbus.compile.values import any_of, boolean, duration, duration_of_nanos, uint32
@@ -65,6 +69,8 @@ class Rule(NamedTuple):
     """It is for workloads that it selects."""
     health: str = ""
     """Annotation `traffic.meshbus.io/health-check`, of the first that has one."""
+    session: str = ""
+    """Annotation `traffic.meshbus.io/sticky-session`, of the first that has one."""
 
     def subset(self, name: str) -> Subset | None:
         """A subset by name."""
@@ -86,7 +92,7 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
     origins = []
     report = Report()
     selects = False
-    health = ""
+    health = session = ""
     for key in keys:
         row = reader.get(key)
         if row is None:
@@ -95,6 +101,7 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
         selects |= bool(row.spec.get("workloadSelector"))
         own = row.spec.get("trafficPolicy") or {}
         health = health or row.annotations.get(HEALTH_CHECK, "")
+        session = session or row.annotations.get(STICKY_SESSION, "")
         if own and policy_origin is None:
             policy, policy_origin = own, key
         elif own and policy_origin is not None:
@@ -113,7 +120,8 @@ def merged_rule(reader: Reader, keys: tuple[Key, ...]) -> Rule:
                     f"spec.subsets[{index}]",
                 )
     held = tuple(subsets.values())
-    return Rule(policy, policy_origin, held, tuple(origins), report.findings(), selects, health)
+    losses = report.findings()
+    return Rule(policy, policy_origin, held, tuple(origins), losses, selects, health, session)
 
 
 def _taken(winner: Key, what: str) -> str:
@@ -218,6 +226,29 @@ def _apply_retry_budget(
     thresholds.retry_budget.min_retry_concurrency.CopyFrom(
         uint32(budget.get("minRetryConcurrency") or 3)
     )
+    if budget.get("budgetInterval"):
+        # Known to Envoy 1.40, and not yet to xds-protos 1.85: by number until it is.
+        interval = duration(budget["budgetInterval"], "trafficPolicy.retryBudget.budgetInterval")
+        encoded = interval.SerializeToString(deterministic=True)
+        thresholds.retry_budget.MergeFromString(encoded_field(BUDGET_INTERVAL, encoded))
+
+
+BUDGET_INTERVAL = 3
+"""Number of `RetryBudget.budget_interval`."""
+
+
+def budget_intervals(cluster: cluster_pb2.Cluster) -> list[str]:
+    """What `_apply_retry_budget` has written of each threshold, which JSON would leave out: empty
+    where there is none."""
+    out = []
+    for thresholds in cluster.circuit_breakers.thresholds:
+        found = ""
+        unknown = UnknownFieldSet(thresholds.retry_budget)
+        for index in range(len(unknown)):
+            if unknown[index].field_number == BUDGET_INTERVAL:
+                found = duration_pb2.Duration.FromString(unknown[index].data).ToJsonString()
+        out.append(found)
+    return out
 
 
 def _keepalive(keepalive: dict[str, Any]) -> address_pb2.TcpKeepalive:

@@ -22,6 +22,10 @@ _NANOS = {
 }
 
 
+UNIX = "unix://"
+"""Before the path of a socket, where an address may stand too."""
+
+
 def nanos_of(text: str, path: str = "") -> int:
     """Nanoseconds of a Go duration (`1h30m`, `1.5s`) or of `0`.
 
@@ -140,6 +144,13 @@ def address(host: str, port: int) -> address_pb2.Address:
     return address_pb2.Address(
         socket_address=address_pb2.SocketAddress(address=host, port_value=port)
     )
+
+
+def listener_address(bind: str, port: int) -> address_pb2.Address:
+    """What a listener binds: an IP address and port, or a Unix socket (`unix://PATH`)."""
+    if bind.startswith(UNIX):
+        return address_pb2.Address(pipe=address_pb2.Pipe(path=bind.removeprefix(UNIX)))
+    return address(bind, port)
 
 
 def ads() -> config_source_pb2.ConfigSource:

@@ -4,7 +4,8 @@ A virtual host is built once for all views that see the same services, rules and
 bytes; a route configuration joins them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
@@ -56,6 +57,7 @@ from meshbus.compile.scope import (
     visible_services,
     visible_virtual_services,
 )
+from meshbus.compile.sessions import Session, session_in_force, session_of_service
 from meshbus.compile.settings import mesh
 from meshbus.compile.traffic_policy import (
     NO_RULE,
@@ -186,6 +188,7 @@ def conduct_of(reader: Reader, view: View, host: str, port: int, subset: str) ->
         _tunnel_of(policy),
         _nanos(tcp.get("idleTimeout")),
         _nanos(tcp.get("maxConnectionDuration")),
+        session_in_force(rule.session, service),
     )
 
 
@@ -245,19 +248,37 @@ def virtual_service_tail(
     return HostRoutes(tail, tuple(origins), report.findings())
 
 
+class Treatment(NamedTuple):
+    """What a service and its callers ask of its default route, besides destination rules."""
+
+    affinity: bool
+    """The service has `sessionAffinity: ClientIP`."""
+    session: Session | None
+    """What its labels say."""
+    counted: bool
+    """See `ProxyHeaders.attempt_count`."""
+
+
+def _treatment(row: Service | None, view: View) -> Treatment:
+    affinity = row is not None and row.session_affinity
+    return Treatment(affinity, session_of_service(row), view.headers.attempt_count)
+
+
 def service_tail(
-    reader: Reader, host: str, port: int, rules: tuple[Key, ...], affinity: bool, counted: bool
+    reader: Reader, host: str, port: int, rules: tuple[Key, ...], treatment: Treatment
 ) -> HostRoutes:
     """Node: the default route of a service that no virtual service speaks for. `rules`: its
-    destination rules; `affinity`: it has `sessionAffinity: ClientIP`; `counted`: see
-    `ProxyHeaders.attempt_count`."""
+    destination rules."""
     rule = reader.node(merged_rule, rules) if rules else NO_RULE
-    spec = hash_policy_of(policy_in_force(rule, port, None, affinity=affinity))
+    spec = hash_policy_of(policy_in_force(rule, port, None, affinity=treatment.affinity))
+    session = treatment.session
+    if rule.session:
+        session = session_in_force(rule.session, None) or session
     route = default_route(
-        str(ClusterName(port, "", host)), f"{host}:{port}/*", reader.node(mesh), spec
+        str(ClusterName(port, "", host)), f"{host}:{port}/*", reader.node(mesh), spec, session
     )
     reader.encoded("vhost")
-    headers = NO_WISHES._replace(attempt_count=counted)
+    headers = NO_WISHES._replace(attempt_count=treatment.counted)
     return HostRoutes(encode_tail([encode_route(route)], headers), (), ())
 
 
@@ -290,9 +311,10 @@ def encode_table(
     *,
     ignore_port: bool,
     asks: bool = False,
+    answers: Mapping[str, str] = MappingProxyType({}),
 ) -> Resource:
     """A route configuration of encoded virtual hosts. `asks`: others are asked for when a request
-    needs them."""
+    needs them; `answers`: headers that every answer has."""
     rest = route_pb2.RouteConfiguration(
         validate_clusters=boolean(False),
         ignore_port_in_host_matching=ignore_port,
@@ -300,8 +322,11 @@ def encode_table(
     )
     if asks:
         rest.vhds.config_source.CopyFrom(ads())
-    reader.encoded("rds")
+    for header, value in sorted(answers.items()):
+        added = rest.response_headers_to_add.add(append_action="OVERWRITE_IF_EXISTS_OR_ADD")
+        added.header.key, added.header.value = header, value
     tail = rest.SerializeToString(deterministic=True)
+    reader.encoded("rds")
     return resource_of(RDS, name, field(1, name.encode()) + b"".join(hosts) + tail, origins)
 
 
@@ -430,9 +455,7 @@ def service_routes(
         return routes, keys
     row: Service = reader.get(member.service)
     rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
-    affinity = row.session_affinity
-    counted = view.headers.attempt_count
-    return reader.node(service_tail, member.host, port, rules, affinity, counted), ()
+    return reader.node(service_tail, member.host, port, rules, _treatment(row, view)), ()
 
 
 def fill(
@@ -517,8 +540,7 @@ def _add_tunnel(
     reader: Reader, view: View, table: Table, host: str, row: Service, port: ServicePort
 ) -> None:
     rules = find_rules(reader, view.namespace, row.namespace, row.host, view.rules)
-    counted = view.headers.attempt_count
-    routes = reader.node(service_tail, host, port.number, rules, row.session_affinity, counted)
+    routes = reader.node(service_tail, host, port.number, rules, _treatment(row, view))
     tail = _tunnel_route(host, port.number) + routes.tail
     names = [with_port(n.strip("[]"), port.number) for n in service_names(row, view.namespace)]
     own = with_port(host, port.number)
@@ -576,8 +598,7 @@ def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
         row = reader.node(service_of, view.viewer, host)
         owner = view.namespace if row is None else row.namespace
         rules = find_rules(reader, view.namespace, owner, host, view.rules)
-        affinity = row is not None and row.session_affinity
-        routes = reader.node(service_tail, host, port, rules, affinity, view.headers.attempt_count)
+        routes = reader.node(service_tail, host, port, rules, _treatment(row, view))
     name = sniffed_route_name(host, port)
     resource = encode_table(
         reader,

@@ -58,12 +58,12 @@ def before_injection(pod: Mapping[str, Any]) -> dict[str, Any]:
     variables = _variables(spec)
     for field in _LISTS:
         _take(spec, field, _names(status, field))
-    user = set(_json(notes.get(a.USER_VOLUME)) or ())
+    user = _object(notes.get(a.USER_VOLUME)).keys()
     _take(spec, "volumes", [*_names(status, "volumes"), *sorted(user)])
     # Secrets that the pod had itself are not told apart: they stay, and are merged again.
     notes.pop(a.STATUS, None)
     _put_back(spec, notes)
-    restore_probes(restored, _json(variables.get(PROBERS_VARIABLE)) or {})
+    restore_probes(restored, _object(variables.get(PROBERS_VARIABLE)))
     restore_scraping(notes, _json(variables.get(SCRAPE_VARIABLE)))
     return restored
 
@@ -147,6 +147,12 @@ def _overridden(notes: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
 
 def _with_image(container: dict[str, Any]) -> dict[str, Any]:
     return container if container.get("image") else {**container, "image": AUTO_IMAGE}
+
+
+def _object(text: Any) -> dict[str, Any]:
+    """A JSON object; empty if it is something else."""
+    held = _json(text)
+    return held if isinstance(held, dict) else {}
 
 
 def _json(text: Any) -> Any:

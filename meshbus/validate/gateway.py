@@ -23,6 +23,7 @@ from meshbus.validate.unix_sockets import UNIX_PREFIX, unix_socket_problem
 _SEMANTICS = ("internal.istio.io/gateway-semantics", "gateway")
 """On Gateways that something made of one of the Gateway API: a host for no namespace (`~/HOST`) is
 one without routes, and names may have dots."""
+HTTP3 = "traffic.meshbus.io/http3"
 
 
 def check(spec: Gateway, name: ObjectName, out: Findings) -> None:
@@ -33,6 +34,9 @@ def check(spec: Gateway, name: ObjectName, out: Findings) -> None:
     if not spec.servers:
         out.required("spec.servers", "gateway must have at least one server")
     check_labels(spec.selector, "spec.selector", out)
+    http3 = name.annotations.get(HTTP3)
+    if http3 is not None and http3 not in ("true", "false"):
+        out.error(f"metadata.annotations[{HTTP3}]", f"{http3!r} is neither true nor false")
     ports: set[str] = set()
     names: set[str] = set()
     for index, server in enumerate(spec.servers):

@@ -172,6 +172,10 @@ def _check_outbound(policy: OutboundTrafficPolicy | UnsetType, path: str, out: F
     if isinstance(policy, UnsetType):
         return
     check_client_tls(policy.tls, f"{path}.tls", out)
+    if policy.mode == "ALLOW_ANY_DYNAMIC_DNS":
+        # Source: Istio 1.31, ALLOW_ANY_DYNAMIC_DNS: "only valid at the MeshConfig level".
+        message = "ALLOW_ANY_DYNAMIC_DNS can be set in the mesh config alone"
+        out.error(f"{path}.mode", message, "Unsupported")
     proxy = policy.egress_proxy
     if isinstance(proxy, UnsetType):
         return

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from meshbus.api.kinds import KindInfo, kind_of
 from meshbus.api.tls import FORGOTTEN_CURVES
-from meshbus.validate.client_tls import CONFIG_MAP
 from meshbus.validate.mesh_support import (
     OWN_PROXY_CONFIG,
     fields_not_carried_out,
@@ -68,7 +67,6 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "DestinationRule": (
         *(f"{policy}.loadBalancer.zoneAwareLbSetting" for policy in _POLICIES),
         *(f"{policy}.portLevelSettings[].loadBalancer.zoneAwareLbSetting" for policy in _POLICIES),
-        *(f"{policy}.retryBudget.budgetInterval" for policy in _POLICIES),
     ),
     "EnvoyFilter": (
         "spec.configPatches[].match.waypoint",
@@ -119,6 +117,7 @@ _VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "TrafficExtension": {"spec.targetRefs[].kind": _ATTACHED_ELSEWHERE},
 }
 _REASONS = {
+    "spec.outboundTrafficPolicy.tls": "is for ALLOW_ANY_DYNAMIC_DNS, in the mesh config alone",
     "spec.image": "is for pods: a process of a machine has no image",
     "spec.verificationKey": "is not carried out by Istio either",
     "spec.wasm.verificationKey": "is not carried out by Istio either",
@@ -142,7 +141,6 @@ _SAYS_NOTHING: dict[str, dict[str, str]] = {
 """What changes nothing, here or there: to be warned of."""
 _WHERE = {"spec.image": "outside Kubernetes"}
 _FOR_GATEWAYS = "is for gateways and selected workloads: name files"
-_NO_INTERVAL = "is not known to Envoy, whose budget counts the requests of the moment"
 _NEEDS_LOCAL_CLUSTER = "needs a cluster of the proxy's own service in its bootstrap"
 
 
@@ -173,8 +171,6 @@ def limits_of(info: KindInfo) -> list[Limit] | None:
 def _reason(pattern: str) -> str:
     if pattern.endswith(".zoneAwareLbSetting"):
         return _NEEDS_LOCAL_CLUSTER
-    if pattern.endswith(".budgetInterval"):
-        return _NO_INTERVAL
     if pattern == "spec.outboundTrafficPolicy.tls.credentialName":
         return _FOR_GATEWAYS
     if pattern.startswith("spec.defaultTrafficPolicy."):
@@ -184,6 +180,8 @@ def _reason(pattern: str) -> str:
 
 def _value(pattern: str) -> str:
     """Why a value of a field is not carried out."""
+    if pattern == "spec.outboundTrafficPolicy.mode":
+        return "is of the mesh config alone, as in Istio"
     return _AT_WAYPOINTS if pattern.endswith(("targetRef.kind", "targetRefs[].kind")) else _NOT_YET
 
 
@@ -220,17 +218,7 @@ def _is_whole(info: KindInfo) -> bool:
 
 
 def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]:
-    if info.kind == "Sidecar":
-        for path, bind in _at(document, "spec.egress[].bind"):
-            if isinstance(bind, str) and bind.startswith("unix:"):
-                yield Violation(path, CODE, f"a Unix socket {_NOT_YET}")
-    elif info.kind == "DestinationRule":
-        for policy in _POLICIES:
-            for place in (f"{policy}.tls", f"{policy}.portLevelSettings[].tls"):
-                for path, name in _at(document, f"{place}.credentialName"):
-                    if isinstance(name, str) and name.startswith(CONFIG_MAP):
-                        yield Violation(path, CODE, f"a ConfigMap {_NOT_YET}: name a Secret")
-    elif info.kind == "Policy":
+    if info.kind == "Policy":
         if next(_at(document, "spec.origins[].jwt"), None) is not None:
             for path, _ in _at(document, "spec.targets[].ports[]"):
                 message = "tokens are checked at all ports of a service: leave out the ports"

@@ -12,6 +12,7 @@ objects: [...]                      Kubernetes documents
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 from meshes import Rendered, Rows, config, control_plane, endpoints, mesh_config, rows, service
 
@@ -30,14 +31,16 @@ def load(case: str) -> tuple[Rows, ProxyKeys]:
     parts = [_service(dict(entry)) for entry in document.get("services", [])]
     for item in document.get("objects", []):
         meta = item["metadata"]
+        made = config(
+            item["kind"],
+            meta["name"],
+            item.get("spec", {}),
+            meta.get("namespace", "default"),
+            float(meta.get("created", 0)),
+        )
+        notes = meta.get("annotations", {})
         parts.append(
-            config(
-                item["kind"],
-                meta["name"],
-                item.get("spec", {}),
-                meta.get("namespace", "default"),
-                float(meta.get("created", 0)),
-            )
+            {k: msgspec.structs.replace(row, annotations=notes) for k, row in made.items()}
         )
     if "meshConfig" in document:
         parts.append(mesh_config(**document["meshConfig"]))

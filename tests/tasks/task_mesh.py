@@ -139,6 +139,13 @@ def gateway(name: str, ports: Iterable[tuple[str, int]]) -> list[dict[str, Any]]
     return [run, service(name, *((n, p, p) for n, p in ports), namespace="istio-system")]
 
 
+def with_udp(documents: list[dict[str, Any]], port: int) -> list[dict[str, Any]]:
+    """The Service of a gateway exposes a port for UDP too."""
+    spec = documents[-1]["spec"]
+    spec["ports"] = [*spec["ports"], {"name": "http3", "port": port, "protocol": "UDP"}]
+    return documents
+
+
 def manifests(certificates: Path) -> list[dict[str, Any]]:
     """Everything that runs all the time."""
     tls = {"CERT": str(certificates / "outside.pem"), "KEY": str(certificates / "outside.key")}
@@ -147,7 +154,9 @@ def manifests(certificates: Path) -> list[dict[str, Any]]:
     echo_ports = (http, ("tcp", 9000, 9000), ("tcp-other", 9001, 9001), ("grpc", 7070, 7070))
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "elsewhere"}},
-        *gateway("istio-ingressgateway", [("http", 80), ("https", 443), ("tcp", 31400)]),
+        *with_udp(
+            gateway("istio-ingressgateway", [("http", 80), ("https", 443), ("tcp", 31400)]), 443
+        ),
         *gateway("istio-egressgateway", [("http", 80), ("https", 443), ("tls", 15443)]),
         workload("curl", labels={"app": "curl", "env": "prod"}, locality="region1/zone1/a"),
         workload("sleep", labels={"app": "sleep", "env": "test"}),

@@ -1,11 +1,17 @@
 """Istio's egress tasks: direct, by ServiceEntry, TLS origination, gateways, wildcard hosts."""
 
 import base64
+import contextlib
+import socket
 import ssl
+import threading
+from ipaddress import IPv4Network
 
 import pytest
 from standalone import meshbus, until
 from task_mesh import EGRESS, Config, TaskMesh
+
+from meshbus.local.addresses import bridge_address
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.root]
 
@@ -333,3 +339,127 @@ def test_a_report_of_who_reaches_what(task_mesh: TaskMesh, config: Config) -> No
     assert not any(host.startswith("echo") for _, host, _ in ways()), "what is inside is not listed"
     result = meshbus("egress", "--home", str(task_mesh.home.path), "--way", "refused")
     assert "unlisted.example.org" in result.stdout, result.stderr
+
+
+OUTSIDE_TCP = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: outside-tcp}
+spec:
+  hosts: [outside.example.com]
+  ports: [{number: 9000, name: tcp, protocol: TCP}]
+  resolution: DNS
+  location: MESH_EXTERNAL
+"""
+
+
+def test_hosts_outside_are_told_who_calls_by_proxy_protocol(
+    task_mesh: TaskMesh, config: Config
+) -> None:
+    config.apply(
+        f"""{OUTSIDE_TCP}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: outside}}
+spec:
+  host: outside.example.com
+  trafficPolicy: {{proxyProtocol: {{version: V1}}}}
+"""
+    )
+    caller = task_mesh.address("default/curl-0")
+    family = "TCP6" if task_mesh.family == 6 else "TCP4"
+    said = task_mesh.say("outside.example.com", 9000)
+    assert f"PROXY {family} {caller} " in said
+
+
+class ConnectProxy(threading.Thread):
+    """An HTTP proxy on the machine: it knows CONNECT, and keeps what it was asked for."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(daemon=True)
+        self._listener = socket.create_server((address, 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.asked: list[str] = []
+
+    def run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += connection.recv(4096)
+        target = head.split(b" ", 2)[1].decode()
+        self.asked.append(f"{head.split(b' ', 1)[0].decode()} {target}")
+        host, _, port = target.rpartition(":")
+        upstream = socket.create_connection((host.strip("[]"), int(port)))
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        back = threading.Thread(target=_copy, args=(upstream, connection), daemon=True)
+        back.start()
+        _copy(connection, upstream)
+
+    def end(self) -> None:
+        """No more connections."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_tcp_goes_through_a_tunnel(started_mesh: TaskMesh, config: Config) -> None:
+    started_mesh.family = 4
+    state = started_mesh.home.state()
+    assert state is not None
+    address = bridge_address(IPv4Network(state.block))
+    proxy = ConnectProxy(address)
+    proxy.start()
+    target = started_mesh.address("elsewhere/outside-0")
+    config.apply(
+        f"""{OUTSIDE_TCP}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: forward-proxy}}
+spec:
+  hosts: [proxy.example.com]
+  ports: [{{number: {proxy.port}, name: http-connect, protocol: TCP}}]
+  resolution: STATIC
+  location: MESH_EXTERNAL
+  endpoints: [{{address: {address}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: forward-proxy}}
+spec:
+  host: proxy.example.com
+  subsets:
+  - name: outside
+    trafficPolicy:
+      tunnel: {{protocol: CONNECT, targetHost: {target}, targetPort: 9000}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: outside}}
+spec:
+  hosts: [outside.example.com]
+  tcp:
+  - match: [{{port: 9000}}]
+    route:
+    - destination: {{host: proxy.example.com, port: {{number: {proxy.port}}}, subset: outside}}
+"""
+    )
+    try:
+        assert started_mesh.say("outside.example.com", 9000).endswith("hi")
+        assert proxy.asked == [f"CONNECT {target}:9000"]
+    finally:
+        proxy.end()

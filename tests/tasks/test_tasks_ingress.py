@@ -1,6 +1,7 @@
 """Istio's ingress tasks: plain, secure, mutual and passed-through, WebSocket and gRPC."""
 
 import base64
+import json
 import os
 import socket
 import ssl
@@ -8,17 +9,18 @@ import subprocess
 import sys
 
 import pytest
+from http3_client import http3_get
 from standalone import until
 from task_mesh import INGRESS, Config, TaskMesh
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.root]
 
 
-def gateway(servers: str) -> str:
+def gateway(servers: str, **annotations: str) -> str:
     return f"""
 apiVersion: networking.istio.io/v1
 kind: Gateway
-metadata: {{name: entry}}
+metadata: {{name: entry, annotations: {json.dumps(annotations)}}}
 spec:
   selector: {{istio: ingressgateway}}
   servers:
@@ -100,6 +102,42 @@ def test_the_caller_cannot_pretend_to_be_inside(task_mesh: TaskMesh, config: Con
     assert "x-envoy-internal" not in seen
     assert seen["x-forwarded-proto"] == "http"
     assert seen["x-request-id"]
+
+
+def test_http3_beside_https(task_mesh: TaskMesh, config: Config) -> None:
+    config.apply([secret(task_mesh, "httpbin-credential", "httpbin")])
+    config.apply([secret(task_mesh, "echo-credential", "echo")])
+    config.apply(
+        gateway(
+            """
+  - port: {number: 443, name: https-httpbin, protocol: HTTPS}
+    tls: {mode: SIMPLE, credentialName: httpbin-credential}
+    hosts: [httpbin.example.com]
+  - port: {number: 443, name: https-echo, protocol: HTTPS}
+    tls: {mode: SIMPLE, credentialName: echo-credential}
+    hosts: [echo.example.com]
+""",
+            **{"traffic.meshbus.io/http3": "true"},
+        )
+        + served("httpbin.example.com", TO_HTTPBIN)
+        + served(
+            "echo.example.com",
+            "  http: [{route: [{destination: {host: echo, port: {number: 8000}}}]}]",
+            "echo-entry",
+        )
+    )
+    url, roots = "https://httpbin.example.com/", trust(task_mesh)
+    until(lambda: task_mesh.ingress(url, trust=roots).status == 200, "the gateway listens")
+    assert task_mesh.ingress(url, trust=roots).headers["alt-svc"].startswith('h3=":443"')
+    address, file = task_mesh.address(INGRESS), str(task_mesh.certificates / "root.pem")
+    for host in ("httpbin.example.com", "echo.example.com"):
+        answer = http3_get(address, 443, host, "/over/udp", file)
+        assert answer.status == 200
+        seen = json.loads(answer.body)
+        assert seen["path"] == "/over/udp"
+        assert (seen["headers"]["host"], seen["headers"]["x-forwarded-proto"]) == (host, "https")
+    with pytest.raises(ConnectionError):
+        http3_get(address, 443, "other.example.com", "/", file)
 
 
 def test_secure_ingress_for_several_hosts(task_mesh: TaskMesh, config: Config) -> None:

@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections import Counter
+from typing import Any
 
 import pytest
 from task_mesh import Answer, Config, TaskMesh
@@ -295,3 +296,107 @@ def test_one_pod_of_a_headless_service_by_its_address(task_mesh: TaskMesh) -> No
     address = task_mesh.address("default/pool-v1-1")
     answer = task_mesh.get("http://pool-pods:8000/", via=(address, 8080))
     assert answer.json["instance"] == "pool-v1-1"
+
+
+def instances(mesh: TaskMesh, url: str, headers: dict[str, str], count: int = 12) -> Counter[str]:
+    answers = (mesh.get(url, headers) for _ in range(count))
+    return Counter(a.json["instance"] if a.status == 200 else str(a.status) for a in answers)
+
+
+def test_a_cookie_keeps_its_endpoint(task_mesh: TaskMesh, config: Config) -> None:
+    config.apply(
+        """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: pool
+  annotations:
+    traffic.meshbus.io/sticky-session: '{"cookie": {"name": "stick", "ttl": "1h"}}'
+spec: {host: pool}
+"""
+    )
+    for _ in range(3):
+        first = task_mesh.get(POOL)
+        cookie = first.headers["set-cookie"].partition(";")[0]
+        assert cookie.startswith("stick=")
+        same = {"cookie": cookie}
+        assert instances(task_mesh, POOL, same) == {first.json["instance"]: 12}
+    assert len(instances(task_mesh, POOL, {}, 40)) == 3
+
+
+def slice_of(name: str, addresses: dict[str, bool]) -> dict[str, Any]:
+    """Endpoints by address, and whether each of them drains."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080}],
+        "endpoints": [
+            {
+                "addresses": [address],
+                "conditions": {"ready": not drains, "serving": True, "terminating": drains},
+            }
+            for address, drains in addresses.items()
+        ],
+    }
+
+
+def test_an_endpoint_that_drains_keeps_its_sessions(started_mesh: TaskMesh, config: Config) -> None:
+    started_mesh.family = 4
+    one, two = (started_mesh.address(f"default/pool-v1-{i}") for i in (0, 1))
+    kept = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": "kept",
+            "labels": {"istio.io/persistent-session-header": "x-session"},
+        },
+        "spec": {"ports": [{"name": "http", "port": 8000}]},
+    }
+    config.apply([kept, slice_of("kept", {one: False, two: False})])
+    url = "http://kept:8000"
+    sessions = {}
+    while len(sessions) < 2:
+        answer = started_mesh.get(url)
+        sessions[answer.json["instance"]] = {"x-session": answer.headers["x-session"]}
+    config.apply([slice_of("kept", {one: True, two: False})])
+    for instance, session in sessions.items():
+        assert instances(started_mesh, url, session) == {instance: 12}
+    assert instances(started_mesh, url, {}) == {"pool-v1-1": 12}
+    config.apply([slice_of("kept", {two: False})])
+    assert instances(started_mesh, url, sessions["pool-v1-0"]) == {"pool-v1-1": 12}
+
+
+def test_a_retry_budget_limits_retries(task_mesh: TaskMesh, config: Config) -> None:
+    route = """
+  - retries: {attempts: 3, retryOn: 5xx, backoff: 1s}
+    route: [{destination: {host: httpbin, subset: v1}}]
+"""
+    subsets = "[{name: v1, labels: {version: v1}}]"
+
+    def sent() -> int:
+        """What 10 requests at the same time, all of which fail, come to with their retries."""
+        same = identity()
+        calls = [
+            threading.Thread(target=task_mesh.get, args=(f"{HTTPBIN}/status/503", same))
+            for _ in range(10)
+        ]
+        for call in calls:
+            call.start()
+        for call in calls:
+            call.join()
+        count: int = task_mesh.get(f"{HTTPBIN}/count", same).json["count"]
+        return count
+
+    config.apply(
+        virtual_service("httpbin", route)
+        + "---"
+        + policy("httpbin", "    loadBalancer: {simple: RANDOM}", subsets)
+    )
+    assert sent() == 40
+    budget = "    retryBudget: {percent: 0, minRetryConcurrency: 1, budgetInterval: 1s}"
+    config.apply(policy("httpbin", budget, subsets))
+    assert 10 <= sent() < 30
+    dump = task_mesh.envoy("default/curl-0", "/config_dump?resource=dynamic_active_clusters")
+    assert '"budget_interval": "1s"' in dump

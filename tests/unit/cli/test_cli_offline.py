@@ -89,7 +89,7 @@ def test_what_is_not_carried_out_is_a_warning(tmp_path: Path) -> None:
 apiVersion: networking.istio.io/v1
 kind: Sidecar
 metadata: {name: default}
-spec: {outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS}}
+spec: {outboundTrafficPolicy: {mode: ALLOW_ANY, tls: {mode: SIMPLE}}}
 """
     result = run("validate", "-f", write(tmp_path, "a.yaml", sidecar), "-o", "json")
     assert result.exit_code == 0

@@ -121,6 +121,12 @@ def test_retry_budget_takes_the_place_of_the_number_of_retries() -> None:
     assert "maxRetries" not in threshold
 
 
+def test_a_retry_budget_may_count_the_requests_of_a_time() -> None:
+    budget = {"retryBudget": {"percent": 25, "budgetInterval": "10s"}}
+    threshold = cluster_of(budget)["circuitBreakers"]["thresholds"][0]
+    assert threshold["retryBudget"]["budgetInterval"] == "10s"
+
+
 @pytest.mark.parametrize("tls", [{}, {"tls": {"mode": "SIMPLE"}}])
 def test_proxy_protocol_wraps_every_transport(tls: dict[str, Any]) -> None:
     cluster = cluster_of({"proxyProtocol": {"version": "V2"}, **tls})

@@ -58,6 +58,7 @@ def written(notes: dict[str, str], probes: dict[str, Any], proxy: bool) -> dict[
 @given(NOTES, PROBES, st.booleans(), VALUES_OF_CHART)
 @example({OVERRIDES: "{}"}, {}, False, {})
 @example({OVERRIDES: '{"containers":[{"name":"istio-proxy"}]}'}, {}, False, {})
+@example({STATUS: '{"containers":[{}]}', "sidecar.istio.io/userVolume": "-1"}, {}, False, {})
 @example({STATUS: "x", OVERRIDES: '{"a":1}'}, {}, True, {})
 def test_injected_or_refused_and_again_the_same(
     notes: dict[str, str], probes: dict[str, Any], proxy: bool, values: dict[str, Any]

@@ -81,10 +81,10 @@ def mesh(spec: dict[str, Any]) -> dict[str, Any]:
                 "Sidecar",
                 {
                     "egress": [{"hosts": ["./*"]}],
-                    "outboundTrafficPolicy": {"mode": "ALLOW_ANY_DYNAMIC_DNS"},
+                    "outboundTrafficPolicy": {"mode": "ALLOW_ANY", "tls": {"mode": "SIMPLE"}},
                 },
             ),
-            ["spec.outboundTrafficPolicy.mode"],
+            ["spec.outboundTrafficPolicy.tls"],
         ),
         (
             istio(
@@ -157,3 +157,9 @@ def test_authorities_and_certificates_of_the_mesh_config_are_refused_with_the_wa
     found = {v.path: v.message for v in unsupported_fields(document)}
     assert "MESHBUS_CA_SIGNER" in found["spec.ca"]
     assert "from the ca" in found["spec.certificates"]
+
+
+def test_a_sidecar_cannot_ask_for_names_as_they_are_met() -> None:
+    policy = {"mode": "ALLOW_ANY_DYNAMIC_DNS"}
+    report = validate_object(istio("Sidecar", {"outboundTrafficPolicy": policy}))
+    assert [v.path for v in report.errors] == ["spec.outboundTrafficPolicy.mode"]
