@@ -176,6 +176,10 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         "Cluster.circuit_breakers",
         f"{GOLDEN}/sidecar-policies.in.yaml",
     ),
+    ("MeshProxyConfig", "proxyMetadata"): (
+        "RouteConfiguration.vhds, OnDemand",
+        f"{UNIT}/test_compile_on_demand.py",
+    ),
     ("MeshProxyConfig", "interceptionMode"): ("Listener.address", f"{WALK}/uncaptured.yaml"),
     ("VirtualService", "exportTo"): ("which proxies", f"{WALK}/routes.yaml"),
     ("VirtualService", "gateways"): ("which proxies", f"{WALK}/gateway.yaml"),

@@ -259,7 +259,7 @@ class MeshProxyConfig(Shape, frozen=True, kw_only=True):
     envoy_metrics_service: Maybe[RemoteService] = UNSET
     """Where metrics go."""
     proxy_metadata: dict[str, str] = {}
-    """Further environment."""
+    """Further environment; MESHBUS_VIRTUAL_HOSTS and MESHBUS_CLUSTERS: what is sent on demand."""
     runtime_values: dict[str, str] = {}
     """Runtime settings of Envoy."""
     status_port: Int32 = 15020
