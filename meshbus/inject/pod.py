@@ -156,6 +156,11 @@ class Injector:
             for name in context.proxy_given
             if name in _WITHOUT_EFFECT
         ]
+        if "tracing" in _own_proxy_config(notes.get(a.PROXY_CONFIG, "")):
+            warnings.append(
+                f"metadata.annotations[{a.PROXY_CONFIG}].tracing: has no effect: "
+                "traces are sampled as the mesh config's defaultConfig.tracing says"
+            )
         overlay = self._overlay(context, notes)
         if context.native and _has(overlay, "initContainers", PROXY):
             _join_native(overlay)

@@ -121,8 +121,10 @@ def world(cluster: Cluster, helm_program: str, shared_data: Path, folder: Path) 
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
     nats = NatsServer(folder / "nats")
-    nats.start()
-    with bridge() as address:
+    with contextlib.ExitStack() as ends:
+        ends.callback(nats.kill)
+        nats.start()
+        address = ends.enter_context(bridge())
         values = folder / "values.yaml"
         values.write_text(injection_values(helm_program, ROOT))
         api = {
@@ -166,7 +168,6 @@ def world(cluster: Cluster, helm_program: str, shared_data: Path, folder: Path) 
                 for document in webhooks:
                     cluster.delete(document)
                 kubelet.stop()
-    nats.kill()
 
 
 def injects(cluster: Cluster) -> bool:

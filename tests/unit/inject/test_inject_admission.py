@@ -155,3 +155,15 @@ def test_envoy_filters_patch_the_bootstrap_of_the_pods_they_select() -> None:
     bad, warnings = bootstrap(envoy_filter({"app": "cart"}, {"noSuchField": 1}))
     assert "stats_flush_interval" not in bad
     assert "EnvoyFilter shop/tags: spec.configPatches[0].patch.value" in warnings[0]
+
+
+def test_tracing_of_one_pod_is_warned_of() -> None:
+    pod = {
+        "metadata": {
+            "name": "cart",
+            "annotations": {"proxy.istio.io/config": "tracing: {sampling: 50}"},
+        },
+        "spec": {"containers": [{"name": "cart", "image": "cart"}]},
+    }
+    (warning,) = admit_pod(Injector({}), pod, "shop").warnings
+    assert warning.startswith("metadata.annotations[proxy.istio.io/config].tracing: has no effect")
