@@ -216,6 +216,7 @@ async def test_the_canary_takes_over_and_nothing_moves(
         await call(planes.old.process.wait)
         await call(cluster.apply, labelled(root, "later", "blue"))
         await seen.new.until(lambda: seen.new.mirror.world.get(key_of(root, "later")))
+        await seen.all.until(lambda: seen.all.mirror.world.get(key_of(root, "later")))
         world = seen.all.mirror.world
         assert {e.key: e.sequence for t in world.tables() for e in world.all(t)} == {
             **held,

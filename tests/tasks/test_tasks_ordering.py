@@ -179,15 +179,18 @@ class Span(NamedTuple):
 
 
 def explains(kind: str, outcome: str, around: list[Span]) -> bool:
-    """A state gives this outcome. A version may also come of the routes of one state and the
-    subsets of the next, when both change at once: clusters come before routes. No refusal may."""
+    """A state gives this outcome. A version may also come of the routes of one state, the subsets
+    of the next and the ports of a third, when they change together: clusters come before routes,
+    and routes before the listeners of ports that go. No refusal may."""
     if any(outcome in outcomes(span.documents)[kind] for span in around):
         return True
     if outcome not in VERSIONS:
         return False
-    for routes, subsets in itertools.product(around, around):
-        mixed = {k: d for k, d in routes.documents.items() if k[0] != "DestinationRule"}
-        mixed |= {k: d for k, d in subsets.documents.items() if k[0] == "DestinationRule"}
+    for routes, subsets, ports in itertools.product(around, repeat=3):
+        others = {"DestinationRule": subsets.documents, "Service": ports.documents}
+        mixed = {k: d for k, d in routes.documents.items() if k[0] not in others}
+        for of, documents in others.items():
+            mixed |= {k: d for k, d in documents.items() if k[0] == of}
         if outcome in outcomes(mixed)[kind]:
             return True
     return False
