@@ -23,7 +23,8 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from envoy.service.discovery.v3 import discovery_pb2
+from fleet_state import NO_NAMES, request, told
+from fleet_state import Names as Asked
 from meshbus_ca.issue import Names, Signer, issue_leaf, make_root, pem_of, public_key_of
 from meshbus_ca.service import CaService, CaSettings
 from meshbus_xds_gateway.leaves import Leaves
@@ -36,7 +37,7 @@ from meshbus.bus.connection import NatsBus
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.nkeys import UserKey
 from meshbus.bus.writer import ModelWriter
-from meshbus.compile.resources import SDS
+from meshbus.compile.resources import CDS, LDS, SDS
 from meshbus.model.keys import Key
 from meshbus.model.requests import JOIN_TOKEN, JoinTokenReply, JoinTokenRequest
 from meshbus.model.rows import WorkloadInstance
@@ -270,18 +271,28 @@ async def token_of(bus: NatsBus, number: int) -> str:
 
 
 async def first_certificate(channel: grpc.aio.Channel, number: int, token: str) -> None:
-    """What a sidecar does for its identity; the stream stays open."""
+    """What a sidecar does until it has its certificate, its listeners and what they lead to; the
+    stream stays open."""
     call_of = channel.stream_stream(_METHOD)
     stream = call_of(metadata=[("authorization", f"Bearer {token}")])
     _STREAMS.append(stream)
-    request = discovery_pb2.DeltaDiscoveryRequest(
-        type_url=SDS, resource_names_subscribe=["default"]
-    )
-    request.node.id = f"sidecar~10.0.0.1~w-{number}-0.default~default.svc.cluster.local"
-    await stream.write(request.SerializeToString())
+    node = (f"sidecar~10.0.0.1~w-{number}-0.default~default.svc.cluster.local", {})
+    await stream.write(request(CDS, node=node))
+    for type_url, names in ((LDS, ()), (SDS, ("default",))):
+        await stream.write(request(type_url, names))
+    asked: dict[str, Asked] = {}
+    lacks = {CDS, LDS, SDS}
     while (data := await stream.read()) is not grpc.aio.EOF:
-        response = discovery_pb2.DeltaDiscoveryResponse.FromString(data)
-        if response.resources:
+        response = told(data)
+        await stream.write(response.ack)
+        for type_url, names in response.asks.items():
+            asked[type_url], new = asked.get(type_url, NO_NAMES).after(names)
+            if new:
+                lacks.add(type_url)
+                await stream.write(request(type_url, new))
+        if response.versions:
+            lacks.discard(response.type_url)
+        if not lacks:
             return
     raise RuntimeError(f"sidecar {number}: {await stream.code()} {await stream.details()}")
 
