@@ -51,6 +51,14 @@ def workload(name: str, **spec: Any) -> dict[str, Any]:
     }
 
 
+def is_gone(home: Home, instance: str) -> bool:
+    """Neither in the status nor with a process that is still ending."""
+    records = Records(home.records).all()
+    return instance not in status_of(home).instances and not any(
+        record.name.endswith(f"/{instance}") for record in records
+    )
+
+
 def test_published_routes_are_taken_unchanged(home: Home, shared_data: Path) -> None:
     folder = shared_data / "samples" / "bookinfo" / "networking"
     if not folder.is_dir():
@@ -102,8 +110,7 @@ def test_workloads_come_scale_and_go_by_the_api(home: Home) -> None:
         until(lambda: pid_of(home, f"app/{names[0]}") not in (0, pid), "a changed one restarts")
         until(lambda: all_ready(home), "everything is ready")
         api.delete([workload("reviews-v1-extra")])
-        until(lambda: not pid_of(home, f"envoy/{names[0]}"), "the last one ends")
-        until(lambda: names[0] not in status_of(home).instances, "it is gone")
+        until(lambda: is_gone(home, names[0]), "it is gone")
         assert traffic.problems == []
 
 
@@ -152,7 +159,7 @@ def test_an_envoy_is_started_with_the_patches_of_its_bootstrap(home: Home) -> No
         until(lambda: "starts again" in effective(), "it is told that the change waits")
         assert flush() == "9s"
         api.delete([envoy_filter, patched])
-        until(lambda: name not in status_of(home).instances, "it is gone")
+        until(lambda: is_gone(home, name), "it is gone")
 
 
 def test_a_workload_that_cannot_run_is_shown_and_hinders_nobody(home: Home) -> None:
@@ -168,7 +175,7 @@ def test_a_workload_that_cannot_run_is_shown_and_hinders_nobody(home: Home) -> N
         )
         assert fetch("127.0.0.1", gateway_port(home)).status == 200
         api.delete([broken])
-        until(lambda: "default/broken-0" not in status_of(home).instances, "it is gone")
+        until(lambda: is_gone(home, "default/broken-0"), "it is gone")
 
 
 def test_a_second_up_goes_on_with_what_runs(home: Home) -> None:
