@@ -72,7 +72,9 @@ async def test_a_storm_of_one_tenant_is_nothing_to_another(
 
         task = asyncio.create_task(storm())
         try:
-            await mesh.until(lambda: all(p.held[CDS] for p in proxies), "all are served", 60)
+            await mesh.until(
+                lambda: all(p.held[CDS] and p.held[LDS] for p in proxies), "all are served", 60
+            )
             before = {kind: [p.received[kind] for p in calm] for kind in (CDS, LDS)}
             for number in range(5):
                 at = steps
