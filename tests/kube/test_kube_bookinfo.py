@@ -170,8 +170,8 @@ def world(cluster: Cluster, helm_program: str, shared_data: Path, folder: Path) 
                 kubelet.stop()
 
 
-def injects(cluster: Cluster) -> bool:
-    """Whether the API server has taken up the webhooks."""
+def injects(cluster: Cluster, revision: str = "default") -> bool:
+    """Whether the API server has taken up the webhooks of a revision for pods of the namespace."""
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -180,7 +180,10 @@ def injects(cluster: Cluster) -> bool:
     }
     path = f"/api/v1/namespaces/{NAMESPACE}/pods?dryRun=All"
     made = cluster.request("POST", path, pod)
-    return "sidecar.istio.io/status" in made["metadata"].get("annotations", {})
+    status = json.loads(
+        made["metadata"].get("annotations", {}).get("sidecar.istio.io/status", "{}")
+    )
+    return status.get("revision") == revision
 
 
 def versions(pod: RunningPod, count: int = 20) -> set[str]:
@@ -492,7 +495,7 @@ spec:
             stack.callback(cluster.delete, document)
         label("istio-injection-", "istio.io/rev=canary")
         stack.callback(label, "istio-injection=enabled", "istio.io/rev-")
-        cluster.wait(lambda: injects(cluster), 30)
+        cluster.wait(lambda: injects(cluster, "blue"), 30)
         before = kubelet.of("details").name
         cluster.kubectl("-n", NAMESPACE, "rollout", "restart", "deployment/details-v1")
         cluster.wait(lambda: restarted(before), 90)
