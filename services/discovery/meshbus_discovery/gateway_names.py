@@ -74,7 +74,7 @@ class GatewayNames:
 
     async def _look_up(self, name: str) -> None:
         found: list[str] | None = None
-        seconds = MOST_S
+        seconds: float = MOST_S
         for kind in (_A, _AAAA):
             try:
                 addresses, life = await self._asked(name, kind)
@@ -98,7 +98,10 @@ class GatewayNames:
             Unanswered, Malformed: Nobody answers, or says so of itself.
         """
         question = Question(name, kind, _INTERNET)
-        wire = name_bytes(name) + kind.to_bytes(2) + _INTERNET.to_bytes(2)
+        try:
+            wire = name_bytes(name) + kind.to_bytes(2) + _INTERNET.to_bytes(2)
+        except ValueError as error:
+            raise Unanswered(str(error)) from error
         query = Query(secrets.randbelow(1 << 16), 0x0100, question, wire, _PAYLOAD, True, False)
         message = await self._upstream.ask(query, tcp=False)
         life = lifetime(query, message, most_s=int(MOST_S), negative_s=int(LEAST_S))
