@@ -8,6 +8,7 @@ host that comes, changes or goes is a changed answer to those who have asked.
 Source: https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/vhds
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from zlib import crc32
@@ -39,6 +40,8 @@ FIRST = "~"
 """Authority of no request: the first answer that a route configuration waits for."""
 _NOWHERE = "invalid"
 """Top-level domain that is nobody's (RFC 2606)."""
+_LONGEST_SUFFIX = 300
+"""Of a wildcard domain: a name of DNS and a port. Authorities are as long as callers like."""
 
 
 class Tables(NamedTuple):
@@ -117,7 +120,9 @@ def find_host(catalogs: Sequence[Mapping[str, HostRoutes]], host: str) -> HostRo
     Source: https://www.envoyproxy.io/docs/envoy/latest/api-v3/config/route/v3/route_components.proto
     (VirtualHost.domains).
     """
-    for domain in (host, *(f"*{host[at:]}" for at in range(1, len(host))), "*"):
+    first = max(1, len(host) - _LONGEST_SUFFIX)
+    wildcards = (f"*{host[at:]}" for at in range(first, len(host)))
+    for domain in itertools.chain((host,), wildcards, ("*",)):
         for catalog in catalogs:
             found = catalog.get(domain)
             if found is not None:

@@ -23,9 +23,9 @@ from meshbus_xds_gateway.node import (
 from meshbus_xds_gateway.session import Session, Wake
 
 STREAMS_PER_PROXY = 4
+"""More than one: an old stream may linger while the proxy has opened the next."""
 STREAMS_PER_APPLICATION = 256
 """Of one that speaks xDS through gRPC, which has a stream for each service that it calls."""
-"""More than one: an old stream may linger while the proxy has opened the next."""
 WORKLOAD_S = 20.0
 """How long a proxy that is quicker than discovery waits for its row."""
 

@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 ASKED_TYPES = frozenset({CDS, VHDS})
 MAX_ASKED = 10_000
 """Names of a type that one stream may ask for: an Envoy keeps each for good, and so do we."""
+MAX_ASKED_BYTES = 4 << 20
+"""Of these names: they are what callers have written."""
 
 
 class _Questions:
     """Of one client."""
 
-    __slots__ = ("found", "hosts", "names", "stale", "tables")
+    __slots__ = ("found", "hosts", "names", "sizes", "stale", "tables")
 
     def __init__(self) -> None:
         self.names: dict[str, dict[str, None]] = {type_url: {} for type_url in ASKED_TYPES}
+        self.sizes = dict.fromkeys(ASKED_TYPES, 0)
+        """Of these names together, in characters."""
         self.tables: Tables | None = None
         """By which its virtual hosts were looked up."""
         self.found: dict[str, Resource] = {}
@@ -65,11 +69,16 @@ class Asked:
         for name in no_longer:
             if name in held:
                 del held[name]
+                questions.sizes[type_url] -= len(name)
                 if type_url == VHDS:
                     self._let_go(client, questions, name)
         new = [name for name in names if name not in held]
         if len(held) + len(new) > MAX_ASKED:
             raise ProtocolError(f"more than {MAX_ASKED} names of {SHORT_NAMES[type_url]} asked for")
+        size = questions.sizes[type_url] + sum(map(len, new))
+        if size > MAX_ASKED_BYTES:
+            raise ProtocolError(f"the names of {SHORT_NAMES[type_url]} asked for are too long")
+        questions.sizes[type_url] = size
         held.update(dict.fromkeys(new))
         if type_url == VHDS:
             questions.stale.update(new)

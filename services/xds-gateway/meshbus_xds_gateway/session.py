@@ -246,7 +246,9 @@ class Session:
             raise ProtocolError(f"{type_url} cannot be subscribed to by wildcard")
         state = self._state(type_url)
         asked = names_of(names)
-        limit = MAX_AUTHORITY_BYTES if type_url == VHDS else MAX_NAME_BYTES
+        limit = MAX_NAME_BYTES
+        if type_url == VHDS and type_url in self._wanted:
+            limit = MAX_AUTHORITY_BYTES
         self._check_names(asked, known or {}, limit)
         since = self._awaits.get(type_url) or self._reached + 1
         starts = wildcard and not state.wildcard

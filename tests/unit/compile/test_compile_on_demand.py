@@ -12,7 +12,7 @@ from meshes import Rows, config, endpoints, host, mesh_config, router, rows, ser
 from test_compile_shared import BASE, NAMESPACES, PARTS, ROUTES, RULES, SERVICES
 
 from meshbus.compile.asked_clusters import names_in
-from meshbus.compile.asked_hosts import Tables, asked_host, without_port
+from meshbus.compile.asked_hosts import Tables, asked_host, find_host, without_port
 from meshbus.compile.engine import Engine
 from meshbus.compile.on_demand import OnDemand, on_demand_of
 from meshbus.compile.proxy import compile_proxy, plan_proxy
@@ -170,6 +170,32 @@ def test_an_authority_that_looks_like_a_pattern_is_answered_with_nothing_of_anyb
 )
 def test_ports_of_authorities(authority: str, name: str) -> None:
     assert without_port(authority) == name
+
+
+class Counting(dict[str, Any]):
+    """Counts the characters of what is looked for."""
+
+    looked_for = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.looked_for += len(key)
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize(
+    ("authority", "domain"),
+    [
+        ("a" * 100_000, "*"),
+        ("a" * 100_000 + ".example.com", "*.example.com"),
+        (f"{'b' * 60}." * 1000 + "x.example.com", "*.x.example.com"),
+        ("c" * 100_000, "c" * 100_000),
+    ],
+)
+def test_an_authority_of_any_length_costs_little(authority: str, domain: str) -> None:
+    made = {name: object() for name in ("*", "*.com", "*.example.com", "*.x.example.com", domain)}
+    catalog = Counting(made)
+    assert find_host([catalog], authority) is made[domain]
+    assert catalog.looked_for < 2 * len(authority) + 100_000
 
 
 def test_clusters_that_nothing_but_routes_names_are_asked_for():

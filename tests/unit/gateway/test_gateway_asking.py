@@ -6,7 +6,7 @@ import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from meshbus_xds_gateway.asked import MAX_ASKED
+from meshbus_xds_gateway.asked import MAX_ASKED, MAX_ASKED_BYTES
 from meshbus_xds_gateway.classes import Classes
 from meshbus_xds_gateway.delta import asked_names
 from meshbus_xds_gateway.node import asks_safely
@@ -382,6 +382,18 @@ def test_a_stream_asks_for_so_many_and_no_more():
     held.asked.ask(member, VHDS, names[1:], [])  # type: ignore[arg-type]
     with pytest.raises(ProtocolError):
         held.asked.ask(member, VHDS, names[:1], [])  # type: ignore[arg-type]
+
+
+def test_what_a_stream_asks_for_has_a_size():
+    held = classes()
+    member = Member("one")
+    held.join(member)  # type: ignore[arg-type]
+    half = "a" * (MAX_ASKED_BYTES // 2)
+    held.asked.ask(member, VHDS, [f"80/{half}"], [])  # type: ignore[arg-type]
+    with pytest.raises(ProtocolError):
+        held.asked.ask(member, VHDS, [f"80/b{half}"], [])  # type: ignore[arg-type]
+    held.asked.ask(member, VHDS, [], [f"80/{half}"])  # type: ignore[arg-type]
+    held.asked.ask(member, VHDS, [f"80/b{half}"], [])  # type: ignore[arg-type]
 
 
 def test_a_client_whose_class_is_another_one_keeps_what_it_has_asked_for():

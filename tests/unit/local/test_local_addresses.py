@@ -58,13 +58,13 @@ def test_the_book_is_full_at_its_limit() -> None:
 
 
 def test_a_block_is_stable_and_avoids_what_is_used() -> None:
-    first = a.choose_block("/home/a/.meshbus", a.LOOPBACK_RANGE, [])
-    assert first == a.choose_block("/home/a/.meshbus", a.LOOPBACK_RANGE, [])
+    first = a.choose_block("/srv/mesh", a.LOOPBACK_RANGE, [])
+    assert first == a.choose_block("/srv/mesh", a.LOOPBACK_RANGE, [])
     assert first.subnet_of(a.LOOPBACK_RANGE)
-    other = a.choose_block("/home/a/.meshbus", a.LOOPBACK_RANGE, [first.network_address + 5])
+    other = a.choose_block("/srv/mesh", a.LOOPBACK_RANGE, [first.network_address + 5])
     assert not other.overlaps(first)
     with pytest.raises(ValueError, match="no free block"):
-        a.choose_block("/home/a/.meshbus", a.BRIDGE_RANGE, [IPv4Network("10.0.0.0/8")])
+        a.choose_block("/srv/mesh", a.BRIDGE_RANGE, [IPv4Network("10.0.0.0/8")])
 
 
 def test_homes_have_different_ipv6_networks() -> None:
