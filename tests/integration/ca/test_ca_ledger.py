@@ -14,7 +14,7 @@ from ca_mesh import CaMesh, plug
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from gateway_mesh import CLUSTER, workload
+from gateway_mesh import CLUSTER, mesh_on, workload
 from meshbus_ca.certificate_messages import (
     METHOD,
     METHOD_SERVICE,
@@ -36,21 +36,16 @@ RATINGS = "spiffe://cluster.local/ns/default/sa/ratings"
 
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    buses = {identity: await bus_for(identity) for identity in identities}
-    running = CaMesh(tmp_path, buses, bus_for)
-    running.ca_settings = {
-        "require_proof": True,
-        "csr_listen": "127.0.0.1:0",
-        "csr_mutual_listen": "127.0.0.1:0",
-        "dns_names": "{account}.{namespace}.svc, {account}.{namespace}.svc.cluster.local",
-        "clock_skew_s": 300,
-    }
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, CaMesh) as running:
+        running.ca_settings = {
+            "require_proof": True,
+            "csr_listen": "127.0.0.1:0",
+            "csr_mutual_listen": "127.0.0.1:0",
+            "dns_names": "{account}.{namespace}.svc, {account}.{namespace}.svc.cluster.local",
+            "clock_skew_s": 300,
+        }
+        await running.start()
         yield running
-    finally:
-        await running.close()
 
 
 def key_and_csr(name: str = "", *dns: str) -> tuple[bytes, str]:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from ca_mesh import CaMesh
-from gateway_mesh import envoy_binary
+from gateway_mesh import envoy_binary, mesh_on
 from test_gateway_envoys import Pair, serving
 
 from meshbus.cli.own_key import OwnKeyError, request_certificate
@@ -20,18 +20,14 @@ SERVER = "spiffe://cluster.local/ns/default/sa/server"
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
     envoy_binary()
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    running = CaMesh(tmp_path, {i: await bus_for(i) for i in identities}, bus_for)
-    running.ca_settings = {
-        "require_proof": True,
-        "csr_listen": "127.0.0.1:0",
-        "csr_mutual_listen": "127.0.0.1:0",
-    }
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, CaMesh) as running:
+        running.ca_settings = {
+            "require_proof": True,
+            "csr_listen": "127.0.0.1:0",
+            "csr_mutual_listen": "127.0.0.1:0",
+        }
+        await running.start()
         yield running
-    finally:
-        await running.close()
 
 
 async def test_a_key_stays_at_home_and_is_renewed_without_a_listener_change(mesh, tmp_path):

@@ -16,7 +16,7 @@ from ca_mesh import CaMesh, made, plug
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from gateway_mesh import CLUSTER, config, envoy_binary, host
+from gateway_mesh import CLUSTER, config, envoy_binary, host, mesh_on
 from meshbus_ca.issue import Signer, make_intermediate, make_root
 from test_gateway_envoys import Pair, serving
 
@@ -43,15 +43,10 @@ SERVER = "spiffe://cluster.local/ns/default/sa/server"
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
     envoy_binary()
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    buses = {identity: await bus_for(identity) for identity in identities}
-    running = CaMesh(tmp_path, buses, bus_for)
-    running.ca_settings = {"leaf_ttl_s": 3600, "require_proof": True}
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, CaMesh) as running:
+        running.ca_settings = {"leaf_ttl_s": 3600, "require_proof": True}
+        await running.start()
         yield running
-    finally:
-        await running.close()
 
 
 async def revoke(mesh: CaMesh, **question: Any) -> RevokeReply:

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from ca_mesh import CaMesh, made, plug
 from cryptography import x509
-from gateway_mesh import envoy_binary
+from gateway_mesh import envoy_binary, mesh_on
 from meshbus_ca.authority import fingerprint
 from meshbus_ca.issue import make_intermediate
 from test_gateway_envoys import Pair, serving
@@ -21,14 +21,9 @@ LEAF_S = 60
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
     envoy_binary()
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    buses = {identity: await bus_for(identity) for identity in identities}
-    running = CaMesh(tmp_path, buses, bus_for)
-    running.ca_settings = {"leaf_ttl_s": LEAF_S, "require_proof": True}
-    try:
+    async with mesh_on(bus_for, tmp_path, CaMesh) as running:
+        running.ca_settings = {"leaf_ttl_s": LEAF_S, "require_proof": True}
         yield running
-    finally:
-        await running.close()
 
 
 class Traffic:

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import random
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -46,6 +47,8 @@ from meshbus.runtime.sealed import recipient
 from meshbus.runtime.settings import ProcessSettings
 
 CLUSTER = "c"
+IDENTITIES = ("config", "discovery", "ca", "xds-gateway", "local")
+"""Users of the bus that a mesh is made of."""
 POD = "xds-gateway-0"
 Rows = dict[Key, Row | None]
 
@@ -126,6 +129,11 @@ def workload(name: str, address: str, *, app: str = "", port: int = 0, http_prox
 def config(kind: str, plural: str, name: str, spec: dict[str, Any], namespace="default") -> Rows:
     row = ConfigObject("networking.istio.io/v1", kind, namespace, name, name, 1, 0.0, spec=spec)
     return {Key(CLUSTER, "cfg", plural, namespace, name): row}
+
+
+def loopback() -> str:
+    """An address of this machine's own, most likely nobody's."""
+    return f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
 
 
 class Mesh:
@@ -271,6 +279,21 @@ class Mesh:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+AnyMesh = TypeVar("AnyMesh", bound=Mesh)
+
+
+@contextlib.asynccontextmanager
+async def mesh_on(
+    bus_for: Any, folder: Path, kind: Callable[..., AnyMesh] = Mesh
+) -> AsyncIterator[AnyMesh]:
+    """A mesh that is to be started; closed in the end."""
+    made = kind(folder, {name: await bus_for(name) for name in IDENTITIES}, bus_for)
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 class Envoy:

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import pytest_asyncio
-from gateway_mesh import Mesh, endpoints, free_port, service
+from gateway_mesh import Mesh, endpoints, free_port, mesh_on, service
 from gateway_processes import gateway_process, sidecars
 from meshbus_xds_gateway.carrier_choice import native_is_installed
 from nats_process import NatsServer
@@ -15,17 +15,13 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 NATIVE = pytest.mark.skipif(not native_is_installed(), reason="meshbus_native is not installed")
 
 
-@pytest_asyncio.fixture(params=["grpc", pytest.param("native", marks=NATIVE)])
-async def mesh(request, bus_for, tmp_path):
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    running = Mesh(tmp_path, {name: await bus_for(name) for name in identities}, bus_for)
-    running.transport = request.param
-    await running.start()
-    await running.write(service("web", 80), endpoints("web", {"web-0": "10.1.0.1"}, 80))
-    try:
+@pytest_asyncio.fixture
+async def mesh(carrier, bus_for, tmp_path):
+    async with mesh_on(bus_for, tmp_path) as running:
+        running.transport = carrier
+        await running.start()
+        await running.write(service("web", 80), endpoints("web", {"web-0": "10.1.0.1"}, 80))
         yield running
-    finally:
-        await running.close()
 
 
 async def test_an_overloaded_replica_sheds_to_its_fair_share(

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import random
 
 import httpx
 import pytest
@@ -15,32 +14,22 @@ from gateway_mesh import (
     envoy_binary,
     free_port,
     host,
+    loopback,
+    mesh_on,
     service,
     workload,
 )
-from meshbus_xds_gateway.carrier_choice import native_is_installed
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-@pytest_asyncio.fixture(params=["grpc", "native"])
-async def mesh(request, bus_for, tmp_path):
-    if request.param == "native" and not native_is_installed():
-        pytest.skip("meshbus_native is not installed (make native)")
+@pytest_asyncio.fixture
+async def mesh(carrier, bus_for, tmp_path):
     envoy_binary()
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    buses = {identity: await bus_for(identity) for identity in identities}
-    running = Mesh(tmp_path, buses, bus_for)
-    running.transport = request.param
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path) as running:
+        running.transport = carrier
+        await running.start()
         yield running
-    finally:
-        await running.close()
-
-
-def loopback() -> str:
-    return f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
 
 
 class Pair:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
-from gateway_mesh import CLUSTER, Mesh, config, endpoints, envoy_binary, service, workload
+from gateway_mesh import CLUSTER, Mesh, config, endpoints, envoy_binary, mesh_on, service, workload
 from grpc import aio
 
 from meshbus.bus.interface import EVENTS, STATUS
@@ -37,14 +37,9 @@ METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregated
 
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    buses = {identity: await bus_for(identity) for identity in identities}
-    running = Mesh(tmp_path, buses, bus_for)
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path) as running:
+        await running.start()
         yield running
-    finally:
-        await running.close()
 
 
 class Ads:

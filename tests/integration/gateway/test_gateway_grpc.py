@@ -13,8 +13,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from gateway_mesh import CLUSTER, Mesh, Rows, config, free_port, host
-from meshbus_xds_gateway.carrier_choice import native_is_installed
+from gateway_mesh import CLUSTER, Mesh, Rows, config, free_port, host, mesh_on
 
 from meshbus.model.keys import Key
 from meshbus.model.rows import Endpoint, EndpointShard, Service, ServicePort
@@ -23,20 +22,13 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 CLIENT = str(Path(__file__).parent / "grpc_client.py")
 
 
-@pytest_asyncio.fixture(params=["grpc", "native"])
-async def mesh(request, bus_for, tmp_path):
-    if request.param == "native" and not native_is_installed():
-        pytest.skip("meshbus_native is not installed (make native)")
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    buses = {identity: await bus_for(identity) for identity in identities}
-    running = Mesh(tmp_path, buses, bus_for)
-    running.transport = request.param
-    await running.start()
-    await running.start_gateway(plaintext="127.0.0.1:0")
-    try:
+@pytest_asyncio.fixture
+async def mesh(carrier, bus_for, tmp_path):
+    async with mesh_on(bus_for, tmp_path) as running:
+        running.transport = carrier
+        await running.start()
+        await running.start_gateway(plaintext="127.0.0.1:0")
         yield running
-    finally:
-        await running.close()
 
 
 class Server:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import pytest_asyncio
-from gateway_mesh import CLUSTER, Mesh, free_port
+from gateway_mesh import CLUSTER, Mesh, free_port, mesh_on
 from gateway_processes import Sidecar, gateway_process
 from nats_process import NatsServer
 
@@ -17,14 +17,10 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    running = Mesh(tmp_path, {name: await bus_for(name) for name in identities}, bus_for)
-    running.transport = "grpc"
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path) as running:
+        running.transport = "grpc"
+        await running.start()
         yield running
-    finally:
-        await running.close()
 
 
 def service(namespace: str, name: str, protocol: str = "HTTP") -> dict[Key, Row]:

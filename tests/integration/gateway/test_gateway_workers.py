@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import pytest_asyncio
-from gateway_mesh import Mesh, endpoints, service
+from gateway_mesh import Mesh, endpoints, mesh_on, service
 from gateway_processes import gateway_process, runs, sidecars
 from meshbus_xds_gateway.carrier_choice import native_is_installed
 from nats_process import NatsServer
@@ -23,17 +23,13 @@ WORKERS = ("xds-gateway-0-w0", "xds-gateway-0-w1")
 NATIVE = pytest.mark.skipif(not native_is_installed(), reason="meshbus_native is not installed")
 
 
-@pytest_asyncio.fixture(params=["grpc", pytest.param("native", marks=NATIVE)])
-async def mesh(request, bus_for, tmp_path):
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    running = Mesh(tmp_path, {name: await bus_for(name) for name in identities}, bus_for)
-    running.transport = request.param
-    await running.start()
-    await running.write(service("web", 80), endpoints("web", {"web-0": "10.1.0.1"}, 80))
-    try:
+@pytest_asyncio.fixture
+async def mesh(carrier, bus_for, tmp_path):
+    async with mesh_on(bus_for, tmp_path) as running:
+        running.transport = carrier
+        await running.start()
+        await running.write(service("web", 80), endpoints("web", {"web-0": "10.1.0.1"}, 80))
         yield running
-    finally:
-        await running.close()
 
 
 def free_port() -> int:

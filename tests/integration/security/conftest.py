@@ -7,22 +7,17 @@ import pytest_asyncio
 
 sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("security", "gateway", "ca")]
 
-from gateway_mesh import Mesh, envoy_binary  # noqa: E402 - only now on the path
+from gateway_mesh import envoy_binary, mesh_on  # noqa: E402 - only now on the path
 from security_mesh import serving  # noqa: E402
 
 
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
     envoy_binary()
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    buses = {identity: await bus_for(identity) for identity in identities}
-    running = Mesh(tmp_path, buses, bus_for)
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path) as running:
+        await running.start()
         await running.start_gateway()
         yield running
-    finally:
-        await running.close()
 
 
 @pytest_asyncio.fixture

@@ -1,24 +1,11 @@
 """A client and a server on the small real mesh, and what tests ask of them."""
 
 import contextlib
-import random
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-from gateway_mesh import (
-    Envoy,
-    Mesh,
-    application,
-    endpoints,
-    free_port,
-    service,
-    workload,
-)
-
-
-def loopback() -> str:
-    return f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
+from gateway_mesh import Envoy, Mesh, application, endpoints, free_port, loopback, service, workload
 
 
 class Pair:
