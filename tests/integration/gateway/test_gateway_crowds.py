@@ -6,13 +6,11 @@ import pytest
 import pytest_asyncio
 from gateway_mesh import Mesh, endpoints, free_port, mesh_on, service
 from gateway_processes import gateway_process, sidecars
-from meshbus_xds_gateway.carrier_choice import native_is_installed
 from nats_process import NatsServer
 
 from meshbus.compile.resources import CDS
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
-NATIVE = pytest.mark.skipif(not native_is_installed(), reason="meshbus_native is not installed")
 
 
 @pytest_asyncio.fixture
