@@ -21,6 +21,18 @@ HomeOption = Annotated[
     ),
 ]
 
+OwnHomeOption = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        envvar="MESHBUS_HOME",
+        show_default=False,
+        show_envvar=False,
+        help="Directory of the mesh. Default: $MESHBUS_HOME, else ~/.meshbus.",
+    ),
+]
+"""Of commands that start and end the mesh."""
+
 
 def end(command: str, message: str, code: int) -> NoReturn:
     """Say why on stderr, and stop."""

@@ -1,16 +1,14 @@
 """`meshbus down`: ends the mesh of a directory."""
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from meshbus.cli.api_client import HOMES, OwnHomeOption
+
 
 def down(
-    home: Annotated[Path, typer.Option("--home", help="Directory of the mesh.")] = Path(
-        "~/.meshbus"
-    ),
+    home: OwnHomeOption = HOMES[0],
 ) -> None:
     """End every process, network namespace and rule of a mesh; its data stays for the next `up`."""
     from meshbus.local.end import end_mesh, left_over

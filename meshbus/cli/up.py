@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
+from meshbus.cli.api_client import HOMES, OwnHomeOption
+
 
 def up(
     file: Annotated[
         list[Path] | None,
         typer.Option("--filename", "-f", help="Manifest, or directory of manifests; repeatable."),
     ] = None,
-    home: Annotated[Path, typer.Option("--home", help="Directory of the mesh.")] = Path(
-        "~/.meshbus"
-    ),
+    home: OwnHomeOption = HOMES[0],
     capture: Annotated[
         str,
         typer.Option(
