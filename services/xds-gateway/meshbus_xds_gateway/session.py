@@ -114,7 +114,7 @@ class Session:
         self.verdicts = verdicts
         self._wake = wake
         self._refusals: ClientRefusals | None = None
-        """What it has refused; few ever do."""
+        """What it has refused; made when a type is first looked at name by name."""
         self._wanted: dict[str, Names | Content] = {}
         self._reached = 0
         self._begun = False
