@@ -27,7 +27,6 @@ from meshbus.compile.endpoints import service_addresses
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import CLIENT, PHASES, http_filters, network_filters
 from meshbus.compile.findings import Part, Report
-from meshbus.compile.http_routes import RouteContext
 from meshbus.compile.l4_routes import (
     L4Route,
     l4_routes,
@@ -39,7 +38,6 @@ from meshbus.compile.l4_routes import (
 from meshbus.compile.names import (
     AS_NAMED,
     BLACK_HOLE,
-    MESH_GATEWAY,
     TLS,
     UDP,
     UNKNOWN,
@@ -60,8 +58,7 @@ from meshbus.compile.values import address, boolean, uint32
 from meshbus.compile.virtual_hosts import (
     HTTP_PROXY_ROUTE,
     View,
-    conduct_of,
-    service_of,
+    mesh_routes,
     sniffed_route_name,
 )
 from meshbus.model.keys import Key
@@ -376,21 +373,6 @@ def http_chain(
     return chain
 
 
-def _context(reader: Reader, view: View, port: int) -> RouteContext:
-    return RouteContext(
-        namespace=view.namespace,
-        port=port,
-        gateways=frozenset({MESH_GATEWAY}),
-        sources=view.sources,
-        tls=False,
-        settings=reader.node(mesh),
-        service=lambda host: reader.node(service_of, view.viewer, host),
-        read=reader.get,
-        policy=lambda host, number, subset: reader.node(conduct_of, view, host, number, subset),
-        headers=view.headers,
-    )
-
-
 def _l4(
     reader: Reader, view: View, host: str, port: int, section: str, report: Report
 ) -> list[L4Route]:
@@ -400,7 +382,7 @@ def _l4(
         row = reader.get(key)
         if row is None:
             continue
-        found = l4_routes(Ref(key, row), section, _context(reader, view, port), report)
+        found = l4_routes(Ref(key, row), section, mesh_routes(reader, view, port), report)
         if found:
             return found
     return []
@@ -427,7 +409,7 @@ def service_chains(
 ) -> tuple[list[lc_pb2.FilterChain], lc_pb2.FilterChain]:
     """Chains of a service's connections: by SNI and subnet where a virtual service says so, and one
     for the rest."""
-    rest = straight(ClusterName(port, "", host), _context(reader, view, port))
+    rest = straight(ClusterName(port, "", host), mesh_routes(reader, view, port))
     chosen: list[L4Route] = []
     if protocol in TLS:
         chosen += _l4(reader, view, host, port, "tls", report)
@@ -487,7 +469,7 @@ def _shared_listener(
         routes = _l4(reader, view, host, port, "tls", report)
         chains += [_tcp_chain(view, port, r, reporting) for r in routes]
         if host != "*":
-            own = straight(ClusterName(port, "", host), _context(reader, view, port))
+            own = straight(ClusterName(port, "", host), mesh_routes(reader, view, port))
             own_name = own._replace(server_names=(host,))
             chain = _tcp_chain(view, port, own_name, reporting)
             if host in reader.node(named_as_met, view.viewer):

@@ -208,7 +208,8 @@ def _tunnel_of(policy: dict[str, Any]) -> Tunnel | None:
     return Tunnel(target, spec.get("protocol") == "POST")
 
 
-def _context(reader: Reader, view: View, port: int) -> RouteContext:
+def mesh_routes(reader: Reader, view: View, port: int) -> RouteContext:
+    """What the routes of a sidecar's port are made with."""
     return RouteContext(
         namespace=view.namespace,
         port=port,
@@ -231,7 +232,7 @@ def virtual_service_tail(
 ) -> HostRoutes:
     """Node: routes of the virtual services of one host for sidecars of a view at one port."""
     report = Report()
-    context = _context(reader, view, port)
+    context = mesh_routes(reader, view, port)
     made: list[Made] = []
     origins: dict[Key, None] = {}
     for key in keys:

@@ -2,8 +2,8 @@
 every pod (`bootstrap_files`), a document of its own on its command line (`own_bootstrap`), and
 `$(NAME)` in that document, which the kubelet replaces with what the pod turns out to be.
 
-Nothing but Envoy reads them. The token and the roots are files that Envoy watches, so both renew
-without a restart. Sources: https://kubernetes.io/docs/reference/kubernetes-api/ (Container, args)
+Nothing but Envoy reads them. Sources:
+https://kubernetes.io/docs/reference/kubernetes-api/ (Container, args)
 and https://www.envoyproxy.io/docs/envoy/latest/operations/cli (`--config-yaml` goes over `-c`).
 """
 
@@ -12,9 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from meshbus.inject.ads import (
+    ROOTS,
+    TYPE,
+    connection_limit,
+    from_file,
+    gateway_cluster,
+    over_ads,
+    roots_secret,
+    runtime_layer,
+    token_secret,
+)
 from meshbus.inject.status_listener import Prober, Scrape, status_resources
 
-TYPE = "type.googleapis.com/"
 FOLDER = "/etc/istio/proxy"
 """Where the ConfigMap is mounted."""
 ROOTS_FOLDER = "/var/run/secrets/istio"
@@ -36,73 +46,17 @@ def bootstrap_files(folder: str = FOLDER) -> dict[str, str]:
     """
     documents = {
         BOOTSTRAP_FILE: _shared_bootstrap(),
-        ROOTS_SDS_FILE: _secret(
-            "xds-roots",
-            "validation_context",
-            {
-                "trusted_ca": {"filename": f"{ROOTS_FOLDER}/{ROOTS_FILE}"},
-                "watched_directory": {"path": ROOTS_FOLDER},
-            },
-        ),
-        TOKEN_SDS_FILE: _secret(
-            "xds-token",
-            "generic_secret",
-            {
-                "secret": {
-                    "filename": f"{TOKEN_FOLDER}/{TOKEN_FILE}",
-                    "watched_directory": {"path": TOKEN_FOLDER},
-                }
-            },
-        ),
+        ROOTS_SDS_FILE: roots_secret(f"{ROOTS_FOLDER}/{ROOTS_FILE}", ROOTS_FOLDER),
+        TOKEN_SDS_FILE: token_secret(f"{TOKEN_FOLDER}/{TOKEN_FILE}", TOKEN_FOLDER),
     }
     return {name: json.dumps(document, indent=1) + "\n" for name, document in documents.items()}
 
 
-def _secret(name: str, kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    secret = f"{TYPE}envoy.extensions.transport_sockets.tls.v3.Secret"
-    return {"resources": [{"@type": secret, "name": name, kind: content}]}
-
-
 def _shared_bootstrap() -> dict[str, Any]:
-    over_ads = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
     return {
-        "dynamic_resources": {
-            "lds_config": over_ads,
-            "cds_config": over_ads,
-            "ads_config": {
-                "api_type": "DELTA_GRPC",
-                "transport_api_version": "V3",
-                "set_node_on_first_message_only": True,
-                "grpc_services": [
-                    {
-                        "envoy_grpc": {
-                            "cluster_name": "xds-gateway",
-                            "skip_envoy_headers": True,
-                            "retry_policy": {
-                                "retry_back_off": {"base_interval": "0.5s", "max_interval": "15s"}
-                            },
-                        }
-                    }
-                ],
-            },
-        },
-        "layered_runtime": {
-            "layers": [
-                {"name": "static", "static_layer": {"envoy.deprecated_features:warn": False}}
-            ]
-        },
-        "overload_manager": {
-            "resource_monitors": [
-                {
-                    "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": {
-                        "@type": f"{TYPE}envoy.extensions.resource_monitors."
-                        "downstream_connections.v3.DownstreamConnectionsConfig",
-                        "max_active_downstream_connections": 50000,
-                    },
-                }
-            ]
-        },
+        "dynamic_resources": over_ads("0.5s", "15s"),
+        "layered_runtime": {"layers": [runtime_layer()]},
+        "overload_manager": connection_limit(),
     }
 
 
@@ -158,7 +112,7 @@ def own_bootstrap(own: OwnBootstrap) -> dict[str, Any]:
             "ignore_global_conn_limit": True,
         },
         "static_resources": {
-            "clusters": [gateway_cluster(own.gateway), *clusters],
+            "clusters": [_gateway_cluster(own.gateway), *clusters],
             "listeners": listeners,
         },
     }
@@ -174,89 +128,30 @@ def own_bootstrap(own: OwnBootstrap) -> dict[str, Any]:
     return document
 
 
-def gateway_cluster(gateway: tuple[str, int], folder: str = FOLDER) -> dict[str, Any]:
-    """The cluster that Envoy gets everything else from: TLS 1.3, the name pinned, the pod's token
-    in every stream."""
-    host, port = gateway
-    http = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    filters = f"{TYPE}envoy.extensions.filters.http"
-    address = {"socket_address": {"address": host, "port_value": port}}
-    return {
-        "name": "xds-gateway",
-        "type": "STRICT_DNS",
-        "dns_lookup_family": "ALL",
-        "respect_dns_ttl": True,
-        "connect_timeout": "5s",
-        "load_assignment": {
-            "cluster_name": "xds-gateway",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-        },
-        "transport_socket": {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {
-                "@type": f"{TYPE}envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                "sni": host,
-                "common_tls_context": {
-                    # Without this an upstream TLS context ends at 1.2.
-                    "tls_params": {
-                        "tls_minimum_protocol_version": "TLSv1_3",
-                        "tls_maximum_protocol_version": "TLSv1_3",
-                    },
-                    "combined_validation_context": {
-                        "default_validation_context": {
-                            "match_typed_subject_alt_names": [
-                                {"san_type": "DNS", "matcher": {"exact": host}}
-                            ]
-                        },
-                        "validation_context_sds_secret_config": {
-                            "name": "xds-roots",
-                            "sds_config": _from_file(f"{folder}/{ROOTS_SDS_FILE}"),
-                        },
-                    },
+def _gateway_cluster(gateway: tuple[str, int]) -> dict[str, Any]:
+    """The name that is connected to is the one that the certificate must prove."""
+    name = gateway[0]
+    pinned = {"match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": name}}]}
+    return gateway_cluster(
+        gateway,
+        name,
+        roots={
+            "combined_validation_context": {
+                "default_validation_context": pinned,
+                "validation_context_sds_secret_config": {
+                    "name": ROOTS,
+                    "sds_config": from_file(f"{FOLDER}/{ROOTS_SDS_FILE}"),
                 },
-            },
-        },
-        "typed_extension_protocol_options": {
-            http: {
-                "@type": TYPE + http,
-                "explicit_http_config": {
-                    "http2_protocol_options": {
-                        "connection_keepalive": {"interval": "30s", "timeout": "5s"}
-                    }
-                },
-                "http_filters": [
-                    {
-                        "name": "envoy.filters.http.credential_injector",
-                        "typed_config": {
-                            "@type": f"{filters}.credential_injector.v3.CredentialInjector",
-                            "overwrite": True,
-                            "credential": {
-                                "name": "envoy.http.injected_credentials.generic",
-                                "typed_config": {
-                                    "@type": f"{TYPE}envoy.extensions.http."
-                                    "injected_credentials.generic.v3.Generic",
-                                    "header": "authorization",
-                                    "header_value_prefix": "Bearer ",
-                                    "credential": {
-                                        "name": "xds-token",
-                                        "sds_config": _from_file(f"{folder}/{TOKEN_SDS_FILE}"),
-                                    },
-                                },
-                            },
-                        },
-                    },
-                    {
-                        "name": "envoy.filters.http.upstream_codec",
-                        "typed_config": {"@type": f"{filters}.upstream_codec.v3.UpstreamCodec"},
-                    },
-                ],
             }
         },
-    }
-
-
-def _from_file(path: str) -> dict[str, Any]:
-    return {"path_config_source": {"path": path}, "resource_api_version": "V3"}
+        token_sds=f"{FOLDER}/{TOKEN_SDS_FILE}",
+        discovery={
+            "type": "STRICT_DNS",
+            "dns_lookup_family": "ALL",
+            "respect_dns_ttl": True,
+            "connect_timeout": "5s",
+        },
+    )
 
 
 def envoy_args(
@@ -354,7 +249,7 @@ def carrier_bootstrap(gateway: tuple[str, int], socket: str) -> dict[str, Any]:
         "node": {"id": "xds-carrier~$(POD_NAME).$(POD_NAMESPACE)", "cluster": "xds-carrier"},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 15000}}},
         "static_resources": {
-            "clusters": [gateway_cluster(gateway), *clusters],
+            "clusters": [_gateway_cluster(gateway), *clusters],
             "listeners": [*listeners, carrier],
         },
     }

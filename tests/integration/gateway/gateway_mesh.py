@@ -18,6 +18,14 @@ from meshbus_xds_gateway.service import XdsGatewayService, XdsGatewaySettings
 from meshbus.bus.interface import BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import ModelWriter
+from meshbus.inject.ads import (
+    ROOTS,
+    from_file,
+    gateway_cluster,
+    over_ads,
+    roots_secret,
+    token_secret,
+)
 from meshbus.model.keys import Key
 from meshbus.model.requests import (
     CONVERGED,
@@ -50,6 +58,7 @@ CLUSTER = "c"
 IDENTITIES = ("config", "discovery", "ca", "xds-gateway", "local")
 """Users of the bus that a mesh is made of."""
 POD = "xds-gateway-0"
+GATEWAY_NAME = "xds-gateway.istio-system.svc"
 Rows = dict[Key, Row | None]
 
 
@@ -327,114 +336,25 @@ class Envoy:
 
 def bootstrap_of(name: str, address: str, folder: Path, port: int) -> dict[str, Any]:
     """The bootstrap of a sidecar without an agent."""
-    tls = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
-    injector = "type.googleapis.com/envoy.extensions.filters.http.credential_injector.v3"
-    generic = "type.googleapis.com/envoy.extensions.http.injected_credentials.generic.v3.Generic"
-    secret = {
-        "resources": [
-            {
-                "@type": f"{tls}.Secret",
-                "name": "xds-token",
-                "generic_secret": {"secret": {"filename": str(folder / "token")}},
-            }
-        ]
-    }
-    (folder / "token-sds.json").write_text(json.dumps(secret))
-    ads = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
-    options = {
-        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http2_protocol_options": {}},
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.credential_injector",
-                "typed_config": {
-                    "@type": f"{injector}.CredentialInjector",
-                    "overwrite": True,
-                    "credential": {
-                        "name": "envoy.http.injected_credentials.generic",
-                        "typed_config": {
-                            "@type": generic,
-                            "header": "authorization",
-                            "header_value_prefix": "Bearer ",
-                            "credential": {
-                                "name": "xds-token",
-                                "sds_config": {
-                                    "path_config_source": {"path": str(folder / "token-sds.json")},
-                                    "resource_api_version": "V3",
-                                },
-                            },
-                        },
-                    },
-                },
-            },
-            {
-                "name": "envoy.filters.http.upstream_codec",
-                "typed_config": {
-                    "@type": "type.googleapis.com/"
-                    "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec"
-                },
-            },
-        ],
-    }
-    san = {"san_type": "DNS", "matcher": {"exact": "xds-gateway.istio-system.svc"}}
-    version = {
-        "tls_minimum_protocol_version": "TLSv1_3",
-        "tls_maximum_protocol_version": "TLSv1_3",
-    }
-    cluster = {
-        "name": "xds-gateway",
-        "type": "STATIC",
-        "connect_timeout": "5s",
-        "load_assignment": {
-            "cluster_name": "xds-gateway",
-            "endpoints": [
-                {"lb_endpoints": [{"endpoint": {"address": _address("127.0.0.1", port)}}]}
-            ],
-        },
-        "transport_socket": {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {
-                "@type": f"{tls}.UpstreamTlsContext",
-                "sni": "xds-gateway.istio-system.svc",
-                "common_tls_context": {
-                    "tls_params": version,
-                    "validation_context": {
-                        "trusted_ca": {"filename": str(folder / "root.pem")},
-                        "match_typed_subject_alt_names": [san],
-                    },
-                },
-            },
-        },
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
-        },
-    }
+    token = token_secret(str(folder / "token"), str(folder))
+    roots = roots_secret(str(folder / "root.pem"), str(folder), (GATEWAY_NAME,))
+    (folder / "token-sds.json").write_text(json.dumps(token))
+    (folder / "roots-sds.json").write_text(json.dumps(roots))
+    proven = {"name": ROOTS, "sds_config": from_file(str(folder / "roots-sds.json"))}
+    cluster = gateway_cluster(
+        ("127.0.0.1", port),
+        GATEWAY_NAME,
+        roots={"validation_context_sds_secret_config": proven},
+        token_sds=str(folder / "token-sds.json"),
+        discovery={"type": "STATIC", "connect_timeout": "5s"},
+    )
     return {
         "node": {
             "id": f"sidecar~{address}~{name}-0.default~default.svc.cluster.local",
             "cluster": name,
         },
         "admin": {"address": _address("127.0.0.1", 0)},
-        "dynamic_resources": {
-            "lds_config": ads,
-            "cds_config": ads,
-            "ads_config": {
-                "api_type": "DELTA_GRPC",
-                "transport_api_version": "V3",
-                "set_node_on_first_message_only": True,
-                "grpc_services": [
-                    {
-                        "envoy_grpc": {
-                            "cluster_name": "xds-gateway",
-                            "skip_envoy_headers": True,
-                            "retry_policy": {
-                                "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"}
-                            },
-                        }
-                    }
-                ],
-            },
-        },
+        "dynamic_resources": over_ads("0.1s", "1s"),
         "static_resources": {"clusters": [cluster]},
     }
 
