@@ -120,6 +120,8 @@ def service_account(value: str, namespace: str) -> rbac_pb2.Principal:
 
 def trust_domain(value: str) -> rbac_pb2.Principal:
     """An identity of a trust domain."""
+    if value == "*":
+        return authenticated(string_pb2.StringMatcher(prefix=_SPIFFE))
     if "*" not in value:
         return authenticated(string_pb2.StringMatcher(prefix=f"{_SPIFFE}{value}/"))
     return authenticated(pattern(f"{_SPIFFE}{quoted(value).replace(chr(92) + '*', '[^/]*')}/.*"))

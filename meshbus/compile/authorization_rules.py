@@ -14,6 +14,7 @@ from envoy.config.rbac.v3 import rbac_pb2
 
 from meshbus.compile import authorization_matchers as match
 from meshbus.compile.findings import NotCompiledError
+from meshbus.compile.names import CLUSTER_DOMAIN
 
 ALLOW = "ALLOW"
 DENY = "DENY"
@@ -44,17 +45,18 @@ class _Clause(NamedTuple):
 
 
 def migrated(principals: Iterable[str], trust_domains: tuple[str, ...]) -> list[str]:
-    """Principals of any of the mesh's trust domains stand for all of them.
+    """Principals of any of the mesh's trust domains, and of `cluster.local`, which is the mesh's
+    own whatever that is called, stand for all of them.
 
-    Source: https://istio.io/latest/docs/tasks/security/authorization/authz-td-migration/
+    Source: https://istio.io/latest/docs/tasks/security/authorization/authz-td-migration/; Istio,
+    Bundle.ReplaceTrustDomainAliases.
     """
-    if len(trust_domains) == 1:
-        return list(dict.fromkeys(principals))
     out: dict[str, None] = {}
     for principal in principals:
-        domain, slash, rest = principal.partition("/")
-        formed = slash and rest.count("/") >= 3 and domain != "*"
-        if not formed or not any(_same(d, domain) for d in trust_domains):
+        domain, _, rest = principal.partition("/")
+        formed = rest.count("/") == 3 and domain != "*"
+        known_here = domain == CLUSTER_DOMAIN or any(_same(d, domain) for d in trust_domains)
+        if not formed or not known_here:
             out[principal] = None
             continue
         for known in trust_domains:
@@ -139,6 +141,20 @@ def _identities(values: list[str], refused: list[str], around: Circumstances) ->
     return _each(match.identity, (migrated(values, domains), migrated(refused, domains)))
 
 
+def aliased(values: Iterable[str], trust_domains: tuple[str, ...]) -> list[str]:
+    """A trust domain of the mesh stands for all of them.
+
+    Source: Istio, Bundle.ExpandTrustDomainAliases.
+    """
+    found = (trust_domains if value in trust_domains else (value,) for value in values)
+    return list(dict.fromkeys(name for names in found for name in names))
+
+
+def _domains(values: list[str], refused: list[str], around: Circumstances) -> _Clause:
+    known = around.trust_domains
+    return _each(match.trust_domain, (aliased(values, known), aliased(refused, known)))
+
+
 def _source_ip(value: str) -> rbac_pb2.Principal:
     return rbac_pb2.Principal(direct_remote_ip=match.cidr(value))
 
@@ -171,6 +187,8 @@ def _source(source: Mapping[str, Any], around: Circumstances) -> list[_Clause]:
         values = _values(source, name, negation)
         if name == "principals":
             out.append(_identities(*values, around))
+        elif name == "trustDomains":
+            out.append(_domains(*values, around))
         elif name == "serviceAccounts":
             out.append(_each(_account_of(around), values))
         else:
@@ -271,7 +289,6 @@ _CALLER: dict[str, Callable[[str], rbac_pb2.Principal]] = {
     "source.ip": _source_ip,
     "remote.ip": _remote_ip,
     "source.namespace": match.namespace_identity,
-    "source.trustDomain": match.trust_domain,
 }
 
 
@@ -282,6 +299,8 @@ def _caller(key: str, values: tuple[list[str], list[str]], around: Circumstances
         return _each(_account_of(around), values)
     if key == "source.principal":
         return _identities(*values, around)
+    if key == "source.trustDomain":
+        return _domains(*values, around)
     if key == "request.auth.principal":
         return _each(match.token_identity, values, http=True)
     claims = {"request.auth.audiences": ["aud"], "request.auth.presenter": ["azp"]}
