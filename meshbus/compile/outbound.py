@@ -50,7 +50,16 @@ from meshbus.compile.names import (
 from meshbus.compile.on_demand import on_demand_filter
 from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import LDS, encode
-from meshbus.compile.scope import HTTP_PROXY, Egress, Ref, age, aliased_hosts, visible_services
+from meshbus.compile.scope import (
+    HTTP_PROXY,
+    Egress,
+    Ref,
+    age,
+    aliased_hosts,
+    egress_services,
+    listener_viewer,
+    visible_services,
+)
 from meshbus.compile.sessions import session_filters
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
@@ -150,6 +159,10 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     unheard: dict[int, str] = {}
     own = {e.port: e for e in view.viewer.egress if e.port and e.protocol != HTTP_PROXY}
     placed = {number: e for number, e in own.items() if e.bind or not e.captured}
+    placed_hosts = {
+        number: reader.node(egress_services, view.namespace, e.hosts, number)
+        for number, e in placed.items()
+    }
     http.update(number for number, e in own.items() if is_http(e.protocol))
     stands_for = reader.node(aliased_hosts, view.viewer)
     visible = reader.node(visible_services, view.viewer)
@@ -160,6 +173,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         numbers = {port.number for ref in visible.values() for port in ref.row.ports}
         wanted = dict.fromkeys(numbers, anywhere) | own
         placed = {number: e._replace(captured=False) for number, e in wanted.items()}
+        placed_hosts = {}
     for host, ref in sorted(visible.items(), key=lambda item: age(item[1])):
         if host in stands_for:
             continue
@@ -192,7 +206,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                     mine.setdefault(number, host)
             if is_http(port.protocol):
                 http.add(number)
-            elif number in placed:
+            elif number in placed and host in placed_hosts.get(number, visible):
                 _place(host, port, http, by_name, rest)
             elif row.headless and single:
                 bound += [Bound((a,), host, number, port.protocol) for a in single]
@@ -376,7 +390,7 @@ def http_chain(
 def _l4(
     reader: Reader, view: View, host: str, port: int, section: str, report: Report
 ) -> list[L4Route]:
-    hosts = reader.node(mesh_l4_services, view.viewer)
+    hosts = reader.node(mesh_l4_services, listener_viewer(view.viewer, port))
     pattern = most_specific(hosts, host)
     for key in hosts[pattern] if pattern is not None else ():
         row = reader.get(key)

@@ -27,6 +27,7 @@ from meshbus.compile.scope import (
     aliases_of,
     audiences,
     common_viewer,
+    listener_viewer,
     object_namespaces,
     rules_are_common,
     some_rules_are_for_others,
@@ -130,7 +131,7 @@ def speakers(
     reader: Reader, viewer: Viewer, port: int, owner: str
 ) -> tuple[tuple[HttpPort, tuple[Key, ...]], ...]:
     """Node: `members_at`, each with the virtual services that speak for it."""
-    routed = reader.node(routed_hosts, viewer)
+    routed = reader.node(routed_hosts, listener_viewer(viewer, port))
     return tuple(
         (member, speakers_for(member.host, routed))
         for member in reader.node(members_at, viewer, port, owner)
@@ -189,7 +190,7 @@ def _others(reader: Reader, view: View, port: int) -> _Filled:
     viewer = reader.node(common_viewer, view.viewer)
     owners = reader.node(owners_at, viewer, port)
     services = {member.host for members in owners.values() for member in members}
-    routed = reader.node(routed_hosts, viewer)
+    routed = reader.node(routed_hosts, listener_viewer(viewer, port))
     rest = [
         (host, keys)
         for host, keys in {**routed.exact, **routed.wildcards}.items()

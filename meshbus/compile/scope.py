@@ -12,7 +12,7 @@ import msgspec
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.headings import ISTIO_NETWORKING, heading, virtual_service_keys
-from meshbus.compile.names import covers, fqdn, is_wildcard, overlaps
+from meshbus.compile.names import covers, fqdn, is_http, is_sniffed, is_wildcard, overlaps
 from meshbus.compile.namespaces import capped, entry_visibility, is_discovered
 from meshbus.compile.settings import mesh
 from meshbus.compile.values import UNIX
@@ -44,6 +44,11 @@ class Egress(NamedTuple):
         else."""
         return self.bind.startswith(UNIX)
 
+    @property
+    def only_port(self) -> int:
+        """The port without which a service is not imported; 0: a service is, whatever its ports."""
+        return 0 if self.protocol == HTTP_PROXY or self.is_socket else self.port
+
 
 class Viewer(NamedTuple):
     """Whose eyes: proxies of equal viewers see the same."""
@@ -55,6 +60,27 @@ class Viewer(NamedTuple):
 
 NOBODY = ""
 """Namespace of a viewer that sees what everybody sees."""
+
+
+def alone(namespace: str, egress: Egress) -> Viewer:
+    """Who imports the hosts of one egress listener, and nothing else."""
+    if egress.hosts == ((ANY, ANY),):
+        return Viewer(namespace)
+    return Viewer(namespace, (Egress(0, "", "", True, egress.hosts),))
+
+
+def listener_viewer(viewer: Viewer, port: int) -> Viewer:
+    """Whose virtual services count for calls to a port: those that the egress listener for it
+    imports. The first that is for the port, or for every port, is the one.
+
+    Source: Istio, SidecarScope: each egress listener has virtual services of its own.
+    """
+    if not viewer.egress:
+        return viewer
+    for egress in viewer.egress:
+        if not egress.is_socket and egress.port in (0, port):
+            return alone(viewer.namespace, egress)
+    return Viewer(viewer.namespace, (Egress(0, "", "", True, ()),))
 
 
 class Ref(NamedTuple):
@@ -175,21 +201,22 @@ def _best(refs: Iterable[Ref], namespace: str) -> dict[str, Ref]:
     return found
 
 
-def egress_services(reader: Reader, namespace: str, hosts: tuple[Import, ...]) -> dict[str, Ref]:
-    """Node: the services that the hosts of one egress listener mean to a namespace."""
-    found: dict[str, Ref] = {}
-    # What is asked for by namespace comes before what any namespace may give.
-    for wild in (False, True):
-        refs = [
-            ref
-            for owner, pattern in hosts
-            if (owner == ANY) is wild
-            for ref in reader.node(imported_services, owner, pattern).seen_from(namespace)
-        ]
-        for host, ref in _best(refs, namespace).items():
-            if host not in found or (ref.row.namespace == namespace != found[host].row.namespace):
-                found[host] = ref
-    return found
+def egress_services(
+    reader: Reader, namespace: str, hosts: tuple[Import, ...], port: int = 0
+) -> dict[str, Ref]:
+    """Node: the services that the hosts of one egress listener mean to a namespace; with `port`,
+    of those that have it. One that is asked for by namespace has no precedence over what any
+    namespace may give.
+
+    Source: Istio, IstioEgressListenerWrapper.selectServices.
+    """
+    refs = (
+        ref
+        for owner, pattern in hosts
+        for ref in reader.node(imported_services, owner, pattern).seen_from(namespace)
+        if not port or any(held.number == port for held in ref.row.ports)
+    )
+    return _best(refs, namespace)
 
 
 def public_services(reader: Reader) -> dict[str, Ref]:
@@ -226,24 +253,41 @@ def visible_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     """Node: the service that each host means to a viewer, in order of host.
 
     Under a Sidecar a service has those ports that its egress listeners are for: a listener with a
-    port has that port alone, and no other listener has it.
+    port has that port alone, and where it has HTTP, or something without an address, no other
+    listener has it.
     """
     if not viewer.egress:
         return _seen_by_all(reader, viewer.namespace)
-    own = {e.port for e in viewer.egress if e.port and e.protocol != HTTP_PROXY}
+    own = {e.port for e in viewer.egress if e.only_port}
     ports: dict[str, dict[int, ServicePort]] = {}
     chosen: dict[str, Ref] = {}
     for egress in viewer.egress:
         if egress.protocol == HTTP_PROXY or egress.is_socket:
             continue
-        for host, ref in reader.node(egress_services, viewer.namespace, egress.hosts).items():
+        for host, ref in _imported(reader, viewer, egress).items():
             if chosen.setdefault(host, ref).key != ref.key:
                 continue
             held = ports.setdefault(host, {})
             for port in ref.row.ports:
-                if egress.port == port.number or (not egress.port and port.number not in own):
+                if egress.port:
+                    wanted = egress.port == port.number
+                else:
+                    wanted = port.number not in own or _has_own_place(ref.row, port)
+                if wanted:
                     held.setdefault(port.number, _as_listened(port, egress))
     return {host: _with_ports(chosen[host], ports[host]) for host in sorted(chosen) if ports[host]}
+
+
+def _imported(reader: Reader, viewer: Viewer, egress: Egress) -> dict[str, Ref]:
+    return reader.node(egress_services, viewer.namespace, egress.hosts, egress.only_port)
+
+
+def _has_own_place(row: Service, port: ServicePort) -> bool:
+    """Connections to a port are told apart by where they go: the listener of a Sidecar at the same
+    port of every address does not stand in their way."""
+    if is_http(port.protocol) or is_sniffed(port.protocol):
+        return False
+    return row.headless or any("/" not in address for address in row.addresses)
 
 
 def _as_listened(port: ServicePort, egress: Egress) -> ServicePort:
@@ -287,7 +331,8 @@ def aliases_of(reader: Reader, viewer: Viewer, host: str) -> tuple[str, ...]:
 def reachable_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     """Node: `visible_services`, and what a proxy must have clusters for besides: services behind
     an HTTP proxy port or a Unix socket of the Sidecar, every port of what is imported without a
-    port, and destinations of the virtual services that it imports.
+    port, and destinations of the virtual services that each listener imports. A listener with a
+    port imports of a destination that port alone.
 
     Source: Istio, SidecarScope: destinations of imported virtual services are imported.
     """
@@ -295,21 +340,29 @@ def reachable_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
         return reader.node(visible_services, viewer)
     found = dict(reader.node(visible_services, viewer))
     for egress in viewer.egress:
-        if egress.port and egress.protocol != HTTP_PROXY:
+        if egress.only_port:
             continue
-        for host, ref in reader.node(egress_services, viewer.namespace, egress.hosts).items():
+        for host, ref in _imported(reader, viewer, egress).items():
             if host not in found or found[host].key == ref.key:
                 found[host] = ref
-    for host, numbers in reader.node(routed_destinations, viewer).items():
-        if host in found:
-            continue
-        seen = reader.node(exported_host, host).seen_from(viewer.namespace)
-        for chosen in _best(seen, viewer.namespace).values():
-            ports = chosen.row.ports
-            wanted = {p.number: p for p in ports if 0 in numbers or p.number in numbers}
-            if wanted:
-                found[host] = _with_ports(chosen, wanted)
+    for egress in viewer.egress:
+        routed = reader.node(routed_destinations, alone(viewer.namespace, egress))
+        for host, numbers in routed.items():
+            wanted = numbers if not egress.only_port else frozenset({egress.only_port})
+            chosen = found.get(host) or _destination(reader, viewer.namespace, host)
+            if chosen is None:
+                continue
+            whole: Service = reader.get(chosen.key)
+            named = {p.number: p for p in whole.ports if 0 in wanted or p.number in wanted}
+            held = {p.number: p for p in chosen.row.ports} if host in found else {}
+            if named:
+                found[host] = _with_ports(chosen, {**named, **held})
     return {host: found[host] for host in sorted(found)}
+
+
+def _destination(reader: Reader, namespace: str, host: str) -> Ref | None:
+    """The service that a destination means to a namespace which has not imported it."""
+    return _best(reader.node(exported_host, host).seen_from(namespace), namespace).get(host)
 
 
 def routed_destinations(reader: Reader, viewer: Viewer) -> dict[str, frozenset[int]]:

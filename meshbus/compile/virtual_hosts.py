@@ -53,6 +53,7 @@ from meshbus.compile.scope import (
     aliased_hosts,
     aliases_of,
     find_rules,
+    listener_viewer,
     reachable_services,
     visible_services,
     visible_virtual_services,
@@ -470,7 +471,7 @@ def fill(
     all_ports: bool,
 ) -> None:
     """Put in the virtual hosts of one port."""
-    routed = reader.node(routed_hosts, view.viewer)
+    routed = reader.node(routed_hosts, listener_viewer(view.viewer, port))
     services = {m.host: m for m in members}
     table.reserve([with_port(h, port) if all_ports else h for h in services])
     by_service: list[tuple[HttpPort, HostRoutes]] = []
@@ -593,7 +594,7 @@ def sniffed_route_name(host: str, port: int) -> str:
 def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
     """Node: the route configuration `HOST:PORT` of a service whose protocol is not declared."""
     report = Report()
-    keys = speakers_for(host, reader.node(routed_hosts, view.viewer))
+    keys = speakers_for(host, reader.node(routed_hosts, listener_viewer(view.viewer, port)))
     routes = routes_of(reader, view, keys, port, report) if keys else None
     if routes is None:
         row = reader.node(service_of, view.viewer, host)
