@@ -11,6 +11,8 @@ from meshbus.api.selectors import matches_selector
 from meshbus.model.rows import ConfigObject
 
 Labels = Callable[[str], Mapping[str, str]]
+Place = tuple[str, str, str]
+"""Kind, namespace and name of an object."""
 _HOST_LISTS = {"VirtualService": "hosts", "ServiceEntry": "hosts", "HTTPRoute": "hostnames"}
 _HOST_LISTS |= {"GRPCRoute": "hostnames", "TLSRoute": "hostnames"}
 
@@ -21,6 +23,11 @@ class Refusal(NamedTuple):
     reason: str
     """`HostNotOwned` or `QuotaExceeded`."""
     message: str
+
+
+def place_of(row: ConfigObject) -> Place:
+    """Which object it is."""
+    return row.kind, row.namespace, row.name
 
 
 def hosts_named(row: ConfigObject) -> Iterator[str]:
@@ -57,6 +64,15 @@ def _covers(owned: str, host: str) -> bool:
     return host == owned
 
 
+class _Holdings(NamedTuple):
+    """What a tenant with a quota has."""
+
+    rows: tuple[ConfigObject, ...]
+    """Oldest first."""
+    over: dict[Place, Refusal]
+    """Those that are too many."""
+
+
 class Tenancy:
     """The tenants of a mesh, and the objects that they have."""
 
@@ -64,27 +80,49 @@ class Tenancy:
         self,
         tenants: Iterable[ConfigObject],
         labels_of: Labels,
-        objects: Iterable[ConfigObject],
+        namespaces: Callable[[], Iterable[str]],
+        objects_in: Callable[[str], Iterable[ConfigObject]],
     ) -> None:
         """
         Args:
             tenants: Objects of kind Tenant.
             labels_of: Labels of a namespace.
-            objects: All objects of the mesh, for the quotas.
+            namespaces: Names of all namespaces, for the quotas.
+            objects_in: Objects of a namespace that count for them.
         """
         self._tenants = sorted(tenants, key=lambda t: (t.created, t.name))
         self._labels_of = labels_of
+        self._namespaces = namespaces
+        self._objects_in = objects_in
         self._of: dict[str, str] = {}
         self._quotas = {t.name: t.spec["quota"] for t in self._tenants if t.spec.get("quota")}
-        self._ranked: dict[str, list[ConfigObject]] = {}
-        if self._quotas:
-            for row in objects:
-                name = self.tenant_of(row.namespace)
-                if name in self._quotas and row.kind != "Tenant":
-                    self._ranked.setdefault(name, []).append(row)
-            for rows in self._ranked.values():
-                rows.sort(key=lambda row: (row.created, row.kind, row.namespace, row.name))
-        self._over = dict(self._over_quota())
+        self._held: dict[str, _Holdings] = {}
+
+    @property
+    def limited(self) -> Iterable[str]:
+        """Names of the tenants that have a quota."""
+        return self._quotas.keys()
+
+    def recount(self, tenant: str) -> None:
+        """Objects of a tenant have come or gone, or changed."""
+        self._held.pop(tenant, None)
+
+    def over_quota(self, tenant: str) -> frozenset[Place]:
+        """Objects of a tenant that are too many."""
+        return frozenset(self._holdings(tenant).over)
+
+    def _holdings(self, tenant: str) -> _Holdings:
+        held = self._held.get(tenant)
+        if held is None:
+            rows = [
+                row
+                for namespace in self._namespaces()
+                if self.tenant_of(namespace) == tenant
+                for row in self._objects_in(namespace)
+            ]
+            rows.sort(key=lambda row: (row.created, *place_of(row)))
+            held = self._held[tenant] = _Holdings(tuple(rows), dict(self._too_many(tenant, rows)))
+        return held
 
     def tenant_of(self, namespace: str) -> str:
         """The tenant that a namespace belongs to, the oldest of several; empty: none."""
@@ -105,17 +143,18 @@ class Tenancy:
             return False
         return matches_selector(selector, self._labels_of(namespace))
 
-    def _over_quota(self) -> Iterator[tuple[tuple[str, str, str], Refusal]]:
-        for name, rows in self._ranked.items():
-            kinds: dict[str, int] = {}
-            total = 0
-            for row in rows:
-                refusal = self._exceeded(name, row.kind, total, kinds.get(row.kind, 0))
-                if refusal is not None:
-                    yield (row.kind, row.namespace, row.name), refusal
-                    continue
-                total += 1
-                kinds[row.kind] = kinds.get(row.kind, 0) + 1
+    def _too_many(
+        self, tenant: str, rows: Iterable[ConfigObject]
+    ) -> Iterator[tuple[Place, Refusal]]:
+        kinds: dict[str, int] = {}
+        total = 0
+        for row in rows:
+            refusal = self._exceeded(tenant, row.kind, total, kinds.get(row.kind, 0))
+            if refusal is not None:
+                yield place_of(row), refusal
+                continue
+            total += 1
+            kinds[row.kind] = kinds.get(row.kind, 0) + 1
 
     def _exceeded(self, tenant: str, kind: str, total: int, of_kind: int) -> Refusal | None:
         quota = self._quotas[tenant]
@@ -131,7 +170,11 @@ class Tenancy:
 
     def refusal(self, row: ConfigObject) -> Refusal | None:
         """Why an object that is there may not have an effect; None: it may."""
-        return self._host_refusal(row) or self._over.get((row.kind, row.namespace, row.name))
+        found = self._host_refusal(row)
+        tenant = self.tenant_of(row.namespace)
+        if found is not None or tenant not in self._quotas:
+            return found
+        return self._holdings(tenant).over.get(place_of(row))
 
     def refusal_of_new(self, row: ConfigObject) -> Refusal | None:
         """Why an object may not be written; None: it may."""
@@ -139,9 +182,8 @@ class Tenancy:
         tenant = self.tenant_of(row.namespace)
         if found is not None or tenant not in self._quotas:
             return found
-        held = self._ranked.get(tenant, [])
-        place = (row.kind, row.namespace, row.name)
-        if any((one.kind, one.namespace, one.name) == place for one in held):
+        held, place = self._holdings(tenant).rows, place_of(row)
+        if any(place_of(one) == place for one in held):
             return None
         return self._exceeded(
             tenant, row.kind, len(held), sum(1 for one in held if one.kind == row.kind)

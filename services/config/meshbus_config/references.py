@@ -4,7 +4,7 @@ Also the other way round: what a write takes away from objects that name it is a
 refused where somebody has asked for that.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from meshbus.analyze.references import Missing, has_references, missing_references
@@ -75,29 +75,41 @@ class References:
     def __init__(self) -> None:
         self._engine = Engine(World())
         self._objects: set[Key] = set()
-        self._fresh: set[Key] = set()
-        """Objects that have not been looked at."""
+        self._stale: set[Key] = set()
+        """Objects that are to be looked at: new ones, and those whose answers have changed."""
+        self._missing: dict[Key, tuple[Missing, ...]] = {}
 
     def changed(self, world: World, touched: Iterable[Query]) -> None:
         """The next world, as the mirror gives it."""
         queries = list(touched)
+        self._stale.update(
+            key
+            for function, (key, *_) in self._engine.askers(queries)
+            if function is _missing and isinstance(key, Key)
+        )
         self._engine.update(world, queries)
         for query in queries:
             key = query.value
             if query.by == "key" and isinstance(key, Key) and has_references(key):
                 if world.get(key) is None:
                     self._objects.discard(key)
-                    self._fresh.discard(key)
+                    self._stale.discard(key)
+                    self._missing.pop(key, None)
                     self._engine.release(_missing, key)
                 elif key not in self._objects:
                     self._objects.add(key)
-                    self._fresh.add(key)
+                    self._stale.add(key)
 
-    def missing(self) -> dict[Key, tuple[Missing, ...]]:
-        """Objects that name something missing."""
-        found = {key: self._engine.get(_missing, key) for key in sorted(self._objects)}
-        self._fresh.clear()
-        return {key: missing for key, missing in found.items() if missing}
+    def missing(self) -> Mapping[Key, tuple[Missing, ...]]:
+        """Objects that name something missing. Costs what has changed since it was asked last."""
+        for key in sorted(self._stale):
+            found = self._engine.get(_missing, key)
+            if found:
+                self._missing[key] = found
+            else:
+                self._missing.pop(key, None)
+        self._stale.clear()
+        return self._missing
 
     def taken_away(self, space: Space, plans: Sequence[Plan]) -> dict[Key, tuple[Missing, ...]]:
         """What objects that are not written will name in vain once the plans are done."""
@@ -109,9 +121,7 @@ class References:
         ]
         if not puts:
             return {}
-        for fresh in self._fresh:
-            self._engine.get(_missing, fresh)
-        self._fresh.clear()
+        self.missing()
         world, touched = space.world.apply(puts)
         rows = _WorldRows(world)
         written = {plan.stored.entry.key for plan in plans}

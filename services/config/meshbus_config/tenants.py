@@ -4,7 +4,9 @@ from functools import cache
 
 from meshbus.analyze.tenancy import Tenancy
 from meshbus.api.kinds import KindInfo, all_kinds
+from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
+from meshbus.model.world import Query
 from meshbus_config.documents import Space
 from meshbus_config.errors import forbidden
 
@@ -29,15 +31,21 @@ def check_tenants(space: Space, info: KindInfo, row: ConfigObject) -> None:
     if not tenants or not (counted or row.kind == "Ingress"):
         return
 
-    def labels_of(namespace: str) -> dict[str, str]:
-        entries = space.world.all("cfg.namespaces")
-        return next((e.row.labels for e in entries if e.key.name == namespace), {})
-
     tenancy = Tenancy(
         (entry.row for entry in tenants),
-        labels_of,
-        (entry.row for table in _tables() for entry in space.world.all(table)),
+        lambda namespace: _labels(space, namespace),
+        lambda: {entry.key.name for entry in space.world.all("cfg.namespaces")} | {row.namespace},
+        lambda namespace: (
+            entry.row
+            for table in _tables()
+            for entry in space.world.entries(Query(table, "namespace", namespace))
+        ),
     )
     refusal = tenancy.refusal_of_new(row) if counted else tenancy.refusal(row)
     if refusal is not None:
         raise forbidden(info, row.name, refusal.message)
+
+
+def _labels(space: Space, namespace: str) -> dict[str, str]:
+    held = space.world.get(Key(space.cluster, "cfg", "namespaces", "", namespace))
+    return held.labels if isinstance(held, ConfigObject) else {}

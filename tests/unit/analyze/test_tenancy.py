@@ -45,7 +45,12 @@ def test_hosts_overlap(host: str, owned: str, both: bool) -> None:
 
 def tenancy(tenants: list[ConfigObject], objects: list[ConfigObject]) -> Tenancy:
     labels = {"team-b": {"tenant": "b"}}
-    return Tenancy(tenants, lambda namespace: labels.get(namespace, {}), objects)
+    return Tenancy(
+        tenants,
+        lambda namespace: labels.get(namespace, {}),
+        lambda: sorted({row.namespace for row in objects}),
+        lambda namespace: [row for row in objects if row.namespace == namespace],
+    )
 
 
 A = tenant("a", ["team-a"], ["*.a.example.com"])
@@ -90,6 +95,17 @@ def test_the_youngest_are_over_the_quota() -> None:
     # One that is there may be changed, and other namespaces are not concerned.
     assert rules.refusal_of_new(objects[0]) is None
     assert rules.refusal_of_new(virtual_service("default", "vs-9", "h9")) is None
+
+
+def test_objects_that_go_make_room_once_they_are_counted_again() -> None:
+    limited = tenant("a", ["team-a"], [], quota={"objects": 1})
+    objects = [virtual_service("team-a", f"vs-{n}", f"h{n}", created=float(n)) for n in range(2)]
+    rules = tenancy([limited], objects)
+    assert rules.over_quota("a") == {("VirtualService", "team-a", "vs-1")}
+    del objects[0]
+    rules.recount("a")
+    assert rules.over_quota("a") == frozenset()
+    assert rules.refusal(objects[0]) is None
 
 
 def test_a_selector_that_says_nothing_chooses_nobody() -> None:

@@ -74,7 +74,7 @@ class KubernetesControl:
             self._following,
             authors=authors,
             now=clock.now,
-            may=self._tenants.refusal,
+            tenants=self._tenants,
         )
         suffix = "" if kubernetes.revision == "default" else f"-{kubernetes.revision}"
         self._lease = KubeLease(
@@ -96,7 +96,7 @@ class KubernetesControl:
             self._ingresses,
             cluster=context.cluster,
             now=clock.now,
-            may=self._tenants.refusal,
+            tenants=self._tenants,
         )
         board.on_report(self._statuses.wake)
         self.users = ReviewedUsers(Reviews(kubernetes.client, clock.monotonic))
@@ -135,7 +135,12 @@ class KubernetesControl:
             admin.add_ready("webhooks", lambda: None if self._url else "no certificate yet")
         admin.add_debug("kubernetes", self._following.state)
         admin.add_debug(
-            "statuses", lambda: {"leading": self._lease.held, "written": self._statuses.written}
+            "statuses",
+            lambda: {
+                "leading": self._lease.held,
+                "written": self._statuses.written,
+                "looks": self._statuses.looks,
+            },
         )
 
     @property
@@ -147,7 +152,7 @@ class KubernetesControl:
         """The next world: a subscriber of the mirror."""
         self._world = world
         self._ingresses.changed(world, touched)
-        self._statuses.wake()
+        self._statuses.world_changed(touched)
         if self._files is not None:
             self._files.wake()
 
@@ -158,10 +163,8 @@ class KubernetesControl:
     def _in_force(self, plural: str) -> list[ConfigObject]:
         return [
             judged.row
-            for key, judged in self._following.objects.items()
-            if key.kind == plural
-            and not judged.problems
-            and self._following.revisions.is_ours(judged.row.labels)
+            for judged in self._following.objects.of_table(f"cfg.{plural}").values()
+            if not judged.problems and self._following.revisions.is_ours(judged.row.labels)
         ]
 
     def _bootstrap_filters(self) -> list[ConfigObject]:
@@ -176,7 +179,6 @@ class KubernetesControl:
         return row.roots_pem if isinstance(row, Trust) else ""
 
     def _changed(self) -> None:
-        self._tenants.stale()
         self._writing.wake()
         self._statuses.wake()
         if self._files is not None:
@@ -192,15 +194,16 @@ class KubernetesControl:
         Raises:
             CallError: There is no such Secret, or nobody names it; the key cannot be used.
         """
-        for key, secret in self._following.secrets.items():
-            if (key.namespace, key.name) == (request.namespace, request.name):
-                try:
-                    return CredentialReply(
-                        seal(request.public_key, msgspec.json.encode(secret.data))
-                    )
-                except ValueError as error:
-                    raise CallError("invalid", f"public_key: {error}") from error
-        raise CallError("not-found", f"no Secret {request.namespace}/{request.name} is followed")
+        key = Key(self._context.cluster, "cfg", "secrets", request.namespace, request.name)
+        secret = self._following.secrets.get(key)
+        if secret is None:
+            raise CallError(
+                "not-found", f"no Secret {request.namespace}/{request.name} is followed"
+            )
+        try:
+            return CredentialReply(seal(request.public_key, msgspec.json.encode(secret.data)))
+        except ValueError as error:
+            raise CallError("invalid", f"public_key: {error}") from error
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -22,11 +22,12 @@ from meshbus.model.revisions import DEFAULT_REVISION, REVISION_LABEL, mesh_row_n
 from meshbus.model.rows import ConfigObject
 from meshbus.runtime.kubernetes import Kubernetes
 from meshbus.schema.crds import followed_kinds
+from meshbus_config.kubernetes.held_objects import HeldObjects, Inbox
+from meshbus_config.kubernetes.named_secrets import NamedSecrets
 from meshbus_config.kubernetes.objects import (
     HeldSecret,
     Judged,
     JudgedMesh,
-    credentials_of,
     read_mesh_config,
     read_object,
     read_secret,
@@ -106,14 +107,14 @@ class Following:
         self._by_table = {info.table: info for info in (*self._infos.values(), *self._platform)}
         self._kinds: dict[str, _Kind] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._secrets_stale = False
+        self._named_secrets = NamedSecrets()
         self._secret_tasks: dict[str, list[asyncio.Task[None]]] = {}
         self._labels: dict[str, dict[str, str]] = {}
         self._annotations: dict[str, dict[str, str]] = {}
         self._selectors: list[dict[str, Any]] = []
         self.synced = False
         """Everything was read once."""
-        self.objects: dict[Key, Judged] = {}
+        self.objects = HeldObjects()
         """Objects of kinds of the mesh, whoever's they are."""
         self.secrets: dict[Key, HeldSecret] = {}
         self.services: dict[str, ConfigObject] = {}
@@ -134,8 +135,9 @@ class Following:
         """Why its networks may not have an effect: those before stand."""
         self.malformed: dict[Key, str] = {}
         """Objects that cannot be read, and why."""
-        self.fresh: set[Key] = set()
-        """Keys that have changed since `take_fresh`."""
+        self._inboxes: list[Inbox] = []
+        self.labels_moved = False
+        """Labels of namespaces have changed; for who sets it back."""
         self._events = Counter(
             "meshbus_kube_events_total",
             "Objects that the API server sent.",
@@ -242,10 +244,17 @@ class Following:
         limited = self._kubernetes.namespaces
         return limited or tuple(name for name in self._labels if self.selected(name))
 
-    def take_fresh(self) -> set[Key]:
-        """Keys that have changed since this was asked last."""
-        fresh, self.fresh = self.fresh, set()
-        return fresh
+    def inbox(self) -> Inbox:
+        """A new one: from now on it gets the keys of what changes."""
+        self._inboxes.append(Inbox())
+        return self._inboxes[-1]
+
+    def touch(self, key: Key) -> None:
+        """An object has changed, or what is to be thought of it."""
+        for inbox in self._inboxes:
+            inbox.put(key)
+        if self.synced:
+            self._changed()
 
     def kind_of(self, key: Key) -> KindInfo | None:
         """The kind of an object's row."""
@@ -269,11 +278,6 @@ class Following:
     def mesh_keys(self) -> dict[Key, str]:
         """Rows of mesh configs, and whose they are."""
         return {self.mesh_key(revision): revision for revision in self.revisions.known}
-
-    def _touch(self, key: Key) -> None:
-        self.fresh.add(key)
-        if self.synced:
-            self._changed()
 
     # ------------------------------------------------------------------ kinds
 
@@ -332,10 +336,12 @@ class Following:
 
     def _forget(self, info: KindInfo) -> None:
         table = f"cfg.{info.table}"
-        for key in [key for key in (*self.objects, *self.malformed) if key.table == table]:
-            self.objects.pop(key, None)
+        malformed = [key for key in self.malformed if key.table == table]
+        for key in [*self.objects.of_table(table), *malformed]:
+            self.objects.remove(key)
+            self._named_secrets.put(key, None)
             self.malformed.pop(key, None)
-            self._touch(key)
+            self.touch(key)
 
     # ------------------------------------------------------------------ objects
 
@@ -345,24 +351,23 @@ class Following:
     def _take(self, info: KindInfo, name: Name, judged: Judged) -> None:
         self._events.labels(info.plural).inc()
         key = self._key(info.table, name)
-        before = self.objects.get(key)
-        self.objects[key] = judged
+        self.objects.put(key, judged)
         self.malformed.pop(key, None)
-        self._secrets_stale |= before is None or before.row.spec != judged.row.spec
-        self._touch(key)
+        self._named_secrets.put(key, self.revisions.in_model(judged.row))
+        self.touch(key)
 
     def _drop(self, info: KindInfo, name: Name) -> None:
         self._events.labels(info.plural).inc()
         key = self._key(info.table, name)
         self.malformed.pop(key, None)
-        if self.objects.pop(key, None) is not None:
-            self._secrets_stale = True
-            self._touch(key)
+        if self.objects.remove(key):
+            self._named_secrets.put(key, None)
+            self.touch(key)
 
     def _bad(self, info: KindInfo, name: Name, error: str) -> None:
         key = self._key(info.table, name)
         self.malformed[key] = error
-        self._touch(key)
+        self.touch(key)
 
     # ------------------------------------------------------------------ mesh config
 
@@ -385,7 +390,7 @@ class Following:
             group.create_task(reflector.run())
             await reflector.wait_synced()
             self.meshes_read.add(revision)
-            self._touch(self.mesh_key(revision))
+            self.touch(self.mesh_key(revision))
 
     def _take_mesh(self, revision: str, mesh: JudgedMesh) -> None:
         if mesh.problems:
@@ -408,13 +413,13 @@ class Following:
     def _take_networks(self, networks: Judged | None) -> None:
         key = self._key(MESH_NETWORKS, ("", "mesh"))
         if networks is None:
-            self.objects.pop(key, None)
+            self.objects.remove(key)
             self.networks_problem = ""
         else:
-            self.objects[key] = networks
+            self.objects.put(key, networks)
             first = networks.problems[0] if networks.problems else None
             self.networks_problem = f"{first.path}: {first.message}" if first else ""
-        self._touch(key)
+        self.touch(key)
 
     def _drop_mesh(self, revision: str) -> None:
         self.meshes.pop(revision, None)
@@ -426,12 +431,12 @@ class Following:
 
     def _bad_mesh(self, revision: str, error: str) -> None:
         self.mesh_problems[revision] = error
-        self._touch(self.mesh_key(revision))
+        self.touch(self.mesh_key(revision))
 
     def _mesh_moved(self, revision: str) -> None:
         if revision == self._kubernetes.revision:
             self._select(self.mesh.spec.get("discoverySelectors") if self.mesh else None)
-        self._touch(self.mesh_key(revision))
+        self.touch(self.mesh_key(revision))
 
     # ------------------------------------------------------------------ revisions
 
@@ -451,8 +456,8 @@ class Following:
             )
         for key, judged in self.objects.items():
             if judged.row.labels.get(REVISION_LABEL):
-                self._secrets_stale = True
-                self._touch(key)
+                self._named_secrets.put(key, self.revisions.in_model(judged.row))
+                self.touch(key)
         if self.synced:
             self._changed()
 
@@ -470,7 +475,7 @@ class Following:
         if found != self._selectors:
             self._selectors = found
             for key in self.objects:
-                self._touch(key)
+                self.touch(key)
 
     def annotations_of(self, namespace: str) -> dict[str, str]:
         """Annotations of a namespace that concern the mesh; none if it is not seen."""
@@ -495,10 +500,12 @@ class Following:
             self._namespace_moved(name[1])
 
     def _namespace_moved(self, namespace: str) -> None:
+        self.labels_moved = True
         if self._selectors:
-            for key in self.objects:
-                if key.namespace == namespace:
-                    self._touch(key)
+            for key in self.objects.of_namespace(namespace):
+                self.touch(key)
+        if self.synced:
+            self._changed()
 
     # ------------------------------------------------------------------ services
 
@@ -516,23 +523,16 @@ class Following:
 
     def follow_secrets(self) -> None:
         """Follow the Secrets that objects name, each by its name; forget the others."""
-        if self._tasks is None or not self._secrets_stale:
+        wanted = self._named_secrets.take_moved() if self._tasks is not None else None
+        if self._tasks is None or wanted is None:
             return
-        self._secrets_stale = False
-        wanted = sorted(
-            credentials_of(
-                judged.row
-                for judged in self.objects.values()
-                if self.revisions.in_model(judged.row) is not None
-            )
-        )
         chosen = set(wanted[:MAX_SECRETS])
         for name in self._secret_tasks.keys() - chosen:
             for task in self._secret_tasks.pop(name):
                 task.cancel()
             for key in [key for key in self.secrets if key.name == name]:
                 del self.secrets[key]
-                self._touch(key)
+                self.touch(key)
         sink = _To(self._take_secret, self._drop_secret, lambda name, error: None)
         for name in sorted(chosen - self._secret_tasks.keys()):
             self._secret_tasks[name] = [
@@ -557,12 +557,12 @@ class Following:
     def _take_secret(self, name: Name, secret: HeldSecret) -> None:
         key = self._key("secrets", name)
         self.secrets[key] = secret
-        self._touch(key)
+        self.touch(key)
 
     def _drop_secret(self, name: Name) -> None:
         key = self._key("secrets", name)
         if self.secrets.pop(key, None) is not None:
-            self._touch(key)
+            self.touch(key)
 
 
 async def _together(reflectors: Iterable[Reflector[Any]]) -> None:

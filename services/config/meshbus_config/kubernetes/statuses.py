@@ -5,7 +5,7 @@ is not said again because proxies come and go.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -22,11 +22,13 @@ from meshbus.kube.client import (
 from meshbus.kube.lease import KubeLease
 from meshbus.model.keys import Key
 from meshbus.model.status import ConfigLoss, GatewayReport, ProxyProblem
+from meshbus.model.world import Query
 from meshbus.validate.report import Violation
 from meshbus_config.documents import timestamp
 from meshbus_config.kubernetes.following import PLATFORM_GROUP, Following
 from meshbus_config.kubernetes.ingress_statuses import IngressStatuses
 from meshbus_config.kubernetes.objects import Judged
+from meshbus_config.kubernetes.tenants import Tenants
 from meshbus_config.object_status import (
     EFFECTIVE,
     RESOLVED_REFS,
@@ -42,6 +44,8 @@ from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Store
 
 ACCEPTED, PROGRAMMED = "Accepted", "Programmed"
+PENDING = "Pending"
+"""Reason of `Programmed` that goes by itself."""
 OURS = (ACCEPTED, RESOLVED_REFS, EFFECTIVE, PROGRAMMED)
 _ONCE_BAD = (RESOLVED_REFS, EFFECTIVE)
 """Conditions that an object has only once one was not so."""
@@ -97,7 +101,7 @@ def programmed_verdict(
         return Verdict(True, "Programmed", "no proxy is connected")
     if fleet.converged >= sequence:
         return Verdict(True, "Programmed", f"{fleet.proxies} of {fleet.proxies} proxies have it")
-    return Verdict(False, "Pending", f"not all of {fleet.proxies} proxies have it yet")
+    return Verdict(False, PENDING, f"not all of {fleet.proxies} proxies have it yet")
 
 
 def next_status(
@@ -158,8 +162,25 @@ def _condition(
     }
 
 
+class _Known(NamedTuple):
+    """What is known of objects, besides what they say."""
+
+    refused: Mapping[Key, list[ProxyProblem]]
+    missing: Mapping[Key, tuple[Missing, ...]]
+    lost: Mapping[Key, list[ConfigLoss]]
+
+    def differing(self, before: "_Known") -> Iterator[Key]:
+        """Objects of which something else was known before."""
+        for now, then in zip(self, before, strict=True):
+            yield from (key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+
+
 class StatusWriting:
-    """Keeps statuses what is known, at most twice a second each."""
+    """Keeps statuses what is known, at most twice a second each.
+
+    An object is looked at when it, its row or what is known of it has changed, and until all
+    proxies have it: what goes on elsewhere in the mesh does not cost by the number of objects.
+    """
 
     def __init__(
         self,
@@ -173,7 +194,7 @@ class StatusWriting:
         *,
         cluster: str,
         now: Callable[[], float],
-        may: Callable[[Judged], str | None],
+        tenants: Tenants,
     ) -> None:
         self._client = client
         self._lease = lease
@@ -184,14 +205,27 @@ class StatusWriting:
         self._ingresses = ingresses
         self._cluster = cluster
         self._now = now
-        self._may = may
+        self._tenants = tenants
+        self._inbox = following.inbox()
+        self._open: set[Key] = set()
+        self._known = _Known({}, {}, {})
+        self._led = False
         self._wake = asyncio.Event()
         self.written = 0
         """Statuses written since this process began."""
+        self.looks = 0
+        """Looks at single objects since then."""
 
     def wake(self) -> None:
         """Something has changed."""
         self._wake.set()
+
+    def world_changed(self, touched: Iterable[Query]) -> None:
+        """Rows have changed."""
+        for query in touched:
+            if query.by == "key" and isinstance(query.value, Key):
+                self._inbox.put(query.value)
+        self.wake()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -202,32 +236,49 @@ class StatusWriting:
             except TimeoutError:
                 pass
             self._wake.clear()
-            if self._lease.held and self._following.synced:
-                await self._write_all()
+            leads = self._lease.held and self._following.synced
+            if leads:
+                await self.write_all()
                 await self._ingresses.write()
+            self._led = leads
             await asyncio.sleep(_PAUSE_S)
 
-    async def _write_all(self) -> None:
-        refused = problems_by_object(self._board.gateways.values(), self._cluster)
-        lost = losses_by_object(self._board.gateways.values(), self._cluster)
-        missing = self._references.missing()
-        fleet = fleet_of(list(self._board.gateways.values()))
-        for index, (key, judged) in enumerate(list(self._following.objects.items())):
+    async def write_all(self) -> None:
+        """Look at every object that is to be looked at, once."""
+        self._tenants.settle()
+        reports = list(self._board.gateways.values())
+        known = _Known(
+            problems_by_object(reports, self._cluster),
+            dict(self._references.missing()),
+            losses_by_object(reports, self._cluster),
+        )
+        self._open |= self._inbox.take()
+        # Who led before may have stopped anywhere.
+        self._open.update(known.differing(self._known) if self._led else self._following.objects)
+        self._known = known
+        fleet = fleet_of(reports)
+        for index, key in enumerate(sorted(self._open)):
             if index % 200 == 199:
                 await asyncio.sleep(0)
-            status = self._status(key, judged, refused, missing, lost, fleet)
-            if status is not None and self._lease.held:
-                await self._write(key, judged, status)
+            judged = self._following.objects.get(key)
+            if judged is None or await self._look(key, judged, fleet):
+                self._open.discard(key)
 
-    def _status(
-        self,
-        key: Key,
-        judged: Judged,
-        refused: Mapping[Key, list[ProxyProblem]],
-        missing: Mapping[Key, Sequence[Missing]],
-        lost: Mapping[Key, Sequence[ConfigLoss]],
-        fleet: Fleet,
-    ) -> dict[str, Any] | None:
+    async def _look(self, key: Key, judged: Judged, fleet: Fleet) -> bool:
+        """Whether there is no more to say of it."""
+        self.looks += 1
+        verdicts = self._verdicts(key, judged, fleet)
+        if verdicts is None:
+            return True
+        status = next_status(judged.status, verdicts, judged.row.generation, self._now())
+        if status is not None:
+            if self._lease.held:
+                await self._write(key, judged, status)
+            return False  # It has been said once we are told so.
+        return verdicts[PROGRAMMED].reason != PENDING
+
+    def _verdicts(self, key: Key, judged: Judged, fleet: Fleet) -> dict[str, Verdict] | None:
+        """What is to be said; None: nothing, for it is not ours."""
         info = self._following.kind_of(key)
         if info is None or not info.has_status or info.group == PLATFORM_GROUP:
             return None
@@ -235,32 +286,30 @@ class StatusWriting:
         if not revisions.is_ours(judged.row.labels) or not self._following.selected(key.namespace):
             return None
         accepted = accepted_verdict(
-            judged.problems, self._may(judged), self._following.malformed.get(key, "")
+            judged.problems, self._tenants.refusal(judged), self._following.malformed.get(key, "")
         )
         entry = self._store.space.world.entry(key)
         in_force = entry is not None and entry.row == revisions.in_model(judged.row)
         if accepted.good and not in_force:
             return None  # It is on its way to the model: the next look says more.
+        known = self._known
         problems = [
             one
-            for one in refused.get(key, ())
+            for one in known.refused.get(key, ())
             if entry is not None and one.sequence >= entry.sequence
         ]
         losses = [
-            one for one in lost.get(key, ()) if entry is not None and one.sequence >= entry.sequence
+            one
+            for one in known.lost.get(key, ())
+            if entry is not None and one.sequence >= entry.sequence
         ]
         sequence = entry.sequence if entry is not None and in_force else 0
-        return next_status(
-            judged.status,
-            {
-                ACCEPTED: accepted,
-                RESOLVED_REFS: reference_verdict(missing.get(key, ())),
-                EFFECTIVE: loss_verdict(losses),
-                PROGRAMMED: programmed_verdict(sequence, fleet, problems, accepted.good),
-            },
-            judged.row.generation,
-            self._now(),
-        )
+        return {
+            ACCEPTED: accepted,
+            RESOLVED_REFS: reference_verdict(known.missing.get(key, ())),
+            EFFECTIVE: loss_verdict(losses),
+            PROGRAMMED: programmed_verdict(sequence, fleet, problems, accepted.good),
+        }
 
     async def _write(self, key: Key, judged: Judged, status: dict[str, Any]) -> None:
         info = self._following.kind_of(key)

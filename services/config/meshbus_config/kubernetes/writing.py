@@ -17,6 +17,7 @@ from meshbus_config.documents import Space, Stored
 from meshbus_config.errors import ApiError
 from meshbus_config.kubernetes.following import Following
 from meshbus_config.kubernetes.objects import Judged
+from meshbus_config.kubernetes.tenants import Tenants
 from meshbus_config.outcomes import CONFIGURED, CREATED, DELETED, Plan, removal
 from meshbus_config.store import Store
 
@@ -53,17 +54,14 @@ class Writing:
         *,
         authors: Authors,
         now: Callable[[], float],
-        may: Callable[[Judged], str | None] = lambda judged: None,
+        tenants: Tenants,
     ) -> None:
-        """
-        Args:
-            may: Why an object may not have an effect, seen with all others (tenants); None: it may.
-        """
         self._store = store
         self._following = following
         self._authors = authors
         self._now = now
-        self._may = may
+        self._tenants = tenants
+        self._inbox = following.inbox()
         self._wake = asyncio.Event()
         self._led = 0
         self.caught_up = False
@@ -83,13 +81,15 @@ class Writing:
             if not self._following.synced:
                 continue
             self._following.follow_secrets()
-            fresh = self._following.take_fresh()
+            self._tenants.settle()
+            fresh = self._inbox.take()
             try:
                 await self._store.ready_to_write()
                 if pending is None or self._store.fenced_at != self._led:
                     self._led = self._store.fenced_at
                     pending = set(self._everything())
-                pending |= fresh | self._following.take_fresh()
+                self._tenants.settle()
+                pending |= fresh | self._inbox.take()
                 while pending:
                     batch = sorted(pending)[:_PER_CHANGE]
                     await self._write(batch)
@@ -154,7 +154,11 @@ class Writing:
         row = following.revisions.in_model(judged.row)
         if row is None or not following.selected(key.namespace):
             return None
-        if not judged.problems and key not in following.malformed and self._may(judged) is None:
+        if (
+            not judged.problems
+            and key not in following.malformed
+            and self._tenants.refusal(judged) is None
+        ):
             return row
         return last if last is not None and last.uid == judged.row.uid else None
 
