@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import zlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import msgspec
 import structlog
@@ -44,6 +44,8 @@ class WorldMirror:
         self._aside: dict[Key, Put] | None = None
         self._kept: set[Key] = set()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._held: dict[str, Message] | None = None
+        self._held_to = 0
 
     def follow(
         self, bus: Bus, filters: Sequence[str] = ALL_ROWS, *, name: str = ""
@@ -55,6 +57,18 @@ class WorldMirror:
         """Call after each step with the new world and the queries whose answers changed (none,
         when only the version did). The callback must not raise nor wait."""
         self._subscribers.append(callback)
+
+    def hold(self) -> None:
+        """Make no steps for now: of what comes the last message of each row is kept, unread, so
+        that a row which changes ten times meanwhile is read once."""
+        if self._held is None and self._aside is None:
+            self._held = {}
+
+    def release(self) -> None:
+        """Make one step of all that has come since `hold`."""
+        held, self._held = self._held, None
+        if held:
+            self._apply(held.values(), self._held_to)
 
     async def reached(self, sequence: int, timeout: float | None = None) -> bool:
         """Wait until the world is at `sequence` or later; False after `timeout` seconds."""
@@ -77,6 +91,7 @@ class WorldMirror:
 
     def begin(self) -> None:
         """A snapshot begins."""
+        self.release()
         self._aside = {}
         self._kept = set()
 
@@ -88,8 +103,17 @@ class WorldMirror:
                 if put is not None:
                     self._aside[put.key] = put
             return
+        if self._held is None:
+            self._apply(messages, messages[-1].sequence)
+            return
+        for message in messages:
+            self._held.pop(message.subject, None)
+            self._held[message.subject] = message
+        self._held_to = messages[-1].sequence
+
+    def _apply(self, messages: Iterable[Message], sequence: int) -> None:
         puts = [put for message in messages if (put := self._put_of(message)) is not None]
-        self._step(puts, messages[-1].sequence)
+        self._step(puts, sequence)
 
     def end(self, sequence: int) -> None:
         """The snapshot is whole."""

@@ -1,6 +1,6 @@
 """The proxies that are connected to this replica, and what each should have.
 
-Rows come in (`world_changed`), snapshots go to sessions, acknowledgements come back (`progressed`).
+Rows come in (`follow`), snapshots go to sessions, acknowledgements come back (`progressed`).
 Streams are served elsewhere: a stream is woken when its session may have something to say.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from meshbus.bus.mirror import WorldMirror
 from meshbus.compile.proxy import Snapshot
 from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance, with_metadata
 from meshbus.compile.resources import CDS, SDS, VHDS, Resource
@@ -120,6 +121,7 @@ class Fleet:
         self._moved_rows: set[Key] = set()
         self._giving = 0
         """Version that clients are being given."""
+        self._mirror: WorldMirror | None = None
         self._pushing = False
         self._next_world: World | None = None
         self._next_touched: set[Query] = set()
@@ -140,14 +142,19 @@ class Fleet:
         row = self.world.get(self._trust_key)
         return row if isinstance(row, Trust) else None
 
+    def follow(self, mirror: WorldMirror) -> None:
+        """Take the rows of a mirror, from its next step on."""
+        self._mirror = mirror
+        mirror.subscribe(self.world_changed)
+
     def world_changed(self, world: World, touched: frozenset[Query]) -> None:
         """The mirror has made a step."""
         if touched:
             now = self._context.clock.now()
             self.convergence.arrived(world.sequence, time_of_change(world, touched, now))
         if self._pushing:
-            # What is being compiled is compiled to its end and sent; steps that come meanwhile are
-            # merged into the next one. Else a stream of changes would put off every push.
+            # A resync while a version is compiled: it is compiled to its end and sent, and this
+            # step is part of the next one.
             self._next_world = world
             self._next_touched |= touched
         else:
@@ -184,12 +191,20 @@ class Fleet:
             self._stale.clear()
             began = clock.monotonic()
             self._pushing = True
+            # What is being compiled is compiled to its end and sent; what comes meanwhile is the
+            # next step. Else a stream of changes would put off every push.
+            if self._mirror is not None:
+                self._mirror.hold()
             await self._push()
             self._pushing = False
             if self._next_world is not None:
                 world, touched = self._next_world, self._next_touched
                 self._next_world, self._next_touched = None, set()
                 self._step(world, touched)
+            if self._mirror is not None:
+                self._mirror.release()
+            # What this push has to say leaves before the next one is compiled.
+            await asyncio.sleep(0)
             self._metrics.recompute.observe(clock.monotonic() - began)
 
     async def _push(self) -> None:

@@ -126,7 +126,7 @@ class XdsGatewayService:
         context, settings = self._context, self._context.settings
         async with asyncio.TaskGroup() as tasks:
             fleet = Fleet(context, self._metrics, tasks, settings.leaf_ttl_s)
-            self._mirror.subscribe(fleet.world_changed)
+            fleet.follow(self._mirror)
             questions = Questions(context, fleet)
             context.admin.add_ready(
                 "model", lambda: None if fleet.synced else "the model has not been read yet"
