@@ -105,8 +105,15 @@ def _short(digest: bytes) -> str:
     return base64.urlsafe_b64encode(digest[:8])[:11].decode()
 
 
+_ONE_BYTE = tuple(bytes((value,)) for value in range(1 << 7))
+
+
 def varint(value: int) -> bytes:
     """A non-negative number as protobuf writes it."""
+    if value < len(_ONE_BYTE):
+        return _ONE_BYTE[value]
+    if value < 1 << 14:
+        return bytes((value & 0x7F | 0x80, value >> 7))
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

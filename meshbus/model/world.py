@@ -25,6 +25,12 @@ class Query(NamedTuple):
     value: Hashable
 
 
+def membership(query: Query) -> Query:
+    """The question which rows answer a query: its answer is another one when rows come to them or
+    go, not when one of them changes."""
+    return Query(query.table, f"{query.by} keys", query.value)
+
+
 class Entry(NamedTuple):
     """A row as stored: its key, the sequence and time of the change that wrote it, and itself."""
 
@@ -192,6 +198,10 @@ class World:
         bucket = self._indexes.get((table, by), _EMPTY).get(value)
         return () if bucket is None else bucket.entries()
 
+    def keys(self, query: Query) -> tuple[Key, ...]:
+        """Keys of the rows that answer a query of an index, in order."""
+        return tuple([entry.key for entry in self.entries(query)])
+
     def entry(self, key: Key) -> Entry | None:
         """One row by key."""
         rows = self._rows.get(key.table)
@@ -260,7 +270,11 @@ class _Step:
         if old != new:
             for query in old:
                 if query not in new:
+                    self.touched.add(membership(query))
                     self._drop(query, key)
+            for query in new:
+                if query not in old:
+                    self.touched.add(membership(query))
         if put.row is None:
             del rows[key]
             return

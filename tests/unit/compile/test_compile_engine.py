@@ -181,3 +181,46 @@ def test_incremental_equals_from_scratch(
     for fn, *args in questions:
         assert engine.get(fn, *args) == scratch.get(fn, *args)
     assert engine.size() == scratch.size()
+
+
+def seen(reader: Reader) -> tuple[Key, ...]:
+    return reader.keys(Query(TABLE, "all", None))
+
+
+def test_who_asks_for_keys_runs_when_rows_come_and_go() -> None:
+    world, _ = put(World(), a="1", b="2")
+    engine = Engine(world)
+    assert engine.get(seen) == (key("a"), key("b"))
+    for change, expected, runs in (
+        ({"a": "9"}, (key("a"), key("b")), 0),
+        ({"b": None}, (key("a"),), 1),
+        ({"c": "1"}, (key("a"), key("c")), 1),
+    ):
+        before = engine.counters.copy()
+        world, touched = put(world, **change)
+        engine.update(world, touched)
+        assert engine.get(seen) == expected
+        assert engine.counters.since(before).recomputed["seen"] == runs
+
+
+def letters(reader: Reader, name: str) -> tuple[list[str], ...]:
+    """A list for each letter of a text, taken over where the letter is the one before."""
+    word = reader.node(strict, name)
+    old = {part[0]: part for part in reader.before() or ()}
+    return tuple(old.get(letter) or [letter] for letter in word)
+
+
+def test_a_node_may_take_over_parts_of_what_it_was() -> None:
+    world, _ = put(World(), a="xy")
+    engine = Engine(world)
+    x, _ = engine.get(letters, "a")
+    for text, kept in (("zx", True), (None, False), ("x", False)):
+        world, touched = put(world, a=text)
+        engine.update(world, touched)
+        if text is None:
+            with pytest.raises(LookupError):
+                engine.get(letters, "a")
+            continue
+        parts = engine.get(letters, "a")
+        assert parts == tuple([letter] for letter in text)
+        assert any(part is x for part in parts) is kept, "nothing is left of an error"
