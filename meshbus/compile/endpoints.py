@@ -1,6 +1,6 @@
 """Endpoints: rows of discovery to cluster load assignments."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from envoy.config.core.v3 import base_pb2, health_check_pb2
@@ -24,13 +24,19 @@ from meshbus.compile.networks import (
     weight_scale,
     with_weight,
 )
-from meshbus.compile.peer_authentication import DISABLE, mutual_tls
+from meshbus.compile.peer_authentication import (
+    DISABLE,
+    Labels,
+    MutualTls,
+    labels_for_mutual_tls,
+    modes,
+)
 from meshbus.compile.resources import EDS, Resource, field, resource_of
 from meshbus.compile.settings import mesh
 from meshbus.compile.traffic_policy import NO_RULE, merged_rule, policy_in_force
 from meshbus.compile.values import address, uint32
 from meshbus.model.keys import Key
-from meshbus.model.rows import Endpoint, Service
+from meshbus.model.rows import Endpoint, EndpointShard, Service
 from meshbus.model.world import NETWORK_LABEL, Query
 
 _CANONICAL_NAME = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
@@ -52,6 +58,8 @@ class EncodedEndpoint(NamedTuple):
     network: str = ""
     mutual: bool = False
     """It takes mutual TLS."""
+    source: Endpoint | None = None
+    """What it was encoded from, where that is one endpoint."""
 
 
 def canonical_service(labels: dict[str, str], workload: str) -> tuple[str, str]:
@@ -157,11 +165,14 @@ def _bare(endpoint: EncodedEndpoint) -> bytes:
 
 
 def shard_endpoints(reader: Reader, shard: Key, port_name: str) -> tuple[EncodedEndpoint, ...]:
-    """Node: endpoints of one shard at one service port; those not ready are left out."""
+    """Node: endpoints of one shard at one service port; those not ready are left out. Those that
+    are as they were are not encoded again."""
     row = reader.get(shard)
     if row is None:
         return ()
     held = reader.node(networks)
+    refuses = refusals_of_mutual_tls(reader)
+    before = {_place_in_shard(e.source): e for e in reader.before() or ()}
     out = []
     for endpoint in row.endpoints:
         port = endpoint.ports.get(port_name)
@@ -170,11 +181,24 @@ def shard_endpoints(reader: Reader, shard: Key, port_name: str) -> tuple[Encoded
             continue
         if not endpoint.addresses and not held.gateways_of(network):
             continue
-        mutual = endpoint.tls_mode == "istio" and not _refuses_mutual_tls(reader, endpoint, port)
-        data = encode_endpoint(endpoint, port, mutual) if endpoint.addresses else b""
-        made = encoded_endpoint(endpoint, data)
-        out.append(made._replace(network=network, mutual=mutual))
+        mutual = endpoint.tls_mode == "istio" and not refuses(endpoint, port)
+        known = before.get(_place_in_shard(endpoint))
+        if known is None or (known.source, known.network, known.mutual) != (
+            endpoint,
+            network,
+            mutual,
+        ):
+            data = encode_endpoint(endpoint, port, mutual) if endpoint.addresses else b""
+            made = encoded_endpoint(endpoint, data)
+            known = made._replace(network=network, mutual=mutual, source=endpoint)
+        out.append(known)
     return tuple(out)
+
+
+def _place_in_shard(endpoint: Endpoint | None) -> tuple[str, str]:
+    """What an endpoint is found again by; it may differ in all else."""
+    assert endpoint is not None
+    return endpoint.instance, endpoint.addresses[0] if endpoint.addresses else ""
 
 
 def bare_endpoint(host: str, port: int) -> EncodedEndpoint:
@@ -191,26 +215,40 @@ def encoded_endpoint(endpoint: Endpoint, data: bytes) -> EncodedEndpoint:
     return EncodedEndpoint(endpoint.locality, endpoint.weight or 1, frozenset(labels.items()), data)
 
 
-def _refuses_mutual_tls(reader: Reader, endpoint: Endpoint, port: int) -> bool:
-    labels = tuple(sorted(endpoint.labels.items()))
-    return mutual_tls(reader, endpoint.namespace, labels).at(port) == DISABLE
+def refusals_of_mutual_tls(reader: Reader) -> Callable[[Endpoint, int], bool]:
+    """Whether the workload behind an endpoint takes only plaintext at a port of its own: asked for
+    each endpoint of a service, answered once for those that no policy tells apart."""
+    held: dict[str, dict[Labels, MutualTls]] = {}
+    labels_of: dict[str, Callable[[Mapping[str, str]], Labels]] = {}
+
+    def refuses(endpoint: Endpoint, port: int) -> bool:
+        namespace = endpoint.namespace
+        if namespace not in held:
+            held[namespace] = {}
+            labels_of[namespace] = labels_for_mutual_tls(reader, namespace)
+        labels = labels_of[namespace](endpoint.labels)
+        found = held[namespace].get(labels)
+        if found is None:
+            found = held[namespace][labels] = reader.node(modes, namespace, labels)
+        return found.at(port) == DISABLE
+
+    return refuses
 
 
 def shards_of(reader: Reader, namespace: str, host: str) -> tuple[Key, ...]:
     """Node: shards that hold endpoints of a service."""
-    return tuple(
-        e.key for e in reader.entries(Query("reg.endpoints", "service", (namespace, host)))
-    )
+    return reader.keys(Query("reg.endpoints", "service", (namespace, host)))
 
 
 def service_port_endpoints(
     reader: Reader, namespace: str, host: str, port_name: str
 ) -> tuple[EncodedEndpoint, ...]:
-    """Node: endpoints of a service at one port, in order of shard."""
-    out: list[EncodedEndpoint] = []
-    for shard in reader.node(shards_of, namespace, host):
-        out += reader.node(shard_endpoints, shard, port_name)
-    return tuple(out)
+    """Endpoints of a service at one port, in order of shard."""
+    found = [
+        reader.node(shard_endpoints, shard, port_name)
+        for shard in reader.node(shards_of, namespace, host)
+    ]
+    return found[0] if len(found) == 1 else tuple(e for part in found for e in part)
 
 
 def assignment(
@@ -266,7 +304,7 @@ def service_assignments(
     for port in row.ports:
         if port.protocol == UDP:
             continue
-        endpoints = reader.node(service_port_endpoints, row.namespace, row.host, port.name)
+        endpoints = service_port_endpoints(reader, row.namespace, row.host, port.name)
         for subset in (None, *rule.subsets):
             wanted = frozenset(subset.labels.items()) if subset else frozenset()
             name = str(ClusterName(port.number, subset.name if subset else "", row.host))
@@ -293,7 +331,7 @@ def named_assignments(reader: Reader, service: Key, rules: tuple[Key, ...], netw
     for port in row.ports:
         if port.protocol == UDP:
             continue
-        endpoints = reader.node(service_port_endpoints, row.namespace, row.host, port.name)
+        endpoints = service_port_endpoints(reader, row.namespace, row.host, port.name)
         for subset in (None, *rule.subsets):
             wanted = frozenset(subset.labels.items()) if subset else frozenset()
             name = ClusterName(port.number, subset.name if subset else "", row.host).sni
@@ -307,22 +345,50 @@ def named_assignments(reader: Reader, service: Key, rules: tuple[Key, ...], netw
     return Part(tuple(out))
 
 
+class ShardTraits(NamedTuple):
+    """What clusters and listeners follow of the endpoints of a shard: it stays as it is while
+    endpoints of one kind come and go."""
+
+    accounts: frozenset[tuple[str, str]] = frozenset()
+    """(namespace, service account) of those that take mutual TLS; a namespace may be missing."""
+    ports: frozenset[tuple[str, int]] = frozenset()
+    """(service port name, port at an endpoint)."""
+    mutual: frozenset[bool] = frozenset()
+    """Whether endpoints take mutual TLS; both where they differ."""
+
+
+def shard_traits(reader: Reader, shard: Key) -> ShardTraits:
+    """Node: traits of one shard's endpoints, ready or not."""
+    row: EndpointShard | None = reader.get(shard)
+    if row is None:
+        return ShardTraits()
+    accounts: set[tuple[str, str]] = set()
+    ports: set[tuple[str, int]] = set()
+    mutual: set[bool] = set()
+    for endpoint in row.endpoints:
+        ports.update(endpoint.ports.items())
+        takes = endpoint.tls_mode == "istio"
+        mutual.add(takes)
+        if takes and endpoint.service_account:
+            accounts.add((endpoint.namespace, endpoint.service_account))
+    return ShardTraits(frozenset(accounts), frozenset(ports), frozenset(mutual))
+
+
+def service_traits(reader: Reader, namespace: str, host: str) -> ShardTraits:
+    """Traits of all endpoints of a service."""
+    found = [reader.node(shard_traits, s) for s in reader.node(shards_of, namespace, host)]
+    if len(found) == 1:
+        return found[0]
+    return ShardTraits(*(frozenset().union(*parts) for parts in zip(*found, strict=True)))
+
+
 def service_identities(reader: Reader, namespace: str, host: str) -> tuple[str, ...]:
     """Node: SPIFFE ids that the endpoints of a service may prove, ready or not."""
     domain = reader.node(mesh).trust_domain
-    found = set()
-    for shard in reader.node(shards_of, namespace, host):
-        row = reader.get(shard)
-        if row is None:
-            continue
-        for endpoint in row.endpoints:
-            if endpoint.service_account and endpoint.tls_mode == "istio":
-                account = endpoint.service_account
-                found.add(
-                    account
-                    if account.startswith("spiffe://")
-                    else spiffe(domain, endpoint.namespace or namespace, account)
-                )
+    found = {
+        account if account.startswith("spiffe://") else spiffe(domain, owner or namespace, account)
+        for owner, account in service_traits(reader, namespace, host).accounts
+    }
     return tuple(sorted(found))
 
 
@@ -336,13 +402,8 @@ class TargetPorts(NamedTuple):
 def target_ports(reader: Reader, namespace: str, host: str) -> tuple[TargetPorts, ...]:
     """Node: which ports of endpoints each port of a service leads to."""
     found: dict[str, set[int]] = {}
-    for shard in reader.node(shards_of, namespace, host):
-        row = reader.get(shard)
-        if row is None:
-            continue
-        for endpoint in row.endpoints:
-            for name, port in endpoint.ports.items():
-                found.setdefault(name, set()).add(port)
+    for name, port in service_traits(reader, namespace, host).ports:
+        found.setdefault(name, set()).add(port)
     return tuple(TargetPorts(name, tuple(sorted(found[name]))) for name in sorted(found))
 
 
@@ -357,12 +418,5 @@ def service_addresses(reader: Reader, namespace: str, host: str) -> frozenset[st
 
 
 def all_mutual(reader: Reader, namespace: str, host: str) -> bool:
-    """Node: every endpoint of a service has a mesh proxy in front."""
-    found = False
-    for shard in reader.node(shards_of, namespace, host):
-        row = reader.get(shard)
-        for endpoint in () if row is None else row.endpoints:
-            if endpoint.tls_mode != "istio":
-                return False
-            found = True
-    return found
+    """Node: every endpoint of a service has a mesh proxy in front, and there are some."""
+    return service_traits(reader, namespace, host).mutual == {True}

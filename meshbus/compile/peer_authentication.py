@@ -1,5 +1,6 @@
 """PeerAuthentication: does a workload's port take plaintext, mutual TLS, or both?"""
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from meshbus.compile.engine import Reader
@@ -44,7 +45,10 @@ class MutualTls(NamedTuple):
 
     def at(self, port: int) -> str:
         """The mode of one port of the workload."""
-        return next((mode for number, mode in self.ports if number == port), self.mode)
+        for number, mode in self.ports:
+            if number == port:
+                return mode
+        return self.mode
 
 
 def peer_policies(reader: Reader, namespace: str) -> tuple[PeerPolicy, ...]:
@@ -87,10 +91,18 @@ def selecting_labels(reader: Reader, namespace: str) -> frozenset[tuple[str, str
 
 def mutual_tls(reader: Reader, namespace: str, labels: Labels) -> MutualTls:
     """Modes for workloads of these labels: one node for all whom the same policies select."""
+    return reader.node(modes, namespace, labels_for_mutual_tls(reader, namespace)(dict(labels)))
+
+
+def labels_for_mutual_tls(reader: Reader, namespace: str) -> Callable[[Mapping[str, str]], Labels]:
+    """Gives those labels of a workload of a namespace that its modes depend on: arguments of
+    `modes`."""
     if any_policy(reader, namespace):
-        return reader.node(modes, namespace, labels)  # policies of Istio 1.4 go by services
+        return lambda labels: tuple(sorted(labels.items()))  # of Istio 1.4, which go by services
     chosen = reader.node(selecting_labels, namespace)
-    return reader.node(modes, namespace, tuple(pair for pair in labels if pair in chosen))
+    if not chosen:
+        return lambda _: ()
+    return lambda labels: tuple(sorted(chosen.intersection(labels.items())))
 
 
 def modes(reader: Reader, namespace: str, labels: Labels) -> MutualTls:

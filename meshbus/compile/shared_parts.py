@@ -48,6 +48,7 @@ from meshbus.compile.settings import mesh
 from meshbus.compile.targets import GATEWAY_NAME, Labels, Target
 from meshbus.compile.virtual_hosts import View, sniffed_routes
 from meshbus.model.keys import Key
+from meshbus.model.rows import Service
 
 
 class SharedPart:
@@ -80,14 +81,14 @@ def merged(parts: Iterable[Part | SharedPart]) -> SharedPart:
     for part in parts:
         if part.findings:
             findings.update(dict.fromkeys(part.findings))
-        more = (
-            part.resources
-            if isinstance(part, SharedPart)
-            else {r.name: r for r in reversed(part.resources)}
-        )
-        if not resources.keys().isdisjoint(more):
-            more = {name: r for name, r in more.items() if name not in resources}
-        resources.update(more)
+        if isinstance(part, Part):
+            for resource in part.resources:
+                resources.setdefault(resource.name, resource)
+        elif resources.keys().isdisjoint(part.resources):
+            resources.update(part.resources)
+        else:
+            for name, resource in part.resources.items():
+                resources.setdefault(name, resource)
     return SharedPart(layer_of(resources), tuple(findings))
 
 
@@ -108,11 +109,24 @@ def reach_assignments(
 ) -> SharedPart:
     """Node: endpoints of one namespace's services, for those clusters that take them by EDS."""
     parts = []
-    for m in reach.members:
-        if reader.node(takes_endpoints, m.service, captured):
-            own = _place_for(reader, m, place)
-            parts.append(m.limited(reader.node(service_assignments, m.service, m.rules, own)))
+    for m, whole in reader.node(assigned_members, reach, captured):
+        own = _place_for(reader, m, place)
+        part = reader.node(service_assignments, m.service, m.rules, own)
+        parts.append(part if whole else m.limited(part))
     return merged(parts)
+
+
+def assigned_members(
+    reader: Reader, reach: Reach, captured: bool
+) -> tuple[tuple[Reached, bool], ...]:
+    """Node: services of one namespace whose clusters take endpoints by EDS, and whether they are
+    reached at all of their ports."""
+    out = []
+    for m in reach.members:
+        row: Service | None = reader.get(m.service)
+        if row is not None and _takes_endpoints(row, captured):
+            out.append((m, m.ports.issuperset(port.number for port in row.ports)))
+    return tuple(out)
 
 
 def _place_for(reader: Reader, member: Reached, place: Place | None) -> Place | None:
@@ -126,10 +140,8 @@ def _place_for(reader: Reader, member: Reached, place: Place | None) -> Place | 
     return Place("", (), place.network, False) if place.network else None
 
 
-def takes_endpoints(reader: Reader, service: Key, captured: bool) -> bool:
-    """Node: clusters of a service get their endpoints by EDS."""
-    row = reader.get(service)
-    if row is None or row.external_name or row.resolution != "STATIC":
+def _takes_endpoints(row: Service, captured: bool) -> bool:
+    if row.external_name or row.resolution != "STATIC":
         return False
     return not (row.headless and captured)
 

@@ -5,9 +5,10 @@ from typing import Any
 from envoy.config.route.v3 import route_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from meshes import Rows, config, endpoints, host, rows, service, sidecar
+from meshes import Rows, config, endpoints, host, mesh_config, rows, service, sidecar
 
 from meshbus.compile import reach, route_tables, scope
+from meshbus.compile.endpoints import shard_endpoints
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import Snapshot, compile_proxy
 from meshbus.compile.resources import CDS, EDS, LDS, RDS
@@ -258,3 +259,27 @@ def test_selected_workload_alone_has_its_own_listener() -> None:
     listener = "virtualInbound"
     assert three.resources[LDS][listener] is one.resources[LDS][listener]
     assert two.resources[LDS][listener] is not one.resources[LDS][listener]
+
+
+def test_an_endpoint_that_stays_is_not_encoded_again():
+    def shard(*addresses: str, **fields: Any) -> Rows:
+        return endpoints("s2", *addresses, ports={"http": 8080}, namespace="shop", **fields)
+
+    world = world_of(rows(service("s2", ("http", 80, "HTTP"), namespace="shop"), shard("a", "b")))
+    engine = Engine(world)
+    [key] = (e.key for e in world.all("reg.endpoints"))
+    old = engine.get(shard_endpoints, key, "http")
+    for change, kept in (
+        (shard("b", "c"), {"b"}),
+        (shard("c", "b", tls_mode="disabled"), set()),
+        (config("PeerAuthentication", "p", {"mtls": {"mode": "DISABLE"}}, "shop"), {"b", "c"}),
+        (shard("b", "c"), set()),
+        (mesh_config(trustDomain="t"), {"b", "c"}),
+    ):
+        world, touched = world.apply(Put(k, world.sequence + 1, 0.0, r) for k, r in change.items())
+        engine.update(world, touched)
+        new = engine.get(shard_endpoints, key, "http")
+        assert new == Engine(world).get(shard_endpoints, key, "http")
+        before = {id(e.data) for e in old}
+        assert {e.source.addresses[0] for e in new if id(e.data) in before} == kept
+        old = new
