@@ -9,13 +9,14 @@ from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from meshbus.compile.connections import Reporting, Tunnel, tcp_proxy
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import NotCompiledError, Report
+from meshbus.compile.headings import heading
 from meshbus.compile.http_routes import (
     RouteContext,
     destination_cluster,
     source_matches,
 )
-from meshbus.compile.names import ClusterName
-from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
+from meshbus.compile.names import ClusterName, is_wildcard, overlaps
+from meshbus.compile.scope import Ref, Viewer, age, visible_virtual_services
 from meshbus.compile.values import uint32
 from meshbus.model.keys import Key
 
@@ -99,14 +100,47 @@ def prefix_range(network: str) -> address_pb2.CidrRange:
     )
 
 
-def mesh_l4_services(reader: Reader, viewer: Viewer) -> dict[str, tuple[Key, ...]]:
-    """Node: those with `tls` or `tcp` for sidecars of a viewer by host, older first."""
+class L4Hosts(NamedTuple):
+    """Hosts of virtual services with `tls` or `tcp` for sidecars, and whose they are."""
+
+    exact: dict[str, tuple[Key, ...]]
+    wildcards: dict[str, tuple[Key, ...]]
+
+
+def l4_hosts(reader: Reader, viewer: Viewer) -> L4Hosts:
+    """Node: those that a viewer follows."""
     found: dict[str, list[Key]] = {}
     for ref in reader.node(visible_virtual_services, viewer):
         if ref.row.for_sidecars and not ref.row.sections.isdisjoint({"tls", "tcp"}):
             for host in ref.row.hosts:
-                found.setdefault(host, []).append(ref.key)
-    return {host: tuple(found[host]) for host in sorted(found)}
+                found.setdefault(host.lower(), []).append(ref.key)
+    keys = {host: tuple(found[host]) for host in sorted(found)}
+    return L4Hosts(
+        {h: k for h, k in keys.items() if not is_wildcard(h)},
+        {h: k for h, k in keys.items() if is_wildcard(h)},
+    )
+
+
+def l4_speakers(reader: Reader, viewer: Viewer, host: str) -> tuple[Key, ...]:
+    """Virtual services with a host that overlaps a service's, older first.
+
+    Source: Istio, getConfigsForHost.
+    """
+    hosts = reader.node(l4_hosts, viewer)
+    found = dict.fromkeys(hosts.exact.get(host, ()))
+    asked = hosts.exact if is_wildcard(host) else {}
+    for pattern, keys in {**asked, **hosts.wildcards}.items():
+        if overlaps(pattern, host):
+            found.update(dict.fromkeys(keys))
+    if len(found) < 2:
+        return tuple(found)
+    headings = (Ref(key, reader.node(heading, key)) for key in found)
+    return tuple(ref.key for ref in sorted((r for r in headings if r.row is not None), key=age))
+
+
+def is_for_all(route: L4Route) -> bool:
+    """Every connection takes it: those after it are never reached."""
+    return not route.server_names and not route.subnets and not route.sources
 
 
 def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> list[L4Route]:
@@ -136,7 +170,7 @@ def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> l
                 if section == "tls" and not route.server_names:
                     raise NotCompiledError(f"{path}.match", "sniHosts is needed")
                 out.append(route)
-                if section == "tcp" and not route.subnets and not route.sources:
+                if section == "tcp" and is_for_all(route):
                     return out
     return out
 

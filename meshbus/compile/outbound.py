@@ -29,8 +29,9 @@ from meshbus.compile.extensions import CLIENT, PHASES, http_filters, network_fil
 from meshbus.compile.findings import Part, Report
 from meshbus.compile.l4_routes import (
     L4Route,
+    is_for_all,
     l4_routes,
-    mesh_l4_services,
+    l4_speakers,
     restrict,
     straight,
     tcp_filter,
@@ -45,7 +46,7 @@ from meshbus.compile.names import (
     is_http,
     is_sniffed,
     listener_name,
-    most_specific,
+    service_domains,
 )
 from meshbus.compile.on_demand import on_demand_filter
 from meshbus.compile.proxy_headers import ProxyHeaders
@@ -56,6 +57,7 @@ from meshbus.compile.scope import (
     Ref,
     age,
     aliased_hosts,
+    aliases_of,
     egress_services,
     listener_viewer,
     visible_services,
@@ -75,6 +77,8 @@ from meshbus.model.rows import Service, ServicePort
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
+PASSED_ON = "PassthroughFilterChain"
+"""The chain for what no other chain of a listener is for."""
 SPEAK_FIRST = frozenset({"MONGO", "MYSQL"})
 """Protocols that share no port with others. Source: Istio, isConflictWithWellKnownPort."""
 ELSEWHERE = Egress(0, "", "", False, ())
@@ -390,21 +394,25 @@ def http_chain(
 def _l4(
     reader: Reader, view: View, host: str, port: int, section: str, report: Report
 ) -> list[L4Route]:
-    hosts = reader.node(mesh_l4_services, listener_viewer(view.viewer, port))
-    pattern = most_specific(hosts, host)
-    for key in hosts[pattern] if pattern is not None else ():
+    """Routes of every virtual service that has a host which covers this one, older first; for
+    `tcp` up to the first that takes every connection.
+
+    Source: Istio, getConfigsForHost and buildSidecarOutboundTLSFilterChainOpts.
+    """
+    out: list[L4Route] = []
+    for key in l4_speakers(reader, listener_viewer(view.viewer, port), host):
         row = reader.get(key)
         if row is None:
             continue
-        found = l4_routes(Ref(key, row), section, mesh_routes(reader, view, port), report)
-        if found:
-            return found
-    return []
+        out += l4_routes(Ref(key, row), section, mesh_routes(reader, view, port), report)
+        if section == "tcp" and out and is_for_all(out[-1]):
+            break
+    return out
 
 
 def _tcp_chain(view: View, port: int, route: L4Route, reporting: Reporting) -> lc_pb2.FilterChain:
     chain = lc_pb2.FilterChain()
-    if route.server_names:
+    if "*" not in route.server_names:
         chain.filter_chain_match.server_names.extend(route.server_names)
     restrict(chain, route)
     chain.filters.extend(network_filters(view.extensions, PHASES, CLIENT, port))
@@ -420,20 +428,53 @@ def service_chains(
     protocol: str,
     reporting: Reporting,
     report: Report,
-) -> tuple[list[lc_pb2.FilterChain], lc_pb2.FilterChain]:
+    *,
+    names: tuple[str, ...] = (),
+    networks: tuple[str, ...] = (),
+) -> list[lc_pb2.FilterChain]:
     """Chains of a service's connections: by SNI and subnet where a virtual service says so, and one
-    for the rest."""
+    for the rest. Of TLS that a virtual service routes there is no rest: what it does not name is
+    nobody's.
+
+    Args:
+        names: SNI by which the rest of TLS is told from what is meant for other services.
+        networks: Where connections go to that are meant for this service; empty: all.
+    Source: Istio, buildSidecarOutboundTLSFilterChainOpts, buildSidecarOutboundTCPFilterChainOpts.
+    """
     rest = straight(ClusterName(port, "", host), mesh_routes(reader, view, port))
-    chosen: list[L4Route] = []
-    if protocol in TLS:
-        chosen += _l4(reader, view, host, port, "tls", report)
-    for route in _l4(reader, view, host, port, "tcp", report):
-        if route.subnets or route.sources:
-            chosen.append(route)
-        else:
-            rest = route
-    chains = [_tcp_chain(view, port, route, reporting) for route in chosen]
-    return distinct_chains(chains), _tcp_chain(view, port, rest, reporting)
+    named = protocol in TLS
+    routes = _l4(reader, view, host, port, "tls" if named else "tcp", report)
+    by_name = named and not routes
+    if by_name:
+        routes = [rest._replace(server_names=names)]
+    elif not named and not (routes and is_for_all(routes[-1])):
+        routes.append(rest)
+    if networks:
+        routes = [r if r.subnets else r._replace(subnets=networks) for r in routes]
+    chains = [_tcp_chain(view, port, route, reporting) for route in routes]
+    if by_name and names and host in reader.node(named_as_met, view.viewer):
+        resolve_sni(chains[0], port, view.families)
+    return chains
+
+
+def add_chains(
+    listener: listener_pb2.Listener,
+    chains: list[lc_pb2.FilterChain],
+    unclaimed: lc_pb2.FilterChain,
+) -> None:
+    """Put chains into a listener: one that matches everything takes what no other does, else
+    `unclaimed`. Envoy refuses two chains with the same match: the first stays."""
+    distinct = distinct_chains(chains)
+    listener.filter_chains.extend(c for c in distinct if c.filter_chain_match.ByteSize())
+    last = next((c for c in distinct if not c.filter_chain_match.ByteSize()), unclaimed)
+    listener.default_filter_chain.CopyFrom(last)
+    if last is not unclaimed:
+        listener.default_filter_chain.ClearField("filter_chain_match")
+
+
+def unclaimed_chain(name: str, cluster: str, reporting: Reporting) -> lc_pb2.FilterChain:
+    """What no chain of a listener is for goes to a cluster."""
+    return lc_pb2.FilterChain(name=name, filters=[tcp_proxy(cluster, [(cluster, 1)], reporting)])
 
 
 def distinct_chains(chains: list[lc_pb2.FilterChain]) -> list[lc_pb2.FilterChain]:
@@ -449,13 +490,12 @@ def _bound_listener(
 ) -> listener_pb2.Listener:
     out = _listener(name, bound.addresses, bound.port, False)
     host, port, protocol = bound.host, bound.port, bound.protocol
-    chains, rest = service_chains(reader, view, host, port, protocol, reporting, report)
     if is_sniffed(protocol):
         stat = f"outbound_{name};"
         route = sniffed_route_name(host, port)
         out.filter_chains.append(http_chain(reader, view, port, stat, route, reporting))
-    out.filter_chains.extend(chains)
-    out.default_filter_chain.CopyFrom(rest)
+    chains = service_chains(reader, view, host, port, protocol, reporting, report)
+    add_chains(out, chains, unclaimed_chain(PASSED_ON, view.unknown_tcp, reporting))
     if is_sniffed(protocol) or protocol in TLS:
         inspect(out, reader.node(mesh), http=is_sniffed(protocol))
     return out
@@ -480,36 +520,28 @@ def _shared_listener(
         )
     chains: list[lc_pb2.FilterChain] = []
     for host in shared.by_name:
-        routes = _l4(reader, view, host, port, "tls", report)
-        chains += [_tcp_chain(view, port, r, reporting) for r in routes]
-        if host != "*":
-            own = straight(ClusterName(port, "", host), mesh_routes(reader, view, port))
-            own_name = own._replace(server_names=(host,))
-            chain = _tcp_chain(view, port, own_name, reporting)
-            if host in reader.node(named_as_met, view.viewer):
-                resolve_sni(chain, port, view.families)
-            chains.append(chain)
+        names = _sni_of(reader, view, host)
+        chains += service_chains(reader, view, host, port, "TLS", reporting, report, names=names)
     for host, networks, named in shared.by_network:
-        protocol = "TLS" if named else ""
-        of_names, chain = service_chains(reader, view, host, port, protocol, reporting, report)
-        if named:
-            chain.filter_chain_match.server_names.append(host)
-        for made in (*of_names, chain):
-            if not made.filter_chain_match.prefix_ranges:
-                restrict(made, L4Route((), networks, ()))
-            chains.append(made)
-    out.filter_chains.extend(distinct_chains(chains))
+        protocol, names = ("TLS", _sni_of(reader, view, host)) if named else ("", ())
+        chains += service_chains(
+            reader, view, host, port, protocol, reporting, report, names=names, networks=networks
+        )
     if shared.rest:
-        _, rest = service_chains(reader, view, shared.rest, port, "", reporting, report)
-        out.default_filter_chain.CopyFrom(rest)
-    else:
-        # What was not redirected has no other destination than this very listener.
-        unknown = view.unknown_tcp if shared.captured else BLACK_HOLE
-        out.default_filter_chain.name = "PassthroughFilterChain"
-        out.default_filter_chain.filters.append(tcp_proxy(unknown, [(unknown, 1)], reporting))
+        chains += service_chains(reader, view, shared.rest, port, "", reporting, report)
+    # What was not redirected has no other destination than this very listener.
+    unknown = view.unknown_tcp if shared.captured else BLACK_HOLE
+    add_chains(out, chains, unclaimed_chain(PASSED_ON, unknown, reporting))
     if shared.http or shared.by_name or any(named for _, _, named in shared.by_network):
         inspect(out, reader.node(mesh), http=shared.http)
     return out
+
+
+def _sni_of(reader: Reader, view: View, host: str) -> tuple[str, ...]:
+    """What a service is named by in SNI: its host, and every name of those that stand for it."""
+    aliases = reader.node(aliases_of, view.viewer, host)
+    names = (n for alias in aliases for n in service_domains(alias, view.namespace) if n[-1] != ".")
+    return (host, *names)
 
 
 # --------------------------------------------------------------------------- HTTP proxy

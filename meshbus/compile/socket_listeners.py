@@ -7,18 +7,20 @@ Source: networking Sidecar, IstioEgressListener `bind`; Istio names listener and
 """
 
 from envoy.config.core.v3 import base_pb2
+from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 
-from meshbus.compile.connections import Reporting, tcp_proxy
+from meshbus.compile.connections import Reporting
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part, Report
 from meshbus.compile.names import BLACK_HOLE, TLS, UDP, is_http, is_sniffed
 from meshbus.compile.outbound import (
-    distinct_chains,
+    add_chains,
     http_chain,
     inspect,
     reporting_of,
     service_chains,
+    unclaimed_chain,
 )
 from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import Egress, Viewer, age, visible_services
@@ -94,26 +96,17 @@ def _add_connections(
     report: Report,
 ) -> None:
     """Chains of what is not HTTP."""
-    rest = None
-    chains = []
+    chains: list[lc_pb2.FilterChain] = []
+    for_rest = True
     seen = reader.node(visible_services, behind.viewer)
     for host, ref in sorted(seen.items(), key=lambda item: age(item[1])):
         for port in ref.row.ports:
-            if port.protocol == UDP or is_http(port.protocol):
+            number, protocol = port.number, port.protocol
+            if protocol == UDP or is_http(protocol) or not (protocol in TLS or for_rest):
                 continue
-            chosen, own = service_chains(
-                reader, behind, host, port.number, port.protocol, reporting, report
+            for_rest &= protocol in TLS
+            chains += service_chains(
+                reader, behind, host, number, protocol, reporting, report, names=(host,)
             )
-            if port.protocol in TLS:
-                own.filter_chain_match.server_names.append(host)
-                chains += [*chosen, own] if host != "*" else chosen
-            elif rest is None:
-                rest = own
-    listener.filter_chains.extend(distinct_chains(chains))
-    if rest is not None:
-        listener.default_filter_chain.CopyFrom(rest)
-        return
-    listener.default_filter_chain.name = "BlackHoleFilterChain"
-    listener.default_filter_chain.filters.append(
-        tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting)
-    )
+    nowhere = unclaimed_chain("BlackHoleFilterChain", BLACK_HOLE, reporting)
+    add_chains(listener, chains, nowhere)
