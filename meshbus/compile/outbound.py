@@ -191,7 +191,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         known = row.addresses or (row.auto_addresses if view.dns else [])
         single = tuple(a for a in known if "/" not in a and view.families.has(a))
         networks = tuple(a for a in row.addresses if "/" in a and view.families.has(a))
-        if not row.addresses and row.headless and row.resolution == "STATIC":
+        if not row.addresses and row.headless and row.resolution in ("STATIC", "NONE"):
             found = reader.node(service_addresses, row.namespace, row.host)
             single = tuple(sorted(a for a in found if view.families.has(a)))
         for port in row.ports:
@@ -230,9 +230,10 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             elif port.protocol in TLS:
                 by_name.setdefault(number, []).append(host)
             elif is_sniffed(port.protocol):
-                http.add(number)
-                if not row.headless:
+                # Beside HTTP that is older there is no chain for its other connections.
+                if not row.headless and number not in http:
                     take_rest(number)
+                http.add(number)
             elif not row.headless:
                 take_rest(number)
     shared = sorted({*http, *by_name, *by_network, *rest})

@@ -56,9 +56,13 @@ def protocol_of_port(name: str, number: int, app_protocol: str = "", transport: 
     return "TCP" if number in _SERVER_FIRST else ""
 
 
-def protocol_of_entry(protocol: str, name: str, number: int) -> str:
-    """The protocol of a ServiceEntry's or Gateway's port, where it is a field of its own."""
-    return _NAMES.get(protocol.lower()) or protocol_of_port(name, number)
+def protocol_of_entry(protocol: str) -> str:
+    """The protocol of a ServiceEntry's port, which its field alone says: without it is detected,
+    whatever the port is called.
+
+    Source: Istio, convertPort of pilot/pkg/serviceregistry/serviceentry.
+    """
+    return _NAMES.get(protocol.lower(), "")
 
 
 def integer(value: Any, default: int = 0) -> int:

@@ -353,8 +353,12 @@ def _instance_at(reader: Reader, address: str, target: Any) -> WorkloadInstance 
 
 def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
     """Node: the rows of one host of the ServiceEntries of a namespace. Of several entries the
-    oldest says what the host is; those that are resolved as it is add their addresses, endpoints
-    and ports. A Kubernetes service of that host comes before all."""
+    oldest says what the host is; those of equal resolution, labels, selector and exportTo add their
+    addresses and ports; all that are resolved as it is add their endpoints at ports of these names.
+    A Kubernetes service of that host comes before all.
+
+    Source: Istio, canMergeServices; endpoints are known by host and namespace.
+    """
     found = [
         entry
         for entry in reader.entries(Query("cfg.serviceentries", "host", host))
@@ -373,19 +377,24 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
     ports: list[ServicePort] = []
     addresses: dict[str, None] = {}
     members: list[Endpoint] = []
+    resolution = _resolution(spec)
     for entry in found:
         own = entry.row.spec
-        if any(own.get(f) != spec.get(f) for f in ("resolution", "location", "exportTo")):
+        if _resolution(own) != resolution:
             continue
         own_ports = _ports_of_entry(own)
-        names = _join_ports(ports, own_ports)
-        addresses.update((str(a), None) for a in own.get("addresses") or ())
+        if _merging(entry.row) == _merging(source_object):
+            names = _join_ports(ports, own_ports)
+            addresses.update((str(a), None) for a in own.get("addresses") or ())
+        else:
+            names = {p.name: p.name for p in ports if any(o.name == p.name for o in own_ports)}
         for member in _members(reader, cluster, entry.row, own_ports):
-            known = {names[name]: number for name, number in member.ports.items()}
-            members.append(msgspec.structs.replace(member, ports=known))
-    resolution = str(spec.get("resolution") or "NONE")
+            known = {names[name]: at for name, at in member.ports.items() if name in names}
+            if known:
+                members.append(msgspec.structs.replace(member, ports=known))
     source = f"cfg.serviceentries/{namespace}/{source_object.name}"
     dynamic = resolution.startswith("DNS")
+    selector = _texts((spec.get("workloadSelector") or {}).get("labels"))
     row = Service(
         host=host,
         namespace=namespace,
@@ -396,7 +405,7 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         resolution=resolution,
         external=str(spec.get("location") or "MESH_EXTERNAL") == "MESH_EXTERNAL",
         export_to=[str(e) for e in spec.get("exportTo") or []],
-        selector=_texts((spec.get("workloadSelector") or {}).get("labels")),
+        selector=selector,
         labels=dict(source_object.labels),
         annotations={k: v for k, v in source_object.annotations.items() if "istio.io/" in k},
         subject_alt_names=[str(s) for s in spec.get("subjectAltNames") or []],
@@ -404,12 +413,25 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         source=source,
         dns_endpoints=members if dynamic else [],
         auto_addresses=_allocated(reader, namespace, host),
+        # Its workloads are called at their own addresses.
+        headless=resolution == "NONE" and bool(selector or members) and not addresses,
     )
     rows: list[tuple[Key, Row]] = [(Key(cluster, "reg", "services", namespace, host), row)]
-    if resolution == "STATIC":
+    if resolution == "STATIC" or row.headless:
         key = Key(cluster, "reg", "endpoints", namespace, host, "entry")
         rows.append((key, EndpointShard(host, namespace, "entry", members, source)))
     return tuple(rows)
+
+
+def _resolution(spec: Mapping[str, Any]) -> str:
+    return str(spec.get("resolution") or "NONE")
+
+
+def _merging(entry: ConfigObject) -> tuple[Any, ...]:
+    """What entries of a host have in common that are one service."""
+    spec = entry.spec
+    selector = _texts((spec.get("workloadSelector") or {}).get("labels"))
+    return sorted(map(str, spec.get("exportTo") or ())), selector, entry.labels
 
 
 def _ports_of_entry(spec: Mapping[str, Any]) -> list[ServicePort]:
@@ -417,9 +439,7 @@ def _ports_of_entry(spec: Mapping[str, Any]) -> list[ServicePort]:
         ServicePort(
             str(p.get("name") or ""),
             integer(p.get("number")),
-            protocol_of_entry(
-                str(p.get("protocol") or ""), str(p.get("name") or ""), integer(p.get("number"))
-            ),
+            protocol_of_entry(str(p.get("protocol") or "")),
             integer(p.get("targetPort")),
         )
         for p in _records(spec.get("ports"))

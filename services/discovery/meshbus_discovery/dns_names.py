@@ -3,7 +3,8 @@
 - `reviews.default.svc.cluster.local`, `reviews.default.svc`, `reviews.default`: the addresses of
   the service; of a headless one those of its ready endpoints.
 - `pod-0.db.default.svc.cluster.local`: one endpoint of a headless service.
-- A host of a ServiceEntry: its addresses, else those that were allocated for it.
+- A host of a ServiceEntry: its addresses, else those that were allocated for it; without
+  resolution those of the workloads that it selects.
 - What is below `*.example.com` of a ServiceEntry: the addresses of the entry, when it has some.
 
 Who is outside the mesh, and Envoys themselves, reach no virtual address: they are given endpoints
@@ -70,7 +71,7 @@ def find(world: World, name: str, caller: Caller) -> Answer | None:
     first, _, rest = name.partition(".")
     for host in _full_names(rest, caller):
         row = _service(world, host, caller)
-        if row is not None and row.headless:
+        if row is not None and row.headless and row.origin == "kubernetes":
             member = _endpoints(world, row, first)
             return Answer(member) if member else NO_SUCH_NAME
     wildcard = _below_wildcard(world, name, caller)
@@ -140,7 +141,8 @@ def _answer(world: World, row: Service, caller: Caller) -> Answer | None:
     if not caller.virtual:
         return None
     single = tuple(address for address in row.addresses if "/" not in address)
-    addresses = single or tuple(row.auto_addresses)
+    own = _endpoints(world, row) if row.headless else ()
+    addresses = single or tuple(row.auto_addresses) or own
     return Answer(addresses) if addresses else None
 
 
