@@ -15,6 +15,7 @@ from meshbus.model.rows import ConfigObject
 
 _INHERITED = (
     "rewrite",
+    "directResponse",
     "timeout",
     "retries",
     "fault",

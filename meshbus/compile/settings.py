@@ -126,7 +126,7 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
         auto_mtls=bool(spec.get("enableAutoMtls", True)),
         connect_timeout_ns=_nanos(spec.get("connectTimeout"), default.connect_timeout_ns),
         tracing=bool(spec.get("enableTracing", True)),
-        sampling_percent=float(sampling) if isinstance(sampling, int | float) else 1.0,
+        sampling_percent=_percent(sampling, default.sampling_percent),
         retry_policy=_record(spec, "defaultHttpRetryPolicy") or None,
         inbound_retry_policy=_written(spec, "defaultInboundHttpRetryPolicy"),
         default_traffic={
@@ -193,6 +193,12 @@ def _names(spec: dict[str, Any], name: str) -> tuple[str, ...]:
 
 def _port(value: Any) -> int:
     return value if isinstance(value, int) and 0 < value < 65536 else 0
+
+
+def _percent(value: Any, default: float) -> float:
+    """Source: Istio, proxyConfigSamplingValue: what is more than everything is the default."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= 100 else default
 
 
 def _nanos(value: Any, default: int) -> int:

@@ -14,6 +14,31 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _RELATIONS = frozenset({"<", "<=", ">", ">=", "==", "!=", "in"})
+_RESERVED = frozenset(
+    [
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "in",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
+        "var",
+        "void",
+        "while",
+    ]
+)
+_WITH_A_NAME = {"all": (2,), "exists": (2,), "exists_one": (2,), "map": (2, 3), "filter": (2,)}
+"""Macros whose first argument names what the others speak of, and numbers of arguments."""
+_NAME, _SELECTION, _OTHER = "name", "selection", ""
 _DEEPEST = 100
 
 
@@ -42,71 +67,100 @@ class _Parser:
         if not self.take(mark):
             raise _SyntaxError(f"expected {mark!r}, found {self.peek() or 'the end'!r}")
 
-    def expression(self, depth: int = 0) -> None:
+    def expression(self, depth: int = 0) -> str:
+        """Reads one; what it is: a plain name, a field of something, or other."""
         if depth > _DEEPEST:
             raise _SyntaxError("nested too deeply")
-        self.binary(depth)
+        found = self.binary(depth)
         if self.take("?"):
             self.binary(depth)
             self.need(":")
             self.expression(depth + 1)
+            return _OTHER
+        return found
 
-    def binary(self, depth: int) -> None:
-        self.unary(depth)
+    def binary(self, depth: int) -> str:
+        found = self.unary(depth)
         while self.take("||", "&&", "+", "-", "*", "/", "%", *_RELATIONS):
             self.unary(depth)
+            found = _OTHER
+        return found
 
-    def unary(self, depth: int) -> None:
-        if self.take("!"):
-            while self.take("!"):
-                pass
-        elif self.take("-"):
-            while self.take("-"):
-                pass
-        self.member(depth)
+    def unary(self, depth: int) -> str:
+        signed = False
+        for sign in ("!", "-"):
+            while not signed and self.take(sign):
+                while self.take(sign):
+                    pass
+                signed = True
+        found = self.member(depth)
+        return _OTHER if signed else found
 
-    def member(self, depth: int) -> None:
-        self.primary(depth)
+    def member(self, depth: int) -> str:
+        found = self.primary(depth)
         while True:
             if self.take("."):
-                self.identifier()
+                name = self.identifier()
+                found = _SELECTION
                 if self.take("("):
-                    self.arguments(")", depth)
+                    self.macro(name, self.arguments(")", depth))
+                    found = _OTHER
             elif self.take("["):
                 self.expression(depth + 1)
                 self.need("]")
+                found = _OTHER
             elif self.take("{"):
                 self.entries(depth)
+                found = _OTHER
             else:
-                return
+                return found
 
-    def identifier(self) -> None:
-        if self.kind() != "name":
-            raise _SyntaxError(f"expected a name, found {self.peek() or 'the end'!r}")
+    def macro(self, name: str, arguments: list[str]) -> None:
+        if len(arguments) in _WITH_A_NAME.get(name, ()) and arguments[0] != _NAME:
+            raise _SyntaxError(f"the first argument of {name}() must be a plain name")
+
+    def identifier(self) -> str:
+        name = self.peek()
+        if self.kind() != "name" or name in ("in", "true", "false", "null"):
+            raise _SyntaxError(f"expected a name, found {name or 'the end'!r}")
         self.at += 1
+        return name
 
-    def primary(self, depth: int) -> None:
-        if self.kind() in ("string", "number"):
+    def primary(self, depth: int) -> str:
+        if self.kind() in ("string", "number") or self.peek() in ("true", "false", "null"):
             self.at += 1
         elif self.take("("):
-            self.expression(depth + 1)
+            found = self.expression(depth + 1)
             self.need(")")
+            return found
         elif self.take("["):
             self.arguments("]", depth)
         elif self.take("{"):
             self.entries(depth)
         else:
             self.take(".")
-            self.identifier()
-            if self.take("("):
-                self.arguments(")", depth)
+            return self.named(depth)
+        return _OTHER
 
-    def arguments(self, end: str, depth: int) -> None:
+    def named(self, depth: int) -> str:
+        name = self.identifier()
+        if name in _RESERVED:
+            raise _SyntaxError(f"{name!r} is a reserved word")
+        if not self.take("("):
+            return _NAME
+        arguments = self.arguments(")", depth)
+        if name == "has" and len(arguments) == 1 and arguments[0] != _SELECTION:
+            raise _SyntaxError("the argument of has() must be a field of something")
+        return _OTHER
+
+    def arguments(self, end: str, depth: int) -> list[str]:
+        found: list[str] = []
         while not self.take(end):
-            self.expression(depth + 1)
+            found.append(self.expression(depth + 1))
             if not self.take(","):
                 self.need(end)
-                return
+                break
+        return found
 
     def entries(self, depth: int) -> None:
         while not self.take("}"):
@@ -131,9 +185,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def cel_problem(text: str) -> str | None:
-    """Why it cannot be parsed; an empty expression is none."""
-    if not text.strip():
-        return None
+    """Why it cannot be parsed, an empty one neither."""
     try:
         parser = _Parser(text)
         parser.expression()

@@ -12,7 +12,7 @@ from meshbus.api.durations import MILLISECOND_NS, nanoseconds
 from meshbus.validate.names import is_label
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _MODULE_SCHEMES = ("", "http", "https", "file", "oci")
 
 
@@ -78,7 +78,10 @@ def _jwks_uri(value: str) -> str | None:
 def _module_url(value: str) -> str | None:
     named = _SCHEME.match(value)
     if named and named[1].lower() not in _MODULE_SCHEMES:
-        return f"unsupported scheme {named[1]!r}: url must have one of http, https, file, oci"
+        return (
+            f"unsupported scheme {named[1]!r}: url must have one of http, https, file, oci "
+            "(the name of a registry with a port needs `oci://` before it)"
+        )
     if split_url(value if named else f"http://{value}") is None:
         return "url must have one of the schemes http, https, file, oci"
     return None

@@ -10,6 +10,8 @@ from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import (
     is_ip,
     is_label,
+    label_key_problem,
+    label_value_problem,
     namespaced_host_problem,
     protocol_is_http,
     protocol_is_known,
@@ -17,7 +19,6 @@ from meshbus.validate.names import (
 )
 from meshbus.validate.report import Findings
 from meshbus.validate.server_tls import check_server_tls
-from meshbus.validate.targets import check_labels
 from meshbus.validate.unix_sockets import UNIX_PREFIX, unix_socket_problem
 
 _SEMANTICS = ("internal.istio.io/gateway-semantics", "gateway")
@@ -33,7 +34,9 @@ def check(spec: Gateway, name: ObjectName, out: Findings) -> None:
         out.error("metadata.name", f"invalid gateway name {name.name!r}: dots are not allowed")
     if not spec.servers:
         out.required("spec.servers", "gateway must have at least one server")
-    check_labels(spec.selector, "spec.selector", out)
+    for key, value in spec.selector.items():
+        if problem := label_key_problem(key) or label_value_problem(value):
+            out.warn(f"spec.selector[{key}]", f"no workload can have this label: {problem}")
     http3 = name.annotations.get(HTTP3)
     if http3 is not None and http3 not in ("true", "false"):
         out.error(f"metadata.annotations[{HTTP3}]", f"{http3!r} is neither true nor false")

@@ -114,12 +114,13 @@ def _check_action(route: HTTPRoute, path: str, out: Findings, delegate: bool) ->
     ]
     if delegate and "delegate" in actions:
         out.error(f"{path}.delegate", "a delegate cannot delegate again", "Conflict")
-    if len(actions) > 1:
+    # What a rule that delegates answers is answered for all rules of its delegate.
+    if len(actions) > 1 and actions != ["delegate", "directResponse"]:
         out.error(path, f"cannot contain both {' and '.join(actions)}", "Conflict")
     if not actions:
         out.required(path, "route, redirect, directResponse or delegate is required")
     for action in ("redirect", "directResponse"):
-        if action in actions:
+        if action in actions and "delegate" not in actions:
             for name, value in (("fault", route.fault), ("rewrite", route.rewrite)):
                 if not isinstance(value, UnsetType):
                     out.error(path, f"cannot contain both {name} and {action}", "Conflict")

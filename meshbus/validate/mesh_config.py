@@ -138,7 +138,8 @@ def _check_tracing(tracing: Tracing, path: str, out: Findings) -> None:
         out.required(f"{path}.lightstep.accessToken", "access token is required")
     check_client_tls(tracing.tls_settings, f"{path}.tlsSettings", out)
     if not 0 <= tracing.sampling <= 100:
-        out.error(f"{path}.sampling", "must be between 0 and 100")
+        message = f"{tracing.sampling} is not between 0 and 100: 1 % of requests are traced"
+        out.warn(f"{path}.sampling", message)
 
 
 def _check_keys(provider: PrivateKeyProvider, path: str, out: Findings) -> None:

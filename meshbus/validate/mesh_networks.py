@@ -8,7 +8,7 @@ from msgspec import UnsetType
 
 from meshbus.api.mesh.mesh_networks import MeshNetworks, Network, NetworkGateway
 from meshbus.validate.metadata import ObjectName
-from meshbus.validate.names import fqdn_problem, is_ip, subnet_problem
+from meshbus.validate.names import fqdn_problem, is_ip, is_label, subnet_problem
 from meshbus.validate.report import Findings
 
 
@@ -25,8 +25,9 @@ def _check_network(network: Network, path: str, out: Findings) -> None:
             if problem := subnet_problem(members.from_cidr):
                 out.error(f"{at}.fromCidr", problem)
         elif isinstance(members.from_registry, str):
-            if problem := fqdn_problem(members.from_registry):
-                out.error(f"{at}.fromRegistry", problem)
+            if not is_label(members.from_registry):
+                message = f"{members.from_registry!r} is not the name of a registry: no dots"
+                out.error(f"{at}.fromRegistry", message)
         else:
             out.required(at, "fromCidr or fromRegistry must be set")
     for index, gateway in enumerate(network.gateways):

@@ -32,6 +32,9 @@ def check_server_tls(tls: ServerTLSSettings, path: str, out: Findings) -> None:
     if tls.mode in ("PASSTHROUGH", "AUTO_PASSTHROUGH"):
         if tls.ca_crl or any(files.values()):
             out.warn(path, f"{tls.mode} mode does not use certificates, they will be ignored")
+        if tls.ca_crl and tls.credential_name:
+            message = "cannot be set with credentialName: a revocation list is in the credential"
+            out.error(f"{path}.caCrl", message, "Conflict")
         return
     mutual = tls.mode in ("MUTUAL", "OPTIONAL_MUTUAL")
     if not (tls.credential_name or tls.credential_names):

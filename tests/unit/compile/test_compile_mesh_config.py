@@ -64,6 +64,10 @@ def test_tracing() -> None:
     assert manager(under(defaultConfig={"tracing": {"sampling": 12.5}}))["tracing"][
         "randomSampling"
     ] == {"value": 12.5}
+    # As in Istio: what is more than everything is the default.
+    for out_of_range in (120, -1):
+        proxy = {"tracing": {"sampling": out_of_range}}
+        assert manager(under(defaultConfig=proxy))["tracing"]["randomSampling"] == {"value": 1.0}
     assert "tracing" not in manager(under(enableTracing=False))
 
 

@@ -57,6 +57,22 @@ def test_a_delegate_goes_on_within_the_match_of_its_root() -> None:
     assert followed(found, "80", host("a")) == [("/b/exact", "b"), ("/b", "c"), ("/", "a")]
 
 
+def test_what_a_root_answers_is_answered_for_its_delegate() -> None:
+    mesh = rows(
+        MESH,
+        routes("root", {"directResponse": {"status": 503}, "delegate": {"name": "inner"}},
+               hosts=["a"]),
+        routes("inner", rule("b", {"uri": {"exact": "/own"}}) | {"directResponse": {"status": 418}},
+               rule("c")),
+    )  # fmt: skip
+    (held,) = [
+        h
+        for h in Rendered(mesh, sidecar("a")).routes["80"]["virtualHosts"]
+        if h["name"] == host("a") + ":80"
+    ]
+    assert [r["directResponse"]["status"] for r in held["routes"]] == [418, 503]
+
+
 def test_a_change_of_a_delegate_changes_the_routes_of_its_root() -> None:
     mesh = rows(
         MESH,

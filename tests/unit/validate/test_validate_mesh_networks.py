@@ -25,6 +25,7 @@ def document(**network: Any) -> dict[str, Any]:
         ({"endpoints": [{"from_cidr": "10.0.0.0/8"}]}, []),
         ({"endpoints": [{"fromCidr": "10.0.0.0/40"}]}, ["endpoints[0].fromCidr"]),
         ({"endpoints": [{"fromRegistry": "not valid"}]}, ["endpoints[0].fromRegistry"]),
+        ({"endpoints": [{"fromRegistry": "a.b"}]}, ["endpoints[0].fromRegistry"]),
         ({"endpoints": [{}]}, ["endpoints[0]"]),
         ({"gateways": [{"address": "1.2.3.4", "port": 443}]}, []),
         ({"gateways": [{"address": "fd00::1", "port": 443}]}, []),
