@@ -1,5 +1,7 @@
 """Where Ingress objects of a mesh without Kubernetes are served: the addresses that the Service
-before the gateways has. Pure."""
+before the gateways has."""
+
+from collections.abc import Iterable
 
 from meshbus.analyze.ingress_addresses import (
     addresses_of,
@@ -10,30 +12,40 @@ from meshbus.compile.engine import Engine
 from meshbus.compile.ingress import ingresses
 from meshbus.model.keys import Key
 from meshbus.model.rows import MeshConfigRow, ObjectStatus
+from meshbus.model.world import Query, World
 from meshbus_config.documents import Space, status_key
 from meshbus_config.outcomes import CONFIGURED, Plan
 
 
-def plan_ingress_statuses(space: Space) -> list[Plan]:
-    """The statuses to write."""
-    world = space.world
-    if not world.all("cfg.ingresses"):
-        return []
-    wanted = _wanted(space)
-    plans = []
-    for ref in Engine(world).get(ingresses):
-        stored = space.at(ref.key)
-        if stored is None:
-            continue
-        held = stored.status.status if stored.status is not None else {}
-        balancer = held.get("loadBalancer")
-        said = balancer.get("ingress") if isinstance(balancer, dict) else None
-        if (said or []) == wanted:
-            continue
-        status = {**held, "loadBalancer": {"ingress": wanted}}
-        row = ObjectStatus(stored.row.uid, stored.row.generation, status)
-        plans.append(Plan(CONFIGURED, stored, ((status_key(ref.key), row),)))
-    return plans
+class IngressStatuses:
+    """What is to be said of the Ingress objects that are in force."""
+
+    def __init__(self) -> None:
+        self._engine = Engine(World())
+
+    def changed(self, world: World, touched: Iterable[Query]) -> None:
+        """The next world, as the mirror gives it."""
+        self._engine.update(world, touched)
+
+    def plans(self, space: Space) -> list[Plan]:
+        """The statuses to write."""
+        if not space.world.all("cfg.ingresses"):
+            return []
+        wanted = _wanted(space)
+        plans = []
+        for ref in self._engine.get(ingresses):
+            stored = space.at(ref.key)
+            if stored is None:
+                continue
+            held = stored.status.status if stored.status is not None else {}
+            balancer = held.get("loadBalancer")
+            said = balancer.get("ingress") if isinstance(balancer, dict) else None
+            if (said or []) == wanted:
+                continue
+            status = {**held, "loadBalancer": {"ingress": wanted}}
+            row = ObjectStatus(stored.row.uid, stored.row.generation, status)
+            plans.append(Plan(CONFIGURED, stored, ((status_key(ref.key), row),)))
+        return plans
 
 
 def _wanted(space: Space) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ Written by the leader, differences only.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,9 +14,10 @@ from meshbus.analyze.references import Missing
 from meshbus.model.keys import Key
 from meshbus.model.rows import ObjectStatus
 from meshbus.model.status import ConfigLoss, GatewayReport, ProxyProblem
+from meshbus.model.world import Query, World
 from meshbus_config.documents import Space, Stored, object_key, status_key, timestamp
 from meshbus_config.errors import ApiError
-from meshbus_config.ingress_status import plan_ingress_statuses
+from meshbus_config.ingress_status import IngressStatuses
 from meshbus_config.outcomes import CONFIGURED, Plan
 from meshbus_config.references import References, text_of
 from meshbus_config.status_board import StatusBoard
@@ -44,11 +45,26 @@ class Verdict(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is known of all objects."""
+    """What is known of objects, besides what they say."""
 
-    refused: Mapping[Key, list[ProxyProblem]]
-    missing: Mapping[Key, Sequence[Missing]]
+    refused: Mapping[Key, list[ProxyProblem]] = {}
+    missing: Mapping[Key, Sequence[Missing]] = {}
     lost: Mapping[Key, list[ConfigLoss]] = {}
+
+    def differing(self, before: "Found") -> Iterator[Key]:
+        """Objects of which gateways said something else before."""
+        for now, then in ((self.refused, before.refused), (self.lost, before.lost)):
+            yield from (key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+
+
+def found_now(board: StatusBoard, references: References, cluster: str) -> Found:
+    """What gateways report and references say."""
+    reports = board.gateways.values()
+    return Found(
+        problems_by_object(reports, cluster),
+        references.missing(),
+        losses_by_object(reports, cluster),
+    )
 
 
 def problems_by_object(
@@ -152,27 +168,23 @@ def condition(
     }
 
 
-def plan_statuses(space: Space, found: Found, now: float) -> list[Plan]:
-    """The statuses to write: of objects with problems, and of those that had some.
+def plan_statuses(space: Space, keys: Iterable[Key], found: Found, now: float) -> list[Plan]:
+    """The statuses to write, of these objects.
 
-    Objects that never had one keep no status row: a mesh without problems writes nothing.
+    Objects that never had a problem keep no status row: a mesh without problems writes nothing.
     """
-    concerned = (*found.refused, *found.missing, *found.lost)
-    keys = {key for key in concerned if key.plane == "cfg"}
-    for table in space.world.tables():
+    objects = (space.at(key) for key in keys)
+    plans = (_plan(stored, found, now) for stored in objects if stored is not None)
+    return [plan for plan in plans if plan is not None]
+
+
+def objects_with_conditions(world: World) -> Iterator[Key]:
+    """Objects of which something was said."""
+    for table in world.tables():
         if table.startswith("st."):
-            keys.update(
-                object_key(entry.key)
-                for entry in space.world.all(table)
-                if any(_held(entry.row, kind) is not None for kind in _OURS)
-            )
-    plans = []
-    for key in sorted(keys):
-        stored = space.at(key)
-        plan = None if stored is None else _plan(stored, found, now)
-        if plan is not None:
-            plans.append(plan)
-    return plans[:_PER_WRITE]
+            for entry in world.all(table):
+                if any(_held(entry.row, kind) is not None for kind in _OURS):
+                    yield object_key(entry.key)
 
 
 def _plan(stored: Stored, found: Found, now: float) -> Plan | None:
@@ -221,7 +233,10 @@ def _held(row: ObjectStatus, kind: str) -> Mapping[str, Any] | None:
 
 
 class StatusWriter:
-    """Keeps statuses what reports and references say, at most twice a second."""
+    """Keeps statuses what reports and references say, at most twice a second.
+
+    An object is looked at when it or what is known of it has changed, not when others have.
+    """
 
     def __init__(
         self,
@@ -236,11 +251,26 @@ class StatusWriter:
         self._references = references
         self._cluster = cluster
         self._now = now
+        self._ingresses = IngressStatuses()
+        self._open: set[Key] = set()
+        self._found = Found()
+        self._led_since: int | None = None
         self._wake = asyncio.Event()
+        self.looks = 0
+        """Looks at single objects."""
 
     def wake(self) -> None:
         """Something has changed."""
         self._wake.set()
+
+    def changed(self, world: World, touched: Iterable[Query]) -> None:
+        """The next world, as the mirror gives it."""
+        queries = list(touched)
+        self._ingresses.changed(world, queries)
+        for query in queries:
+            if query.by == "key" and isinstance(query.value, Key):
+                self._open.add(query.value._replace(plane="cfg"))
+        self.wake()
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -252,22 +282,34 @@ class StatusWriter:
                 pass
             self._wake.clear()
             if self._store.leading:
-                await self._write()
+                await self.write()
             await asyncio.sleep(_PAUSE_S)
 
-    async def _write(self) -> None:
-        found = Found(
-            problems_by_object(self._board.gateways.values(), self._cluster),
-            self._references.missing(),
-            losses_by_object(self._board.gateways.values(), self._cluster),
-        )
+    async def write(self) -> None:
+        """Write what differs, once; what is too much for one change is left for the next time."""
+        found = found_now(self._board, self._references, self._cluster)
+        self._open.update(found.differing(self._found), self._references.take_moved())
+        if self._led_since != self._store.fenced_at:
+            # Who led before may have stopped anywhere.
+            self._led_since = self._store.fenced_at
+            self._open.update(*found, objects_with_conditions(self._store.space.world))
+        self._found = found
+        keys, self._open = sorted(self._open), set()
+        self.looks += len(keys)
 
         def plans(space: Space) -> list[Plan]:
-            return [*plan_statuses(space, found, self._now()), *plan_ingress_statuses(space)]
+            own = plan_statuses(space, keys, found, self._now())
+            return [*own, *self._ingresses.plans(space)][:_PER_WRITE]
 
-        if not plans(self._store.space):
+        planned = plans(self._store.space)
+        if not planned:
             return
         try:
             await self._store.write(plans, announce=False)
         except ApiError as error:
+            self._open.update(keys)
             log.info("statuses not written; trying again", error=error.message)
+            return
+        if len(planned) == _PER_WRITE:
+            self._open.update(keys)
+            self.wake()

@@ -44,7 +44,9 @@ def with_missing(space: Space, plans: Sequence[Plan]) -> tuple[Plan, ...]:
     concerned = {
         plan.stored.entry.key
         for plan in plans
-        if plan.action not in (DELETED, UNCHANGED) and has_references(plan.stored.entry.key)
+        if plan.action not in (DELETED, UNCHANGED)
+        and has_references(plan.stored.entry.key)
+        and any(key == plan.stored.entry.key for key, _ in plan.writes)
     }
     if not concerned:
         return tuple(plans)
@@ -78,6 +80,7 @@ class References:
         self._stale: set[Key] = set()
         """Objects that are to be looked at: new ones, and those whose answers have changed."""
         self._missing: dict[Key, tuple[Missing, ...]] = {}
+        self._moved: set[Key] = set()
 
     def changed(self, world: World, touched: Iterable[Query]) -> None:
         """The next world, as the mirror gives it."""
@@ -94,7 +97,7 @@ class References:
                 if world.get(key) is None:
                     self._objects.discard(key)
                     self._stale.discard(key)
-                    self._missing.pop(key, None)
+                    self._say(key, ())
                     self._engine.release(_missing, key)
                 elif key not in self._objects:
                     self._objects.add(key)
@@ -103,13 +106,24 @@ class References:
     def missing(self) -> Mapping[Key, tuple[Missing, ...]]:
         """Objects that name something missing. Costs what has changed since it was asked last."""
         for key in sorted(self._stale):
-            found = self._engine.get(_missing, key)
-            if found:
-                self._missing[key] = found
-            else:
-                self._missing.pop(key, None)
+            self._say(key, self._engine.get(_missing, key))
         self._stale.clear()
         return self._missing
+
+    def _say(self, key: Key, found: tuple[Missing, ...]) -> None:
+        if found == self._missing.get(key, ()):
+            return
+        self._moved.add(key)
+        if found:
+            self._missing[key] = found
+        else:
+            del self._missing[key]
+
+    def take_moved(self) -> set[Key]:
+        """Objects of which `missing` says something else than when this was asked last."""
+        self.missing()
+        moved, self._moved = self._moved, set()
+        return moved
 
     def taken_away(self, space: Space, plans: Sequence[Plan]) -> dict[Key, tuple[Missing, ...]]:
         """What objects that are not written will name in vain once the plans are done."""

@@ -149,7 +149,7 @@ class ConfigService:
             statuses = StatusWriter(
                 store, self._board, self._references, context.cluster, context.clock.now
             )
-            self._mirror.subscribe(lambda _world, _touched: statuses.wake())
+            self._mirror.subscribe(statuses.changed)
             self._board.on_report(statuses.wake)
             context.admin.add_ready(
                 "namespaces", lambda: None if self._has_namespaces(store.space) else "not made yet"

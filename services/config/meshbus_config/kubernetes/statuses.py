@@ -5,12 +5,11 @@ is not said again because proxies come and go.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import structlog
 
-from meshbus.analyze.references import Missing
 from meshbus.kube.client import (
     MERGE_PATCH,
     Conflict,
@@ -21,7 +20,7 @@ from meshbus.kube.client import (
 )
 from meshbus.kube.lease import KubeLease
 from meshbus.model.keys import Key
-from meshbus.model.status import ConfigLoss, GatewayReport, ProxyProblem
+from meshbus.model.status import GatewayReport, ProxyProblem
 from meshbus.model.world import Query
 from meshbus.validate.report import Violation
 from meshbus_config.documents import timestamp
@@ -32,10 +31,10 @@ from meshbus_config.kubernetes.tenants import Tenants
 from meshbus_config.object_status import (
     EFFECTIVE,
     RESOLVED_REFS,
+    Found,
     Verdict,
+    found_now,
     loss_verdict,
-    losses_by_object,
-    problems_by_object,
     reference_verdict,
     refusal_verdict,
 )
@@ -162,19 +161,6 @@ def _condition(
     }
 
 
-class _Known(NamedTuple):
-    """What is known of objects, besides what they say."""
-
-    refused: Mapping[Key, list[ProxyProblem]]
-    missing: Mapping[Key, tuple[Missing, ...]]
-    lost: Mapping[Key, list[ConfigLoss]]
-
-    def differing(self, before: "_Known") -> Iterator[Key]:
-        """Objects of which something else was known before."""
-        for now, then in zip(self, before, strict=True):
-            yield from (key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
-
-
 class StatusWriting:
     """Keeps statuses what is known, at most twice a second each.
 
@@ -208,7 +194,7 @@ class StatusWriting:
         self._tenants = tenants
         self._inbox = following.inbox()
         self._open: set[Key] = set()
-        self._known = _Known({}, {}, {})
+        self._known = Found()
         self._led = False
         self._wake = asyncio.Event()
         self.written = 0
@@ -246,17 +232,12 @@ class StatusWriting:
     async def write_all(self) -> None:
         """Look at every object that is to be looked at, once."""
         self._tenants.settle()
-        reports = list(self._board.gateways.values())
-        known = _Known(
-            problems_by_object(reports, self._cluster),
-            dict(self._references.missing()),
-            losses_by_object(reports, self._cluster),
-        )
-        self._open |= self._inbox.take()
+        known = found_now(self._board, self._references, self._cluster)
+        self._open |= self._inbox.take() | self._references.take_moved()
         # Who led before may have stopped anywhere.
         self._open.update(known.differing(self._known) if self._led else self._following.objects)
         self._known = known
-        fleet = fleet_of(reports)
+        fleet = fleet_of(list(self._board.gateways.values()))
         for index, key in enumerate(sorted(self._open)):
             if index % 200 == 199:
                 await asyncio.sleep(0)
