@@ -245,6 +245,8 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
                 "serviceEntryVisibility",
             ),
             "Listener, RouteConfiguration `http_proxy`": ("proxyHttpPort",),
+            "Listener.address of captured traffic": ("proxyListenPort", "proxyInboundListenPort"),
+            "ClusterLoadAssignment": ("serviceSettings",),
         }.items()
         for name in names
     },

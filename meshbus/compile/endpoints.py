@@ -9,6 +9,7 @@ from envoy.config.endpoint.v3 import endpoint_components_pb2
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part
 from meshbus.compile.locality import (
+    CLUSTER,
     Place,
     Ranking,
     arranged,
@@ -305,6 +306,9 @@ def service_assignments(
         if port.protocol == UDP:
             continue
         endpoints = service_port_endpoints(reader, row.namespace, row.host, port.name)
+        if place is not None and place.cluster:
+            own = (CLUSTER, place.cluster)
+            endpoints = tuple(e for e in endpoints if own in e.labels)
         for subset in (None, *rule.subsets):
             wanted = frozenset(subset.labels.items()) if subset else frozenset()
             name = str(ClusterName(port.number, subset.name if subset else "", row.host))

@@ -37,7 +37,7 @@ from meshbus.compile.names import (
     is_sniffed,
     listener_name,
 )
-from meshbus.compile.outbound import INBOUND_PORT, OUTBOUND_PORT, reporting_of
+from meshbus.compile.outbound import reporting_of
 from meshbus.compile.peer_authentication import (
     DISABLE,
     NO_SELECTOR_IN_ROOT,
@@ -482,16 +482,17 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
     under the workload's mutual TLS mode."""
     out = listener_pb2.Listener(name="virtualInbound", traffic_direction=base_pb2.INBOUND)
     addresses = view.families.anywhere
-    out.address.CopyFrom(address(addresses[0], INBOUND_PORT))
+    settings = reader.node(mesh)
+    out.address.CopyFrom(address(addresses[0], settings.inbound_port))
     for other in addresses[1:]:
-        out.additional_addresses.add().address.CopyFrom(address(other, INBOUND_PORT))
+        out.additional_addresses.add().address.CopyFrom(address(other, settings.inbound_port))
     out.listener_filters.append(original_destination_filter())
     if view.transparent:
         out.transparent.CopyFrom(boolean(True))
         out.listener_filters.append(original_source_filter())
     reporting = reporting_of(reader, LOG_INBOUND, view.headers)
     log_refused(out, reporting)
-    for port in (INBOUND_PORT, OUTBOUND_PORT):
+    for port in (settings.inbound_port, settings.outbound_port):
         loop = out.filter_chains.add(name="virtualInbound-blackhole")
         loop.filter_chain_match.destination_port.CopyFrom(uint32(port))
         loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
@@ -501,7 +502,7 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
             out.filter_chains.extend(_guarded_chains(reader, view, served, False, report))
     for served in unserved_ports(view):
         out.filter_chains.extend(_chains(reader, view, served, False))
-    _inspect(out, reader.node(mesh))
+    _inspect(out, settings)
     own = [
         _bound_listener(reader, view, served, (served.named_by,), report)
         for served in view.ports

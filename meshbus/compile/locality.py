@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from meshbus.compile.engine import Reader
+from meshbus.compile.names import CLUSTER_DOMAIN, most_specific
 from meshbus.compile.networks import networks
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.model.rows import Service
@@ -40,6 +41,8 @@ class Place(NamedTuple):
     """Where some endpoints are in other networks: that of the proxy."""
     ranked: bool = True
     """Endpoints are ranked by where it is."""
+    cluster: str = ""
+    """Where calls to some services stay in their cluster: that of the proxy."""
 
 
 class Ranking(NamedTuple):
@@ -159,11 +162,28 @@ def place_of(
     wanted = reader.node(ranking_labels)
     known = reader.node(networks)
     reached = known.network_of(network, cluster, at) if known.gateways else ""
+    held = cluster if reader.node(mesh).cluster_local else ""
     if wanted is None:
-        return Place("", (), reached, False) if reached else None
-    held = topology_labels(labels, locality, network, cluster)
-    named = tuple(sorted((k, v) for k, v in held.items() if k in wanted))
-    return Place(locality, named, reached)
+        return Place("", (), reached, False, held) if reached or held else None
+    where = topology_labels(labels, locality, network, cluster)
+    named = tuple(sorted((k, v) for k, v in where.items() if k in wanted))
+    return Place(locality, named, reached, cluster=held)
+
+
+_OF_CLUSTERS = {
+    f"*.kube-system.svc.{CLUSTER_DOMAIN}": True,
+    f"kubernetes.default.svc.{CLUSTER_DOMAIN}": True,
+}
+"""What every cluster has for itself. Source: Istio, clusterLocalProvider."""
+
+
+def stays_in_cluster(reader: Reader, host: str) -> bool:
+    """Node: calls to a host stay in the cluster of the caller: the most specific of the hosts of
+    `serviceSettings` says so. Without any, and without a second cluster, nobody asks."""
+    said = reader.node(mesh).cluster_local
+    hosts = {**_OF_CLUSTERS, **dict(said)} if said else {}
+    found = most_specific(hosts, host)
+    return found is not None and hosts[found]
 
 
 def ranking_labels(reader: Reader) -> frozenset[str] | None:

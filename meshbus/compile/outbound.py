@@ -75,8 +75,6 @@ from meshbus.compile.virtual_hosts import (
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service, ServicePort
 
-OUTBOUND_PORT = 15001
-INBOUND_PORT = 15006
 PASSED_ON = "PassthroughFilterChain"
 """The chain for what no other chain of a listener is for."""
 SPEAK_FIRST = frozenset({"MONGO", "MYSQL"})
@@ -347,11 +345,12 @@ def _listener(
 
 def _virtual_outbound(reader: Reader, view: View, reporting: Reporting) -> listener_pb2.Listener:
     """Takes all captured traffic and hands it to the listener of its original destination."""
-    out = _listener("virtualOutbound", view.families.anywhere, OUTBOUND_PORT, True)
+    own_port = reader.node(mesh).outbound_port
+    out = _listener("virtualOutbound", view.families.anywhere, own_port, True)
     out.use_original_dst.CopyFrom(boolean(True))
     log_refused(out, reporting)
     loop = out.filter_chains.add(name="virtualOutbound-blackhole")
-    loop.filter_chain_match.destination_port.CopyFrom(uint32(OUTBOUND_PORT))
+    loop.filter_chain_match.destination_port.CopyFrom(uint32(own_port))
     loop.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
     unknown = view.unknown_tcp
     out.default_filter_chain.name = "virtualOutbound-catchall-tcp"

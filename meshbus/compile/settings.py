@@ -9,7 +9,7 @@ from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.proxy_logs import NO_LOGS, ProxyLogs, proxy_logs
 from meshbus.compile.tls_limits import NO_LIMITS, TlsLimits, limits_of
 from meshbus.compile.values import nanos_of
-from meshbus.compile.written import entries
+from meshbus.compile.written import entries, fields, texts
 from meshbus.model.world import Query
 
 _OF_PROXIES = frozenset({"gatewayTopology", "proxyHeaders", "proxyMetadata"})
@@ -77,6 +77,12 @@ class MeshSettings:
     protocol_detection_timeout_ns: int = 0
     http_proxy_port: int = 0
     """`proxyHttpPort`: where sidecars are HTTP proxies; 0: nowhere."""
+    cluster_local: tuple[tuple[str, bool], ...] = ()
+    """`serviceSettings`: (host, whether calls to it stay in the cluster of the caller)."""
+    outbound_port: int = 15001
+    """`proxyListenPort`: where captured outbound traffic is taken in."""
+    inbound_port: int = 15006
+    """`proxyInboundListenPort`."""
     locality_lb: dict[str, Any] = field(default_factory=dict)
     """`localityLbSetting`: failover by region is on unless `enabled` is false."""
     mesh_tls: TlsLimits = NO_LIMITS
@@ -157,6 +163,13 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
         destination_rule_export_to=_names(spec, "defaultDestinationRuleExportTo"),
         protocol_detection_timeout_ns=_nanos(spec.get("protocolDetectionTimeout"), 0),
         http_proxy_port=_port(spec.get("proxyHttpPort")),
+        cluster_local=tuple(
+            (host.lower(), fields(setting.get("settings")).get("clusterLocal") is True)
+            for setting in entries(spec.get("serviceSettings"))
+            for host in texts(setting.get("hosts"))
+        ),
+        outbound_port=_port(spec.get("proxyListenPort")) or default.outbound_port,
+        inbound_port=_port(spec.get("proxyInboundListenPort")) or default.inbound_port,
         locality_lb=_record(spec, "localityLbSetting"),
         mesh_tls=limits_of(_record(spec, "meshMTLS")),
         tls_defaults=limits_of(_record(spec, "tlsDefaults")),

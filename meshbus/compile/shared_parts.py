@@ -31,7 +31,7 @@ from meshbus.compile.gateways import passes_by_name, router_listeners, router_ro
 from meshbus.compile.layers import NO_RESOURCES, Layer, layer_of
 from meshbus.compile.legacy_authentication import any_policy
 from meshbus.compile.legacy_rbac import rbac_scope
-from meshbus.compile.locality import Place
+from meshbus.compile.locality import Place, stays_in_cluster
 from meshbus.compile.outbound import capture_plan
 from meshbus.compile.reach import Reach, Reached, reaches
 from meshbus.compile.request_authentication import authentication_heads
@@ -135,9 +135,13 @@ def _place_for(reader: Reader, member: Reached, place: Place | None) -> Place | 
         return None
     if not (place.network and reader.node(crosses_networks, member.service)):
         place = place._replace(network="")
+    if not (place.cluster and reader.node(stays_in_cluster, member.host)):
+        place = place._replace(cluster="")
     if place.ranked and reader.node(ranks_by_place, member.service, member.rules):
         return place
-    return Place("", (), place.network, False) if place.network else None
+    if not place.network and not place.cluster:
+        return None
+    return Place("", (), place.network, False, place.cluster)
 
 
 def _takes_endpoints(row: Service, captured: bool) -> bool:

@@ -5,10 +5,9 @@ and the chains of Istio's init container, under names of our own.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 PROXY_UID = 1337
-OUTBOUND_PORT = 15001
-INBOUND_PORT = 15006
 TUNNEL_PORT = 15008
 DIRECT_PORTS = (15021, 15090)
 """Readiness and statistics: served by Envoy itself, never redirected."""
@@ -17,7 +16,23 @@ PASSTHROUGH_SOURCE6 = "::6"
 """Source of what Envoy passes to the application; it is not captured again."""
 
 
-def capture_rules(family: int, resolver: str, *, direct_ports: Sequence[int] = DIRECT_PORTS) -> str:
+class CapturePorts(NamedTuple):
+    """Where an Envoy takes captured traffic in."""
+
+    outbound: int = 15001
+    inbound: int = 15006
+
+
+STANDARD_PORTS = CapturePorts()
+
+
+def capture_rules(
+    family: int,
+    resolver: str,
+    *,
+    ports: CapturePorts = STANDARD_PORTS,
+    direct_ports: Sequence[int] = DIRECT_PORTS,
+) -> str:
     """Input of `iptables-restore` or `ip6tables-restore` for a fresh namespace.
 
     Args:
@@ -33,8 +48,8 @@ def capture_rules(family: int, resolver: str, *, direct_ports: Sequence[int] = D
         ":MESH_REDIRECT - [0:0]",
         ":MESH_IN_REDIRECT - [0:0]",
         ":MESH_OUTPUT - [0:0]",
-        f"-A MESH_REDIRECT -p tcp -j REDIRECT --to-ports {OUTBOUND_PORT}",
-        f"-A MESH_IN_REDIRECT -p tcp -j REDIRECT --to-ports {INBOUND_PORT}",
+        f"-A MESH_REDIRECT -p tcp -j REDIRECT --to-ports {ports.outbound}",
+        f"-A MESH_IN_REDIRECT -p tcp -j REDIRECT --to-ports {ports.inbound}",
         *(
             f"-A MESH_INBOUND -p tcp --dport {port} -j RETURN"
             for port in (TUNNEL_PORT, *direct_ports)

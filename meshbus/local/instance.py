@@ -197,7 +197,8 @@ class Instance:
             return
         whole.unlink(missing_ok=True)
         captured = self.spec.has_envoy and not self.spec.spec.gateway
-        await netns.make_namespace(state, self.index, self.addresses.inbound, captured=captured)
+        ports = self._start.capture if captured else None
+        await netns.make_namespace(state, self.index, self.addresses.inbound, ports)
         whole.touch(mode=0o600)
 
     def write_hosts(self) -> None:

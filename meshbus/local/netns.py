@@ -22,7 +22,7 @@ from meshbus.local.addresses import (
     bridge_address,
     proxy_resolver_address,
 )
-from meshbus.local.capture import PASSTHROUGH_SOURCE6, capture_rules
+from meshbus.local.capture import PASSTHROUGH_SOURCE6, CapturePorts, capture_rules
 from meshbus.local.enter import EnterPlan
 from meshbus.local.home import HomeError, HomeState
 
@@ -95,9 +95,10 @@ async def make_bridge(state: HomeState) -> None:
 
 
 async def make_namespace(
-    state: HomeState, index: int, addresses: Sequence[str], *, captured: bool
+    state: HomeState, index: int, addresses: Sequence[str], capture: CapturePorts | None
 ) -> None:
-    """Make the namespace of an instance: addresses, default routes to the bridge, capture rules.
+    """Make the namespace of an instance: addresses, default routes to the bridge, rules that
+    capture its traffic (None: it is not captured).
 
     Raises:
         NetworkError: A step failed.
@@ -129,12 +130,12 @@ async def make_namespace(
         ["ip", "netns", "exec", name, "sh", "-c",
          "echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start"],
     )  # fmt: skip
-    if captured:
+    if capture is not None:
         restore = ["ip", "netns", "exec", name]
-        rules = capture_rules(4, bridge_address(block))
+        rules = capture_rules(4, bridge_address(block), ports=capture)
         await _run([*restore, "iptables-restore", "--noflush", "--wait"], rules)
         if len(addresses) > 1:
-            rules = capture_rules(6, bridge6_address(block6))
+            rules = capture_rules(6, bridge6_address(block6), ports=capture)
             await _run([*restore, "ip6tables-restore", "--noflush", "--wait"], rules)
 
 

@@ -12,8 +12,11 @@ import msgspec
 
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
 from meshbus.api.yaml_text import NotReadableError, read_yaml
+from meshbus.compile.settings import settings_of
+from meshbus.compile.written import fields
 from meshbus.inject.proxy_configs import proxy_wishes
 from meshbus.inject.stats import stats_config
+from meshbus.local.capture import STANDARD_PORTS, CapturePorts
 from meshbus.local.desired import InstanceSpec
 from meshbus.model.rows import ConfigObject
 
@@ -32,6 +35,8 @@ class ProxyStart(NamedTuple):
     """Settings of Envoy's runtime."""
     stats: Mapping[str, Any] = {}
     """`stats_config` of the bootstrap; empty: all statistics are kept."""
+    capture: CapturePorts = STANDARD_PORTS
+    """Where it takes captured traffic in: the mesh says so when the instance is made."""
 
 
 NO_START = ProxyStart()
@@ -40,23 +45,25 @@ NO_START = ProxyStart()
 
 def proxy_start(
     spec: InstanceSpec,
-    default: Mapping[str, Any],
+    mesh: Mapping[str, Any],
     objects: Iterable[ConfigObject],
     root: str,
 ) -> ProxyStart:
     """What the Envoy of an instance starts with.
 
     Args:
-        default: `defaultConfig` of the mesh config.
+        mesh: The mesh config.
         objects: ProxyConfig objects.
         root: The namespace whose objects are for the whole mesh.
     """
     wishes = proxy_wishes(objects, spec.labels, spec.namespace, root)
-    given = wishes.over(default, _own(spec.proxy_config))
+    given = wishes.over(fields(mesh.get("defaultConfig")), _own(spec.proxy_config))
+    settings = settings_of(dict(mesh))
+    ports = CapturePorts(settings.outbound_port, settings.inbound_port)
     try:
         proxy = msgspec.convert(given, MeshProxyConfig, strict=False)
     except msgspec.ValidationError:  # refused where it was written; nothing stops for it here
-        return NO_START
+        return NO_START._replace(capture=ports)
     variables = proxy.proxy_metadata
     return ProxyStart(
         concurrency=1 if proxy.concurrency is None else max(0, proxy.concurrency),
@@ -68,6 +75,7 @@ def proxy_start(
         },
         runtime=proxy.runtime_values,
         stats=stats_config({}, proxy),
+        capture=ports,
     )
 
 

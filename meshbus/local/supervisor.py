@@ -335,9 +335,8 @@ class Supervisor:
     def _start_of(self, spec: InstanceSpec) -> ProxyStart:
         world = self._mirror.world
         mesh = [entry.row.spec for entry in world.all("mesh.config")]
-        default = (mesh[0].get("defaultConfig") if mesh else None) or {}
         objects = [entry.row for entry in world.all("cfg.proxyconfigs")]
-        return proxy_start(spec, default, objects, self._settings.root_namespace)
+        return proxy_start(spec, mesh[0] if mesh else {}, objects, self._settings.root_namespace)
 
     def _hosts_for(self, namespace: str) -> str:
         lines = []

@@ -18,7 +18,7 @@ from meshes import (
 
 from meshbus.compile.offline import compile_documents
 from meshbus.model.keys import Key
-from meshbus.model.rows import Namespace
+from meshbus.model.rows import Endpoint, EndpointShard, Namespace
 
 WORLD = rows(
     service("a", ("http", 80, "HTTP"), ("any", 90, ""), addresses=["10.96.0.1"]),
@@ -338,6 +338,68 @@ def test_an_http_proxy_beside_captured_traffic() -> None:
     held = listener["filterChains"][0]["filters"][-1]["typedConfig"]
     assert held["rds"]["routeConfigName"] == "http_proxy"
     assert f"{host('a')}:80" in {h["name"] for h in found.routes["http_proxy"]["virtualHosts"]}
+
+
+def test_ports_that_traffic_is_captured_at() -> None:
+    found = under(proxyListenPort=16001, proxyInboundListenPort=16006)
+    held = {n: found.listeners[n] for n in ("virtualOutbound", "virtualInbound")}
+    ports = {n: one["address"]["socketAddress"]["portValue"] for n, one in held.items()}
+    assert ports == {"virtualOutbound": 16001, "virtualInbound": 16006}
+    for listener, loops in (("virtualOutbound", {16001}), ("virtualInbound", {16001, 16006})):
+        blocked = {
+            chain["filterChainMatch"]["destinationPort"]
+            for chain in held[listener]["filterChains"]
+            if chain["name"].endswith("blackhole")
+        }
+        assert blocked == loops
+
+
+# --------------------------------------------------------------------------- clusters
+
+
+def in_clusters(of_host: str, namespace: str = "default") -> Rows:
+    """Endpoints of a service in two clusters."""
+    members = [
+        Endpoint([f"10.{n}.0.1"], {"http": 80}, cluster=cluster)
+        for n, cluster in enumerate(("east", "west"), 1)
+    ]
+    shard = EndpointShard(of_host, namespace, "clusters", members)
+    return {Key("c", "reg", "endpoints", namespace, of_host, "clusters"): shard}
+
+
+def called(cluster: str, of_host: str, rules: Rows, **spec: Any) -> set[str]:
+    """Addresses of a host at port 80 for a proxy in a cluster."""
+    found = Rendered(rows(rules, mesh_config(**spec)), sidecar("x", cluster=cluster))
+    groups = found.endpoints[f"outbound|80||{of_host}"].get("endpoints", ())
+    return {
+        member["endpoint"]["address"]["socketAddress"]["address"]
+        for group in groups
+        for member in group["lbEndpoints"]
+    }
+
+
+def test_calls_that_stay_in_their_cluster() -> None:
+    def local(host: str, here: bool = True) -> dict[str, Any]:
+        return {"settings": {"clusterLocal": here}, "hosts": [host]}
+
+    web, dns = host("web"), host("dns", "kube-system")
+    mesh = rows(
+        service("web", ("http", 80, "HTTP"), addresses=["10.96.0.1"]),
+        service("dns", ("http", 80, "HTTP"), namespace="kube-system", addresses=["10.96.0.2"]),
+        in_clusters(web),
+        in_clusters(dns, "kube-system"),
+    )
+    both = {"10.1.0.1", "10.2.0.1"}
+    assert called("east", web, mesh) == both
+    own = [local("*.default.svc.cluster.local")]
+    assert called("east", web, mesh, serviceSettings=own) == {"10.1.0.1"}
+    assert called("west", web, mesh, serviceSettings=own) == {"10.2.0.1"}
+    assert called("north", web, mesh, serviceSettings=own) == set()
+    # What belongs to a cluster stays there, unless it is said otherwise; the narrower host counts.
+    assert called("east", dns, mesh, serviceSettings=own) == {"10.1.0.1"}
+    shared = [*own, local(web, False), local(dns, False)]
+    assert called("east", web, mesh, serviceSettings=shared) == both
+    assert called("east", dns, mesh, serviceSettings=shared) == both
 
 
 # --------------------------------------------------------------------------- logs

@@ -5,7 +5,10 @@ import subprocess
 
 import pytest
 
-from meshbus.local.capture import capture_rules, hosts_file, service_names
+from meshbus.api.standalone import Workload
+from meshbus.local.capture import CapturePorts, capture_rules, hosts_file, service_names
+from meshbus.local.desired import InstanceSpec
+from meshbus.local.proxy_start import proxy_start
 
 
 def test_the_proxy_is_never_captured_and_everybody_else_is() -> None:
@@ -16,6 +19,15 @@ def test_the_proxy_is_never_captured_and_everybody_else_is() -> None:
     assert "-A MESH_REDIRECT -p tcp -j REDIRECT --to-ports 15001" in rules
     assert "-A MESH_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006" in rules
     assert "127.0.0" not in capture_rules(6, "fd6d::1")
+
+
+def test_the_ports_are_those_of_the_mesh() -> None:
+    rules = capture_rules(6, "fd6d::1", ports=CapturePorts(16001, 16006))
+    assert "-A MESH_REDIRECT -p tcp -j REDIRECT --to-ports 16001" in rules
+    assert "-A MESH_IN_REDIRECT -p tcp -j REDIRECT --to-ports 16006" in rules
+    spec = InstanceSpec("default", "a-0", "a", {}, Workload())
+    start = proxy_start(spec, {"proxyListenPort": 16001}, [], "istio-system")
+    assert start.capture == CapturePorts(16001, 15006)
 
 
 @pytest.mark.real
