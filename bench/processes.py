@@ -43,6 +43,16 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return total
 
 
+def queued_seconds(pids: Iterable[int]) -> float:
+    """How long the main threads of processes have been ready to run and had no core, so far: what
+    else is on the machine took that from them. 0 where the kernel does not tell."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return total
+
+
 def resident_mb(pids: Iterable[int]) -> float:
     """What processes have in memory."""
     total = 0

@@ -37,6 +37,7 @@ SCENARIOS = (
     "policy-scoped",
     "policy-unscoped",
 )
+_SERIES = (250, 500, 1000, 2000, 4000)
 _BY_DEFAULT = 6
 """Of them are run when nothing is said."""
 COLUMNS = (
@@ -195,18 +196,20 @@ class Runner:
                 self.add(row)
 
     async def tail(self) -> None:
-        """Cost of one change by the number of sidecars and of services."""
+        """Cost of one change by the number of sidecars (unscoped) and of services (scoped)."""
         given = argparse.Namespace(**vars(self.given))
-        for sidecars in (250, 500, 1000):
+        for sidecars in _SERIES:
             self.given = argparse.Namespace(**{**vars(given), "sidecars": sidecars})
             async with self.bench(scoped=False) as bench:
                 await bench.cold(sidecars)
-                self.add(await bench.endpoint(given.rounds), f"{sidecars} sidecars: ")
-        for services in (250, 500, 1000):
+                for scenario in (bench.endpoint, bench.route):
+                    self.add(await scenario(given.rounds), f"{sidecars} sidecars: ")
+        for services in _SERIES:
             self.given = argparse.Namespace(**{**vars(given), "services": services})
             async with self.bench(scoped=True) as bench:
                 await bench.cold(given.sidecars)
-                self.add(await bench.endpoint(given.rounds), f"{services} services: ")
+                for scenario in (bench.endpoint, bench.service_added, bench.route):
+                    self.add(await scenario(given.rounds), f"{services} services: ")
         self.given = given
 
 

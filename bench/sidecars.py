@@ -24,6 +24,7 @@ from meshbus.compile.resources import CDS, EDS, LDS, RDS
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 _BACK_S = 0.05
+_PROBE_S = 0.01
 _AT_ONCE = 64
 """Connections that are being opened at one time."""
 
@@ -58,8 +59,18 @@ class Fleet:
         self.last_at = 0.0
         self.last_of: dict[int, float] = {}
         self.arrivals: list[tuple[float, int, str, int]] = []
+        self.late: list[float] = []
+        """By how much this process came late to what was due: so much it adds to its times."""
         for sidecar in self.sidecars.values():
             sidecar.base = sidecar.stream.received if sidecar.stream is not None else 0
+
+    async def probe(self) -> None:
+        """Measure `late`, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _PROBE_S
+            await asyncio.sleep(_PROBE_S)
+            self.late.append(loop.time() - due)
 
     def wire_bytes(self) -> int:
         """Received since the mark on connections that are open."""
@@ -70,6 +81,7 @@ class Fleet:
     def stats(self) -> dict[str, Any]:
         """What was measured since the mark."""
         used = resource.getrusage(resource.RUSAGE_SELF)
+        late = sorted(self.late) or [0.0]
         return {
             "connected": sum(s.ready for s in self.sidecars.values()),
             "arrived": len({index for _, index, _, _ in self.arrivals}),
@@ -82,6 +94,7 @@ class Fleet:
             "ends": self.ends,
             "refused": self.refused,
             "last_at": self.last_at,
+            "late_p99": late[len(late) * 99 // 100],
             "now": time.monotonic(),
             "cpu": used.ru_utime + used.ru_stime,
         }
@@ -252,6 +265,7 @@ async def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     reader = asyncio.StreamReader(limit=1 << 26)
     loop = asyncio.get_running_loop()
+    tasks.add(loop.create_task(fleet.probe()))
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         answer = await obey(fleet, json.loads(line))
