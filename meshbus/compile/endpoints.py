@@ -1,5 +1,6 @@
 """Endpoints: rows of discovery to cluster load assignments."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -73,35 +74,50 @@ def canonical_service(labels: dict[str, str], workload: str) -> tuple[str, str]:
     return name, revision
 
 
-def endpoint_metadata(endpoint: Endpoint, mutual: bool) -> base_pb2.Metadata:
-    """What the proxy knows of an endpoint: whether it takes mutual TLS, and whose it is.
+def endpoint_metadata(endpoint: Endpoint, mutual: bool) -> bytes:
+    """What the proxy knows of an endpoint, as a serialized `Metadata`: whether it takes mutual TLS,
+    and whose it is.
 
     `istio.workload` is `name;namespace;canonical name;canonical revision;cluster`, as Istio's.
     """
-    metadata = base_pb2.Metadata()
     name, revision = canonical_service(endpoint.labels, endpoint.workload)
-    metadata.filter_metadata["istio"]["workload"] = ";".join(
-        (endpoint.workload, endpoint.namespace, name, revision, endpoint.cluster)
-    )
+    parts = (endpoint.workload, endpoint.namespace, name, revision, endpoint.cluster)
+    return _metadata(";".join(parts), mutual)
+
+
+@functools.lru_cache(maxsize=1024)
+def _metadata(workload: str, mutual: bool) -> bytes:
+    """The same for all instances of a workload, of which one after the other comes and goes."""
+    metadata = base_pb2.Metadata()
+    metadata.filter_metadata["istio"]["workload"] = workload
     if mutual:
         metadata.filter_metadata["envoy.transport_socket_match"]["tlsMode"] = "istio"
-    return metadata
+    encoded: bytes = metadata.SerializeToString(deterministic=True)
+    return encoded
 
 
 def encode_endpoint(endpoint: Endpoint, port: int, mutual: bool, *, host: str = "") -> bytes:
     """One endpoint as an `lb_endpoints` entry. `host`: a name that the proxy resolves itself,
     instead of the addresses."""
-    lb = endpoint_components_pb2.LbEndpoint(
-        metadata=endpoint_metadata(endpoint, mutual),
-        load_balancing_weight=uint32(endpoint.weight or 1),
-    )
+    # Fields in the order of their numbers, as protobuf writes them: metadata is the third.
+    lb = endpoint_components_pb2.LbEndpoint()
     first, *others = [host] if host else endpoint.addresses
     lb.endpoint.address.CopyFrom(address(first, port))
     for other in others:
         lb.endpoint.additional_addresses.add().address.CopyFrom(address(other, port))
     if endpoint.draining:
         lb.health_status = health_check_pb2.DRAINING
-    return field(2, lb.SerializeToString(deterministic=True))
+    head: bytes = lb.SerializeToString(deterministic=True)
+    metadata = field(3, endpoint_metadata(endpoint, mutual))
+    return field(2, head + metadata + _weight(endpoint.weight or 1))
+
+
+@functools.lru_cache(maxsize=256)
+def _weight(weight: int) -> bytes:
+    """`LbEndpoint.load_balancing_weight`, with tag and length."""
+    lb = endpoint_components_pb2.LbEndpoint(load_balancing_weight=uint32(weight))
+    encoded: bytes = lb.SerializeToString(deterministic=True)
+    return encoded
 
 
 def crosses_networks(reader: Reader, service: Key) -> bool:
@@ -177,17 +193,18 @@ def shard_endpoints(reader: Reader, shard: Key, port_name: str) -> tuple[Encoded
     out = []
     for endpoint in row.endpoints:
         port = endpoint.ports.get(port_name)
-        network = _network_of(held, endpoint) if held.gateways else endpoint.network
         if port is None or not (endpoint.ready or endpoint.draining):
             continue
+        network = _network_of(held, endpoint) if held.gateways else endpoint.network
         if not endpoint.addresses and not held.gateways_of(network):
             continue
         mutual = endpoint.tls_mode == "istio" and not refuses(endpoint, port)
         known = before.get(_place_in_shard(endpoint))
-        if known is None or (known.source, known.network, known.mutual) != (
-            endpoint,
-            network,
-            mutual,
+        if (
+            known is None
+            or known.mutual is not mutual
+            or known.source != endpoint
+            or known.network != network
         ):
             data = encode_endpoint(endpoint, port, mutual) if endpoint.addresses else b""
             made = encoded_endpoint(endpoint, data)
@@ -265,16 +282,21 @@ def assignment(
     """
     out = [field(1, name.encode())]
     for group in arranged(endpoints, ranking, place):
-        tail = endpoint_components_pb2.LocalityLbEndpoints(
-            load_balancing_weight=uint32(group.weight), priority=group.priority
-        )
-        region, zone, sub_zone = split_locality(group.locality)
-        where = base_pb2.Locality(region=region, zone=zone, sub_zone=sub_zone)
-        body = field(1, where.SerializeToString(deterministic=True))
-        body += b"".join(m.data for m in group.members)
-        body += tail.SerializeToString(deterministic=True)
-        out.append(field(2, body))
+        head, tail = _frame_of(group.locality, group.weight, group.priority)
+        out.append(field(2, head + b"".join(m.data for m in group.members) + tail))
     return b"".join(out)
+
+
+@functools.lru_cache(maxsize=1024)
+def _frame_of(locality: str, weight: int, priority: int) -> tuple[bytes, bytes]:
+    """What stands before and behind the endpoints of a `LocalityLbEndpoints`."""
+    region, zone, sub_zone = split_locality(locality)
+    where = base_pb2.Locality(region=region, zone=zone, sub_zone=sub_zone)
+    tail = endpoint_components_pb2.LocalityLbEndpoints(
+        load_balancing_weight=uint32(weight), priority=priority
+    )
+    head = field(1, where.SerializeToString(deterministic=True))
+    return head, tail.SerializeToString(deterministic=True)
 
 
 def ranks_by_place(reader: Reader, service: Key, rules: tuple[Key, ...]) -> bool:

@@ -265,9 +265,9 @@ class _Step:
             self._own_tables.add(table)
             rows = self.rows[table] = dict(rows or ())
         self.touched.add(Query(table, "key", key))
-        old = [] if before is None else self._queries(table, key, before.row)
         new = [] if put.row is None else self._queries(table, key, put.row)
-        if old != new:
+        if before is None or not _filed_alike(table, key, before.row, put.row):
+            old = [] if before is None else self._queries(table, key, before.row)
             for query in old:
                 if query not in new:
                     self.touched.add(membership(query))
@@ -317,6 +317,13 @@ class _Step:
         for name, values in indexes.items():
             queries += [Query(table, name, value) for value in values(key, row)]
         return queries
+
+
+def _filed_alike(table: str, key: Key, one: Row, other: Row | None) -> bool:
+    """Two rows of a key answer the same queries."""
+    return other is not None and all(
+        values(key, one) == values(key, other) for values in INDEXES.get(table, {}).values()
+    )
 
 
 def world_of(rows: Mapping[Key, Row], *, sequence: int = 1, ts: float = 0.0) -> World:

@@ -2,16 +2,19 @@
 
 from typing import Any
 
+from envoy.config.core.v3 import health_check_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2
 from envoy.config.route.v3 import route_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from meshes import Rows, config, endpoints, host, mesh_config, rows, service, sidecar
 
 from meshbus.compile import reach, route_tables, scope
-from meshbus.compile.endpoints import shard_endpoints
+from meshbus.compile.endpoints import encode_endpoint, shard_endpoints
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import Snapshot, compile_proxy
 from meshbus.compile.resources import CDS, EDS, LDS, RDS
+from meshbus.model.rows import Endpoint
 from meshbus.model.world import Put, World, world_of
 
 NAMESPACES = ("default", "shop", "istio-system")
@@ -283,3 +286,25 @@ def test_an_endpoint_that_stays_is_not_encoded_again():
         before = {id(e.data) for e in old}
         assert {e.source.addresses[0] for e in new if id(e.data) in before} == kept
         old = new
+
+
+@given(
+    st.integers(0, 300),
+    st.booleans(),
+    st.booleans(),
+    st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "2001:db8::1"]), min_size=1, unique=True),
+)
+def test_an_endpoint_is_written_as_protobuf_writes_it(weight, draining, mutual, addresses):
+    endpoint = Endpoint(
+        addresses, {"http": 1}, {"app": "a"}, workload="w", weight=weight, draining=draining
+    )
+    data = encode_endpoint(endpoint, 8080, mutual)
+    message = endpoint_components_pb2.LocalityLbEndpoints.FromString(data)
+    assert message.SerializeToString(deterministic=True) == data
+    [only] = message.lb_endpoints
+    assert only.load_balancing_weight.value == (weight or 1)
+    assert (only.health_status == health_check_pb2.DRAINING) is draining
+    assert ("envoy.transport_socket_match" in only.metadata.filter_metadata) is mutual
+    assert [a.address.socket_address.address for a in only.endpoint.additional_addresses] == (
+        addresses[1:]
+    )
