@@ -6,7 +6,10 @@ import pytest
 import pytest_asyncio
 from ca_mesh import CaMesh, made
 from cryptography import x509
-from gateway_mesh import envoy_binary
+from gateway_mesh import (
+    envoy_binary,
+    mesh_on,
+)
 from meshbus_ca.authority import fingerprint
 from test_ca_ledger import REVIEWS, sign
 from test_gateway_envoys import Pair, serving
@@ -16,7 +19,6 @@ from meshbus.runtime.calls import CallError
 from meshbus.runtime.settings import SettingsError
 
 pytestmark = pytest.mark.real
-IDENTITIES = ("config", "discovery", "ca", "xds-gateway", "local")
 
 
 @pytest_asyncio.fixture
@@ -25,18 +27,15 @@ async def elsewhere(bus_for, tmp_path):
     async with vault(root, middle, time.time()) as running:
         (tmp_path / "token").write_text(TOKEN + "\n")
         (tmp_path / "roots.pem").write_text(root.pem)
-        mesh = CaMesh(tmp_path, {i: await bus_for(i) for i in IDENTITIES}, bus_for)
-        mesh.ca_settings = {
-            "require_proof": True,
-            "signer": f"vault+http://127.0.0.1:{running.port}/v1/pki_mesh/sign/workloads",
-            "signer_roots": str(tmp_path / "roots.pem"),
-            "signer_token": str(tmp_path / "token"),
-        }
-        await mesh.start()
-        try:
+        async with mesh_on(bus_for, tmp_path, CaMesh) as mesh:
+            mesh.ca_settings = {
+                "require_proof": True,
+                "signer": f"vault+http://127.0.0.1:{running.port}/v1/pki_mesh/sign/workloads",
+                "signer_roots": str(tmp_path / "roots.pem"),
+                "signer_token": str(tmp_path / "token"),
+            }
+            await mesh.start()
             yield mesh, running
-        finally:
-            await mesh.close()
 
 
 async def test_traffic_with_certificates_of_a_signer_elsewhere(elsewhere):
@@ -93,7 +92,7 @@ async def test_what_a_signer_does_wrong_reaches_nobody(elsewhere, tmp_path):
     ],
 )
 async def test_settings_that_cannot_work(bus_for, tmp_path, settings):
-    mesh = CaMesh(tmp_path, {i: await bus_for(i) for i in IDENTITIES}, bus_for)
-    mesh.ca_settings = settings
-    with pytest.raises(SettingsError, match="MESHBUS_CA_SIGNER"):
-        mesh.start_ca()
+    async with mesh_on(bus_for, tmp_path, CaMesh) as mesh:
+        mesh.ca_settings = settings
+        with pytest.raises(SettingsError, match="MESHBUS_CA_SIGNER"):
+            mesh.start_ca()

@@ -14,12 +14,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from gateway_mesh import (
     CLUSTER,
+    IDENTITIES,
     application,
     config,
     endpoints,
     envoy_binary,
     free_port,
     host,
+    mesh_on,
     service,
     workload,
 )
@@ -33,7 +35,6 @@ from meshbus.model.rows import MeshConfigRow
 from meshbus.runtime.settings import ProcessSettings
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
-IDENTITIES = ("config", "discovery", "ca", "xds-gateway", "local")
 
 
 class DomainMesh(CaMesh):
@@ -220,21 +221,17 @@ async def test_a_bundle_endpoint_of_the_web(bus_for, tmp_path):
     web = Authority("web")
     cert, key = web.issue("localhost").files(tmp_path, "web")
     (tmp_path / "web-root.pem").write_bytes(web.root)
-    buses = {identity: await bus_for(identity) for identity in IDENTITIES}
-    mesh = DomainMesh(tmp_path, buses, bus_for)
-    mesh.domain = "cluster.local"
-    mesh.ca_settings = {
-        "bundle_listen": "127.0.0.1:0",
-        "bundle_certificate": cert,
-        "bundle_key": key,
-    }
-    await mesh.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, DomainMesh) as mesh:
+        mesh.domain = "cluster.local"
+        mesh.ca_settings = {
+            "bundle_listen": "127.0.0.1:0",
+            "bundle_certificate": cert,
+            "bundle_key": key,
+        }
+        await mesh.start()
         await mesh.until(lambda: mesh.ca.bundle_port is not None, "it listens")
         url = f"https://localhost:{mesh.ca.bundle_port}/any/path"
         found = await got(url, "cluster.local", "", str(tmp_path / "web-root.pem"))
         assert found.roots_pem == mesh.trust.roots_pem
         root = x509.load_pem_x509_certificate(found.roots_pem.encode())
         assert isinstance(root.public_key(), ec.EllipticCurvePublicKey)
-    finally:
-        await mesh.close()

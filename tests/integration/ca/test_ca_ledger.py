@@ -172,18 +172,14 @@ async def test_a_ca_that_ends_soon_is_an_event(bus_for, tmp_path):
     root = make_root("cluster.local", now)
     soon = make_intermediate(root, "cluster.local", now - INTERMEDIATE_TTL_S + 30 * 86_400)
     plug(tmp_path / "cacerts", root, soon)
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    mesh = CaMesh(tmp_path, {i: await bus_for(i) for i in identities}, bus_for)
-    mesh.ca_settings = {"plugged": str(tmp_path / "cacerts")}
-    await mesh.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, CaMesh) as mesh:
+        mesh.ca_settings = {"plugged": str(tmp_path / "cacerts")}
+        await mesh.start()
         async with told(mesh, "trust", "expiring") as events:
             await mesh.until(lambda: events.data, "it is told")
         (warning,) = events.data[0]["warnings"]
         assert "plugged-in CA certificate ends in 30 days" in warning
         assert (await mesh.rotation()).warnings == [warning]
-    finally:
-        await mesh.close()
 
 
 async def test_ca_signs_on_without_the_bus_and_the_records_come_later(mesh, nats_server):
@@ -277,11 +273,9 @@ async def test_dns_names_are_given_where_asked_and_allowed(mesh):
 
 
 async def test_a_node_agent_asks_for_the_workloads_of_its_own_node(bus_for, tmp_path):
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    mesh = CaMesh(tmp_path, {i: await bus_for(i) for i in identities}, bus_for)
-    mesh.ca_settings = {"csr_listen": "127.0.0.1:0", "impersonators": "default/ztunnel"}
-    await mesh.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, CaMesh) as mesh:
+        mesh.ca_settings = {"csr_listen": "127.0.0.1:0", "impersonators": "default/ztunnel"}
+        await mesh.start()
         await mesh.until(lambda: mesh.ca.csr_port is not None, "it listens")
         for name, node in (("reviews", "n1"), ("ratings", "n2")):
             ((key, row),) = workload(name, "127.0.0.7").items()
@@ -326,8 +320,6 @@ async def test_a_node_agent_asks_for_the_workloads_of_its_own_node(bus_for, tmp_
                 with pytest.raises(grpc.aio.AioRpcError, match=message) as refused:
                     await ask(account, node, identity)
                 assert refused.value.code().name == "PERMISSION_DENIED"
-    finally:
-        await mesh.close()
 
 
 async def test_one_identity_cannot_ask_without_end(mesh):

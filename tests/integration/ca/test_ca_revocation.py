@@ -227,14 +227,12 @@ async def test_lists_of_a_plugged_in_ca_reach_every_proxy(bus_for, tmp_path, fed
     """`ca-crl.pem`: of leaves, and of a signing certificate; also where other trust domains are
     trusted, which takes a list of every CA up to the root."""
     envoy_binary()
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    mesh = CaMesh(tmp_path, {i: await bus_for(i) for i in identities}, bus_for)
-    folder = tmp_path / "cacerts"
-    root, first = made(time.time())
-    plug(folder, root, first)
-    mesh.ca_settings = {"leaf_ttl_s": 3600, "require_proof": True, "plugged": str(folder)}
-    await mesh.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, CaMesh) as mesh:
+        folder = tmp_path / "cacerts"
+        root, first = made(time.time())
+        plug(folder, root, first)
+        mesh.ca_settings = {"leaf_ttl_s": 3600, "require_proof": True, "plugged": str(folder)}
+        await mesh.start()
         if federated:
             other = {"pem": make_root("b.example", time.time()).pem, "trustDomains": ["b.example"]}
             row = MeshConfigRow({"caCertificates": [other]})
@@ -289,5 +287,3 @@ async def test_lists_of_a_plugged_in_ca_reach_every_proxy(bus_for, tmp_path, fed
                 return (await pair.get()).status_code == 200
 
             await mesh.until(back, "those with certificates of the second go on", timeout_s=30)
-    finally:
-        await mesh.close()

@@ -295,10 +295,10 @@ AnyMesh = TypeVar("AnyMesh", bound=Mesh)
 
 @contextlib.asynccontextmanager
 async def mesh_on(
-    bus_for: Any, folder: Path, kind: Callable[..., AnyMesh] = Mesh
+    bus_for: Any, folder: Path, kind: Callable[..., AnyMesh] = Mesh, *more: str
 ) -> AsyncIterator[AnyMesh]:
-    """A mesh that is to be started; closed in the end."""
-    made = kind(folder, {name: await bus_for(name) for name in IDENTITIES}, bus_for)
+    """A mesh that is to be started, with `more` users of the bus; closed in the end."""
+    made = kind(folder, {name: await bus_for(name) for name in (*IDENTITIES, *more)}, bus_for)
     try:
         yield made
     finally:

@@ -12,7 +12,16 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from gateway_mesh import CLUSTER, Mesh, config, endpoints, envoy_binary, free_port, service
+from gateway_mesh import (
+    CLUSTER,
+    Mesh,
+    config,
+    endpoints,
+    envoy_binary,
+    free_port,
+    mesh_on,
+    service,
+)
 from pod_machine import INIT, PodMachine
 
 from meshbus.inject import Injector, Owner
@@ -120,13 +129,9 @@ class Pod:
 
 @pytest_asyncio.fixture
 async def mesh(bus_for: Any, tmp_path: Path) -> Any:
-    identities = ("config", "discovery", "ca", "xds-gateway", "local")
-    running = Mesh(tmp_path, {name: await bus_for(name) for name in identities}, bus_for)
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path) as running:
+        await running.start()
         yield running
-    finally:
-        await running.close()
 
 
 def rows(pod: PodMachine) -> list[Any]:

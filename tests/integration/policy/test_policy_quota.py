@@ -18,6 +18,7 @@ from gateway_mesh import (
     endpoints,
     envoy_binary,
     free_port,
+    mesh_on,
     service,
     workload,
 )
@@ -144,13 +145,9 @@ class Policed:
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
     envoy_binary()
-    identities = ("config", "discovery", "ca", "xds-gateway", "local", "policy")
-    running = Mesh(tmp_path, {name: await bus_for(name) for name in identities}, bus_for)
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, Mesh, "policy") as running:
+        await running.start()
         yield running
-    finally:
-        await running.close()
 
 
 @contextlib.asynccontextmanager

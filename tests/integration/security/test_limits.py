@@ -16,7 +16,13 @@ import pytest_asyncio
 from ca_mesh import CaMesh
 from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
-from gateway_mesh import CLUSTER, envoy_binary, replica_subject, workload
+from gateway_mesh import (
+    CLUSTER,
+    envoy_binary,
+    mesh_on,
+    replica_subject,
+    workload,
+)
 from meshbus_xds_gateway.service import XdsGatewayService, XdsGatewaySettings
 from nats.aio.client import Client
 from nats.errors import Error
@@ -46,15 +52,10 @@ pytestmark = pytest.mark.real
 
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
-    identities = ("config", "discovery", "ca", "xds-gateway", "local", "policy")
-    buses = {identity: await bus_for(identity) for identity in identities}
-    running = CaMesh(tmp_path, buses, bus_for)
-    running.ca_settings = {"require_proof": True}
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, CaMesh, "policy") as running:
+        running.ca_settings = {"require_proof": True}
+        await running.start()
         yield running
-    finally:
-        await running.close()
 
 
 # --------------------------------------------------------------------------- users of the bus

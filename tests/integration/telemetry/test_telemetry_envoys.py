@@ -18,6 +18,7 @@ from gateway_mesh import (
     endpoints,
     envoy_binary,
     free_port,
+    mesh_on,
     service,
     workload,
 )
@@ -43,13 +44,9 @@ EVERY_TRACE = {
 @pytest_asyncio.fixture
 async def mesh(bus_for, tmp_path):
     envoy_binary()
-    identities = ("config", "discovery", "ca", "xds-gateway", "local", "telemetry")
-    running = Mesh(tmp_path, {name: await bus_for(name) for name in identities}, bus_for)
-    await running.start()
-    try:
+    async with mesh_on(bus_for, tmp_path, Mesh, "telemetry") as running:
+        await running.start()
         yield running
-    finally:
-        await running.close()
 
 
 @contextlib.asynccontextmanager
