@@ -1,7 +1,7 @@
 """Addresses and ports of a home: chosen once, kept, and not those of another home.
 
-Capture mode `proxy` takes two loopback addresses per instance (its Envoy's and its application's),
-mode `netns` one IPv4 and one IPv6 address on the home's bridge.
+Capture mode `proxy` takes two loopback addresses per instance (its Envoy's and its application's)
+of each family of the home, mode `netns` one on the home's bridge.
 """
 
 import hashlib
@@ -20,8 +20,6 @@ BRIDGE_RANGE = IPv4Network("10.192.0.0/10")
 BRIDGE6_RANGE = IPv6Network("fd6d:6573::/32")
 BLOCK_PREFIX = 22
 BLOCK6_PREFIX = 64
-FIRST_HOST = 4
-"""Of a block: the first ones are the bridge's and spare."""
 MAX_INSTANCES = 500
 PORT_RANGE = range(20000, 32000)
 """Below the range of ephemeral ports (32768 on Linux): while a service restarts, no outgoing
@@ -32,7 +30,7 @@ class InstanceAddresses(NamedTuple):
     """Where one instance is."""
 
     inbound: tuple[str, ...]
-    """What others reach it at: IPv4, in mode netns also IPv6."""
+    """What others reach it at: one of each family of the home, the preferred one first."""
     application: str
     """What the application binds, and its Envoy calls; in mode netns empty."""
 
@@ -61,38 +59,6 @@ class AddressBook(msgspec.Struct):
     def release(self, instance: str) -> None:
         """Forget an instance that is gone."""
         self.taken.pop(instance, None)
-
-
-def proxy_addresses(block: IPv4Network, index: int) -> InstanceAddresses:
-    """Two loopback addresses of a block."""
-    inbound = block.network_address + FIRST_HOST + 2 * index
-    return InstanceAddresses((str(inbound),), str(inbound + 1))
-
-
-def netns_addresses(block: IPv4Network, block6: IPv6Network, index: int) -> InstanceAddresses:
-    """Two addresses on the bridge of the home, one of each family."""
-    return InstanceAddresses(
-        (
-            str(block.network_address + FIRST_HOST + index),
-            str(block6.network_address + FIRST_HOST + index),
-        ),
-        "",
-    )
-
-
-def bridge_address(block: IPv4Network) -> str:
-    """The address of the machine itself on the bridge."""
-    return str(block.network_address + 1)
-
-
-def proxy_resolver_address(block: IPv4Network) -> str:
-    """Where Envoys find names: the machine's second address on the bridge."""
-    return str(block.network_address + 2)
-
-
-def bridge6_address(block6: IPv6Network) -> str:
-    """The same in IPv6."""
-    return str(block6.network_address + 1)
 
 
 def choose_block(
@@ -142,13 +108,19 @@ def listening_now() -> list[ipaddress.IPv4Address]:
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a server could listen there now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
+
+
+def can_bind(address: str) -> bool:
+    """It is an address of this machine."""
+    return port_is_free(0, address)
 
 
 def choose_port(taken: Iterable[int], free: Callable[[int], bool] = port_is_free) -> int:

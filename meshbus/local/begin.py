@@ -1,9 +1,11 @@
 """From a home and its settings to a running supervisor."""
 
+import os
 import secrets
+import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -11,6 +13,7 @@ from meshbus.local import netns
 from meshbus.local.addresses import (
     BRIDGE_RANGE,
     LOOPBACK_RANGE,
+    can_bind,
     choose_block,
     choose_block6,
     choose_port,
@@ -21,6 +24,7 @@ from meshbus.local.binaries import find_envoy, find_nats_server
 from meshbus.local.guard import start_supervisor
 from meshbus.local.home import (
     CAPTURE_MODES,
+    Family,
     Home,
     HomeError,
     HomeSettings,
@@ -28,6 +32,7 @@ from meshbus.local.home import (
     api_token,
     write_bus_seeds,
 )
+from meshbus.local.network import IPV4, IPV6, LOOPBACK, network_of
 from meshbus.local.processes import Records, last_line, runs
 from meshbus.local.status import SupervisorStatus, read_status
 
@@ -52,19 +57,19 @@ def prepare(home: Home, capture: str) -> HomeState:
     state = home.state()
     mode = capture or (state.capture if state is not None else "proxy")
     if mode == "netns":
-        netns.check_netns_possible()
+        netns.check_netns_possible(settings.ip_families)
     if home.locked():
-        if state is not None and mode != state.capture:
-            raise HomeError(
-                f"the mesh in {home.path} runs with --capture {state.capture}: "
-                f"`meshbus down --home {home.path}` first"
-            )
         assert state is not None
+        _runs_as_asked(home, state, mode, settings.ip_families)
         return state
+    families = _families(home, settings.ip_families, mode)
+    if state is None or state.capture != mode or state.families != families:
+        state = _new_state(home, state, mode, families)
+    if mode == "proxy" and IPV6 in families:
+        _check_loopback(home, state)
     busy = {record.name for record in Records(home.records).all() if runs(record)}
-    ports = _ports(settings, state, running=bool(busy))
-    if state is None or state.capture != mode:
-        state = _new_state(home, state, mode, ports)
+    hosts = network_of(state).loopbacks
+    ports = _ports(settings, state, hosts, running=bool(busy))
     state = msgspec.structs.replace(state, ports=ports)
     home.keep_state(state)
     write_bus_seeds(home)
@@ -73,32 +78,83 @@ def prepare(home: Home, capture: str) -> HomeState:
     return state
 
 
-def _new_state(home: Home, before: HomeState | None, mode: str, ports: dict[str, int]) -> HomeState:
+def _runs_as_asked(home: Home, state: HomeState, mode: str, families: list[Family]) -> None:
+    how = ""
+    if mode != state.capture:
+        how = f"--capture {state.capture}"
+    elif families and tuple(families) != network_of(state).families:
+        how = f"ipFamilies: [{', '.join(network_of(state).families)}]"
+    if how:
+        raise HomeError(
+            f"the mesh in {home.path} runs with {how}: `meshbus down --home {home.path}` first"
+        )
+
+
+def _families(home: Home, wanted: list[Family], mode: str) -> list[Family]:
+    """The families of a home: those of its settings, as far as the machine has them."""
+    if not wanted and mode == "netns" and can_bind(LOOPBACK[IPV6]):
+        return [IPV4, IPV6]
+    for family in wanted:
+        if not can_bind(LOOPBACK[family]):
+            raise HomeError(
+                f"{home.settings_file}: ipFamilies: this machine has no {family} "
+                f"(nothing can listen on {LOOPBACK[family]}): leave it out, or switch it on"
+            )
+    return wanted or [IPV4]
+
+
+def _check_loopback(home: Home, state: HomeState) -> None:
+    """IPv6 addresses of instances are there, or can be added."""
+    first = network_of(state).instance(0)
+    if os.geteuid() == 0 and shutil.which("ip"):
+        return
+    missing = [a for a in (*first.inbound, first.application) if not can_bind(a)]
+    if missing:
+        raise HomeError(
+            f"{home.settings_file}: ipFamilies: IPv6 with --capture proxy needs addresses of its "
+            "own on the loopback interface, which root adds (with `ip` of iproute2): run this as "
+            "root, or add them before, two for each instance, beginning with "
+            f"`ip -6 addr add {missing[0]}/128 dev lo`, or leave IPv6 out"
+        )
+
+
+def _new_state(
+    home: Home, before: HomeState | None, mode: str, families: list[Family]
+) -> HomeState:
     name = str(home.path)
-    block6 = ""
     if mode == "netns":
         block = choose_block(name, BRIDGE_RANGE, netns.addresses_in_use())
-        block6 = str(choose_block6(name))
     else:
         block = choose_block(name, LOOPBACK_RANGE, listening_now())
     return HomeState(
         id=before.id if before is not None else secrets.token_hex(4),
         capture=mode,
-        ports=ports,
+        ports=before.ports if before is not None else {},
         block=str(block),
-        block6=block6,
+        block6=str(choose_block6(name)) if IPV6 in families else "",
+        families=families,
     )
 
 
-def _ports(settings: HomeSettings, state: HomeState | None, *, running: bool) -> dict[str, int]:
+def _ports(
+    settings: HomeSettings, state: HomeState, hosts: Sequence[str], *, running: bool
+) -> dict[str, int]:
     """The ports of a home. One that is fixed and taken by somebody is an error; one that was
-    chosen before and is taken now is chosen again."""
+    chosen before and is taken now is chosen again.
+
+    Args:
+        hosts: The loopback addresses that they are on.
+    """
+
+    def free(port: int) -> bool:
+        return all(port_is_free(port, host) for host in hosts)
+
     ports: dict[str, int] = {}
     for name in PORT_NAMES:
         fixed = getattr(settings.ports, name)
-        kept = state.ports.get(name, 0) if state is not None else 0
+        kept = state.ports.get(name, 0)
         wanted = fixed or kept
-        if wanted and (running or port_is_free(wanted)):
+        if wanted and (running or free(wanted)):
             ports[name] = wanted
         elif fixed:
             raise HomeError(
@@ -106,9 +162,9 @@ def _ports(settings: HomeSettings, state: HomeState | None, *, running: bool) ->
                 "end that one, or set another port or 0"
             )
         else:
-            ports[name] = choose_port(ports.values())
+            ports[name] = choose_port(ports.values(), free)
     for name, port in settings.ports.forwards.items():
-        if not running and not port_is_free(port):
+        if not running and not free(port):
             raise HomeError(
                 f"port {port} (settings.yaml: ports.forwards.{name}) is in use by another "
                 "program: end that one, or set another port"

@@ -124,12 +124,16 @@ def roots_sds(folder: str, gateway_name: str) -> dict[str, Any]:
     return roots_secret(f"{folder}/{ROOTS_FILE}", folder, (gateway_name,))
 
 
-def forward_bootstrap(forwards: Mapping[int, tuple[str, int]]) -> dict[str, Any]:
+def forward_bootstrap(
+    forwards: Mapping[int, tuple[str, int]], hosts: Sequence[str] = ("127.0.0.1",)
+) -> dict[str, Any]:
     """The bootstrap of the Envoy that takes `localhost:PORT` to gateways.
 
     Args:
         forwards: (address, port) of a gateway by local port.
+        hosts: Addresses of `localhost`.
     """
+    first, *others = hosts
     return {
         "node": {"id": "forwards", "cluster": "forwards"},
         "admin": {"address": {"pipe": {"path": ADMIN_SOCKET, "mode": 0o600}}},
@@ -137,7 +141,11 @@ def forward_bootstrap(forwards: Mapping[int, tuple[str, int]]) -> dict[str, Any]
             "listeners": [
                 {
                     "name": f"forward_{local}",
-                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": local}},
+                    "address": {"socket_address": {"address": first, "port_value": local}},
+                    "additional_addresses": [
+                        {"address": {"socket_address": {"address": host, "port_value": local}}}
+                        for host in others
+                    ],
                     "filter_chains": [
                         {
                             "filters": [

@@ -5,13 +5,11 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import structlog
 
 from meshbus.bus.server import render_server_config
-from meshbus.local.addresses import bridge_address, proxy_resolver_address
 from meshbus.local.home import (
     SERVICES,
     Home,
@@ -23,6 +21,7 @@ from meshbus.local.home import (
     write_private,
 )
 from meshbus.local.keeper import Keeper
+from meshbus.local.network import host_port, network_of
 from meshbus.local.probe import ask_tcp
 from meshbus.local.processes import Command, Records, last_line
 
@@ -38,7 +37,10 @@ log = structlog.get_logger("local")
 def nats_command(home: Home, state: HomeState, binary: str) -> Command:
     """nats-server with the users of this home; writes its configuration."""
     text = render_server_config(
-        users=write_bus_seeds(home), store=home.bus / "jetstream", port=state.ports["bus"]
+        users=write_bus_seeds(home),
+        store=home.bus / "jetstream",
+        port=state.ports["bus"],
+        host=network_of(state).loopback,
     )
     path = home.bus / "nats.conf"
     if not path.exists() or path.read_text() != text:
@@ -46,37 +48,34 @@ def nats_command(home: Home, state: HomeState, binary: str) -> Command:
     return Command(NATS, [binary, "-c", str(path)], {}, home.bus, home.logs / f"{NATS}.log")
 
 
-def service_env(
-    home: Home, state: HomeState, settings: HomeSettings, proxies_reach: str
-) -> dict[str, str]:
-    """Settings of the services, for all of them. Tokens and keys are in files.
-
-    Args:
-        proxies_reach: Address at which proxies reach this machine.
-    """
+def service_env(home: Home, state: HomeState, settings: HomeSettings) -> dict[str, str]:
+    """Settings of the services, for all of them. Tokens and keys are in files."""
     ports = state.ports
+    network = network_of(state)
+    own = network.loopback
     env = {
-        "MESHBUS_BUS_URL": f"nats://127.0.0.1:{ports['bus']}",
+        "MESHBUS_BUS_URL": f"nats://{host_port(own, ports['bus'])}",
         "MESHBUS_BUS_SEEDS": str(home.seeds),
         "MESHBUS_CLUSTER": CLUSTER,
         "MESHBUS_STATE": str(home.services),
-        "MESHBUS_ADMIN": "127.0.0.1:0",
+        "MESHBUS_ADMIN": host_port(own, 0),
         "MESHBUS_ROOT_NAMESPACE": settings.root_namespace,
         "MESHBUS_TRUST_DOMAIN": settings.trust_domain,
         "MESHBUS_LOG_LEVEL": settings.services.log_level,
-        "MESHBUS_CONFIG_API": f"127.0.0.1:{ports['api']}",
+        "MESHBUS_CONFIG_API": host_port(own, ports["api"]),
         "MESHBUS_CONFIG_TOKENS": str(home.tokens_file),
         "MESHBUS_CA_REQUIRE_PROOF": "true",
-        "MESHBUS_XDS_GATEWAY_LISTEN": f"{proxies_reach}:{ports['xds']}",
-        "MESHBUS_POLICY_LISTEN": f"{proxies_reach}:{ports['policy']}",
-        "MESHBUS_TELEMETRY_LISTEN": f"{proxies_reach}:{ports['telemetry']}",
+        "MESHBUS_XDS_GATEWAY_LISTEN": host_port(network.proxies_reach, ports["xds"]),
+        "MESHBUS_POLICY_LISTEN": host_port(network.proxies_reach, ports["policy"]),
+        "MESHBUS_TELEMETRY_LISTEN": host_port(network.proxies_reach, ports["telemetry"]),
     }
-    own = f"127.0.0.1:{ports['dns']}"
-    env["MESHBUS_DISCOVERY_DNS"] = own
+    names = [host_port(host, ports["dns"]) for host in network.loopbacks]
     if state.capture == "netns":
-        block = IPv4Network(state.block)
-        env["MESHBUS_DISCOVERY_DNS"] = f"{own},{bridge_address(block)}:53"
-        env["MESHBUS_DISCOVERY_DNS_PROXIES"] = f"{proxy_resolver_address(block)}:53"
+        names += [host_port(host, 53) for host in network.bridges]
+        proxies = [host_port(host, 53) for host in network.resolvers]
+        env["MESHBUS_DISCOVERY_DNS_PROXIES"] = ",".join(proxies)
+    env["MESHBUS_DISCOVERY_DNS"] = ",".join(names)
+    env["MESHBUS_DISCOVERY_IP_FAMILIES"] = ",".join(network.families)
     env["MESHBUS_DISCOVERY_DNS_UPSTREAM"] = ",".join(settings.dns.upstream)
     if settings.xds.plaintext:
         env["MESHBUS_XDS_GATEWAY_PLAINTEXT"] = settings.xds.plaintext
@@ -112,12 +111,11 @@ class ControlPlane:
         records: Records,
         *,
         nats_binary: str,
-        proxies_reach: str,
         changed: Callable[[], None],
     ) -> None:
         self._home = home
         self._state = state
-        env = service_env(home, state, settings, proxies_reach)
+        env = service_env(home, state, settings)
         nats = nats_command(home, state, nats_binary)
         self._nats = Keeper(state.id, records, lambda: nats, changed)
         self._services = {
@@ -184,7 +182,7 @@ class ControlPlane:
         if about.get("pid") != keeper.pid:
             return "starting"
         host, _, port = str(about["address"]).rpartition(":")
-        status, body = await ask_tcp(host, int(port), "/readyz")
+        status, body = await ask_tcp(host.strip("[]"), int(port), "/readyz")
         if status == 200:
             return ""
         return body.strip().splitlines()[0] if body.strip() else "does not answer"
@@ -196,7 +194,8 @@ class ControlPlane:
             ca_pem = (home.services / "config" / "api-ca.pem").read_text()
         except OSError:
             return False
-        url = f"https://127.0.0.1:{self._state.ports['api']}"
+        where = host_port(network_of(self._state).loopback, self._state.ports["api"])
+        url = f"https://{where}"
         token = api_token(home)
         access = {"url": url, "token": token, "ca": ca_pem}
         _write_if_different(home.api_file, json.dumps(access).encode())

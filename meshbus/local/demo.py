@@ -99,10 +99,10 @@ def _traffic(status: SupervisorStatus) -> Iterator[Traffic]:
     if port is None:
         raise StepError(f"there is no gateway {GATEWAY}")
     _until(
-        lambda: fetch("127.0.0.1", port).status == 200,
-        lambda: f"no page: {fetch('127.0.0.1', port)[:2]}",
+        lambda: fetch("localhost", port).status == 200,
+        lambda: f"no page: {fetch('localhost', port)[:2]}",
     )
-    with Traffic("127.0.0.1", port) as traffic:
+    with Traffic("localhost", port) as traffic:
         yield traffic
 
 
@@ -255,7 +255,7 @@ def describe(receipt: Receipt) -> str:
 
 
 def _page(cast: Cast, headers: dict[str, str] | None = None) -> Answer:
-    return fetch("127.0.0.1", cast.port, headers=headers)
+    return fetch("localhost", cast.port, headers=headers)
 
 
 def _counted(cast: Cast, number: int) -> Counter[str]:

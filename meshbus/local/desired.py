@@ -7,6 +7,7 @@ import msgspec
 from meshbus.api.standalone import Workload
 from meshbus.compile.proxy_keys import PROXY_CONFIG
 from meshbus.local.addresses import InstanceAddresses
+from meshbus.local.network import host_port
 from meshbus.model.rows import ConfigObject
 from meshbus.model.status import InstanceReport
 
@@ -150,11 +151,12 @@ def application_env(
         "INSTANCE_IP": addresses.inbound[0],
     }
     if capture == "netns":
-        env["MESHBUS_BIND_ADDRESS"] = "::" if len(addresses.inbound) > 1 else "0.0.0.0"  # noqa: S104
+        six = any(":" in address for address in addresses.inbound)
+        env["MESHBUS_BIND_ADDRESS"] = "::" if six else "0.0.0.0"  # noqa: S104
     elif instance.has_envoy:
-        proxy = f"http://{addresses.inbound[0]}:{HTTP_PROXY_PORT}"
+        proxy = f"http://{host_port(addresses.inbound[0], HTTP_PROXY_PORT)}"
         env["MESHBUS_BIND_ADDRESS"] = addresses.application
-        env |= {"http_proxy": proxy, "no_proxy": "localhost,127.0.0.1"}
+        env |= {"http_proxy": proxy, "no_proxy": "localhost,127.0.0.1,::1"}
     else:
         env["MESHBUS_BIND_ADDRESS"] = addresses.inbound[0]
     return env | instance.spec.env

@@ -4,8 +4,9 @@ import contextlib
 import os
 import signal
 import time
+from ipaddress import IPv6Network
 
-from meshbus.local import netns
+from meshbus.local import loopback, netns
 from meshbus.local.guard import SUPERVISOR
 from meshbus.local.home import Home
 from meshbus.local.processes import Records, end_all, marked_processes, runs, signal_session
@@ -40,6 +41,8 @@ def end_mesh(home: Home) -> list[str]:
     end_all(state.id, records.all(), grace_s=2.0)
     if state.capture == "netns" and os.geteuid() == 0:
         netns.remove_all(state.id)
+    if state.capture == "proxy" and state.block6 and os.geteuid() == 0:
+        loopback.remove_all(IPv6Network(state.block6))
     for record in records.all():
         records.remove(record.name)
     for path in (home.status_file, home.api_file, home.stopping_file):

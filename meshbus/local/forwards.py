@@ -13,6 +13,7 @@ from meshbus.local import bootstrap
 from meshbus.local.addresses import choose_port, port_is_free
 from meshbus.local.home import write_private
 from meshbus.local.keeper import Keeper
+from meshbus.local.network import network_of
 from meshbus.local.processes import Command, runs
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Forwards:
         self._machine = machine
         self._fixed = fixed
         self._folder = machine.home.run / NAME
+        self._hosts = network_of(machine.state).loopbacks
         self._targets: dict[int, tuple[str, int]] = {}
         self._keeper: Keeper | None = None
         self.ports: dict[str, int] = {}
@@ -57,13 +59,17 @@ class Forwards:
         if held:
             return held
         kept = self._kept().get(name)
-        if kept and (self._runs_already() or port_is_free(kept)):
+        if kept and (self._runs_already() or self._is_free(kept)):
             return kept
-        port = choose_port([*self._machine.state.ports.values(), *self.ports.values()])
+        taken = [*self._machine.state.ports.values(), *self.ports.values()]
+        port = choose_port(taken, self._is_free)
         self.ports[name] = port
         self._folder.mkdir(mode=0o700, exist_ok=True)
         write_private(self._folder / STATE_FILE, msgspec.json.encode({**self._kept(), name: port}))
         return port
+
+    def _is_free(self, port: int) -> bool:
+        return all(port_is_free(port, host) for host in self._hosts)
 
     def _runs_already(self) -> bool:
         record = self._machine.records.get(NAME)
@@ -85,7 +91,7 @@ class Forwards:
         if not self._targets:
             return
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        content = bootstrap.render(bootstrap.forward_bootstrap(self._targets))
+        content = bootstrap.render(bootstrap.forward_bootstrap(self._targets, self._hosts))
         write_private(self._folder / bootstrap.BOOTSTRAP_FILE, content)
         command = Command(
             NAME,

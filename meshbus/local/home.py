@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -64,6 +64,9 @@ class ServiceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """More settings of services, as `MESHBUS_<SERVICE>_<FIELD>: value`."""
 
 
+Family = Literal["IPv4", "IPv6"]
+
+
 class HomeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`settings.yaml` of a home."""
 
@@ -71,6 +74,9 @@ class HomeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     xds: XdsSettings = XdsSettings()
     dns: DnsSettings = DnsSettings()
     services: ServiceSettings = ServiceSettings()
+    ip_families: list[Family] = msgspec.field(name="ipFamilies", default_factory=list)
+    """Families of the mesh's addresses, the preferred one first; empty: with `--capture netns`
+    those that the machine has, else IPv4."""
     mesh: dict[str, Any] = {}
     """MeshConfig, applied when the mesh starts."""
 
@@ -96,7 +102,9 @@ class HomeState(msgspec.Struct, frozen=True):
     block: str
     """Addresses of the instances: an IPv4 network."""
     block6: str = ""
-    """The same for IPv6, in capture mode netns."""
+    """The same for IPv6; empty: it has none."""
+    families: list[Family] = []
+    """Families of addresses, the preferred one first; empty: those that there is a block of."""
 
 
 class Home:
@@ -210,6 +218,8 @@ def parse_settings(text: str, where: str) -> HomeSettings:
         raise HomeError(f"{where}: {error}") from None
     if settings.services.processes not in ("separate", "one"):
         raise HomeError(f"{where}: services.processes: separate or one is needed")
+    if len(set(settings.ip_families)) < len(settings.ip_families):
+        raise HomeError(f"{where}: ipFamilies: one of them stands there twice")
     plaintext = settings.xds.plaintext
     if plaintext and not plaintext.startswith(("127.", "localhost:", "[::1]:")):
         raise HomeError(

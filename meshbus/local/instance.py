@@ -7,27 +7,20 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
-from meshbus.local import bootstrap, netns
-from meshbus.local.addresses import (
-    InstanceAddresses,
-    bridge_address,
-    netns_addresses,
-    proxy_addresses,
-    proxy_resolver_address,
-)
+from meshbus.local import bootstrap, loopback, netns
 from meshbus.local.capture import PROXY_UID, hosts_file, resolver_file
 from meshbus.local.desired import InstanceSpec, application_env, report_of
 from meshbus.local.home import write_in_place, write_private
 from meshbus.local.join import fetch_token, renew_in_s
 from meshbus.local.keeper import Keeper
 from meshbus.local.machine import Machine
+from meshbus.local.network import network_of
 from meshbus.local.probe import ask_envoy, takes_connections
 from meshbus.local.processes import Command, runs
 from meshbus.local.proxy_start import NO_START
@@ -53,15 +46,8 @@ class Instance:
         self._machine = machine
         self._task: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
-        state = machine.state
-        block = IPv4Network(state.block)
-        self.addresses: InstanceAddresses
-        if machine.in_namespaces:
-            self.addresses = netns_addresses(block, IPv6Network(state.block6), index)
-            if not netns.ipv6_available():
-                self.addresses = InstanceAddresses(self.addresses.inbound[:1], "")
-        else:
-            self.addresses = proxy_addresses(block, index)
+        self._network = network_of(machine.state)
+        self.addresses = self._network.instance(index)
         self.folder = machine.home.instances / f"{spec.namespace}.{spec.name}"
         self._proxy_folder = self.folder / "proxy"
         self._start = NO_START
@@ -135,6 +121,8 @@ class Instance:
         if self._machine.in_namespaces:
             await netns.remove_namespace(self._machine.state.id, self.index)
             (self.folder / "namespace").unlink(missing_ok=True)
+        else:
+            loopback.remove_addresses(self._own_addresses())
         if gone:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -159,6 +147,8 @@ class Instance:
             self._tell()
         if self._machine.in_namespaces:
             await self._make_network()
+        else:
+            loopback.add_addresses(self._own_addresses())
         if self._envoy is not None:
             await self._prepare_envoy()
             self._envoy.start()
@@ -188,31 +178,36 @@ class Instance:
         return str(self._proxy_folder)
 
     async def _make_network(self) -> None:
-        """The namespace, unless it is whole already: then a file says so."""
+        """The namespace, unless it is whole already: then a file says so, with its addresses."""
         self.write_hosts()
         state = self._machine.state
         whole = self.folder / "namespace"
         name = netns.namespace_name(state.id, self.index)
-        if whole.exists() and (netns.NETNS_FOLDER / name).exists():
+        about = " ".join(self.addresses.inbound)
+        if (netns.NETNS_FOLDER / name).exists() and _text_of(whole) == about:
             return
         whole.unlink(missing_ok=True)
         captured = self.spec.has_envoy and not self.spec.spec.gateway
         ports = self._start.capture if captured else None
         await netns.make_namespace(state, self.index, self.addresses.inbound, ports)
-        whole.touch(mode=0o600)
+        write_private(whole, about.encode())
+
+    def _own_addresses(self) -> tuple[str, ...]:
+        if not self.spec.has_envoy and not self.spec.runs_application:
+            return ()  # somebody else's process, at an address of its own
+        return (*self.addresses.inbound, self.addresses.application)
 
     def write_hosts(self) -> None:
         """Bring the hosts file up to date. It is mounted by inode: written in place."""
         if not self._machine.in_namespaces or not self.folder.is_dir():
             return
-        block = IPv4Network(self._machine.state.block)
-        namespace = self.spec.namespace
+        network, namespace = self._network, self.spec.namespace
         # Names that an Envoy looks up lead to what it connects to itself: no virtual address.
         files = {
             "app.hosts": self._machine.hosts(namespace),
-            "app.resolv.conf": resolver_file(bridge_address(block), namespace),
+            "app.resolv.conf": resolver_file(network.bridges[0], namespace),
             "envoy.hosts": hosts_file([]),
-            "envoy.resolv.conf": resolver_file(proxy_resolver_address(block), ""),
+            "envoy.resolv.conf": resolver_file(network.resolvers[0], ""),
         }
         for name, text in files.items():
             write_in_place(self.folder / name, text.encode())
@@ -392,12 +387,12 @@ class Instance:
 
     async def _application_listens(self) -> bool:
         """Its ports take connections, seen from where its Envoy is."""
-        make_socket: Callable[[], socket.socket] = socket.socket
+        make_socket: Callable[[int], socket.socket] = socket.socket
         hosts = [self.addresses.application or self.addresses.inbound[0]]
         if self._machine.in_namespaces:
             name = netns.namespace_name(self._machine.state.id, self.index)
             make_socket = functools.partial(netns.socket_in, name)
-            hosts = ["127.0.0.1", self.addresses.inbound[0]]
+            hosts = [*self._network.loopbacks, *self.addresses.inbound]
         elif not self.spec.has_envoy:
             hosts = [self.addresses.inbound[0]]
         for port in self.spec.spec.ports:
@@ -420,3 +415,10 @@ class Instance:
             write_private(self.folder / REPORT_FILE, msgspec.json.encode(report))
         self._machine.report(report)
         self._machine.changed()
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

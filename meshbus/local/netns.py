@@ -14,17 +14,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network
 from pathlib import Path
 
-from meshbus.local.addresses import (
-    bridge6_address,
-    bridge_address,
-    proxy_resolver_address,
-)
 from meshbus.local.capture import PASSTHROUGH_SOURCE6, CapturePorts, capture_rules
 from meshbus.local.enter import EnterPlan
 from meshbus.local.home import HomeError, HomeState
+from meshbus.local.network import IPV4, IPV6, network_of, of_family
 
 _CLONE_NEWNET = 0x40000000
 NETNS_FOLDER = Path("/run/netns")
@@ -35,9 +31,11 @@ class NetworkError(Exception):
     """A step of setting up the network failed; the message says which and why."""
 
 
-def check_netns_possible() -> None:
+def check_netns_possible(families: Sequence[str]) -> None:
     """Everything that capture mode netns needs is here.
 
+    Args:
+        families: Those that the home asks for.
     Raises:
         HomeError: What is missing, and what to do.
     """
@@ -45,7 +43,8 @@ def check_netns_possible() -> None:
         raise HomeError(f"--capture netns works on Linux only: {HINT}")
     if os.geteuid() != 0:
         raise HomeError(f"--capture netns needs root (network namespaces, iptables): {HINT}")
-    missing = [name for name in ("ip", "iptables-restore") if shutil.which(name) is None]
+    needed = ["ip", "iptables-restore", *(["ip6tables-restore"] if IPV6 in families else [])]
+    missing = [name for name in needed if shutil.which(name) is None]
     if missing:
         raise HomeError(
             f"--capture netns needs {' and '.join(missing)} (packages iproute2, iptables): {HINT}"
@@ -68,29 +67,23 @@ def mount_point(home_id: str) -> Path:
     return Path(f"/run/meshbus-{home_id}")
 
 
-def ipv6_available() -> bool:
-    """The machine speaks IPv6."""
-    return Path("/proc/net/if_inet6").exists()
-
-
 async def make_bridge(state: HomeState) -> None:
     """Make the bridge of a home, unless it is there.
 
     Raises:
         NetworkError: A step failed.
     """
-    name = bridge_name(state.id)
+    name, network = bridge_name(state.id), network_of(state)
     mount_point(state.id).mkdir(mode=0o755, exist_ok=True)
-    block, block6 = IPv4Network(state.block), IPv6Network(state.block6)
     if not Path(f"/sys/class/net/{name}").exists():
         await _ip(f"link add {name} type bridge")
-    lines = [
-        f"addr replace {bridge_address(block)}/{block.prefixlen} dev {name}",
-        f"addr replace {proxy_resolver_address(block)}/32 dev {name}",
-        f"link set {name} up",
-    ]
-    if ipv6_available():
-        lines.append(f"addr replace {bridge6_address(block6)}/{block6.prefixlen} dev {name} nodad")
+    lines = [f"link set {name} up"]
+    for bridge, resolver in zip(network.bridges, network.resolvers, strict=True):
+        nodad, alone = ("nodad", 128) if ":" in bridge else ("", 32)
+        lines += [
+            f"addr replace {bridge}/{network.prefix(bridge)} dev {name} {nodad}",
+            f"addr replace {resolver}/{alone} dev {name} {nodad}",
+        ]
     await _ip(*lines)
 
 
@@ -103,27 +96,27 @@ async def make_namespace(
     Raises:
         NetworkError: A step failed.
     """
-    name, bridge = namespace_name(state.id, index), bridge_name(state.id)
+    name, bridge, network = (
+        namespace_name(state.id, index),
+        bridge_name(state.id),
+        network_of(state),
+    )
     outer = f"mb{state.id}-{index}"
-    block, block6 = IPv4Network(state.block), IPv6Network(state.block6)
     await remove_namespace(state.id, index)
     await _ip(
         f"netns add {name}",
         f"link add {outer} type veth peer name eth0 netns {name}",
         f"link set {outer} master {bridge} up",
     )
-    inner = [
-        "link set lo up",
-        f"addr add {addresses[0]}/{block.prefixlen} dev eth0",
-        "link set eth0 up",
-        f"route add default via {bridge_address(block)}",
-    ]
-    if len(addresses) > 1:
+    inner = ["link set lo up", "link set eth0 up"]
+    for address, way in zip(addresses, network.bridges, strict=True):
+        option, nodad = ("-6", "nodad") if ":" in address else ("-4", "")
         inner += [
-            f"addr add {addresses[1]}/{block6.prefixlen} dev eth0 nodad",
-            f"addr add {PASSTHROUGH_SOURCE6}/128 dev lo",
-            f"-6 route add default via {bridge6_address(block6)}",
+            f"addr add {address}/{network.prefix(address)} dev eth0 {nodad}",
+            f"{option} route add default via {way}",
         ]
+    if of_family(addresses, IPV6):
+        inner.append(f"addr add {PASSTHROUGH_SOURCE6}/128 dev lo")
     await _ip(*inner, namespace=name)
     # Envoy has no right to low ports; in the namespace of a pod everybody has.
     await _run(
@@ -132,11 +125,11 @@ async def make_namespace(
     )  # fmt: skip
     if capture is not None:
         restore = ["ip", "netns", "exec", name]
-        rules = capture_rules(4, bridge_address(block), ports=capture)
-        await _run([*restore, "iptables-restore", "--noflush", "--wait"], rules)
-        if len(addresses) > 1:
-            rules = capture_rules(6, bridge6_address(block6), ports=capture)
-            await _run([*restore, "ip6tables-restore", "--noflush", "--wait"], rules)
+        for family, command in ((IPV4, "iptables-restore"), (IPV6, "ip6tables-restore")):
+            for resolver in of_family(network.bridges, family):
+                number = 6 if family == IPV6 else 4
+                rules = capture_rules(number, resolver, ports=capture)
+                await _run([*restore, command, "--noflush", "--wait"], rules)
 
 
 async def remove_namespace(home_id: str, index: int) -> None:

@@ -48,11 +48,12 @@ async def takes_connections(
     port: int,
     *,
     timeout_s: float = 1.0,
-    make_socket: Callable[[], socket.socket] = socket.socket,
+    make_socket: Callable[[int], socket.socket] = socket.socket,
 ) -> bool:
-    """Somebody accepts TCP connections there (IPv4). `make_socket` decides in which network."""
+    """Somebody accepts TCP connections at an address. `make_socket` makes a socket of a family,
+    and decides in which network."""
     try:
-        with make_socket() as sock:
+        with make_socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
             sock.setblocking(False)
             async with asyncio.timeout(timeout_s):
                 await asyncio.get_running_loop().sock_connect(sock, (host, port))

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv6Network
 from pathlib import Path
 
 import msgspec
@@ -21,8 +21,8 @@ import structlog
 from meshbus.bus.connection import NatsBus
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.nkeys import UserKey
-from meshbus.local import netns
-from meshbus.local.addresses import AddressBook, bridge_address
+from meshbus.local import loopback, netns
+from meshbus.local.addresses import AddressBook
 from meshbus.local.binaries import find_envoy, find_nats_server
 from meshbus.local.capture import hosts_file, service_names
 from meshbus.local.control_plane import CLUSTER, ControlPlane
@@ -33,6 +33,7 @@ from meshbus.local.home import Home, HomeError, HomeState, write_private
 from meshbus.local.instance import REPORT_FILE, Instance
 from meshbus.local.keeper import Keeper
 from meshbus.local.machine import Machine
+from meshbus.local.network import host_port, network_of
 from meshbus.local.processes import Command, Records, limit_logs, record_of_self
 from meshbus.local.proxy_start import ProxyStart, proxy_start
 from meshbus.local.reports import Reporter
@@ -71,20 +72,19 @@ class Supervisor:
         self._moved = asyncio.Event()
         self._world_moved = asyncio.Event()
         self._world_moved.set()
-        reach = "127.0.0.1"
-        if state.capture == "netns":
-            reach = bridge_address(IPv4Network(state.block))
+        network = network_of(state)
         self._control_plane = ControlPlane(
             home,
             state,
             self._settings,
             self._records,
             nats_binary=find_nats_server(),
-            proxies_reach=reach,
             changed=self._moved.set,
         )
         key = UserKey.from_seed((home.seeds / "local.seed").read_text())
-        self._bus = NatsBus(f"nats://127.0.0.1:{state.ports['bus']}", "local", key)
+        self._bus = NatsBus(
+            f"nats://{host_port(network.loopback, state.ports['bus'])}", "local", key
+        )
         self._reporter = Reporter(self._bus, CLUSTER, state.id)
         self._mirror = WorldMirror()
         self._mirror.subscribe(self._world_changed)
@@ -95,7 +95,7 @@ class Supervisor:
             bus=self._bus,
             envoy=find_envoy(),
             cluster=CLUSTER,
-            gateway=(reach, state.ports["xds"]),
+            gateway=(network.proxies_reach, state.ports["xds"]),
             gateway_name=f"xds-gateway.{self._settings.root_namespace}.svc",
             report=self._reporter.put,
             changed=self._moved.set,
@@ -151,6 +151,8 @@ class Supervisor:
         await self._control_plane.stop()
         if self._state.capture == "netns":
             netns.remove_all(self._state.id)
+        elif self._state.block6:
+            loopback.remove_all(IPv6Network(self._state.block6))
 
     # ------------------------------------------------------------------ looking and showing
 

@@ -12,6 +12,7 @@ from meshbus.local.begin import ensure_supervisor, prepare, wait_status
 from meshbus.local.end import end_mesh
 from meshbus.local.home import Home, HomeError
 from meshbus.local.manifests import read_manifests, split_runnable
+from meshbus.local.network import network_of
 from meshbus.local.progress import Progress
 from meshbus.local.status import SupervisorStatus, read_status
 
@@ -135,7 +136,8 @@ def addresses_of(home: Home, status: SupervisorStatus, url: str) -> list[str]:
     lines += [f"kubectl     KUBECONFIG={home.kubeconfig_file} kubectl get virtualservices"]
     state = home.state()
     if state is not None and "dns" in state.ports:
-        lines += [f"names       127.0.0.1 port {state.ports['dns']}   (DNS of the mesh)"]
+        where = " and ".join(network_of(state).loopbacks)
+        lines += [f"names       {where} port {state.ports['dns']}   (DNS of the mesh)"]
     lines += [f"logs        {home.logs}"]
     return lines
 

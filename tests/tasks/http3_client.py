@@ -10,6 +10,9 @@ from aioquic.h3.events import DataReceived, H3Event, HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ConnectionTerminated, QuicEvent
 
+SILENCE_S = 5.0
+"""A gateway does not answer at all to names that it has no certificate for."""
+
 
 class Http3Answer(NamedTuple):
     """What came back."""
@@ -58,7 +61,9 @@ def http3_get(address: str, port: int, host: str, path: str, roots: str) -> Http
     Raises:
         ConnectionError: Nobody speaks HTTP/3 for that name there.
     """
-    wanted = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, server_name=host)
+    wanted = QuicConfiguration(
+        is_client=True, alpn_protocols=H3_ALPN, server_name=host, idle_timeout=SILENCE_S
+    )
     wanted.load_verify_locations(cafile=roots)
 
     async def ask() -> Http3Answer:

@@ -32,6 +32,7 @@ from meshbus.local.bootstrap import ADMIN_SOCKET
 from meshbus.local.end import end_mesh
 from meshbus.local.home import Home
 from meshbus.local.netns import namespace_name, socket_in
+from meshbus.local.network import network_of
 from meshbus.local.probe import ask_envoy
 
 APP = Path(__file__).with_name("echo_app.py")
@@ -212,11 +213,17 @@ class ZoneThread:
 class TaskMesh:
     """The running mesh. Use as a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, families: tuple[str, ...] = ("IPv4", "IPv6")) -> None:
+        """Args:
+        families: Of its addresses, as `ipFamilies` of a home has them.
+        """
         self.folder = folder
+        self.families = families
+        self.numbers = tuple(int(family[-1]) for family in families)
+        """The same as numbers."""
         self.home = Home(folder / "h")
         self.certificates = folder / "certificates"
-        self.family = 4
+        self.family = self.numbers[0]
         """Addresses that clients call, unless a call says otherwise."""
         self._stack = ExitStack()
 
@@ -249,6 +256,7 @@ class TaskMesh:
     def settings(self) -> dict[str, Any]:
         """Settings of the home."""
         return {
+            "ipFamilies": list(self.families),
             "services": {
                 "processes": "one",
                 "environment": {"MESHBUS_POLICY_MODULES_ALLOW": "127.0.0.0/8"},
@@ -285,6 +293,13 @@ class TaskMesh:
         found = status_of(self.home).instances[instance].addresses
         return next(a for a in found if (":" in a) == (family == 6))
 
+    @property
+    def bridge(self) -> str:
+        """Where workloads reach the machine itself."""
+        state = self.home.state()
+        assert state is not None
+        return next(a for a in network_of(state).bridges if (":" in a) == (self.family == 6))
+
     @functools.cache  # noqa: B019 - one mesh per session
     def namespace(self, instance: str) -> str:
         """The network namespace of an instance."""
@@ -312,7 +327,8 @@ class TaskMesh:
         server = next(words[1] for words in lines if words[0] == "nameserver")
         domains = next(words[1:] for words in lines if words[0] == "search")
         for name in [f"{host}.{domain}" for domain in domains] + [host]:
-            sock = socket_in(self.namespace(client), socket.AF_INET, socket.SOCK_DGRAM)
+            kind = socket.AF_INET6 if ":" in server else socket.AF_INET
+            sock = socket_in(self.namespace(client), kind, socket.SOCK_DGRAM)
             reply = ask((server, 53), name, AAAA if family == 6 else A, sock=sock)
             if reply.addresses:
                 return reply.addresses[0]

@@ -5,13 +5,12 @@ import contextlib
 import socket
 import ssl
 import threading
-from ipaddress import IPv4Network
 
 import pytest
 from standalone import meshbus, until
 from task_mesh import EGRESS, Config, TaskMesh
 
-from meshbus.local.addresses import bridge_address
+from meshbus.local.network import host_port
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.root]
 
@@ -378,7 +377,8 @@ class ConnectProxy(threading.Thread):
 
     def __init__(self, address: str) -> None:
         super().__init__(daemon=True)
-        self._listener = socket.create_server((address, 0))
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener = socket.create_server((address, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
         self.asked: list[str] = []
 
@@ -416,14 +416,11 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def test_tcp_goes_through_a_tunnel(started_mesh: TaskMesh, config: Config) -> None:
-    started_mesh.family = 4
-    state = started_mesh.home.state()
-    assert state is not None
-    address = bridge_address(IPv4Network(state.block))
+def test_tcp_goes_through_a_tunnel(task_mesh: TaskMesh, config: Config) -> None:
+    address = task_mesh.bridge
     proxy = ConnectProxy(address)
     proxy.start()
-    target = started_mesh.address("elsewhere/outside-0")
+    target = task_mesh.address("elsewhere/outside-0")
     config.apply(
         f"""{OUTSIDE_TCP}
 ---
@@ -435,7 +432,7 @@ spec:
   ports: [{{number: {proxy.port}, name: http-connect, protocol: TCP}}]
   resolution: STATIC
   location: MESH_EXTERNAL
-  endpoints: [{{address: {address}}}]
+  endpoints: [{{address: "{address}"}}]
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -445,7 +442,7 @@ spec:
   subsets:
   - name: outside
     trafficPolicy:
-      tunnel: {{protocol: CONNECT, targetHost: {target}, targetPort: 9000}}
+      tunnel: {{protocol: CONNECT, targetHost: "{target}", targetPort: 9000}}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -459,7 +456,7 @@ spec:
 """
     )
     try:
-        assert started_mesh.say("outside.example.com", 9000).endswith("hi")
-        assert proxy.asked == [f"CONNECT {target}:9000"]
+        assert task_mesh.say("outside.example.com", 9000).endswith("hi")
+        assert proxy.asked == [f"CONNECT {host_port(target, 9000)}"]
     finally:
         proxy.end()

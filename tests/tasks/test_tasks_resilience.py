@@ -330,7 +330,7 @@ def slice_of(name: str, addresses: dict[str, bool]) -> dict[str, Any]:
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
-        "addressType": "IPv4",
+        "addressType": "IPv6" if any(":" in address for address in addresses) else "IPv4",
         "ports": [{"name": "http", "port": 8080}],
         "endpoints": [
             {
@@ -342,9 +342,8 @@ def slice_of(name: str, addresses: dict[str, bool]) -> dict[str, Any]:
     }
 
 
-def test_an_endpoint_that_drains_keeps_its_sessions(started_mesh: TaskMesh, config: Config) -> None:
-    started_mesh.family = 4
-    one, two = (started_mesh.address(f"default/pool-v1-{i}") for i in (0, 1))
+def test_an_endpoint_that_drains_keeps_its_sessions(task_mesh: TaskMesh, config: Config) -> None:
+    one, two = (task_mesh.address(f"default/pool-v1-{i}") for i in (0, 1))
     kept = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -352,20 +351,23 @@ def test_an_endpoint_that_drains_keeps_its_sessions(started_mesh: TaskMesh, conf
             "name": "kept",
             "labels": {"istio.io/persistent-session-header": "x-session"},
         },
-        "spec": {"ports": [{"name": "http", "port": 8000}]},
+        "spec": {
+            "ipFamilies": [f"IPv{task_mesh.family}"],
+            "ports": [{"name": "http", "port": 8000}],
+        },
     }
     config.apply([kept, slice_of("kept", {one: False, two: False})])
     url = "http://kept:8000"
     sessions = {}
     while len(sessions) < 2:
-        answer = started_mesh.get(url)
+        answer = task_mesh.get(url)
         sessions[answer.json["instance"]] = {"x-session": answer.headers["x-session"]}
     config.apply([slice_of("kept", {one: True, two: False})])
     for instance, session in sessions.items():
-        assert instances(started_mesh, url, session) == {instance: 12}
-    assert instances(started_mesh, url, {}) == {"pool-v1-1": 12}
+        assert instances(task_mesh, url, session) == {instance: 12}
+    assert instances(task_mesh, url, {}) == {"pool-v1-1": 12}
     config.apply([slice_of("kept", {two: False})])
-    assert instances(started_mesh, url, sessions["pool-v1-0"]) == {"pool-v1-1": 12}
+    assert instances(task_mesh, url, sessions["pool-v1-0"]) == {"pool-v1-1": 12}
 
 
 def test_a_retry_budget_limits_retries(task_mesh: TaskMesh, config: Config) -> None:

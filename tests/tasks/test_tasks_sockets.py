@@ -43,7 +43,7 @@ def ask(path: Path, host: str) -> tuple[int, str]:
 
 
 def test_an_application_calls_services_at_a_socket(
-    started_mesh: TaskMesh, config: Config, folder: Path
+    task_mesh: TaskMesh, config: Config, folder: Path
 ) -> None:
     config.apply(
         f"""
@@ -82,7 +82,7 @@ spec:
     with connected(folder / "tcp.sock") as connection:
         connection.sendall(b"hi\n")
         assert connection.makefile("rb").readline().decode().endswith("hi\n")
-    assert started_mesh.get("http://pool:8000").status == 200
+    assert task_mesh.get("http://pool:8000").status == 200
 
 
 class SocketServer(threading.Thread):
@@ -139,9 +139,7 @@ spec:
         server.end()
 
 
-def test_a_gateway_listens_at_a_socket(
-    started_mesh: TaskMesh, config: Config, folder: Path
-) -> None:
+def test_a_gateway_listens_at_a_socket(task_mesh: TaskMesh, config: Config, folder: Path) -> None:
     config.apply(
         f"""
 apiVersion: networking.istio.io/v1

@@ -12,6 +12,7 @@ from meshbus.compile.registry.instances import (
     instances_of_workload,
 )
 from meshbus.compile.registry.services import Rows, entry_rows, service_rows
+from meshbus.compile.registry.virtual_addresses import BOTH
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Namespace, Row, WorkloadInstance
 from meshbus.model.world import Put, World
@@ -43,10 +44,16 @@ class Registry:
 
     `put` takes changed source rows and reported instances, `changes` gives the derived rows that
     differ since it was asked last, `rows` gives them all.
+
+    Args:
+        families: `IPv4`, `IPv6` or both, the preferred one first: of addresses that are allocated.
     """
 
-    def __init__(self, cluster: str, *, offline: bool = False) -> None:
+    def __init__(
+        self, cluster: str, *, offline: bool = False, families: tuple[str, ...] = BOTH
+    ) -> None:
         self._cluster = cluster
+        self._families = families
         self._offline = offline
         self._world = World()
         self._engine = Engine(self._world)
@@ -307,7 +314,7 @@ class Registry:
                 self._take_rows(node)
             else:
                 del self._wanted[node]
-                self._engine.release(_NODES[kind], self._cluster, namespace, name)
+                self._engine.release(_NODES[kind], self._cluster, namespace, name, self._families)
                 self.problems.pop("/".join(node), None)
                 self._replace(node, ())
         self._engine.advance()
@@ -320,7 +327,7 @@ class Registry:
         kind, namespace, name = node
         subject = "/".join(node)
         try:
-            rows = self._engine.get(_NODES[kind], self._cluster, namespace, name)
+            rows = self._engine.get(_NODES[kind], self._cluster, namespace, name, self._families)
         except Exception as error:  # noqa: BLE001 - one bad object must not take the others along
             self.problems[subject] = f"{type(error).__name__}: {error}"
             return

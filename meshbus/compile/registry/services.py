@@ -1,6 +1,5 @@
 """Services and their endpoints, as nodes of the engine: each reads only what concerns it."""
 
-import hashlib
 import ipaddress
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +7,16 @@ from typing import Any
 import msgspec
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.names import CLUSTER_DOMAIN, is_wildcard
+from meshbus.compile.names import CLUSTER_DOMAIN
 from meshbus.compile.registry.instances import DISABLED, instance_of_entry_spec
 from meshbus.compile.registry.protocols import integer, protocol_of_entry, protocol_of_port
+from meshbus.compile.registry.virtual_addresses import (
+    BOTH,
+    ENTRY,
+    SERVICE,
+    families_of_service,
+    virtual_address,
+)
 from meshbus.model.keys import Key
 from meshbus.model.rows import (
     ConfigObject,
@@ -24,11 +30,6 @@ from meshbus.model.rows import (
 from meshbus.model.world import TRAFFIC_DISTRIBUTION, Entry, Query
 
 EXPORT_ANNOTATION = "networking.istio.io/exportTo"
-VIP_NETWORK = ipaddress.ip_network("240.240.0.0/16")
-VIP_NETWORK_V6 = ipaddress.ip_network("2001:2::/48")
-ALLOCATE_LABEL = "networking.istio.io/enable-autoallocate-ip"
-SERVICE = "service"
-ENTRY = "entry"
 Rows = tuple[tuple[Key, Row], ...]
 
 
@@ -40,59 +41,10 @@ def host_of_service(namespace: str, name: str) -> str:
 # --------------------------------------------------------------------------- Kubernetes services
 
 
-def virtual_addresses(reader: Reader) -> dict[tuple[str, str, str], int]:
-    """Node: offset in `VIP_NETWORK` and `VIP_NETWORK_V6` of each service that nobody gave an
-    address, and of each host of a ServiceEntry without one; by (kind, namespace, name or host).
-
-    A service keeps its address whatever comes and goes, but for hash collisions, which services
-    win before entries, and the first by name among either.
-    Source: the networks are those of Istio's automatic allocation.
-    """
-    size = VIP_NETWORK.num_addresses - 2
-    wanted: dict[tuple[str, str, str], None] = {}
-    for entry in reader.entries(Query("cfg.services", "all", None)):
-        spec = entry.row.spec
-        if spec.get("clusterIP") or spec.get("clusterIPs") or spec.get("type") == "ExternalName":
-            continue
-        wanted[SERVICE, entry.key.namespace, entry.key.name] = None
-    hosts: set[tuple[str, str, str]] = set()
-    for entry in reader.entries(Query("cfg.serviceentries", "all", None)):
-        if allocates(entry.row):
-            names = (h for h in entry.row.spec.get("hosts") or () if isinstance(h, str))
-            hosts.update((ENTRY, entry.key.namespace, host) for host in names)
-    wanted.update(dict.fromkeys(sorted(hosts)))
-    taken: dict[int, tuple[str, str, str]] = {}
-    for name in wanted:
-        text = "/".join(name[1:] if name[0] == SERVICE else name)
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        offset = int.from_bytes(digest, "big") % size
-        while offset in taken:
-            offset = (offset + 1) % size
-        taken[offset] = name
-    return {name: offset + 1 for offset, name in taken.items()}
-
-
-def virtual_address(reader: Reader, kind: str, namespace: str, name: str) -> int:
-    """Node: the offset of one service or host; 0: it has addresses of its own, or can have none."""
-    return reader.node(virtual_addresses).get((kind, namespace, name), 0)
-
-
-def allocates(entry: ConfigObject) -> bool:
-    """A ServiceEntry gets addresses: it has none, somebody can resolve its hosts, and nobody has
-    said otherwise.
-
-    Source: Istio, ServiceEntry reference ("Address allocation").
-    """
-    spec = entry.spec
-    if spec.get("addresses") or str(spec.get("resolution") or "NONE") == "NONE":
-        return False
-    if entry.labels.get(ALLOCATE_LABEL, "").lower() == "false":
-        return False
-    return not any(is_wildcard(str(host)) for host in spec.get("hosts") or ())
-
-
-def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Rows:
-    """Node: the rows of one Kubernetes service."""
+def service_rows(
+    reader: Reader, cluster: str, namespace: str, name: str, mesh: tuple[str, ...] = BOTH
+) -> Rows:
+    """Node: the rows of one Kubernetes service. `mesh`: families of addresses that there are."""
     source_object = reader.get(Key(cluster, "cfg", "services", namespace, name))
     if source_object is None:
         return ()
@@ -110,7 +62,7 @@ def service_rows(reader: Reader, cluster: str, namespace: str, name: str) -> Row
         name=name,
         origin="kubernetes",
         ports=ports,
-        addresses=_addresses(reader, source_object),
+        addresses=_addresses(reader, source_object, mesh),
         resolution="DNS" if external_name else "STATIC",
         headless=spec.get("clusterIP") == "None",
         external_name=external_name,
@@ -180,7 +132,7 @@ def _annotations(source_object: ConfigObject) -> dict[str, str]:
     return out
 
 
-def _addresses(reader: Reader, source_object: ConfigObject) -> list[str]:
+def _addresses(reader: Reader, source_object: ConfigObject, mesh: tuple[str, ...]) -> list[str]:
     spec = source_object.spec
     if spec.get("clusterIP") == "None" or spec.get("type") == "ExternalName":
         return []
@@ -190,17 +142,8 @@ def _addresses(reader: Reader, source_object: ConfigObject) -> list[str]:
         given.insert(0, str(first))
     if given:
         return given
-    offset = reader.node(virtual_address, SERVICE, source_object.namespace, source_object.name)
-    if not offset:
-        return []
-    families = spec.get("ipFamilies") or []
-    dual = str(spec.get("ipFamilyPolicy") or "").endswith("DualStack")
-    addresses = []
-    if "IPv6" not in families or "IPv4" in families or dual:
-        addresses.append(str(VIP_NETWORK[offset]))
-    if "IPv6" in families or dual:
-        addresses.append(str(VIP_NETWORK_V6[offset]))
-    return addresses
+    families = families_of_service(spec, mesh)
+    return virtual_address(reader, SERVICE, source_object.namespace, source_object.name, families)
 
 
 def _of_families(instance: WorkloadInstance, spec: Mapping[str, Any]) -> WorkloadInstance | None:
@@ -351,11 +294,14 @@ def _instance_at(reader: Reader, address: str, target: Any) -> WorkloadInstance 
 # --------------------------------------------------------------------------- service entries
 
 
-def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
+def entry_rows(
+    reader: Reader, cluster: str, namespace: str, host: str, mesh: tuple[str, ...] = BOTH
+) -> Rows:
     """Node: the rows of one host of the ServiceEntries of a namespace. Of several entries the
     oldest says what the host is; those of equal resolution, labels, selector and exportTo add their
     addresses and ports; all that are resolved as it is add their endpoints at ports of these names.
-    A Kubernetes service of that host comes before all.
+    A Kubernetes service of that host comes before all. `mesh`: families of addresses that there
+    are.
 
     Source: Istio, canMergeServices; endpoints are known by host and namespace.
     """
@@ -412,7 +358,7 @@ def entry_rows(reader: Reader, cluster: str, namespace: str, host: str) -> Rows:
         created=source_object.created,
         source=source,
         dns_endpoints=members if dynamic else [],
-        auto_addresses=_allocated(reader, namespace, host),
+        auto_addresses=virtual_address(reader, ENTRY, namespace, host, mesh),
         # Its workloads are called at their own addresses.
         headless=resolution == "NONE" and bool(selector or members) and not addresses,
     )
@@ -458,11 +404,6 @@ def _join_ports(ports: list[ServicePort], more: list[ServicePort]) -> dict[str, 
             ports.append(held)
         names[port.name] = held.name
     return names
-
-
-def _allocated(reader: Reader, namespace: str, host: str) -> list[str]:
-    offset = reader.node(virtual_address, ENTRY, namespace, host)
-    return [str(VIP_NETWORK[offset]), str(VIP_NETWORK_V6[offset])] if offset else []
 
 
 def _members(

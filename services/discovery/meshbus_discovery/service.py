@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from prometheus_client import Counter, Gauge, Histogram
@@ -57,6 +57,13 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
             description="HOST:PORT, ... of resolvers for other names; empty: those of the machine"
         ),
     ] = ""
+    ip_families: Annotated[
+        Literal["IPv4,IPv6", "IPv6,IPv4", "IPv4", "IPv6"],
+        msgspec.Meta(
+            description="families of the mesh, the preferred one first: services and hosts that "
+            "nobody gave an address get one of these"
+        ),
+    ] = "IPv4,IPv6"
 
 
 def kubernetes_adapter(
@@ -93,7 +100,8 @@ class DiscoveryService:
         self._bus = context.bus
         self._mirror = WorldMirror(view=view_of(context.revision, objects=False))
         self._writer = context.model_writer()
-        self._registry = Registry(context.cluster)
+        families = tuple(context.settings.ip_families.split(","))
+        self._registry = Registry(context.cluster, families=families)
         self._engine = Engine(World())
         """Over the model: what proxies need to have looked up."""
         self._names: GatewayNames | None = None

@@ -1,6 +1,6 @@
 """Addresses and ports of a home."""
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given
@@ -13,27 +13,6 @@ TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retr
    1: 0100007F:2379 00000000:0000 01 00000000:00000000 00:00000000 00000000     0        0 2
    2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 3
 """
-
-
-def test_proxy_mode_gives_two_addresses_that_no_other_instance_has() -> None:
-    block = IPv4Network("127.130.0.0/22")
-    seen: set[str] = set()
-    for index in range(a.MAX_INSTANCES):
-        given_ = a.proxy_addresses(block, index)
-        both = {*given_.inbound, given_.application}
-        assert len(both) == 2
-        assert not both & seen
-        assert all(IPv4Address(address) in block for address in both)
-        seen |= both
-
-
-def test_netns_mode_gives_one_address_of_each_family_beside_the_bridge() -> None:
-    block, block6 = IPv4Network("10.200.4.0/22"), IPv6Network("fd6d:6573:1:2::/64")
-    found = a.netns_addresses(block, block6, 0)
-    assert found.inbound == ("10.200.4.4", "fd6d:6573:1:2::4")
-    assert found.application == ""
-    assert a.bridge_address(block) == "10.200.4.1"
-    assert a.bridge6_address(block6) == "fd6d:6573:1:2::1"
 
 
 @given(st.lists(st.integers(0, 30), max_size=60))

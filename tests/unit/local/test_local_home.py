@@ -61,6 +61,8 @@ def test_settings() -> None:
     )
     assert settings.ports.api == 8080
     assert settings.ports.bus == 0
+    assert settings.ip_families == []
+    assert parse_settings("ipFamilies: [IPv6, IPv4]", "s").ip_families == ["IPv6", "IPv4"]
     assert settings.trust_domain == "example.org"
     assert settings.root_namespace == "istio-system"
     assert parse_settings("", "s").services.processes == "separate"
@@ -73,6 +75,8 @@ def test_settings() -> None:
         ("ports: {api: many}", "ports.api"),
         ("a: [", "s: "),
         ("services: {processes: two}", "separate or one"),
+        ("ipFamilies: [IPv5]", "ipFamilies"),
+        ("ipFamilies: [IPv6, IPv6]", "twice"),
         ('xds: {plaintext: "0.0.0.0:15010"}', "loopback"),
     ],
 )

@@ -439,12 +439,18 @@ def test_traffic_distribution_stands_with_the_annotations() -> None:
     assert row.annotations == {"networking.istio.io/traffic-distribution": "PreferClose"}
 
 
-def families(**spec: Any) -> tuple[list[str], list[list[str]]]:
-    """Virtual addresses of a service, by family, and addresses of its endpoint."""
+def families(*mesh: str, **spec: Any) -> tuple[list[str], list[list[str]]]:
+    """Virtual addresses of a service, by family, and addresses of its endpoint.
+
+    Args:
+        mesh: Families that there are; none: IPv4 and IPv6.
+    """
     document = yaml.safe_load(REVIEWS)
     del document["spec"]["clusterIP"]
     document["spec"] |= spec
-    rows = derived(yaml.safe_dump(document) + "---" + POD)
+    registry = Registry(C, families=mesh or ("IPv4", "IPv6"))
+    registry.put(sorted(objects(yaml.safe_dump(document) + "---" + POD).items()))
+    rows = {"/".join(filter(None, (k.table, *k[3:]))): r for k, r in registry.rows().items()}
     service, shard = (
         rows[f"reg.services/default/{HOST}"],
         rows[f"reg.endpoints/default/{HOST}/selected"],
@@ -461,7 +467,33 @@ def test_families_of_a_service() -> None:
     assert families(ipFamilies=["IPv4"]) == (["IPv4"], [[four]])
     assert families(ipFamilies=["IPv6"]) == (["IPv6"], [[six]])
     both = ["IPv4", "IPv6"]
-    assert families(ipFamilies=["IPv6", "IPv4"]) == (both, [[six, four]])
+    assert families(ipFamilies=["IPv6", "IPv4"]) == (both[::-1], [[six, four]])
     dual = {"ipFamilyPolicy": "PreferDualStack"}
-    assert families(ipFamilies=["IPv6"], **dual) == (both, [[six, four]])
+    assert families(ipFamilies=["IPv6"], **dual) == (both[::-1], [[six, four]])
     assert families(**dual) == (both, [[four, six]])
+
+
+def test_families_of_a_service_are_those_of_the_mesh() -> None:
+    dual = {"ipFamilyPolicy": "PreferDualStack"}
+    for policy in ({}, dual):
+        assert families("IPv4", **policy)[0] == ["IPv4"]
+        assert families("IPv6", **policy)[0] == ["IPv6"]
+    assert families("IPv6", "IPv4")[0] == ["IPv6"]
+    assert families("IPv6", "IPv4", **dual)[0] == ["IPv6", "IPv4"]
+    assert families("IPv6", ipFamilies=["IPv4"])[0] == []
+
+
+def test_hosts_get_addresses_of_the_families_of_the_mesh() -> None:
+    def of(*mesh: str) -> list[bool]:
+        registry = Registry(C, families=mesh)
+        text = (
+            "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: a}, spec: "
+            "{hosts: [a.example.com], resolution: DNS, ports: [{number: 80, name: http}]}}"
+        )
+        registry.put(sorted(objects(text).items()))
+        (row,) = (row for row in registry.rows().values() if isinstance(row, Service))
+        return [":" in address for address in row.auto_addresses]
+
+    assert of("IPv4", "IPv6") == [False, True]
+    assert of("IPv6") == [True]
+    assert of("IPv4") == [False]
