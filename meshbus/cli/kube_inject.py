@@ -1,12 +1,18 @@
 """`meshbus kube-inject`: manifests with the sidecar in them, without a server."""
 
+import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+if TYPE_CHECKING:
+    from meshbus.inject.documents import Beside
+
 OK, NO, WRONG_USE = 0, 1, 2
+_NETWORKING = "networking.istio.io"
 
 
 def kube_inject(
@@ -48,7 +54,7 @@ def kube_inject(
         _end("name manifests with -f", WRONG_USE)
     from meshbus.cli.manifests import ManifestError, read_parts
     from meshbus.inject import InjectionError, Injector
-    from meshbus.inject.documents import identities_of, inject_document
+    from meshbus.inject.documents import inject_document
     from meshbus.inject.helm_set import SetError
     from meshbus.inject.yaml_output import to_yaml
 
@@ -62,11 +68,11 @@ def kube_inject(
         _end(str(error), WRONG_USE)
     except ManifestError as error:
         _end(str(error), WRONG_USE if error.index < 0 else NO)
-    identities = identities_of(part.content for part in parts)
+    beside = beside_of([part.content for part in parts], injector.mesh)
     texts = []
     for part in parts:
         try:
-            outcome = inject_document(injector, part.content, identities)
+            outcome = inject_document(injector, part.content, beside)
         except InjectionError as error:
             _end(f"{part.file}:{part.line}: {error}", NO)
         for note in outcome.notes:
@@ -77,6 +83,27 @@ def kube_inject(
         sys.stdout.write(written)
     else:
         output.write_text(written)
+
+
+def beside_of(documents: list[Any], mesh: Mapping[str, Any]) -> "Beside":
+    """What the files say of pods beside their manifests: ProxyConfigs, EnvoyFilters that patch the
+    bootstrap, and who proxies run as."""
+    from meshbus.compile.offline import flat_documents, object_of_document
+    from meshbus.inject.documents import Beside, identities_of
+
+    objects = []
+    for document in flat_documents(d for d in documents if isinstance(d, dict)):
+        group = str(document.get("apiVersion") or "").partition("/")[0]
+        if group == _NETWORKING and document.get("kind") in ("ProxyConfig", "EnvoyFilter"):
+            # What has no name is refused where it is validated; it is nobody's here.
+            with contextlib.suppress(ValueError):
+                objects.append(object_of_document(document))
+    return Beside(
+        identities_of(documents),
+        tuple(o for o in objects if o.kind == "ProxyConfig"),
+        tuple(o for o in objects if o.kind == "EnvoyFilter"),
+        str(mesh.get("rootNamespace") or "istio-system"),
+    )
 
 
 def given_values(

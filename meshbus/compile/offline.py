@@ -102,7 +102,7 @@ def world_of_documents(
     """
     objects: dict[Key, ConfigObject] = {}
     settings, mapped = mesh_config, None
-    for document in _flat(documents):
+    for document in flat_documents(documents):
         row = object_of_document(document)
         if row.kind == "MeshConfig":
             settings = settings if mesh_config is not None else row.spec
@@ -134,14 +134,15 @@ def _mapped_settings(row: ConfigObject) -> dict[str, Any] | None:
     return held if isinstance(held, dict) else None
 
 
-def _flat(documents: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+def flat_documents(documents: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Documents, the items of lists in their places; empty ones are left out."""
     for document in documents:
         if not document:
             continue
         if str(document.get("kind", "")).endswith("List") and isinstance(
             document.get("items"), list
         ):
-            yield from _flat(document["items"])
+            yield from flat_documents(document["items"])
         else:
             yield document
 

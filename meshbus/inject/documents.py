@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from meshbus.inject.errors import InjectionError
 from meshbus.inject.merge import copied
 from meshbus.inject.openshift import Identity, identity_of
 from meshbus.inject.pod import Injector
+from meshbus.inject.proxy_configs import proxy_wishes
 from meshbus.inject.workloads import owner_of_document, template_path
+from meshbus.model.rows import ConfigObject
 
 _LISTS_DEEP = 5
+_DEFAULT_NAMESPACE = "default"
 
 
 @dataclass
@@ -23,29 +26,38 @@ class Outcome:
     """What its author should know: why it was left as it is, what has no effect."""
 
 
-Identities = Mapping[str, Identity]
-"""Who proxies run as, by namespace, where the platform says."""
+class Beside(NamedTuple):
+    """What is known besides the object, of the same files or of the server."""
+
+    identities: Mapping[str, Identity] = {}
+    """Who proxies run as, by namespace, where the platform says."""
+    proxy_configs: tuple[ConfigObject, ...] = ()
+    envoy_filters: tuple[ConfigObject, ...] = ()
+    """Of whatever namespace: they may patch the bootstrap."""
+    root_namespace: str = "istio-system"
+    """Whose objects are for the whole mesh."""
 
 
-def inject_document(
-    injector: Injector, document: Any, identities: Identities | None = None
-) -> Outcome:
+NOTHING_BESIDE = Beside()
+
+
+def inject_document(injector: Injector, document: Any, beside: Beside = NOTHING_BESIDE) -> Outcome:
     """Inject the pods of an object, or of the objects of a List.
 
     Raises:
         InjectionError: A pod says something that cannot be done; the path begins with the object.
     """
-    return _inject(injector, document, identities or {}, 0)
+    return _inject(injector, document, beside, 0)
 
 
-def _inject(injector: Injector, document: Any, identities: Identities, depth: int) -> Outcome:
+def _inject(injector: Injector, document: Any, beside: Beside, depth: int) -> Outcome:
     if not isinstance(document, Mapping):
         return Outcome(document)
     items = document.get("items")
     if str(document.get("kind", "")).endswith("List") and isinstance(items, list):
         if depth > _LISTS_DEEP:
             raise InjectionError("items", "lists within lists too deeply")
-        outcomes = [_inject(injector, item, identities, depth + 1) for item in items]
+        outcomes = [_inject(injector, item, beside, depth + 1) for item in items]
         notes = [note for outcome in outcomes for note in outcome.notes]
         if not any(outcome.changed for outcome in outcomes):
             return Outcome(document, notes=notes)
@@ -53,13 +65,13 @@ def _inject(injector: Injector, document: Any, identities: Identities, depth: in
     path = template_path(document)
     if path is None:
         return Outcome(document)
-    return _inject_workload(injector, document, identities, path)
+    return _inject_workload(injector, document, beside, path)
 
 
 def _inject_workload(
     injector: Injector,
     document: Mapping[str, Any],
-    identities: Identities,
+    beside: Beside,
     path: tuple[str, ...],
 ) -> Outcome:
     name = _title(document)
@@ -75,8 +87,16 @@ def _inject_workload(
     if not decision.inject:
         return Outcome(document, notes=[f"Skipping injection because {name} {decision.reason}"])
     owner = owner_of_document(document, namespace)
+    labels = _texts((template.get("metadata") or {}).get("labels"))
+    own = namespace or _DEFAULT_NAMESPACE
     try:
-        injected = injector.inject(template, owner, identity=identities.get(namespace))
+        injected = injector.inject(
+            template,
+            owner,
+            wishes=proxy_wishes(beside.proxy_configs, labels, own, beside.root_namespace),
+            identity=beside.identities.get(namespace),
+            envoy_filters=beside.envoy_filters,
+        )
     except InjectionError as error:
         where = ".".join((*path, error.path)) if error.path.startswith("metadata") else error.path
         raise InjectionError(f"{name}: {where}", error.message) from error
@@ -151,6 +171,10 @@ def check_pod(template: Mapping[str, Any], where: str) -> None:
 def _namespace(document: Mapping[str, Any]) -> str:
     metadata = document.get("metadata")
     return str((metadata or {}).get("namespace") or "") if isinstance(metadata, Mapping) else ""
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, Mapping) else {}
 
 
 def _title(document: Mapping[str, Any]) -> str:

@@ -110,3 +110,34 @@ def test_exit_codes(tmp_path: Path, text: str, args: tuple[str, ...], code: int,
     result = run(tmp_path, text, *args)
     assert result.exit_code == code, result.output
     assert said in result.stderr
+
+
+def test_objects_among_the_files_count(tmp_path: Path) -> None:
+    def of(namespace: str, name: str, **spec: object) -> str:
+        held = {
+            "apiVersion": "networking.istio.io/v1beta1",
+            "kind": "ProxyConfig",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": spec,
+        }
+        return yaml.safe_dump(held)
+
+    picked = {"matchLabels": {"app": "web"}}
+    files = [
+        of("istio-system", "mesh", concurrency=7, environmentVariables={"A": "mesh"}),
+        of("shop", "own", environmentVariables={"B": "shop"}),
+        of("shop", "web", selector=picked, environmentVariables={"C": "web"}),
+        of("shop", "others", selector={"matchLabels": {"app": "x"}}, concurrency=1),
+        of("elsewhere", "own", concurrency=2),
+        DEPLOYMENT,
+    ]
+    result = run(tmp_path, "---\n".join(files))
+    assert result.exit_code == 0, result.output
+    *objects, made = [d for d in yaml.safe_load_all(result.stdout) if d]
+    assert [o["kind"] for o in objects] == ["ProxyConfig"] * 5
+    (proxy,) = [
+        c for c in made["spec"]["template"]["spec"]["initContainers"] if c["name"] == "istio-proxy"
+    ]
+    said = {item["name"]: item.get("value") for item in proxy["env"]}
+    assert (said["A"], said["B"], said["C"]) == ("mesh", "shop", "web")
+    assert "7" in proxy["args"] or any(a.rpartition("=")[2] == "7" for a in proxy["args"])

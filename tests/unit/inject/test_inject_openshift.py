@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from meshbus.inject import Injector, Owner
-from meshbus.inject.documents import identities_of, inject_document
+from meshbus.inject.documents import Beside, identities_of, inject_document
 from meshbus.inject.openshift import GROUPS, UID_RANGE, Identity, identity_of
 
 
@@ -40,7 +40,7 @@ def test_pods_of_a_namespace_among_the_manifests() -> None:
     assert identities == {"n": Identity(9, 9, 7)}
 
     def users(document: dict[str, Any]) -> tuple[int, int]:
-        made = inject_document(Injector({}), document, identities).document["spec"]
+        made = inject_document(Injector({}), document, Beside(identities)).document["spec"]
         inits = {one["name"]: one for one in made["initContainers"]}
         arguments = inits["istio-init"]["args"]
         captured = int(arguments[arguments.index("-u") + 1])

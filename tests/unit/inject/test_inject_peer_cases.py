@@ -14,7 +14,7 @@ import pytest
 from meshbus.api.yaml_text import read_yaml
 from meshbus.cli.manifests import read_parts
 from meshbus.inject import InjectionError, Injector, template_path
-from meshbus.inject.documents import inject_document
+from meshbus.inject.documents import Beside, inject_document
 from meshbus.inject.helm_set import set_values
 from meshbus.inject.openshift import Identity
 
@@ -94,9 +94,9 @@ def injected(case: dict[str, Any]) -> list[dict[str, Any]]:
     namespaces = {document_namespace(part.content) for part in parts}
     openshift = OPENSHIFT in case.get("setup", "")
     identities = dict.fromkeys(namespaces, IDENTITY) if openshift else {}
-    outcomes = [inject_document(injector, part.content, identities) for part in parts]
+    outcomes = [inject_document(injector, part.content, Beside(identities)) for part in parts]
     for outcome in outcomes:
-        again = inject_document(injector, outcome.document, identities)
+        again = inject_document(injector, outcome.document, Beside(identities))
         assert again.document == outcome.document, "not the same when done again"
     return [pod for outcome in outcomes for pod in pods_of(outcome.document)]
 
