@@ -245,7 +245,10 @@ def destination_cluster(
 ) -> ClusterName:
     """The cluster of a `Destination`. It need not exist: requests to it are answered with 503.
 
-    The port is the one given, else the only one of the service, else the one called.
+    The port is the one given, else the only one of the service, else the one called. A name that
+    stands for a service (ExternalName) leads where calls to that service go.
+
+    Source: Istio, GetDestinationCluster.
     """
     host = str(destination.get("host") or "")
     if not host:
@@ -256,7 +259,19 @@ def destination_cluster(
     if not port:
         only = service is not None and len(service.ports) == 1
         port = service.ports[0].number if service is not None and only else context.port
-    return ClusterName(port, str(destination.get("subset") or ""), full)
+    return ClusterName(port, str(destination.get("subset") or ""), _concrete(full, context))
+
+
+def _concrete(host: str, context: RouteContext) -> str:
+    """The service that a host stands for: itself, unless it is an alias of another."""
+    seen = {host}
+    while (service := context.service(host)) is not None and service.external_name:
+        target = service.external_name.rstrip(".").lower()
+        if target in seen or context.service(target) is None:
+            break
+        seen.add(target)
+        host = target
+    return host
 
 
 def _forward(
