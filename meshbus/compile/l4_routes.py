@@ -9,14 +9,13 @@ from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from meshbus.compile.connections import Reporting, Tunnel, tcp_proxy
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import NotCompiledError, Report
-from meshbus.compile.headings import heading
 from meshbus.compile.http_routes import (
     RouteContext,
     destination_cluster,
     source_matches,
 )
 from meshbus.compile.names import ClusterName, is_wildcard, overlaps
-from meshbus.compile.scope import Ref, Viewer, age, visible_virtual_services
+from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
 from meshbus.compile.values import uint32
 from meshbus.model.keys import Key
 
@@ -105,24 +104,29 @@ class L4Hosts(NamedTuple):
 
     exact: dict[str, tuple[Key, ...]]
     wildcards: dict[str, tuple[Key, ...]]
+    order: dict[Key, int]
+    """Which comes first."""
 
 
 def l4_hosts(reader: Reader, viewer: Viewer) -> L4Hosts:
     """Node: those that a viewer follows."""
     found: dict[str, list[Key]] = {}
+    order: dict[Key, int] = {}
     for ref in reader.node(visible_virtual_services, viewer):
         if ref.row.for_sidecars and not ref.row.sections.isdisjoint({"tls", "tcp"}):
+            order[ref.key] = len(order)
             for host in ref.row.hosts:
                 found.setdefault(host.lower(), []).append(ref.key)
     keys = {host: tuple(found[host]) for host in sorted(found)}
     return L4Hosts(
         {h: k for h, k in keys.items() if not is_wildcard(h)},
         {h: k for h, k in keys.items() if is_wildcard(h)},
+        order,
     )
 
 
 def l4_speakers(reader: Reader, viewer: Viewer, host: str) -> tuple[Key, ...]:
-    """Virtual services with a host that overlaps a service's, older first.
+    """Virtual services with a host that overlaps a service's, in their order.
 
     Source: Istio, getConfigsForHost.
     """
@@ -132,10 +136,7 @@ def l4_speakers(reader: Reader, viewer: Viewer, host: str) -> tuple[Key, ...]:
     for pattern, keys in {**asked, **hosts.wildcards}.items():
         if overlaps(pattern, host):
             found.update(dict.fromkeys(keys))
-    if len(found) < 2:
-        return tuple(found)
-    headings = (Ref(key, reader.node(heading, key)) for key in found)
-    return tuple(ref.key for ref in sorted((r for r in headings if r.row is not None), key=age))
+    return tuple(sorted(found, key=hosts.order.__getitem__))
 
 
 def is_for_all(route: L4Route) -> bool:

@@ -55,10 +55,10 @@ from meshbus.compile.scope import (
     HTTP_PROXY,
     Egress,
     Ref,
-    age,
     aliased_hosts,
     aliases_of,
     egress_services,
+    in_precedence,
     listener_viewer,
     visible_services,
 )
@@ -176,7 +176,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         wanted = dict.fromkeys(numbers, anywhere) | own
         placed = {number: e._replace(captured=False) for number, e in wanted.items()}
         placed_hosts = {}
-    for host, ref in sorted(visible.items(), key=lambda item: age(item[1])):
+    for host, ref in in_precedence(reader, visible, view.namespace):
         if host in stands_for:
             continue
         row: Service = ref.row

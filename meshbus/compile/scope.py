@@ -91,6 +91,14 @@ class Ref(NamedTuple):
     row: Any
 
 
+PRIVATE, NAMED, PUBLIC = range(3)
+"""Precedence of what a namespace sees: its own that it keeps to itself, what names it, what is for
+everybody. Source: Istio, PushContext.servicesExportedToNamespace and VirtualServicesForGateway."""
+
+Ranked = tuple[int, Ref]
+"""Something that is seen, after its precedence."""
+
+
 class Visible(NamedTuple):
     """What one namespace exports: to everyone, and to some."""
 
@@ -98,18 +106,17 @@ class Visible(NamedTuple):
     restricted: tuple[tuple[Ref, frozenset[str]], ...]
     """With the namespaces that see each; `.` stands for its own."""
 
-    def seen_from(self, namespace: str) -> Iterable[Ref]:
-        """Those that a namespace sees."""
-        if not self.restricted:
-            return self.public
-        return [
-            *self.public,
-            *(
-                ref
-                for ref, targets in self.restricted
-                if namespace in targets or (namespace == ref.row.namespace and "." in targets)
-            ),
-        ]
+    def seen_from(self, namespace: str) -> Iterable[Ranked]:
+        """Those that a namespace sees, with their precedence for it."""
+        yield from ((PUBLIC, ref) for ref in self.public)
+        for ref, targets in self.restricted:
+            if ref.row.namespace == namespace and (namespace in targets or "." in targets):
+                yield PRIVATE, ref
+            elif namespace in targets:
+                yield NAMED, ref
+
+
+_NOBODY_SEES = frozenset({"~"})
 
 
 def _split(refs: Iterable[tuple[Ref, Iterable[str]]]) -> Visible:
@@ -120,7 +127,7 @@ def _split(refs: Iterable[tuple[Ref, Iterable[str]]]) -> Visible:
         if "*" in names or not names:
             public.append(ref)
         else:
-            restricted.append((ref, names))
+            restricted.append((ref, _NOBODY_SEES if "~" in names else names))
     return Visible(tuple(public), tuple(restricted))
 
 
@@ -197,14 +204,32 @@ def _only(visible: Visible, wanted: Callable[[Ref], bool]) -> Visible:
     )
 
 
-def _best(refs: Iterable[Ref], namespace: str) -> dict[str, Ref]:
-    """One service for each host: the viewer's own wins, then Kubernetes', then the older."""
-    found: dict[str, Ref] = {}
-    for ref in refs:
-        held = found.get(ref.row.host)
-        if held is None or _service_rank(ref, namespace) < _service_rank(held, namespace):
-            found[ref.row.host] = ref
-    return found
+def _best(refs: Iterable[Ranked], namespace: str) -> dict[str, Ref]:
+    """One service for each host: the viewer's own wins, then Kubernetes', then by precedence, then
+    the older."""
+    found: dict[str, Ranked] = {}
+    for ranked in refs:
+        held = found.get(ranked[1].row.host)
+        if held is None or _service_rank(ranked, namespace) < _service_rank(held, namespace):
+            found[ranked[1].row.host] = ranked
+    return {host: ref for host, (_, ref) in found.items()}
+
+
+def in_precedence(
+    reader: Reader, services: Mapping[str, Ref], namespace: str
+) -> list[tuple[str, Ref]]:
+    """Services of a viewer's namespace by host, in the order in which they get what only one can
+    have: by precedence, then the older."""
+    default = reader.node(mesh).service_export_to
+
+    def place(item: tuple[str, Ref]) -> tuple[int, tuple[float, str, str]]:
+        row: Service = item[1].row
+        targets = frozenset(_capped(reader, row, row.export_to or default) or ())
+        if "*" in targets or not targets:
+            return PUBLIC, age(item[1])
+        return PRIVATE if row.namespace == namespace else NAMED, age(item[1])
+
+    return sorted(services.items(), key=place)
 
 
 def egress_services(
@@ -217,10 +242,10 @@ def egress_services(
     Source: Istio, IstioEgressListenerWrapper.selectServices.
     """
     refs = (
-        ref
+        ranked
         for owner, pattern in hosts
-        for ref in reader.node(imported_services, owner, pattern).seen_from(namespace)
-        if not port or any(held.number == port for held in ref.row.ports)
+        for ranked in reader.node(imported_services, owner, pattern).seen_from(namespace)
+        if not port or any(held.number == port for held in ranked[1].row.ports)
     )
     return _best(refs, namespace)
 
@@ -229,7 +254,7 @@ def public_services(reader: Reader) -> dict[str, Ref]:
     """Node: what everybody sees, in order of host: the same object for all who see no more and
     have no service of their own of a host that others have too."""
     refs = (
-        ref
+        (PUBLIC, ref)
         for owner in reader.node(service_namespaces)
         for ref in reader.node(exported_services, owner).public
     )
@@ -247,11 +272,12 @@ def _seen_by_all(reader: Reader, namespace: str) -> dict[str, Ref]:
     """Everything that is exported to a namespace."""
     public = reader.node(public_services)
     own = reader.node(exported_services, namespace)
-    some = Visible((), reader.node(restricted_services)).seen_from(namespace)
+    some = list(Visible((), reader.node(restricted_services)).seen_from(namespace))
     shadowed = [ref for ref in own.public if public[ref.row.host].key != ref.key]
     if not some and not shadowed:
         return public
-    found = _best((*public.values(), *own.public, *some), namespace)
+    everybody = ((PUBLIC, ref) for ref in (*public.values(), *own.public))
+    found = _best((*everybody, *some), namespace)
     return {host: found[host] for host in sorted(found)}
 
 
@@ -431,9 +457,10 @@ def _destinations(spec: Mapping[str, Any]) -> Iterable[tuple[Mapping[str, Any], 
                 yield rule["mirror"], callers
 
 
-def _service_rank(ref: Ref, viewer: str) -> tuple[bool, bool, tuple[float, str, str]]:
+def _service_rank(ranked: Ranked, viewer: str) -> tuple[bool, bool, int, tuple[float, str, str]]:
+    precedence, ref = ranked
     row: Service = ref.row
-    return (row.namespace != viewer, row.origin != "kubernetes", age(ref))
+    return (row.namespace != viewer, row.origin != "kubernetes", precedence, age(ref))
 
 
 # --------------------------------------------------------------------------- config objects
@@ -515,20 +542,24 @@ def restricted_virtual_services(reader: Reader) -> tuple[tuple[Ref, frozenset[st
 
 
 def visible_virtual_services(reader: Reader, viewer: Viewer) -> tuple[Ref, ...]:
-    """Node: virtual services that proxies of a viewer follow, older first."""
+    """Node: virtual services that proxies of a viewer follow, by precedence, then older first."""
     if not viewer.egress:
         public = reader.node(public_virtual_services)
         restricted = reader.node(restricted_virtual_services)
-        some = Visible((), restricted).seen_from(viewer.namespace)
-        return tuple(sorted((*public, *some), key=age)) if some else public
-    unique: dict[Key, Ref] = {}
+        some = list(Visible((), restricted).seen_from(viewer.namespace))
+        return (*_in_order(some), *public) if some else public
+    unique: dict[Key, Ranked] = {}
     for egress in viewer.egress:
         for owner, pattern in egress.hosts:
             owners = reader.node(object_namespaces, "virtualservices") if owner == ANY else (owner,)
             for namespace in owners:
                 for part in reader.node(imported_virtual_services, namespace, pattern):
-                    unique.update((ref.key, ref) for ref in part.seen_from(viewer.namespace))
-    return tuple(sorted(unique.values(), key=age))
+                    unique.update((r[1].key, r) for r in part.seen_from(viewer.namespace))
+    return _in_order(unique.values())
+
+
+def _in_order(refs: Iterable[Ranked]) -> tuple[Ref, ...]:
+    return tuple(ref for _, ref in sorted(refs, key=lambda r: (r[0], age(r[1]))))
 
 
 def common_viewer(reader: Reader, viewer: Viewer) -> Viewer:

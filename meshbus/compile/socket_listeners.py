@@ -23,7 +23,7 @@ from meshbus.compile.outbound import (
     unclaimed_chain,
 )
 from meshbus.compile.resources import LDS, encode
-from meshbus.compile.scope import Egress, Viewer, age, visible_services
+from meshbus.compile.scope import Egress, Viewer, in_precedence, visible_services
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND
 from meshbus.compile.values import listener_address
@@ -99,7 +99,7 @@ def _add_connections(
     chains: list[lc_pb2.FilterChain] = []
     for_rest = True
     seen = reader.node(visible_services, behind.viewer)
-    for host, ref in sorted(seen.items(), key=lambda item: age(item[1])):
+    for host, ref in in_precedence(reader, seen, behind.namespace):
         for port in ref.row.ports:
             number, protocol = port.number, port.protocol
             if protocol == UDP or is_http(protocol) or not (protocol in TLS or for_rest):
