@@ -5,7 +5,7 @@ import os
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -66,24 +66,56 @@ def find_api(home: Path | None) -> Path:
     raise ApiError(0, f"no mesh runs in {looked}: start one with `meshbus up`, or name its --home")
 
 
+class Access(NamedTuple):
+    """Where an API is, and by what."""
+
+    url: str
+    token: str
+    ca: str
+    """What its certificate is checked with, PEM."""
+    name: str = ""
+    """What the certificate proves; empty: the host of the URL."""
+
+
+def read_access(home: Path | None) -> Access:
+    """That of the mesh of a home.
+
+    Raises:
+        ApiError: There is none, or it cannot be read.
+    """
+    file = find_api(home)
+    try:
+        access = json.loads(file.read_text())
+        return Access(str(access["url"]), str(access["token"]), str(access["ca"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise ApiError(0, f"{file} cannot be used: {error}") from None
+
+
 class ApiClient:
     """Requests with the token of a home. Use as a context manager."""
 
-    def __init__(self, home: Path | None) -> None:
+    def __init__(self, home: Path | None, access: Access | None = None) -> None:
+        """Args:
+        access: Instead of that of the home.
+        """
         import httpx
 
-        file = find_api(home)
+        known = access or read_access(home)
+        self.url = known.url
         try:
-            access = json.loads(file.read_text())
-            context = ssl.create_default_context(cadata=access["ca"])
-            self.url, token = str(access["url"]), str(access["token"])
-        except (OSError, ValueError, KeyError, ssl.SSLError) as error:
-            raise ApiError(0, f"{file} cannot be used: {error}") from None
+            context = ssl.create_default_context(cadata=known.ca)
+        except (ValueError, ssl.SSLError) as error:
+            raise ApiError(0, f"the certificates for {known.url} cannot be used: {error}") from None
+
+        def named(request: httpx.Request) -> None:
+            request.extensions["sni_hostname"] = known.name
+
         self._errors = httpx.HTTPError
         self._client = httpx.Client(
             base_url=self.url,
             verify=context,
-            headers={"authorization": f"Bearer {token}"},
+            headers={"authorization": f"Bearer {known.token}"},
+            event_hooks={"request": [named] if known.name else []},
             timeout=httpx.Timeout(150, connect=5),
             trust_env=False,
         )

@@ -11,6 +11,7 @@ from meshbus.inject.yaml_output import to_yaml
 from meshbus.kube.permissions import (
     ALWAYS_CLUSTER,
     CLUSTER,
+    MACHINES,
     PERMISSIONS,
     ROOT,
     SIGNER_CERT_MANAGER,
@@ -67,6 +68,7 @@ def rbac_page() -> str:
         "- `cluster`: in every namespace, or in those of `global.namespaces` (Roles then)",
         "- `always-cluster`: kinds without a namespace",
         "- `root`: in the namespace of the control plane",
+        "- `machines`: as `cluster`, where `machines.gateway` of the chart says so",
         "- `signer-kubernetes`: everywhere, where `ca.signer` of the chart says so",
         "- `signer-cert-manager`: the same, in the namespace of the control plane",
         "",
@@ -92,6 +94,7 @@ def rules() -> dict[str, dict[str, list[dict[str, Any]]]]:
         "cluster": CLUSTER,
         "always-cluster": ALWAYS_CLUSTER,
         "root": ROOT,
+        "machines": MACHINES,
         "signer-kubernetes": SIGNER_KUBERNETES,
         "signer-cert-manager": SIGNER_CERT_MANAGER,
     }

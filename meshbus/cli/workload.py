@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from meshbus.cli.api_client import NO, WRONG_USE, ApiClient, ApiError, HomeOption, end, find_api
+from meshbus.cli.api_client import (
+    NO,
+    WRONG_USE,
+    Access,
+    ApiClient,
+    ApiError,
+    HomeOption,
+    end,
+    read_access,
+)
 
 workload = typer.Typer(
     no_args_is_help=True, help="Machines that join by a WorkloadGroup: configure, run."
@@ -22,23 +31,41 @@ def configure(
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Of the group.")] = "default",
     name: Annotated[str, typer.Option("--name", help="Of the machine's WorkloadEntry.")] = "",
     home: HomeOption = None,
+    api: Annotated[
+        str, typer.Option("--api", help="https://HOST:PORT of a mesh on Kubernetes, no home.")
+    ] = "",
+    roots: Annotated[
+        Path | None,
+        typer.Option("--roots", help="With --api: file with the roots of the mesh, PEM."),
+    ] = None,
+    token: Annotated[
+        Path | None, typer.Option("--token", help="With --api: file with a token of the cluster.")
+    ] = None,
+    api_name: Annotated[
+        str, typer.Option("--api-name", help="With --api: the name that its certificate proves.")
+    ] = "config.istio-system.svc",
 ) -> None:
     """Let a machine in: write its token, the roots of the mesh and where the mesh is.
 
     The token is good for a day, for this machine's name alone; `run` renews it.
     """
-    import json
-
     from meshbus.local.outside_machine import MachineError, write_folder
     from meshbus.runtime.sealed import recipient
 
+    if api and (roots is None or token is None):
+        end("workload configure", "--api needs --roots and --token", WRONG_USE)
     own = recipient()
     body = {"publicKey": own.public_key, "name": name}
     try:
-        access = json.loads(find_api(home).read_text())
-        with ApiClient(home) as api:
-            joined = api.ask("POST", f"/v1/workloads/{namespace}/{group}/join", body=body)
-        write_folder(output, joined, own, {"url": access["url"], "ca": access["ca"]})
+        if api and roots is not None and token is not None:
+            access = Access(api, token.read_text().strip(), roots.read_text(), api_name)
+            where = {"url": api, "name": api_name}
+        else:
+            access = read_access(home)
+            where = {"url": access.url, "ca": access.ca}
+        with ApiClient(home, access) as client:
+            joined = client.ask("POST", f"/v1/workloads/{namespace}/{group}/join", body=body)
+        write_folder(output, joined, own, where)
     except ApiError as error:
         end("workload configure", error.message, NO)
     except (MachineError, OSError) as error:

@@ -15,6 +15,8 @@ SIGNER_KUBERNETES = "signer-kubernetes"
 """A ClusterRole where `ca.signer` of the chart is a signer of CertificateSigningRequests."""
 SIGNER_CERT_MANAGER = "signer-cert-manager"
 """A Role in the namespace of the control plane where it is an issuer of cert-manager."""
+MACHINES = "machines"
+"""As `CLUSTER`, where `machines.gateway` of the chart lets machines outside join."""
 ROOT = "root"
 """In the namespace of the control plane: a Role."""
 
@@ -36,7 +38,8 @@ class Rule(NamedTuple):
     service: str
     """`config`, `discovery` or `ca`."""
     scope: str
-    """`CLUSTER`, `ALWAYS_CLUSTER`, `ROOT`, `SIGNER_KUBERNETES` or `SIGNER_CERT_MANAGER`."""
+    """`CLUSTER`, `ALWAYS_CLUSTER`, `ROOT`, `MACHINES`, `SIGNER_KUBERNETES` or
+    `SIGNER_CERT_MANAGER`."""
     groups: tuple[str, ...]
     resources: tuple[str, ...]
     verbs: tuple[str, ...]
@@ -72,7 +75,8 @@ PERMISSIONS = (
         ("",),
         ("nodes",),
         ("list", "watch"),
-        "region and zone of the pods on a node",
+        "region and zone of the pods on a node; addresses of nodes, for gateways of networks whose "
+        "Service is of type NodePort",
     ),
     Rule(
         "discovery",
@@ -230,6 +234,14 @@ PERMISSIONS = (
         ("leases",),
         ("create",),
         "which replica writes: RBAC cannot limit the creation of an object by name",
+    ),
+    Rule(
+        "config",
+        MACHINES,
+        ("networking.istio.io",),
+        ("workloadentries",),
+        ("create", "patch", "delete"),
+        "entries of machines that join by a WorkloadGroup",
     ),
     # ---------------------------------------------------------------- ca
     Rule(

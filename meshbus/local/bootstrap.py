@@ -2,6 +2,7 @@
 sent. Pure: values in, files out.
 """
 
+import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,8 +111,19 @@ def _gateway_cluster(gateway: tuple[str, int], gateway_name: str, folder: str) -
         gateway_name,
         roots={"validation_context_sds_secret_config": roots},
         token_sds=f"{folder}/{TOKEN_SDS_FILE}",
-        discovery={"type": "STATIC", "connect_timeout": "2s"},
+        discovery={
+            "type": "STATIC" if _is_address(gateway[0]) else "STRICT_DNS",
+            "connect_timeout": "2s",
+        },
     )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def token_sds(folder: str) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def write_folder(
 
     Args:
         joined: What the API answered.
-        api: `url` and `ca` (PEM) of the API.
+        api: `url` and `ca` (PEM) of the API; without `ca` it is proved by the roots of the mesh,
+            as `name`.
     Raises:
         MachineError: The token cannot be opened.
         OSError: The folder cannot be written.
@@ -85,17 +86,28 @@ class OutsideMachine:
             self._about = json.loads((folder / MACHINE_FILE).read_text())
         except (OSError, ValueError) as error:
             raise MachineError(f"{folder}: `meshbus workload configure` first: {error}") from error
-        api = self._about["api"]
-        self._client = httpx.AsyncClient(
-            base_url=api["url"],
-            verify=ssl.create_default_context(cadata=api["ca"]),
-            timeout=10,
-            trust_env=False,
-        )
+        self._client = self._open()
         self._path = f"/v1/workloads/{self._about['namespace']}/{self._about['name']}"
         self._probe: Mapping[str, Any] | None = self._about.get("probe")
         self._health = Health(self._probe or {})
         self._beat_now = asyncio.Event()
+
+    def _open(self) -> httpx.AsyncClient:
+        """A client of the API. What its certificate is checked with may change with the token."""
+        api = self._about["api"]
+        roots = api.get("ca") or (self._folder / bootstrap.ROOTS_FILE).read_text()
+        name = api.get("name") or ""
+
+        async def named(request: httpx.Request) -> None:
+            request.extensions["sni_hostname"] = name
+
+        return httpx.AsyncClient(
+            base_url=api["url"],
+            verify=ssl.create_default_context(cadata=roots),
+            event_hooks={"request": [named] if name else []},
+            timeout=10,
+            trust_env=False,
+        )
 
     async def run(self) -> None:
         """Until cancelled; then the machine leaves.
@@ -184,7 +196,7 @@ class OutsideMachine:
         await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
         host = self._place.application or self._place.address
         if self._place.capture == "redirect":
-            host = "127.0.0.1"  # past the capture
+            host = "::1" if ":" in self._place.address else "127.0.0.1"  # past the capture
         while True:
             status, _ = await ask_envoy(self._folder, bootstrap.ADMIN_SOCKET, "/ready")
             if status != 200:
@@ -244,3 +256,7 @@ class OutsideMachine:
                 continue
             write_private(self._folder / bootstrap.TOKEN_FILE, token)
             write_private(self._folder / EXPIRY_FILE, msgspec.json.encode(fresh["expires"]))
+            if roots := str(fresh.get("roots") or ""):
+                write_private(self._folder / bootstrap.ROOTS_FILE, roots.encode())
+                before, self._client = self._client, self._open()
+                await before.aclose()

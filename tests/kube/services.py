@@ -26,9 +26,17 @@ def account_of(service: str, revision: str = "") -> str:
 
 
 def rbac_of(
-    service: str, root: str, revision: str = "", namespaces: tuple[str, ...] = ()
+    service: str,
+    root: str,
+    revision: str = "",
+    namespaces: tuple[str, ...] = (),
+    scopes: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:
-    """The ServiceAccount of a service and what it may do."""
+    """The ServiceAccount of a service and what it may do.
+
+    Args:
+        scopes: More that the chart grants where its values say so.
+    """
     account = account_of(service, revision)
     subjects = [{"kind": "ServiceAccount", "name": account, "namespace": root}]
     documents: list[dict[str, Any]] = [
@@ -63,11 +71,12 @@ def rbac_of(
 
     name = f"{account}-{root}"
     wide = rules_of(service, ALWAYS_CLUSTER, revision)
+    everywhere = [r for scope in (CLUSTER, *scopes) for r in rules_of(service, scope, revision)]
     if not namespaces:
-        wide += rules_of(service, CLUSTER, revision)
+        wide += everywhere
     grant("ClusterRole", name, "", wide)
     for namespace in namespaces:
-        grant("Role", name, namespace, rules_of(service, CLUSTER, revision))
+        grant("Role", name, namespace, everywhere)
     grant("Role", f"{name}-root", root, rules_of(service, ROOT, revision))
     return documents
 
@@ -125,9 +134,10 @@ def serving(
     namespaces: tuple[str, ...] = (),
     pod: str = "",
     revision: str = "",
+    scopes: tuple[str, ...] = (),
 ) -> Iterator[Process]:
-    """A service, run as its ServiceAccount."""
-    for document in rbac_of(service, root, revision, namespaces=namespaces):
+    """A service, run as its ServiceAccount. `scopes`: see `rbac_of`."""
+    for document in rbac_of(service, root, revision, namespaces, scopes):
         cluster.apply(document)
     folder.mkdir(parents=True, exist_ok=True)
     account = cluster.account_folder(folder / "account", root, account_of(service, revision))

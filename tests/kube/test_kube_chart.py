@@ -217,6 +217,8 @@ def test_install_upgrade_and_uninstall(helm_program: str, own_cluster: Cluster) 
         ("meshbus-config", "create", "pods", "other"),
         ("meshbus-config", "patch", "configmaps", "other"),
         ("meshbus-config", "update", "networking.istio.io/virtualservices", "other"),
+        ("meshbus-config", "create", "networking.istio.io/workloadentries", "other"),
+        ("meshbus-config", "delete", "networking.istio.io/workloadentries", "other"),
         ("meshbus-config", "create", "rbac.authorization.k8s.io/clusterroles", ""),
         ("meshbus-ca", "list", "secrets", "other"),
         ("meshbus-ca", "approve", "certificates.k8s.io/signers", ""),
@@ -242,7 +244,12 @@ def test_install_upgrade_and_uninstall(helm_program: str, own_cluster: Cluster) 
         f"nats.external.url=tls://meshbus-nats.{namespace}.svc:4222",
     )
     run("install", "blue", str(CHART), "--no-hooks", *blue)
-    run("upgrade", "mesh", str(CHART), "--no-hooks", "--set", "profile=ha")
+    machines = sets("machines.gateway=gateway.example.com:15012")
+    run("upgrade", "mesh", str(CHART), "--no-hooks", "--set", "profile=ha", *machines)
+    for verb, expected in (("create", True), ("patch", True), ("delete", True), ("update", False)):
+        what = "networking.istio.io/workloadentries"
+        answer = may(cluster, "meshbus-config", namespace, verb, what, "other")
+        assert answer is expected, verb
     path = f"/apis/apps/v1/namespaces/{namespace}/deployments/meshbus-config"
     assert cluster.get(path)["spec"]["replicas"] == 3
     assert cluster.get(f"{path}-blue")["spec"]["replicas"] == 2
@@ -267,11 +274,16 @@ def test_install_upgrade_and_uninstall(helm_program: str, own_cluster: Cluster) 
 def test_limited_to_namespaces_there_is_no_wide_read(
     helm_program: str, cluster: Cluster, namespace: str
 ) -> None:
-    documents = rendered(helm_program, namespace, "--set", f"global.namespaces={{{namespace}}}")
-    for document in documents:
+    flags = sets(f"global.namespaces={{{namespace}}}", "machines.gateway=g.example.com:15012")
+    narrow = set()
+    for document in rendered(helm_program, namespace, *flags):
+        resources = {r for rule in document.get("rules") or () for r in rule.get("resources", ())}
         if document["kind"] == "ClusterRole":
-            resources = {r for rule in document["rules"] for r in rule.get("resources", ())}
-            assert not resources & {"pods", "secrets", "services", "virtualservices"}
+            wide = {"pods", "secrets", "services", "virtualservices", "workloadentries"}
+            assert not resources & wide
+        elif document["kind"] == "Role" and document["metadata"]["namespace"] == namespace:
+            narrow |= resources
+    assert {"pods", "workloadentries"} <= narrow
 
 
 @pytest.mark.parametrize("profile", ["demo", "default", "ha"])

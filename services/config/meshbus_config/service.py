@@ -12,13 +12,15 @@ import msgspec
 from meshbus.bus.interface import EVENTS, STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.model.requests import CREDENTIAL, PULL_SECRET, CredentialRequest
+from meshbus.model.revisions import DEFAULT_REVISION
 from meshbus.runtime.calls import answer
 from meshbus.runtime.http import bind, bound_address, serve_http, split_address
 from meshbus.runtime.service import Context
+from meshbus.runtime.settings import SettingsError
 from meshbus_config import operations
 from meshbus_config.admission import PERMANENT_NAMESPACES, namespace_kind
 from meshbus_config.announcements import Announcer
-from meshbus_config.app import Metrics, make_app
+from meshbus_config.app import Metrics, Users, make_app
 from meshbus_config.authorization_api import AuthorizationApi
 from meshbus_config.bulk import Bulk
 from meshbus_config.credentials import Credentials
@@ -26,6 +28,9 @@ from meshbus_config.documents import Space
 from meshbus_config.errors import ApiError
 from meshbus_config.events_feed import EventsFeed
 from meshbus_config.history import History
+from meshbus_config.machine_entries import Entries
+from meshbus_config.machine_presence import Presence
+from meshbus_config.machine_store import StoredEntries
 from meshbus_config.machine_users import MachineUsers
 from meshbus_config.machines import Machines
 from meshbus_config.mesh_api import MeshApi
@@ -73,6 +78,13 @@ class ConfigSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         msgspec.Meta(
             description="more DNS names and addresses of the API's certificate, comma between"
+        ),
+    ] = ""
+    machines_gateway: Annotated[
+        str,
+        msgspec.Meta(
+            description="HOST:PORT at which machines that join reach the xds-gateway; empty: where "
+            "it says, and on Kubernetes no machine joins"
         ),
     ] = ""
 
@@ -154,19 +166,17 @@ class ConfigService:
             context.admin.add_ready(
                 "namespaces", lambda: None if self._has_namespaces(store.space) else "not made yet"
             )
-            self._machines = Machines(
-                store,
-                context.bus,
-                cluster=context.cluster,
-                trust_domain=context.trust_domain,
-                root_namespace=context.root_namespace,
-                now=context.clock.now,
-                monotonic=context.clock.monotonic,
+            self._machines = self._let_in(
+                StoredEntries(store, context.cluster, context.clock.now),
+                Presence(context.clock.monotonic),
             )
             mine = [statuses.run, lambda: self._make_namespaces(store), self._machines.run]
         else:
             self._mirror.subscribe(control.world_changed)
             mine = [control.run]
+            if context.settings.machines_gateway:
+                self._machines = self._let_in(*control.machines(), control.api_name)
+                mine.append(self._machines.run)
         async with asyncio.TaskGroup() as group:
             for forever in (
                 models.run,
@@ -189,6 +199,29 @@ class ConfigService:
                 group.create_task(_run(own))
             group.create_task(self._serve(store, control))
 
+    def _let_in(self, entries: Entries, presence: Presence, api_name: str = "") -> Machines:
+        context = self._context
+        where = context.settings.machines_gateway
+        try:
+            gateway = split_address(where) if where else None
+        except ValueError as error:
+            raise SettingsError(f"config.machines_gateway: {error}") from error
+        revision = "" if context.revision == DEFAULT_REVISION else context.revision
+        suffix = f"-{revision}" if revision else ""
+        machines = Machines(
+            entries,
+            presence,
+            self._mirror,
+            context.bus,
+            cluster=context.cluster,
+            trust_domain=context.trust_domain,
+            gateway_name=f"xds-gateway{suffix}.{context.root_namespace}.svc",
+            gateway=gateway,
+            api_name=api_name,
+        )
+        context.admin.add_debug("machines", machines.state)
+        return machines
+
     def _control(self, store: Store, references: References) -> "KubernetesControl | None":
         """What it does for a cluster; None without one."""
         context, settings = self._context, self._context.settings
@@ -204,31 +237,35 @@ class ConfigService:
             self._board,
             references,
             webhooks=settings.webhooks,
-            names=[name.strip() for name in settings.webhook_names.split(",") if name.strip()],
+            machines=_parts(settings.names) if settings.machines_gateway else None,
+            names=_parts(settings.webhook_names),
             injection=settings.injection,
         )
 
     async def _serve(self, store: Store, control: "KubernetesControl | None") -> None:
         context, settings = self._context, self._context.settings
-        names = [name.strip() for name in settings.names.split(",") if name.strip()]
+        names = _parts(settings.names)
         host, _ = split_address(settings.api)
         names += [] if host in ("", "0.0.0.0", "::") else [host]  # noqa: S104 - compared, not bound
+        # Machines outside know the roots of the mesh, and no certificate of a pod's own.
+        tls = None if control is None else await control.api_tls()
         files = ensure_certificate(context.state, names, context.clock.now())
         sock = bind(settings.api, "config.api")
         address = bound_address(sock)
         resources = Resources(
             store, self._history, now=context.clock.now, monotonic=context.clock.monotonic
         )
-        app = make_app(
-            users=MachineUsers(
-                self._tokens,
+        users: Users = self._tokens if control is None else control.users
+        if self._machines is not None:
+            users = MachineUsers(
+                users,
                 lambda: self._mirror.world,
                 context.cluster,
                 context.trust_domain,
                 context.clock.now,
             )
-            if control is None
-            else control.users,
+        app = make_app(
+            users=users,
             machines=self._machines,
             objects=control is None,
             resources=resources,
@@ -245,11 +282,13 @@ class ConfigService:
         url = f"https://{address}"
         write_file(
             context.state / "api.json",
-            msgspec.json.encode({"url": url, "ca": str(files.ca)}) + b"\n",
+            msgspec.json.encode({"url": url, "ca": "" if tls else str(files.ca)}) + b"\n",
             0o600,
         )
         self._url = url
         context.log.info("listening", what="api", address=address, url=url)
+        if tls is not None:
+            await serve_http(app, sock, tls=tls)
         await serve_http(app, sock, cert=files.certificate, key=files.key)
 
     async def _end_streams(self) -> None:
@@ -297,6 +336,10 @@ class ConfigService:
                 await self._context.clock.sleep(_RETRY_S)
             else:
                 return
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 async def _run(action: Callable[[], Awaitable[None]]) -> None:

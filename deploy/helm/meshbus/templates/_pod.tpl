@@ -68,6 +68,9 @@ spec:
         - {name: MESHBUS_CONFIG_WEBHOOKS, value: "{{ $bind }}:15017"}
         - {name: MESHBUS_CONFIG_WEBHOOK_NAMES, value: "{{ $name }}.{{ $ns }}.svc,{{ $name }}.{{ $ns }}.svc.cluster.local"}
         - {name: MESHBUS_CONFIG_INJECTION, value: /etc/meshbus/injection/values.yaml}
+        {{- with $root.Values.machines.gateway }}
+        - {name: MESHBUS_CONFIG_MACHINES_GATEWAY, value: {{ . | quote }}}
+        {{- end }}
         {{- end }}
         {{- if has "ca" $mine }}
         - {name: MESHBUS_CA_REQUIRE_PROOF, value: "true"}

@@ -3,7 +3,8 @@
 import asyncio
 import gc
 import ipaddress
-from collections.abc import Mapping
+import ssl
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +28,8 @@ from meshbus_config.kubernetes.ca_bundles import CaBundles
 from meshbus_config.kubernetes.following import Following
 from meshbus_config.kubernetes.ingress_statuses import IngressStatuses
 from meshbus_config.kubernetes.injecting import Injecting, patches_bootstrap
+from meshbus_config.kubernetes.machine_entries import ClusterEntries
+from meshbus_config.kubernetes.machine_presence import SharedPresence
 from meshbus_config.kubernetes.proxy_files import ProxyFiles
 from meshbus_config.kubernetes.statuses import StatusWriting
 from meshbus_config.kubernetes.tenants import Tenants
@@ -56,15 +59,19 @@ class KubernetesControl:
         webhooks: str,
         names: list[str],
         injection: str = "",
+        machines: Sequence[str] | None = None,
     ) -> None:
         """
         Args:
             webhooks: Address of the webhooks; empty: none are served.
             names: DNS names and addresses that the API server calls them by.
             injection: File with the chart's values for injection; empty: pods are not injected.
+            machines: Machines outside join, and reach the API at these addresses, or at others by
+                the name of its Service; None: they do not.
         """
         self._context = context
         self._kubernetes = kubernetes
+        self._store = store
         clock = context.clock
         authors = Authors()
         self._following = Following(kubernetes, context.cluster, self._changed, context.metrics)
@@ -127,6 +134,9 @@ class KubernetesControl:
             context.admin.add_ready("injection", injecting.why_not_ready)
         self._webhooks = webhooks
         self._webhook_names = names
+        self._api: ServingIdentity | None = None
+        if machines is not None:
+            self._api = self._identity([self.api_name, "localhost", *filter(_is_address, machines)])
         self._rejections: asyncio.Queue[tuple[AdmissionRequest, str]] = asyncio.Queue(1000)
         self._url = ""
         admin = context.admin
@@ -147,6 +157,38 @@ class KubernetesControl:
     def following(self) -> Following:
         """What the cluster has."""
         return self._following
+
+    def machines(self) -> tuple[ClusterEntries, SharedPresence]:
+        """Where entries of machines are kept, and who knows of whom."""
+        context = self._context
+        entries = ClusterEntries(
+            self._kubernetes.client,
+            self._following,
+            self._lease,
+            lambda: self._store.space.world,
+            cluster=context.cluster,
+            revision=self._kubernetes.revision,
+            now=context.clock.now,
+        )
+        presence = SharedPresence(
+            context.bus,
+            cluster=context.cluster,
+            pod=context.pod,
+            monotonic=context.clock.monotonic,
+        )
+        return entries, presence
+
+    @property
+    def api_name(self) -> str:
+        """The DNS name that the API's certificate proves, where machines outside join."""
+        return f"config.{self._context.root_namespace}.svc"
+
+    async def api_tls(self) -> ssl.SSLContext | None:
+        """What the API shows, once there is a certificate of the mesh; None: one of its own."""
+        if self._api is None:
+            return None
+        await self._api.ready()
+        return tls_of(self._api)
 
     def world_changed(self, world: World, touched: frozenset[Query]) -> None:
         """The next world: a subscriber of the mirror."""
@@ -213,18 +255,22 @@ class KubernetesControl:
             group.create_task(self._lease.run())
             group.create_task(self._statuses.run())
             group.create_task(self._tell_rejections())
+            if self._api is not None:
+                group.create_task(self._api.run())
             if self._files is not None:
                 group.create_task(self._files.run())
             if self._webhooks:
                 group.create_task(self._serve_webhooks(group))
 
+    def _identity(self, names: list[str]) -> ServingIdentity:
+        context = self._context
+        account = f"ns/{context.root_namespace}/sa/meshbus-config"
+        spiffe_id = f"spiffe://{context.trust_domain}/{account}"
+        return ServingIdentity(context, spiffe_id, *_names_and_addresses(names))
+
     async def _serve_webhooks(self, group: asyncio.TaskGroup) -> None:
         context = self._context
-        identity = ServingIdentity(
-            context,
-            f"spiffe://{context.trust_domain}/ns/{context.root_namespace}/sa/meshbus-config",
-            *_names_and_addresses(self._webhook_names),
-        )
+        identity = self._identity(self._webhook_names)
         bundles = CaBundles(self._kubernetes, lambda: identity.roots_pem, context.log)
         identity.on_renewal(lambda key, chain: bundles.wake())
         group.create_task(identity.run())

@@ -11,13 +11,14 @@ import structlog
 
 from meshbus.bus.backoff import Backoff
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject, MeshConfigRow, Row
+from meshbus.model.rows import ConfigObject, MeshConfigRow, ObjectStatus, Row
 from meshbus.model.world import Entry
-from meshbus_config.documents import Space, Stored
+from meshbus_config.documents import Space, Stored, status_key
 from meshbus_config.errors import ApiError
 from meshbus_config.kubernetes.following import Following
 from meshbus_config.kubernetes.objects import Judged
 from meshbus_config.kubernetes.tenants import Tenants
+from meshbus_config.machine_entries import HEALTH_ANNOTATION, HEALTHY
 from meshbus_config.outcomes import CONFIGURED, CREATED, DELETED, Plan, removal
 from meshbus_config.store import Store
 
@@ -136,11 +137,32 @@ class Writing:
         row = self._wanted(key, live)
         if row is None:
             return None if live is None else Plan(DELETED, live, tuple(removal(live)))
-        if live is not None and live.row == row:
+        writes: list[tuple[Key, Row | None]] = []
+        if live is None or live.row != row:
+            writes.append((key, row))
+        health = self._health(key, row)
+        said = live.status_entry.row if live is not None and live.status_entry else None
+        if health != said:
+            writes.append((status_key(key), health))
+        if not writes:
             return None
         entry = Entry(key, live.version if live else 0, self._now(), row)
         stored = Stored(entry, live.status_entry if live else None)
-        return Plan(CONFIGURED if live else CREATED, stored, ((key, row),))
+        return Plan(CONFIGURED if live else CREATED, stored, tuple(writes))
+
+    def _health(self, key: Key, row: ConfigObject) -> ObjectStatus | None:
+        """Whether the machine of an entry is healthy: of all statuses the one that others act on.
+        The other conditions are said by us, and stay with the API server."""
+        if row.annotations.get(HEALTH_ANNOTATION, "").lower() != "true":
+            return None
+        judged = self._following.objects.get(key)
+        conditions = judged.status.get("conditions") if judged is not None else None
+        found = [
+            one
+            for one in (conditions if isinstance(conditions, list) else ())
+            if isinstance(one, dict) and one.get("type") == HEALTHY
+        ]
+        return ObjectStatus(row.uid, 0, {"conditions": found}) if found else None
 
     def _wanted(self, key: Key, live: Stored | None) -> ConfigObject | None:
         following = self._following
