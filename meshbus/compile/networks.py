@@ -15,11 +15,13 @@ from envoy.config.endpoint.v3 import endpoint_components_pb2
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Report
+from meshbus.compile.registry.outside import selector_of
 from meshbus.compile.settings import mesh
 from meshbus.compile.values import address, uint32
 from meshbus.compile.written import entries, fields, number
 from meshbus.model.keys import Key
-from meshbus.model.world import NETWORK_LABEL, Entry, Query
+from meshbus.model.rows import Service
+from meshbus.model.world import NETWORK_LABEL, NODE_SELECTOR, Entry, Query
 
 GATEWAY_PORT_LABEL = "networking.istio.io/gatewayPort"
 GATEWAY_PORT = 15443
@@ -131,8 +133,10 @@ def networks(reader: Reader) -> Networks:
         row = entry.row
         port = int(row.labels.get(GATEWAY_PORT_LABEL) or GATEWAY_PORT)
         if any(p.number == port for p in row.ports):
-            source = _object_of(entry)
-            found.add(row.labels[NETWORK_LABEL], row.outside, port, source, "status.loadBalancer")
+            source, network = _object_of(entry), row.labels[NETWORK_LABEL]
+            there = dict(row.outside_ports).get(port, port)
+            found.add(network, row.outside, there, source, "status.loadBalancer")
+            _tell_selector(found, source, f"metadata.annotations.{NODE_SELECTOR}", row)
     labels = [
         e.row.labels
         for e in reader.entries(Query("reg.namespaces", "all", None))
@@ -172,10 +176,22 @@ def _take_gateway(
     ]
     path = f"{path}.registryServiceName"
     for entry in services:
-        found.add(written.name, entry.row.outside, port, written.source, path)
+        there = dict(entry.row.outside_ports).get(port, port)
+        found.add(written.name, entry.row.outside, there, written.source, path)
+        _tell_selector(found, written.source, path, entry.row)
     if not any(entry.row.outside for entry in services):
         what = "has no address outside its cluster" if services else "is not known in its clusters"
         found.report.add(written.source, path, f"service {host} {what}")
+
+
+def _tell_selector(found: _Collected, source: Key, path: str, row: Service) -> None:
+    """Nodes are chosen by an annotation that cannot be read."""
+    if row.outside_ports and selector_of(row.annotations.get(NODE_SELECTOR, "")) is None:
+        message = (
+            f"annotation {NODE_SELECTOR} of service {row.host} is no JSON object of labels: all "
+            "nodes count"
+        )
+        found.report.add(source, path, message)
 
 
 def _said(record: Mapping[str, Any], name: str) -> str:

@@ -18,14 +18,6 @@ _KEPT_ANNOTATIONS = ("istio.io/", "meshbus.io/", "openshift.io/sa.scc.")
 _INJECTED = "sidecar.istio.io/status"
 _SHARED = 65536
 _PROXY = "istio-proxy"
-_TOPOLOGY = (
-    "topology.kubernetes.io/region",
-    "topology.kubernetes.io/zone",
-    "failure-domain.beta.kubernetes.io/region",
-    "failure-domain.beta.kubernetes.io/zone",
-    "topology.istio.io/subzone",
-    "topology.istio.io/network",
-)
 _READY: list[dict[str, str]] = [{"type": "Ready", "status": "True"}]
 _NOT_READY: list[dict[str, str]] = [{"type": "Ready", "status": "False"}]
 
@@ -258,6 +250,7 @@ class _ServicePort(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     protocol: str = "TCP"
     app_protocol: str | None = msgspec.field(name="appProtocol", default=None)
     target_port: int | str | None = msgspec.field(name="targetPort", default=None)
+    node_port: int = msgspec.field(name="nodePort", default=0)
 
 
 class _ServiceSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -377,12 +370,34 @@ class _Bare(msgspec.Struct, frozen=True, gc=False):
 _bare = msgspec.json.Decoder(_Bare)
 
 
+class _NodeAddress(msgspec.Struct, frozen=True, gc=False):
+    type: str = ""
+    address: str = ""
+
+
+class _NodeStatus(msgspec.Struct, frozen=True, gc=False):
+    addresses: list[_NodeAddress] | None = None
+
+
+class _Node(msgspec.Struct, frozen=True, gc=False):
+    metadata: _Meta
+    status: _NodeStatus = _NodeStatus()
+
+
+_nodes = msgspec.json.Decoder(_Node)
+
+
 def read_node(body: bytes) -> ConfigObject:
-    """A Node: where it is. The rest changes every few seconds and concerns nobody here."""
-    meta = _bare.decode(body).metadata
-    meta = msgspec.structs.replace(meta, generation=0, annotations=None)
-    labels = {name: value for name, value in (meta.labels or _NONE).items() if name in _TOPOLOGY}
-    return _object("Node", meta, {}, labels=labels)
+    """A Node: its labels, and the address at which it is reached from elsewhere. The rest changes
+    every few seconds and concerns nobody here."""
+    node = _nodes.decode(body)
+    meta = msgspec.structs.replace(node.metadata, generation=0, annotations=None)
+    places = [
+        {"type": place.type, "address": place.address}
+        for place in node.status.addresses or ()
+        if place.type == "ExternalIP"
+    ]
+    return _object("Node", meta, {"status": {"addresses": places}} if places else {})
 
 
 def read_namespace(body: bytes) -> ConfigObject:

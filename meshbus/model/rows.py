@@ -111,7 +111,9 @@ class Service(msgspec.Struct, array_like=True, frozen=True):
     of it can be told apart. Nobody else routes to them."""
     outside: list[str] = []
     """Addresses and names at which a Kubernetes Service is reached from elsewhere: its externalIPs,
-    its load balancer."""
+    its load balancer, or nodes."""
+    outside_ports: list[tuple[int, int]] = []
+    """(port of the service, port there) where they differ: of nodes."""
 
 
 class Endpoint(msgspec.Struct, array_like=True, frozen=True):

@@ -110,6 +110,8 @@ def _records(value: Any) -> list[dict[str, Any]]:
 
 
 NETWORK_LABEL = "topology.istio.io/network"
+NODE_SELECTOR = "traffic.istio.io/nodeSelector"
+"""Annotation of a Service of type NodePort: it is reached at nodes of these labels."""
 """Label of what is in a network, and of the services of its gateways."""
 TRAFFIC_DISTRIBUTION = "networking.istio.io/traffic-distribution"
 """Annotation of a service; its `spec.trafficDistribution` counts the same."""

@@ -1,5 +1,6 @@
 """discovery against a real API server: what it has becomes rows; what it cannot say does not."""
 
+import json
 import os
 import signal
 import time
@@ -314,3 +315,65 @@ async def test_an_endpoint_event_is_on_the_bus_in_milliseconds(
         taken.sort()
         median, worst = taken[15] * 1000, taken[-1] * 1000
         print(f"after the API server's answer: median {median:.1f} ms, worst {worst:.1f} ms")
+
+
+def edge_node(name: str, external: str, **labels: str) -> dict[str, Any]:
+    """A node, and its addresses as a kubelet or a cloud writes them."""
+    addresses = [{"type": "InternalIP", "address": "10.0.0.9"}]
+    if external:
+        addresses.append({"type": "ExternalIP", "address": external})
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": labels},
+        "status": {"addresses": addresses},
+    }
+
+
+def apply_node(cluster: Cluster, document: dict[str, Any]) -> None:
+    cluster.apply({key: value for key, value in document.items() if key != "status"})
+    cluster.request(
+        "PATCH",
+        f"{cluster.path_of(document)}/status",
+        {"status": document["status"]},
+        content_type="application/merge-patch+json",
+    )
+
+
+async def test_a_gateway_at_nodes_follows_them(
+    cluster: Cluster, namespace: str, nats_server: NatsServer, discovery: Process
+) -> None:
+    """Source: Istio, annotation `traffic.istio.io/nodeSelector` of Services of type NodePort."""
+    mine = {"edge": namespace}
+    first = edge_node(f"{namespace}-a", "192.0.2.1", **mine)
+    second = edge_node(f"{namespace}-b", "", **mine)
+    made = service(
+        namespace, "gw", type="NodePort", ports=[{"name": "tls", "port": 15443, "protocol": "TCP"}]
+    )
+    made["metadata"]["annotations"] = {"traffic.istio.io/nodeSelector": json.dumps(mine)}
+
+    async with rows_of(nats_server) as rows:
+
+        def outside() -> list[str]:
+            row = rows.service(namespace, "gw")
+            return sorted(row.outside) if row is not None else []
+
+        try:
+            for one in (first, second):
+                await call(apply_node, cluster, one)
+            await call(cluster.apply, made)
+            await rows.until(lambda: outside() == ["192.0.2.1"])
+            port = (await call(cluster.get, cluster.path_of(made)))["spec"]["ports"][0]["nodePort"]
+            row = rows.service(namespace, "gw")
+            assert row is not None
+            assert row.outside_ports == [(15443, port)]
+            second = edge_node(f"{namespace}-b", "192.0.2.2", **mine)
+            await call(apply_node, cluster, second)
+            await rows.until(lambda: outside() == ["192.0.2.1", "192.0.2.2"])
+            await call(apply_node, cluster, edge_node(f"{namespace}-a", "192.0.2.1", edge="no"))
+            await rows.until(lambda: outside() == ["192.0.2.2"])
+            await call(cluster.delete, second)
+            await rows.until(lambda: outside() == [])
+        finally:
+            for one in (first, second):
+                await call(cluster.delete, one)

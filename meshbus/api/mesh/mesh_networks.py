@@ -25,7 +25,8 @@ class NetworkGateway(Shape, frozen=True, kw_only=True):
     one_of = (("registryServiceName", "address"),)
 
     registry_service_name: Maybe[str] = UNSET
-    """Host of its service: the addresses at which that is reached from outside."""
+    """Host of its service: the addresses at which that is reached from outside; of type NodePort
+    with annotation `traffic.istio.io/nodeSelector` those of nodes, at node ports."""
     address: Maybe[str] = UNSET
     """Its address, or a name that is looked up."""
     port: UInt32 = 0

@@ -27,6 +27,7 @@ SOURCES = frozenset(
         "cfg.pods",
         "cfg.nodes",
         "cfg.namespaces",
+        "st.nodes",
         "st.pods",
         "st.services",
         "st.workloadentries",

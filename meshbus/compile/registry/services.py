@@ -9,6 +9,7 @@ import msgspec
 from meshbus.compile.engine import Reader
 from meshbus.compile.names import CLUSTER_DOMAIN
 from meshbus.compile.registry.instances import DISABLED, instance_of_entry_spec
+from meshbus.compile.registry.outside import outside_of
 from meshbus.compile.registry.protocols import integer, protocol_of_entry, protocol_of_port
 from meshbus.compile.registry.virtual_addresses import (
     BOTH,
@@ -56,6 +57,7 @@ def service_rows(
         str(spec.get("externalName") or "") if spec.get("type") == "ExternalName" else ""
     )
     selector = _texts(spec.get("selector"))
+    outside, outside_ports = outside_of(reader, cluster, source_object)
     row = Service(
         host=host,
         namespace=namespace,
@@ -77,7 +79,8 @@ def service_rows(
         created=source_object.created,
         source=source,
         session_affinity=spec.get("sessionAffinity") == "ClientIP",
-        outside=_outside(reader, cluster, source_object),
+        outside=outside,
+        outside_ports=outside_ports,
     )
     rows: list[tuple[Key, Row]] = [(Key(cluster, "reg", "services", namespace, host), row)]
     if external_name:
@@ -104,23 +107,6 @@ def service_rows(
             key = Key(cluster, "reg", "endpoints", namespace, host, "selected")
             rows.append((key, EndpointShard(host, namespace, "selected", endpoints, source)))
     return tuple(rows)
-
-
-def _outside(reader: Reader, cluster: str, source_object: ConfigObject) -> list[str]:
-    """Where a service is reached from elsewhere. Discovery puts what Kubernetes says of the load
-    balancer beside the rest of the spec; without Kubernetes it is the object's status."""
-    spec = source_object.spec
-    status = spec.get("status")
-    if not isinstance(status, dict):
-        key = Key(cluster, "st", "services", source_object.namespace, source_object.name)
-        told = reader.get(key)
-        status = told.status if told is not None else {}
-    balancer = status.get("loadBalancer")
-    places = _records(balancer.get("ingress")) if isinstance(balancer, dict) else []
-    places += _records(spec.get("ingress"))
-    found = [str(address) for address in spec.get("externalIPs") or ()]
-    found += [str(place.get("ip") or place.get("hostname") or "") for place in places]
-    return list(dict.fromkeys(where for where in found if where))
 
 
 def _annotations(source_object: ConfigObject) -> dict[str, str]:

@@ -132,3 +132,74 @@ def test_where_a_service_is_reached_from_outside() -> None:
     ]
     found = {e.row.name: e.row.outside for e in world_of_documents(documents).all("reg.services")}
     assert found == {"gw": ["1.1.1.1", "2.2.2.2", "lb.x"], "as-discovery-has-it": ["3.3.3.3"]}
+
+
+def nodes(selector: str | None, *, kind: str = "NodePort", **spec: Any) -> dict[str, Any]:
+    """(addresses, ports) outside of a gateway's Service among three nodes, of which two have
+    external addresses."""
+    annotations = {} if selector is None else {"traffic.istio.io/nodeSelector": selector}
+
+    def node(name: str, edge: bool, *places: tuple[str, str]) -> dict[str, Any]:
+        addresses = [{"type": t, "address": a} for t, a in places]
+        labels = {"edge": "yes", "zone": name} if edge else {"zone": name}
+        meta = {"name": name, "labels": labels}
+        return {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": meta,
+            "status": {"addresses": addresses},
+        }
+
+    documents = [
+        node("a", True, ("InternalIP", "10.0.0.1"), ("ExternalIP", "192.0.2.1")),
+        node("b", True, ("InternalIP", "10.0.0.2")),
+        node("c", False, ("ExternalIP", "192.0.2.3"), ("ExternalIP", "2001:db8::3")),
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "gw", "annotations": annotations},
+            "spec": {
+                "type": kind,
+                "ports": [{"name": "tls", "port": 15443, "nodePort": 31443}],
+                **spec,
+            },
+        },
+    ]
+    (entry,) = world_of_documents(documents).all("reg.services")
+    return {"outside": entry.row.outside, "outside_ports": entry.row.outside_ports}
+
+
+def test_a_service_at_nodes() -> None:
+    """Source: Istio, annotation `traffic.istio.io/nodeSelector`."""
+    at = [(15443, 31443)]
+    assert nodes('{"edge": "yes"}') == {"outside": ["192.0.2.1"], "outside_ports": at}
+    everywhere = {"outside": ["192.0.2.1", "192.0.2.3"], "outside_ports": at}
+    assert nodes("{}") == nodes("") == everywhere
+    assert nodes("edge=yes") == nodes('{"edge": true}') == everywhere
+    assert nodes('{"edge": "no"}') == {"outside": [], "outside_ports": at}
+    # Without the annotation, or of another type, nodes do not count; external addresses come first.
+    assert nodes(None) == {"outside": [], "outside_ports": []}
+    assert nodes("{}", kind="ClusterIP") == {"outside": [], "outside_ports": []}
+    given = nodes("{}", externalIPs=["198.51.100.7"])
+    assert given == {"outside": ["198.51.100.7"], "outside_ports": at}
+
+
+def test_gateways_at_nodes_are_called_at_node_ports() -> None:
+    held = mesh_networks(east={"gateways": [{"registryServiceName": host("gw"), "port": 15443}]})
+    gateway = {
+        "annotations": {"traffic.istio.io/nodeSelector": "{}"},
+        "outside": ["192.0.2.1", "192.0.2.3"],
+        "outside_ports": [(15443, 31443)],
+    }
+    found = known(held, service("gw", ("tls", 15443, "TLS"), **gateway))
+    assert places(found, "east") == {("192.0.2.1", 31443), ("192.0.2.3", 31443)}
+    assert told(found) == {}
+    labels = {"topology.istio.io/network": "west"}
+    found = known(service("gw", ("tls", 15443, "TLS"), labels=labels, **gateway))
+    assert places(found, "west") == {("192.0.2.1", 31443), ("192.0.2.3", 31443)}
+    gateway["annotations"] = {"traffic.istio.io/nodeSelector": "edge=yes"}
+    found = known(held, service("gw", ("tls", 15443, "TLS"), **gateway))
+    assert places(found, "east") == {("192.0.2.1", 31443), ("192.0.2.3", 31443)}
+    ((path, message),) = told(found).items()
+    assert path == "spec.networks.east.gateways[0].registryServiceName"
+    assert "no JSON object of labels: all nodes count" in message

@@ -97,8 +97,18 @@ def test_a_node_is_where_it_is() -> None:
         "status": {"images": ["x" * 100]},
     }
     row = read_node(json.dumps(body).encode())
-    assert row.labels == {"topology.kubernetes.io/zone": "z"}
-    assert row.annotations == {}
+    assert row.labels == body["metadata"]["labels"]
+    assert (row.annotations, row.spec) == ({}, {})
+    places = [("InternalIP", "10.0.0.1"), ("ExternalIP", "192.0.2.1"), ("Hostname", "a")]
+    body["status"] = {"addresses": [{"type": t, "address": a} for t, a in places]}
+    row = read_node(json.dumps(body).encode())
+    assert row.spec == {"status": {"addresses": [{"type": "ExternalIP", "address": "192.0.2.1"}]}}
+
+
+def test_a_service_says_its_ports_at_nodes() -> None:
+    ports = [{"port": 443, "nodePort": 30443}, {"port": 80}]
+    body = {"metadata": {"name": "a"}, "spec": {"type": "NodePort", "ports": ports}}
+    assert read_service(json.dumps(body).encode()).spec["ports"] == ports
 
 
 def test_a_service_says_where_its_load_balancer_is() -> None:
