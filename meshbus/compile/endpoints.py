@@ -26,6 +26,7 @@ from meshbus.compile.networks import (
     weight_scale,
     with_weight,
 )
+from meshbus.compile.one_set import one_set
 from meshbus.compile.peer_authentication import (
     DISABLE,
     Labels,
@@ -230,7 +231,7 @@ def bare_endpoint(host: str, port: int) -> EncodedEndpoint:
 def encoded_endpoint(endpoint: Endpoint, data: bytes) -> EncodedEndpoint:
     """An endpoint of these bytes, with what it is chosen and ranked by."""
     labels = topology_labels(endpoint.labels, endpoint.locality, endpoint.network, endpoint.cluster)
-    return EncodedEndpoint(endpoint.locality, endpoint.weight or 1, frozenset(labels.items()), data)
+    return EncodedEndpoint(endpoint.locality, endpoint.weight or 1, one_set(labels.items()), data)
 
 
 def refusals_of_mutual_tls(reader: Reader) -> Callable[[Endpoint, int], bool]:

@@ -37,9 +37,11 @@ Incremental.
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable
+from sys import intern
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from meshbus.compile.few import Few, each, settled, with_item, without
 from meshbus.model.keys import Key
 from meshbus.model.world import Entry, Query, World, membership
 
@@ -116,36 +118,9 @@ class _Raised:
 
 
 _UNSET: Any = object()
-_Few = tuple[R, ...] | set[R]
-"""A tuple as long as it is short: most of a hundred thousand nodes have read one or two things, and
-an empty set alone takes 200 bytes, one of five 700."""
 _ASKED_EVERY = 8
 """Nodes between two looks at the clock; few take a millisecond."""
-_FEW = 4
 _FEW_PARENTS = 16
-
-
-def _with(held: _Few[R], item: R, few: int = _FEW) -> _Few[R]:
-    """`held` and `item`, which may be in it; the same object where that is so, or a set."""
-    if type(held) is set:
-        held.add(item)
-        return held
-    if item in held:
-        return held
-    return (*held, item) if len(held) < few else {*held, item}
-
-
-def _without(held: _Few[R], item: R) -> _Few[R]:
-    """`held` without `item`; a set is changed, not copied."""
-    if type(held) is set:
-        held.discard(item)
-        return held
-    return tuple(i for i in held if i is not item)
-
-
-def _kept(held: _Few[R]) -> _Few[R]:
-    """A set while a node runs, where a look must be quick; a tuple, a fifth of it, to keep."""
-    return tuple(held) if isinstance(held, set) else held
 
 
 class _Node:
@@ -174,10 +149,10 @@ class _Node:
         self.fn = fn
         self.args = args
         self.value: Any = _UNSET
-        self.queries: _Few[Query] = ()
-        self.deps: Sequence[_Node] = ()
+        self.queries: Few[Query] = ()
+        self.deps: Few[_Node] | list[_Node] = ()
         """In the order in which they were asked; a list while the function runs."""
-        self.parents: _Few[_Node] = ()
+        self.parents: Few[_Node] = ()
         self.height = 0
         self.mark = 0
         """While a node above runs: the number of its run when this one has been asked in it, one
@@ -197,14 +172,15 @@ class _Node:
         return self.engine.world.keys(query)
 
     def _asks(self, query: Query) -> None:
-        if query not in self.queries:
+        if query not in each(self.queries):
             if query.table in self.engine.without:
                 raise LookupError(f"rows of {query.table} are not kept in this process")
-            self.queries = _with(self.queries, query)
+            self.queries = with_item(self.queries, query)
             self.engine.watch(query, self)
 
     def get(self, key: Key) -> Any:
-        found = self.entries(Query(key.table, "key", key))
+        # One text for a table's name, not one for each of tens of thousands of queries.
+        found = self.entries(Query(intern(key.table), "key", key))
         return found[0].row if found else None
 
     def node(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -217,7 +193,7 @@ class _Node:
         mark, run = child.mark, self.running
         if mark != run:
             child.mark = run
-            self.deps.append(child)  # type: ignore[attr-defined]
+            self.deps.append(child)  # type: ignore[union-attr]
             if mark != run - 1:
                 self.engine.link(self, child)
         value = child.value
@@ -243,7 +219,7 @@ class Engine:
         self.without = without
         self.counters = Counters()
         self._nodes: dict[Callable[..., Any], dict[tuple[Hashable, ...], _Node]] = {}
-        self._readers: dict[Query, _Few[_Node]] = {}
+        self._readers: dict[Query, Few[_Node]] = {}
         self._pending: list[tuple[int, int, _Node]] = []
         self._unused: dict[_Node, None] = {}
         self._changed: dict[_Node, None] = {}
@@ -257,7 +233,7 @@ class Engine:
         `World.apply` gives them; updates may be merged before the next `get`."""
         self.world = world
         for query in touched:
-            for node in self._readers.get(query, ()):
+            for node in each(self._readers.get(query, ())):
                 self._mark(node)
 
     def get(self, fn: Callable[Concatenate[Reader, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -312,7 +288,7 @@ class Engine:
     ) -> list[tuple[Callable[..., Any], tuple[Hashable, ...]]]:
         """Nodes (function, arguments) that have asked one of these, oldest first: those that would
         run again if the answers changed."""
-        found = {node for query in queries for node in self._readers.get(query, ())}
+        found = {node for query in queries for node in each(self._readers.get(query, ()))}
         return [(node.fn, node.args) for node in sorted(found, key=lambda node: node.serial)]
 
     @property
@@ -334,13 +310,13 @@ class Engine:
     def watch(self, query: Query, node: _Node) -> None:
         """`node` has asked `query`."""
         held = self._readers.get(query, ())
-        readers = _with(held, node)
+        readers = with_item(held, node)
         if readers is not held:
             self._readers[query] = readers
 
     def link(self, node: _Node, child: _Node) -> None:
         """`node` has asked `child`, which it may have before."""
-        child.parents = _with(child.parents, node, _FEW_PARENTS)
+        child.parents = with_item(child.parents, node, _FEW_PARENTS)
         if child.height >= node.height:
             self.raise_height(node, child.height + 1)
 
@@ -357,7 +333,7 @@ class Engine:
     def run(self, node: _Node) -> bool:
         """Run a node's function and record what it reads. True when the value is another one."""
         kind = node.fn.__name__
-        old_deps, old_queries, old_value = node.deps, node.queries, node.value
+        old_deps, old_queries, old_value = each(node.deps), each(node.queries), node.value
         # Most runs ask what the run before has asked: a mark tells that without a look at a set.
         self._runs += 2
         run = self._runs
@@ -378,17 +354,17 @@ class Engine:
             node.running = 0
         deps = tuple(asked)
         if deps == old_deps:
-            node.deps = old_deps
+            node.deps = settled(old_deps)
         else:
-            node.deps = tuple(dict.fromkeys(asked))
+            node.deps = settled(tuple(dict.fromkeys(asked)))
             kept = set(asked)
             for dep in old_deps:
                 if dep not in kept:
                     self._leave(dep, node)
         for query in old_queries:
-            if query not in node.queries:
+            if query not in each(node.queries):
                 self._unwatch(query, node)
-        node.queries = _kept(node.queries)
+        node.queries = settled(node.queries)
         if old_value is not _UNSET and type(value) is type(old_value) and value == old_value:
             self.counters.cutoffs[kind] += 1
             return False
@@ -399,7 +375,7 @@ class Engine:
 
     def mark_parents(self, node: _Node) -> None:
         """What has read `node` is out of date; one that runs right now reads the new value."""
-        for parent in node.parents:
+        for parent in each(node.parents):
             if not parent.running:
                 self._mark(parent)
 
@@ -411,7 +387,7 @@ class Engine:
             if current.height >= at_least:
                 continue
             current.height = at_least
-            work.extend((parent, at_least + 1) for parent in current.parents)
+            work.extend((parent, at_least + 1) for parent in each(current.parents))
 
     # ------------------------------------------------------------------ inside
 
@@ -453,20 +429,26 @@ class Engine:
                 continue
             del nodes[node.args]
             node.stale = False
-            for query in node.queries:
+            for query in each(node.queries):
                 self._unwatch(query, node)
-            for dep in node.deps:
+            for dep in each(node.deps):
                 self._leave(dep, node)
 
     def _leave(self, node: _Node, parent: _Node) -> None:
         """`parent` no longer reads `node`."""
-        node.parents = _without(node.parents, parent)
+        node.parents = without(node.parents, parent)
         if not node.parents and not node.pinned:
             self._unused[node] = None
 
     def _unwatch(self, query: Query, node: _Node) -> None:
-        readers = _without(self._readers.get(query, ()), node)
+        readers = without(self._readers.get(query, ()), node)
         if readers:
             self._readers[query] = readers
         else:
             self._readers.pop(query, None)
+
+
+def the_one(reader: Reader, value: Any) -> Any:
+    """Node: of equal values the one that was there first. `reader.node(the_one, value)` where many
+    nodes find the same, so that it is kept once."""
+    return value

@@ -168,6 +168,24 @@ class ClusterView(NamedTuple):
     """See `ProxyHeaders.keep_case`."""
 
 
+class RouteView(NamedTuple):
+    """What decides the route configurations of a sidecar's inbound side; versions of a service
+    share them as long as there are no quotas, which may tell them apart."""
+
+    ports: tuple[ServedPort, ...]
+    captured: bool
+    workload: str
+    """Where a port has no service that requests could be called by."""
+    counted: ProxyKeys | None
+    """Whose requests quotas count, without what tells replicas apart; None: there are none."""
+
+
+def _only(ports: tuple[ServedPort, ...], **without: Any) -> tuple[ServedPort, ...]:
+    """The ports with these fields as they are for most: the same objects where they are."""
+    made = tuple(port._replace(**without) for port in ports)
+    return ports if made == ports else made
+
+
 class InboundView(NamedTuple):
     """What decides a sidecar's inbound side; replicas of a workload share it."""
 
@@ -187,9 +205,8 @@ class InboundView(NamedTuple):
     @property
     def listeners(self) -> ListenerView:
         """What of it decides the listeners."""
-        ports = tuple(p._replace(services=(), endpoint="", pool="") for p in self.ports)
         return ListenerView(
-            ports,
+            _only(self.ports, services=(), endpoint="", pool=""),
             self.mutual,
             self.connections,
             self.proxy.families,
@@ -202,10 +219,16 @@ class InboundView(NamedTuple):
     @property
     def clusters(self) -> ClusterView:
         """What of it decides the clusters."""
-        ports = tuple(
-            p._replace(bind="", bound=False, named_by=ANY_V4, tls="", path="") for p in self.ports
-        )
+        ports = _only(self.ports, bind="", bound=False, named_by=ANY_V4, tls="", path="")
         return ClusterView(ports, self.proxy.families, self.sidecar, self.headers.keep_case)
+
+    def routes(self, *, counted: bool) -> RouteView:
+        """What of it decides the route configurations; `counted`: quotas may count requests."""
+        ports = _only(
+            self.ports, bind="", bound=False, named_by=ANY_V4, tls="", path="", endpoint="", pool=""
+        )
+        workload = "" if all(port.services for port in ports) else self.proxy.workload
+        return RouteView(ports, self.proxy.captured, workload, self.proxy if counted else None)
 
 
 def namespace_services(reader: Reader, namespace: str) -> tuple[Ref, ...]:
@@ -519,11 +542,14 @@ def _report_of(view: ListenerView) -> Report:
     return report
 
 
-def unserved_ports(view: InboundView | ListenerView) -> list[ServedPort]:
+ANY_OTHER_PORT = ServedPort(0, "", (), passes=True)
+
+
+def unserved_ports(view: ListenerView) -> list[ServedPort]:
     """Ports that no service names, all of them as one, and those with a mode of their own."""
     served = {port.port for port in view.ports if not port.bound}
-    numbers = [0, *(port for port, _ in view.mutual.ports if port not in served)]
-    return [ServedPort(number, "", (), passes=True) for number in numbers]
+    numbers = (port for port, _ in view.mutual.ports if port not in served)
+    return [ANY_OTHER_PORT, *(ANY_OTHER_PORT._replace(port=number) for number in numbers)]
 
 
 def bound_listeners(reader: Reader, view: ListenerView, ips: tuple[str, ...]) -> Part:
@@ -560,18 +586,18 @@ def _bound_listener(
 # --------------------------------------------------------------------------- routes, clusters
 
 
-def inbound_routes(reader: Reader, view: InboundView) -> Part:
-    """Node: route configurations `inbound|PORT||`: everything to the application, and the quotas
+def inbound_routes(reader: Reader, view: RouteView) -> Part:
+    """Route configurations `inbound|PORT||`: everything to the application, and the quotas
     that count on the way. They come by RDS, so that a new quota reaches open connections."""
     out = []
     findings: set[Finding] = set()
-    ports = [*view.ports, *(unserved_ports(view)[:1] if view.proxy.captured else ())]
+    ports = [*view.ports, *((ANY_OTHER_PORT,) if view.captured else ())]
     for served in ports:
         if not (is_http(served.protocol) or is_sniffed(served.protocol)):
             continue
         vhost = rc_pb2.VirtualHost(routes=[_application_route(reader, view, served)])
-        if not served.passes:
-            quota = reader.node(inbound_quota, view.proxy, served.services)
+        if not served.passes and view.counted is not None:
+            quota = reader.node(inbound_quota, view.counted, served.services)
             vhost.rate_limits.extend(quota.rate_limits)
             findings.update(quota.findings)
         tail = HostRoutes(vhost.SerializeToString(deterministic=True), (), ()).tail
@@ -580,12 +606,12 @@ def inbound_routes(reader: Reader, view: InboundView) -> Part:
     return Part(tuple(out), tuple(sorted(findings)))
 
 
-def _application_route(reader: Reader, view: InboundView, served: ServedPort) -> rc_pb2.Route:
+def _application_route(reader: Reader, view: RouteView, served: ServedPort) -> rc_pb2.Route:
     """Everything to the application, tried again where it cannot have seen the request, unless
     `defaultInboundHttpRetryPolicy` says otherwise."""
     route = rc_pb2.Route(name="default")
     route.match.prefix = "/"
-    host = served.services[0][0] if served.services else view.proxy.workload
+    host = served.services[0][0] if served.services else view.workload
     # What passes is called the same everywhere, so that all workloads share the resource.
     operation = INBOUND_PASSTHROUGH if served.passes else f"{host}:{served.shown}/*"
     route.decorator.operation = operation
@@ -610,7 +636,7 @@ def _application_route(reader: Reader, view: InboundView, served: ServedPort) ->
 
 
 def inbound_clusters(reader: Reader, view: ClusterView, app_address: str) -> Part:
-    """Node: clusters `inbound|PORT||` of the application."""
+    """Clusters `inbound|PORT||` of the application."""
     settings = reader.node(mesh)
     out = []
     for served in view.ports:

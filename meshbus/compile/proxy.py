@@ -21,7 +21,7 @@ from meshbus.compile.asked_hosts import Tables, first_hosts
 from meshbus.compile.bootstrap_patches import MARK, bootstrap_findings
 from meshbus.compile.clusters import ClusterStyle
 from meshbus.compile.credentials import SecretNeed
-from meshbus.compile.engine import Reader
+from meshbus.compile.engine import Reader, the_one
 from meshbus.compile.envoy_filter import (
     chosen_patches,
     patched_part,
@@ -39,8 +39,8 @@ from meshbus.compile.grpc_clients import (
 )
 from meshbus.compile.inbound import (
     ClusterView,
-    InboundView,
     ListenerView,
+    RouteView,
     bound_listeners,
     inbound_clusters,
     inbound_routes,
@@ -52,6 +52,7 @@ from meshbus.compile.locality import place_of
 from meshbus.compile.names import BLACK_HOLE
 from meshbus.compile.networks import networks
 from meshbus.compile.on_demand import EVERYTHING_BEFORE, OnDemand, on_demand_of
+from meshbus.compile.one_set import one_set
 from meshbus.compile.outbound import (
     capture_plan,
     captured_listeners,
@@ -67,6 +68,7 @@ from meshbus.compile.proxy_keys import (
     proxy_of_instance,
     proxy_of_json,
 )
+from meshbus.compile.quota import quotas_count
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, VHDS, Resource
 from meshbus.compile.route_tables import port_routes
 from meshbus.compile.scope import selecting_rules
@@ -153,7 +155,7 @@ def outbound_view(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> 
     if proxy.type != ROUTER:
         sidecar = sidecar_of(reader, proxy.namespace, proxy.labels)
     viewer = viewer_of(reader, sidecar, proxy.namespace)
-    sources = frozenset(
+    sources = one_set(
         selector for selector in reader.node(source_selectors, viewer) if held.issuperset(selector)
     )
     rules = selecting_rules(reader, proxy.namespace, proxy.labels)
@@ -164,7 +166,7 @@ def outbound_view(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> 
         for extension in extensions_of(reader, proxy.namespace, proxy.labels)
         if extension.is_on(CLIENT)
     )
-    return View(
+    view = View(
         viewer,
         sources,
         rules,
@@ -177,6 +179,8 @@ def outbound_view(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> 
         proxy.capture == CAPTURE_NONE,
         _asks(reader, proxy, patched),
     )
+    made: View = reader.node(the_one, view)
+    return made
 
 
 def _asks(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> OnDemand:
@@ -191,12 +195,12 @@ def _asks(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> OnDemand
 
 def own_clusters(reader: Reader, view: ClusterView, app_address: str) -> SharedPart:
     """Node: clusters of a workload's own ports."""
-    return merged([reader.node(inbound_clusters, view, app_address)])
+    return merged([inbound_clusters(reader, view, app_address)])
 
 
-def own_routes(reader: Reader, view: InboundView) -> SharedPart:
+def own_routes(reader: Reader, view: RouteView) -> SharedPart:
     """Node: route configurations of a workload's own ports."""
-    return merged([reader.node(inbound_routes, view)])
+    return merged([inbound_routes(reader, view)])
 
 
 def own_listener(reader: Reader, view: ListenerView) -> SharedPart:
@@ -270,6 +274,8 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
         else (type_url, asks)
         for type_url, asks in plan.layers
     ]
+    # What versions of a service, or a whole namespace, have in common.
+    layers = [layer if layer[0] in (CDS, RDS) else reader.node(the_one, layer) for layer in layers]
     told = []
     if chosen.unfit:
         told.append(Ask(unfit_patches, (chosen.unfit,)))
@@ -278,7 +284,8 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
         told.append(Ask(bootstrap_findings, (chosen.started, mark)))
     if told:
         layers.append((ECDS, (*layers.pop()[1], *told)))
-    return plan._replace(layers=tuple(layers))
+    made: Plan = reader.node(the_one, plan._replace(layers=tuple(layers)))
+    return made
 
 
 def _plan_of_grpc(reader: Reader, proxy: ProxyKeys) -> Plan:
@@ -326,7 +333,9 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
         )
     inbound = inbound_view(reader, proxy)
     app_address = proxy.app_address if not proxy.captured else ""
-    routes: tuple[Ask, ...] = (Ask(own_routes, (inbound,)),)
+    routes: tuple[Ask, ...] = (
+        Ask(own_routes, (inbound.routes(counted=reader.node(quotas_count)),)),
+    )
     http_port = proxy.http_proxy_port
     if proxy.capture != CAPTURE_PROXY:
         http_port = http_port or reader.node(mesh).http_proxy_port

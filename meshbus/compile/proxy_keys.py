@@ -1,6 +1,7 @@
 """What a proxy is: everything about it that its configuration may depend on."""
 
 from dataclasses import dataclass, replace
+from sys import intern
 from typing import Any
 
 import msgspec
@@ -159,14 +160,14 @@ def proxy_of_json(document: dict[str, Any]) -> ProxyKeys:
     keys = ProxyKeys(
         type=kind,
         name=str(document.get("name") or ""),
-        namespace=str(document.get("namespace") or "default"),
-        labels=tuple(sorted((str(k), str(v)) for k, v in labels.items())),
-        service_account=str(document.get("serviceAccount") or "default"),
+        namespace=intern(str(document.get("namespace") or "default")),
+        labels=tuple(sorted((intern(str(k)), intern(str(v))) for k, v in labels.items())),
+        service_account=intern(str(document.get("serviceAccount") or "default")),
         ips=tuple(ips),
         workload=str(metadata.get("WORKLOAD_NAME") or document.get("name") or ""),
         network=str(document.get("network") or ""),
-        cluster=str(document.get("cluster") or ""),
-        locality=str(locality),
+        cluster=intern(str(document.get("cluster") or "")),
+        locality=intern(str(locality)),
         families=families_of(ips),
         dns=str(metadata.get("DNS_CAPTURE") or "").lower() == "true",
         proxy_config=_text(metadata.get("PROXY_CONFIG")),

@@ -119,6 +119,14 @@ def _finding(problem: Problem, keys: dict[tuple[str, str, str], Key]) -> Finding
     return Finding(key, problem.path, problem.message)
 
 
+def quotas_count(reader: Reader) -> bool:
+    """Node: there may be something to say of quotas at a port: one is there, or one is wrong."""
+    if not reader.node(mesh).policy_checks:
+        return False
+    known = reader.node(quotas)
+    return bool(known.specs or known.findings)
+
+
 def inbound_quota(
     reader: Reader, proxy: ProxyKeys, services: tuple[tuple[str, str, str, int], ...]
 ) -> QuotaLimits:

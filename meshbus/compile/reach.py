@@ -10,6 +10,7 @@ from typing import NamedTuple
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part
 from meshbus.compile.names import most_specific
+from meshbus.compile.one_set import one_set
 from meshbus.compile.scope import (
     NOBODY,
     Viewer,
@@ -73,7 +74,7 @@ def reached_services(reader: Reader, viewer: Viewer) -> dict[str, tuple[Reached,
     out: dict[str, list[Reached]] = {}
     for host, ref in services.items():
         row: Service = ref.row
-        ports = frozenset(port.number for port in row.ports)
+        ports = one_set(port.number for port in row.ports)
         out.setdefault(row.namespace, []).append(Reached(host, ref.key, ports))
     return {owner: tuple(members) for owner, members in sorted(out.items())}
 

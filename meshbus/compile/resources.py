@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from meshbus.compile.engine import Reader
+from meshbus.compile.one_set import one_set
 from meshbus.model.keys import Key
 
 TYPE_PREFIX = "type.googleapis.com/"
@@ -70,22 +71,26 @@ class Resource:
         return f"<{SHORT_NAMES.get(self.type_url, self.type_url)} {self.name} {self.version}>"
 
 
-_interned: "weakref.WeakValueDictionary[tuple[str, str, bytes, frozenset[Key]], Resource]" = (
-    weakref.WeakValueDictionary()
-)
-"""By type, name, 16 bytes of BLAKE2b over the body, and origins."""
+_interned: "weakref.WeakValueDictionary[int, Resource]" = weakref.WeakValueDictionary()
+"""By a hash of all that it is made of, or the next number that is free."""
 
 
 def resource_of(type_url: str, name: str, body: bytes, origins: Iterable[Key] = ()) -> Resource:
     """The one Resource of this content."""
-    keys = frozenset(origins)
+    keys = one_set(origins)
     digest = _digest(body)
-    identity = (type_url, name, digest, keys)
-    resource = _interned.get(identity)
-    if resource is None:
-        resource = Resource(type_url, name, body, keys, digest)
-        _interned[identity] = resource
-    return resource
+    number = hash((type_url, name, digest, keys))
+    while (found := _interned.get(number)) is not None:
+        if (
+            found.origins is keys
+            and found.name == name
+            and found.type_url == type_url
+            and found.body == body
+        ):
+            return found
+        number += 1
+    made = _interned[number] = Resource(type_url, name, body, keys, digest)
+    return made
 
 
 def encode(

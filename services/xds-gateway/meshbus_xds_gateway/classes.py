@@ -4,7 +4,7 @@ Only here the engine is asked. What changed is found by the part: part -> classe
 """
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from meshbus.api.kinds import all_kinds
 from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.engine import Engine
 from meshbus.compile.envoy_filter import patched_part
+from meshbus.compile.few import Few, each, with_item, without
 from meshbus.compile.findings import Finding
 from meshbus.compile.proxy import MESH_SECRETS, Ask, Plan, Snapshot, plan_proxy, snapshot_of
 from meshbus.compile.proxy_keys import ProxyKeys
@@ -55,21 +56,34 @@ class Cell:
         self.content = content
         self.findings: tuple[Finding, ...] = ()
         """What of the objects behind it has no effect."""
-        self.holders: set[ProxyClass] = set()
+        self.holders: Few[ProxyClass] = ()
 
 
 class ProxyClass:
     """Proxies of one plan."""
 
-    __slots__ = ("cells", "late", "members", "plan", "secrets")
+    __slots__ = ("_members", "cells", "late", "plan", "secrets")
 
     def __init__(self, plan: Plan, cells: tuple[Cell, ...], late: tuple[Cell, ...]) -> None:
         self.plan = plan
         self.cells = cells
         self.late = late
         """Of which is sent what a member asks for by name."""
-        self.members: set[Client] = set()
+        self._members: Few[Client] = ()
         self.secrets: tuple[SecretNeed, ...] = MESH_SECRETS
+
+    @property
+    def members(self) -> Collection["Client"]:
+        """Who is in it."""
+        return each(self._members)
+
+    def enter(self, client: "Client") -> None:
+        """One more member."""
+        self._members = with_item(self._members, client)
+
+    def leave(self, client: "Client") -> None:
+        """One less."""
+        self._members = without(self._members, client)
 
     def follows(self, filter_key: Key) -> bool:
         """Patches of an EnvoyFilter are part of the plan."""
@@ -94,9 +108,9 @@ class Classes:
         self._failed = failed
         self._by_plan: dict[Plan, ProxyClass] = {}
         self._cells: dict[tuple[str, tuple[Ask, ...]], Cell] = {}
-        self._by_ask: dict[Ask, set[Cell]] = {}
-        self._by_secrets: dict[Ask, set[ProxyClass]] = {}
-        self._by_keys: dict[ProxyKeys, set[Client]] = {}
+        self._by_ask: dict[Ask, Few[Cell]] = {}
+        self._by_secrets: dict[Ask, Few[ProxyClass]] = {}
+        self._by_keys: dict[ProxyKeys, Few[Client]] = {}
         self.asked = Asked(self.engine, failed)
         self._of: dict[Client, ProxyClass] = {}
         self.version = 0
@@ -117,7 +131,7 @@ class Classes:
         plan = self._plan(client.keys)
         if plan is None:
             return None
-        self._by_keys.setdefault(client.keys, set()).add(client)
+        _add(self._by_keys, client.keys, client)
         found = self._enter(client, plan)
         if found is None:
             self._drop_keys(client, client.keys)
@@ -136,7 +150,7 @@ class Classes:
             return None
         self._drop_keys(client, client.keys)
         client.keys = keys
-        self._by_keys.setdefault(keys, set()).add(client)
+        _add(self._by_keys, keys, client)
         return self._enter(client, plan)
 
     def class_of(self, client: "Client") -> ProxyClass | None:
@@ -181,13 +195,13 @@ class Classes:
                 continue
             ask = Ask(node, args)
             clients |= self.asked.askers(ask)
-            cells.update(dict.fromkeys(self._by_ask.get(ask, ())))
-            for holder in self._by_secrets.get(ask, ()):
+            cells.update(dict.fromkeys(each(self._by_ask.get(ask, ()))))
+            for holder in each(self._by_secrets.get(ask, ())):
                 holder.secrets = self._secrets(holder.plan)
                 needy.add(holder)
         for cell in cells:
             self._refresh(cell)
-            for holder in cell.holders:
+            for holder in each(cell.holders):
                 contents = classes.setdefault(holder, {})
                 if cell not in holder.late:
                     contents[cell.type_url] = cell.content
@@ -196,7 +210,7 @@ class Classes:
     def _planned_anew(self, keys: ProxyKeys) -> set["Client"]:
         plan = self._plan(keys)
         moved: set[Client] = set()
-        for client in tuple(self._by_keys.get(keys, ())):
+        for client in tuple(each(self._by_keys.get(keys, ()))):
             if plan is not None and plan != self._of[client].plan and self._enter(client, plan):
                 moved.add(client)
         return moved
@@ -239,7 +253,7 @@ class Classes:
                 self._refresh(cell)
         if self._of.get(client) is not entered:
             self._exit(client)
-            entered.members.add(client)
+            entered.enter(client)
             self._of[client] = entered
             self.version += 1
         return entered
@@ -257,12 +271,12 @@ class Classes:
         made = self._by_plan[plan] = ProxyClass(plan, cells, late)
         made.secrets = secrets
         for cell in (*cells, *late):
-            cell.holders.add(made)
+            cell.holders = with_item(cell.holders, made)
             self._cells[cell.type_url, cell.asks] = cell
             for ask in cell.asks:
-                self._by_ask.setdefault(ask, set()).add(cell)
+                _add(self._by_ask, ask, cell)
         if plan.secrets is not None:
-            self._by_secrets.setdefault(plan.secrets, set()).add(made)
+            _add(self._by_secrets, plan.secrets, made)
         return made
 
     def _cell(self, type_url: str, asks: tuple[Ask, ...]) -> Cell:
@@ -300,13 +314,13 @@ class Classes:
         left = self._of.pop(client, None)
         if left is None:
             return
-        left.members.discard(client)
+        left.leave(client)
         self.version += 1
         if left.members:
             return
         del self._by_plan[left.plan]
         for cell in (*left.cells, *left.late):
-            cell.holders.discard(left)
+            cell.holders = without(cell.holders, left)
             if not cell.holders:
                 del self._cells[cell.type_url, cell.asks]
                 for ask in cell.asks:
@@ -322,17 +336,17 @@ class Classes:
                 self.engine.release(ask.node, *ask.args)
 
     def _drop_keys(self, client: "Client", keys: ProxyKeys) -> None:
-        holders = self._by_keys.get(keys)
-        if holders is None:
-            return
-        holders.discard(client)
-        if not holders:
-            del self._by_keys[keys]
+        if keys in self._by_keys and _discard(self._by_keys, keys, client):
             self.engine.release(plan_proxy, keys)
 
 
-def _discard(index: dict[Ask, set[Any]], ask: Ask, holder: Any) -> None:
-    holders = index[ask]
-    holders.discard(holder)
+def _add(index: dict[Any, Few[Any]], key: Any, holder: Any) -> None:
+    index[key] = with_item(index.get(key, ()), holder)
+
+
+def _discard(index: dict[Any, Few[Any]], key: Any, holder: Any) -> bool:
+    """True: nobody is left."""
+    holders = index[key] = without(index[key], holder)
     if not holders:
-        del index[ask]
+        del index[key]
+    return not holders

@@ -10,21 +10,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from meshbus.compile.layers import Layer, remembered
+from meshbus.compile.one_set import one_set
 from meshbus.compile.resources import ECDS, Resource, field
 
 NameSet = frozenset[str]
-_sets: "weakref.WeakKeyDictionary[NameSet, weakref.ref[NameSet]]" = weakref.WeakKeyDictionary()
 
 
 def names_of(names: Iterable[str]) -> NameSet:
     """The one set of these names: equal ones are one object."""
-    made = names if isinstance(names, frozenset) else frozenset(names)
-    reference = _sets.get(made)
-    found = reference() if reference is not None else None
-    if found is None:
-        _sets[made] = weakref.ref(made)
-        return made
-    return found
+    return one_set(names)
 
 
 NO_NAMES = names_of(())
@@ -91,59 +85,62 @@ class Change:
         Source: envoy/service/discovery/v3/discovery.proto: DeltaDiscoveryResponse: resources=2,
         type_url=4, nonce=5, removed_resources=6; fields may come in any order.
         """
-        data = self._data or _recent.get(self)
-        if data is None:
-            parts = [resource.framed for resource in self.updates]
-            parts.extend(field(6, name.encode()) for name in self.removed)
-            parts.append(field(4, self.type_url.encode()))
-            parts.append(field(5, self.nonce.encode()))
-            data = b"".join(parts)
-            if len(data) <= _SMALL:
-                self._data = data
-            else:
-                _recent.keep(self, data)
+        data = self._data
+        if data is not None:
+            _recent.used = True
+            return data
+        parts = [resource.framed for resource in self.updates]
+        parts.extend(field(6, name.encode()) for name in self.removed)
+        parts.append(field(4, self.type_url.encode()))
+        parts.append(field(5, self.nonce.encode()))
+        data = self._data = b"".join(parts)
+        _recent.keep(self, len(data))
         return data
+
+    def forget(self) -> None:
+        """Let go of the bytes; they are joined again for who comes later."""
+        self._data = None
 
 
 class _Recent:
-    """Long responses that were sent last: for the others of a class that are about to get them.
-    They are joined again for who comes later, for all of them together are many times the model."""
+    """Whose responses are at hand: for the others of a class that are about to get them. All that
+    were ever sent are many times the model."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[Change, bytes] = OrderedDict()
+        self._held: OrderedDict[Change, int] = OrderedDict()
         self._bytes = 0
-        self._used = False
-
-    def get(self, change: Change) -> bytes | None:
-        found = self._held.get(change)
-        self._used = self._used or found is not None
-        return found
+        self.used = False
+        """One was made or asked for since `rest`."""
 
     def rest(self) -> bool:
         """Let go of all of them when none was made or asked for since the last time. True: there
         were some."""
-        idle = not self._used and bool(self._held)
+        idle = not self.used and bool(self._held)
         if idle:
+            for change in self._held:
+                change.forget()
             self._held.clear()
             self._bytes = 0
-        self._used = False
+        self.used = False
         return idle
 
-    def keep(self, change: Change, data: bytes) -> None:
-        self._used = True
-        self._held[change] = data
-        self._bytes += len(data)
+    def keep(self, change: Change, size: int) -> None:
+        """The bytes of a change, so many, have been made."""
+        self.used = True
+        self._held[change] = size
+        self._bytes += size
         while self._bytes > _RECENT_BYTES and len(self._held) > 1:
-            self._bytes -= len(self._held.popitem(last=False)[1])
+            oldest, size = self._held.popitem(last=False)
+            oldest.forget()
+            self._bytes -= size
 
 
-_SMALL = 16 * 1024
 _RECENT_BYTES = 32 * 1024 * 1024
 _recent = _Recent()
 
 
 def forget_responses() -> bool:
-    """Call now and then: long responses that nobody asks for any more are let go of. True: some
+    """Call now and then: responses that nobody asks for any more are let go of. True: some
     were."""
     return _recent.rest()
 

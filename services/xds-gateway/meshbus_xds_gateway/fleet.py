@@ -228,7 +228,7 @@ class Fleet:
         if trust_changed:
             clients = set(self.clients)
         for held in needy:
-            clients |= held.members
+            clients.update(held.members)
         given: list[tuple[Client, ProxyClass, dict[str, Content] | None]] = [
             (c, p, contents) for p, contents in classes.items() for c in p.members
         ]

@@ -4,6 +4,7 @@ Identity comes from the token. What the node says beside it must agree, or the s
 a proxy with the wrong bootstrap is found at once, and not served the configuration of another.
 """
 
+from sys import intern
 from typing import Any, NamedTuple
 
 from google.protobuf.json_format import MessageToDict
@@ -153,7 +154,12 @@ def check_node(node: Node, identity: Identity) -> None:
 def metadata_of(node: Node) -> tuple[tuple[str, str], ...]:
     """What EnvoyFilters match of a proxy's metadata: texts. It is the proxy's own word, which
     decides over its own configuration alone."""
-    texts = {name: value for name, value in node.metadata.items() if isinstance(value, str)}
+    # Thousands of proxies say the same words.
+    texts = {
+        intern(name): intern(value)
+        for name, value in node.metadata.items()
+        if isinstance(value, str)
+    }
     return tuple(sorted({MARK: NO_PATCHES, **texts}.items()))
 
 

@@ -12,7 +12,7 @@ from meshes import Rows, config, endpoints, host, mesh_config, rows, service, si
 from meshbus.compile import reach, route_tables, scope
 from meshbus.compile.endpoints import encode_endpoint, shard_endpoints
 from meshbus.compile.engine import Engine
-from meshbus.compile.proxy import Snapshot, compile_proxy
+from meshbus.compile.proxy import Snapshot, compile_proxy, plan_proxy
 from meshbus.compile.resources import CDS, EDS, LDS, RDS
 from meshbus.model.rows import Endpoint
 from meshbus.model.world import Put, World, world_of
@@ -308,3 +308,23 @@ def test_an_endpoint_is_written_as_protobuf_writes_it(weight, draining, mutual, 
     assert [a.address.socket_address.address for a in only.endpoint.additional_addresses] == (
         addresses[1:]
     )
+
+
+SPEC = config("QuotaSpec", "spec", {"rules": [{"quotas": [{"quota": "count", "charge": 1}]}]})
+
+
+def test_versions_of_a_service_share_what_they_serve_until_quotas_may_tell_them_apart() -> None:
+    versions = [
+        sidecar("a", name=f"a-{version}-0", labels={"app": "a", "version": version})
+        for version in ("v1", "v2")
+    ]
+    engine = Engine(world_of(rows(named("a", "default"), named("b", "default"))))
+    first, second = (engine.get(plan_proxy, keys) for keys in versions)
+    assert first is second
+    world, touched = engine.world.apply([Put(k, 2, 0.0, row) for k, row in SPEC.items()])
+    engine.update(world, touched)
+    first, second = (engine.get(plan_proxy, keys) for keys in versions)
+    assert first != second
+    gone, touched = engine.world.apply([Put(k, 3, 0.0, None) for k in SPEC])
+    engine.update(gone, touched)
+    assert engine.get(plan_proxy, versions[0]) is engine.get(plan_proxy, versions[1])
