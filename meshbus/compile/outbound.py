@@ -168,14 +168,15 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     http.update(number for number, e in own.items() if is_http(e.protocol))
     stands_for = reader.node(aliased_hosts, view.viewer)
     visible = reader.node(visible_services, view.viewer)
+    anywhere = next((e for e in view.viewer.egress if not e.port and not e.is_socket), ELSEWHERE)
+    numbers = {port.number for ref in visible.values() for port in ref.row.ports}
     if view.bound:
-        anywhere = next(
-            (e for e in view.viewer.egress if not e.port and not e.is_socket), ELSEWHERE
-        )
-        numbers = {port.number for ref in visible.values() for port in ref.row.ports}
         wanted = dict.fromkeys(numbers, anywhere) | own
         placed = {number: e._replace(captured=False) for number, e in wanted.items()}
         placed_hosts = {}
+    elif anywhere is not ELSEWHERE and (anywhere.bind or not anywhere.captured):
+        # Its address, or that of the machine, is every service's.
+        placed |= dict.fromkeys(numbers.difference(own), anywhere)
     for host, ref in in_precedence(reader, visible, view.namespace):
         if host in stands_for:
             continue

@@ -28,6 +28,7 @@ from meshbus.compile.scope import (
     aliases_of,
     audiences,
     common_viewer,
+    listener_of,
     listener_viewer,
     object_namespaces,
     rules_are_common,
@@ -290,7 +291,8 @@ def served_at(view: View, port: int) -> Served:
 def unclaimed_view(view: View, port: int) -> View:
     """The view by which goes what nobody claims: what was not redirected has no other destination
     than the listener that it came to."""
-    bound = view.bound or any(e.port == port and not e.captured for e in view.viewer.egress)
+    listener = listener_of(view.viewer, port)
+    bound = view.bound or (listener is not None and not listener.captured)
     return view._replace(unknown=BLACK_HOLE) if bound else view
 
 

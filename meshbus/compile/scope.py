@@ -45,6 +45,12 @@ class Egress(NamedTuple):
         return self.bind.startswith(UNIX)
 
     @property
+    def is_everything(self) -> bool:
+        """As without a Sidecar: all that is exported, at every port, by redirection."""
+        plain = self.captured and not self.port and not self.bind
+        return plain and self.hosts == ((ANY, ANY),)
+
+    @property
     def only_port(self) -> int:
         """The port without which a service is not imported; 0: a service is, whatever its ports."""
         return 0 if self.protocol == HTTP_PROXY or self.is_socket else self.port
@@ -71,16 +77,20 @@ def alone(namespace: str, egress: Egress) -> Viewer:
 
 def listener_viewer(viewer: Viewer, port: int) -> Viewer:
     """Whose virtual services count for calls to a port: those that the egress listener for it
-    imports. The first that is for the port, or for every port, is the one.
+    imports.
 
     Source: Istio, SidecarScope: each egress listener has virtual services of its own.
     """
     if not viewer.egress:
         return viewer
-    for egress in viewer.egress:
-        if not egress.is_socket and egress.port in (0, port):
-            return alone(viewer.namespace, egress)
-    return Viewer(viewer.namespace, (Egress(0, "", "", True, ()),))
+    egress = listener_of(viewer, port)
+    return alone(viewer.namespace, egress or Egress(0, "", "", True, ()))
+
+
+def listener_of(viewer: Viewer, port: int) -> Egress | None:
+    """The egress listener for calls to a port: the first that is for it, or for every port."""
+    found = (e for e in viewer.egress if not e.is_socket and e.port in (0, port))
+    return next(found, None)
 
 
 class Ref(NamedTuple):

@@ -71,7 +71,7 @@ def viewer_under(reader: Reader, key: Key, namespace: str) -> Viewer:
         return Viewer(namespace)
     listeners = entries(row.spec.get("egress"))
     egress = tuple(_egress(listener, namespace) for listener in listeners)
-    if all(not e.port and not e.is_socket and e.hosts == (("*", "*"),) for e in egress):
+    if all(e.is_everything for e in egress):
         return Viewer(namespace)  # everything: the same as without a Sidecar
     return Viewer(namespace, egress)
 
