@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from meshbus.cli.analyze import analyze
 from meshbus.cli.authz import authz
 from meshbus.cli.certs import certs
 from meshbus.cli.cluster_keys import cluster_keys
@@ -59,6 +60,7 @@ app.command("events", rich_help_panel=_LOOK)(events)
 app.add_typer(certs, name="certs", rich_help_panel=_LOOK)
 app.add_typer(authz, name="authz", rich_help_panel=_LOOK)
 app.command("version", rich_help_panel=_LOOK)(version)
+app.command("analyze", rich_help_panel=_OFFLINE)(analyze)
 app.command("validate", rich_help_panel=_OFFLINE)(validate)
 app.command("compile", rich_help_panel=_OFFLINE)(compile_command)
 app.command("kube-inject", rich_help_panel=_KUBERNETES)(kube_inject)

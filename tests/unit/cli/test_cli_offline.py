@@ -1,4 +1,4 @@
-"""`meshbus validate` and `meshbus compile`: what they print and how they exit."""
+"""`meshbus validate`, `analyze` and `compile`: what they print and how they exit."""
 
 import json
 import subprocess
@@ -11,11 +11,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from meshbus.cli.analyze import analyze
 from meshbus.cli.compile import compile_command
 from meshbus.cli.validate import validate
 
 APP = typer.Typer()
 APP.command("validate")(validate)
+APP.command("analyze")(analyze)
 APP.command("compile")(compile_command)
 
 SERVICE = """
@@ -152,3 +154,62 @@ def test_they_start_without_what_they_do_not_need(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert done.stderr.strip().endswith("[]"), done.stderr
         assert time.monotonic() - began < 10
+
+
+def test_analyze_says_what_is_wrong_with_documents_together(tmp_path: Path) -> None:
+    good = write(tmp_path, "a.yaml", f"{SERVICE}---{ROUTE}")
+    result = run("analyze", good, "-o", "json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"messages": []}
+    lost = ROUTE.replace("host: reviews", "host: review")
+    bad = write(tmp_path, "b.yaml", f"{SERVICE}---{lost}")
+    result = run("analyze", bad, "--use-kube=false", "-o", "json")
+    assert result.exit_code == 1
+    (said,) = json.loads(result.stdout)["messages"]
+    assert "'review'" in said.pop("message")
+    assert said == {
+        "code": "IST0101",
+        "level": "Error",
+        "object": "VirtualService default/reviews",
+        "file": bad,
+        "line": 15,
+    }
+    text = run("analyze", bad)
+    assert text.exit_code == 1
+    assert f"Error [IST0101] (VirtualService default/reviews {bad}:15)" in text.stdout
+
+
+def test_analyze_takes_what_validation_says_of_each(tmp_path: Path) -> None:
+    rules = "  - route: [{destination: {host: reviews}}]\n"
+    twice = ROUTE + rules
+    wrong = ROUTE.replace("hosts: [reviews]", "hosts: [a_b]").replace("{name: rev", "{name: a-rev")
+    path = write(tmp_path, "a.yaml", f"{SERVICE}---{twice}---{wrong}")
+    said = json.loads(run("analyze", path, "-o", "json").stdout)["messages"]
+    assert [(m["code"], m["object"]) for m in said] == [
+        ("IST0106", "VirtualService default/a-reviews"),
+        ("IST0130", "VirtualService default/reviews"),
+    ]
+    assert said[0]["message"].startswith("spec.hosts[0]: ")
+
+
+def test_analyze_reads_the_mesh_config(tmp_path: Path) -> None:
+    gateway = """
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
+"""
+    path = write(tmp_path, "a.yaml", gateway)
+    mesh = write(tmp_path, "mesh.yaml", 'ingressControllerMode: "OFF"\n')
+    assert json.loads(run("analyze", path, "-o", "json").stdout) == {"messages": []}
+    said = json.loads(run("analyze", path, "--mesh-config", mesh, "-o", "json").stdout)
+    assert [m["code"] for m in said["messages"]] == ["IST0101"]
+
+
+def test_analyze_ends_with_2_where_it_cannot_look(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", ROUTE)
+    assert run("analyze", path, "--use-kube=true").exit_code == 2
+    assert run("analyze", str(tmp_path / "none.yaml")).exit_code == 2
+    assert run("analyze", write(tmp_path, "b.yaml", "a: [\n")).exit_code == 2

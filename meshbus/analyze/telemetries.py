@@ -1,0 +1,85 @@
+"""Telemetry: whom it is for, who has two, and providers.
+
+Source: Istio, analysis messages IST0002, IST0101, IST0157, IST0159, IST0160.
+"""
+
+from collections.abc import Iterator
+
+from meshbus.analyze.messages import Message, about, not_found
+from meshbus.analyze.objects import (
+    TELEMETRY,
+    Object,
+    Objects,
+    Pod,
+    record,
+    records,
+    selects,
+    shown,
+    strings,
+    text,
+)
+
+
+def _all(objects: Objects) -> Iterator[Object]:
+    return objects.of(TELEMETRY, "Telemetry")
+
+
+def selectors(objects: Objects) -> Iterator[Message]:
+    """Each with a selector is of some pod, and no pod has two."""
+    of_pods: list[tuple[Pod, list[Object]]] = [(pod, []) for pod in objects.pods]
+    for one in _all(objects):
+        selector = strings(record(one.spec.get("selector")).get("matchLabels"))
+        if not selector:
+            continue
+        found = False
+        for pod, held in of_pods:
+            if pod.namespace == one.namespace and selects(selector, pod.labels):
+                held.append(one)
+                found = True
+        if not found:
+            yield not_found(one, "selector", shown(selector))
+    for pod, held in of_pods:
+        names = ", ".join(sorted(other.name for other in held))
+        for one in held if len(held) > 1 else ():
+            message = f"pod {pod.namespace}/{pod.name} has several Telemetries: {names}"
+            yield about(one, "IST0159", message)
+
+
+def without_selector(objects: Objects) -> Iterator[Message]:
+    """No namespace has two without a selector."""
+    held: dict[str, list[Object]] = {}
+    for one in _all(objects):
+        free = not one.spec.get("selector") and not one.spec.get("targetRef")
+        if free and not one.spec.get("targetRefs"):
+            held.setdefault(one.namespace, []).append(one)
+    for namespace, several in held.items():
+        names = ", ".join(sorted(other.name for other in several))
+        for one in several if len(several) > 1 else ():
+            message = f"several Telemetries of namespace {namespace} have no selector: {names}"
+            yield about(one, "IST0160", message)
+
+
+def providers(objects: Objects) -> Iterator[Message]:
+    """Access logs go somewhere."""
+    if record(objects.mesh.get("defaultProviders")).get("accessLogging"):
+        return
+    for one in _all(objects):
+        for logging in records(one.spec.get("accessLogging")):
+            if logging.get("disabled") is not True and not records(logging.get("providers")):
+                message = "access logs without providers: the mesh has no default ones"
+                yield about(one, "IST0157", message)
+
+
+def lightstep(objects: Objects) -> Iterator[Message]:
+    """Nothing is told to a provider that will go."""
+    names = {
+        text(provider.get("name"))
+        for provider in records(objects.mesh.get("extensionProviders"))
+        if "lightstep" in provider
+    }
+    for one in _all(objects):
+        for tracing in records(one.spec.get("tracing")):
+            for provider in records(tracing.get("providers")):
+                if (name := text(provider.get("name"))) in names:
+                    message = f"Lightstep (provider {name}) is deprecated: use OpenTelemetry"
+                    yield about(one, "IST0002", message)

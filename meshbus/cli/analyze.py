@@ -1,0 +1,122 @@
+"""`meshbus analyze`: manifests together, without a server."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from meshbus.cli.manifests import Document, ManifestError, load, read
+from meshbus.cli.validate import Output
+
+CLEAN, FOUND, WRONG_USE = 0, 1, 2
+
+
+class Said(msgspec.Struct, frozen=True):
+    """One message, and the document that it is about."""
+
+    code: str
+    """As in Istio: `IST0101`."""
+    level: str
+    """Error, Warning or Info."""
+    message: str
+    object: str
+    """`KIND NAMESPACE/NAME`."""
+    file: str
+    """Empty: no document is at fault, but what is missing."""
+    line: int
+    """Line where the document begins, from 1."""
+
+
+def analyze(
+    paths: Annotated[
+        list[str], typer.Argument(help="Files, directories, or - for standard input.")
+    ],
+    mesh_config: Annotated[
+        Path | None, typer.Option("--mesh-config", help="File with the mesh config.")
+    ] = None,
+    use_kube: Annotated[
+        str, typer.Option("--use-kube", help="false: the files alone. No cluster is asked yet.")
+    ] = "false",
+    output: Annotated[Output, typer.Option("--output", "-o", help="text or json.")] = Output.TEXT,
+) -> None:
+    """Judge documents together. Exit 0: no errors; 1: errors; 2: a path cannot be read."""
+    if use_kube != "false":
+        print("meshbus analyze: only --use-kube=false is there", file=sys.stderr)
+        raise typer.Exit(WRONG_USE)
+    documents: list[Document] = []
+    try:
+        mesh = None if mesh_config is None else _mesh(str(mesh_config))
+        for item in read(paths):
+            if isinstance(item, ManifestError):
+                raise item
+            documents.append(item)
+    except ManifestError as error:
+        print(f"meshbus analyze: {error}", file=sys.stderr)
+        raise typer.Exit(WRONG_USE) from error
+    found = judge(documents, mesh)
+    if output is Output.JSON:
+        sys.stdout.write(msgspec.json.encode({"messages": found}).decode() + "\n")
+    else:
+        for said in found:
+            where = f" {said.file}:{said.line}" if said.file else ""
+            print(f"{said.level} [{said.code}] ({said.object}{where}) {said.message}")
+        if not found:
+            print("nothing to say about them")
+    if any(said.level == "Error" for said in found):
+        raise typer.Exit(FOUND)
+
+
+def _mesh(file: str) -> dict[str, Any]:
+    documents = load([file])
+    if len(documents) != 1:
+        raise ManifestError(file, 0, -1, "must hold one document: the mesh config")
+    content = documents[0].content
+    if content.get("kind") == "MeshConfig":
+        spec = content.get("spec")
+        content = spec if isinstance(spec, dict) else {}
+    return content
+
+
+def judge(documents: list[Document], mesh: dict[str, Any] | None) -> list[Said]:
+    """What there is to say about documents that are applied together."""
+    from meshbus.analyze.everything import analyze as analyze_objects
+    from meshbus.analyze.objects import Objects
+
+    objects = Objects([document.content for document in documents], mesh)
+    verdicts = [m for place, d in enumerate(documents) for m in _verdicts(d.content, place)]
+    found = []
+    for message in analyze_objects(objects, verdicts):
+        held = documents[message.place] if message.place >= 0 else None
+        place = (held.file, held.line) if held else ("", 0)
+        found.append(Said(message.code, message.level, message.message, message.object, *place))
+    return found
+
+
+_CODES = {
+    "VirtualServiceUnreachableRule": "IST0130",
+    "VirtualServiceIneffectiveMatch": "IST0131",
+}
+
+
+def _verdicts(content: dict[str, Any], place: int) -> list[Any]:
+    """What validation says about an object of Istio."""
+    from meshbus.analyze.messages import LEVELS, Message
+    from meshbus.validate import validate_object
+
+    group = str(content.get("apiVersion") or "").rpartition("/")[0]
+    if not group.endswith(".istio.io"):
+        return []
+    metadata = content.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    name = metadata.get("name") or metadata.get("generateName") or ""
+    reference = f"{content.get('kind')} {metadata.get('namespace') or 'default'}/{name}"
+    report = validate_object(content)
+    if any(v.code == "UnknownKind" for v in report.errors):
+        return []
+    found = [("IST0106", v) for v in report.errors]
+    found += [(_CODES.get(v.code, "IST0133"), v) for v in report.warnings]
+    return [
+        Message(code, LEVELS[code], f"{v.path}: {v.message}", reference, place) for code, v in found
+    ]
