@@ -54,7 +54,7 @@ def prepare(home: Home, capture: str) -> HomeState:
     find_envoy()
     home.create()
     settings = home.settings()
-    state = home.state()
+    before = state = home.state()
     mode = capture or (state.capture if state is not None else "proxy")
     if mode == "netns":
         netns.check_netns_possible(settings.ip_families)
@@ -68,6 +68,13 @@ def prepare(home: Home, capture: str) -> HomeState:
     if mode == "proxy" and IPV6 in families:
         _check_loopback(home, state)
     busy = {record.name for record in Records(home.records).all() if runs(record)}
+    if before is not None and (before.capture, before.families) != (state.capture, state.families):
+        if busy:
+            raise HomeError(
+                f"processes of the mesh in {home.path} still run as it was started, with --capture "
+                f"{before.capture}: `meshbus down --home {home.path}` first"
+            )
+        _forget_proxies(home)
     hosts = network_of(state).loopbacks
     ports = _ports(settings, state, hosts, running=bool(busy))
     state = msgspec.structs.replace(state, ports=ports)
@@ -76,6 +83,13 @@ def prepare(home: Home, capture: str) -> HomeState:
     api_token(home)
     home.stopping_file.unlink(missing_ok=True)
     return state
+
+
+def _forget_proxies(home: Home) -> None:
+    """Remove what Envoys were given in another capture mode: it belongs to another user, and the
+    token counts from another address. What applications wrote stays."""
+    for folder in home.instances.glob("*/proxy"):
+        shutil.rmtree(folder)
 
 
 def _runs_as_asked(home: Home, state: HomeState, mode: str, families: list[Family]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from standalone import all_ready, gateway_port, mesh, pid_of, remaining, status_of, until
+from standalone import all_ready, gateway_port, mesh, meshbus, pid_of, remaining, status_of, until
 
 from meshbus.local.end import end_mesh
 from meshbus.local.home import Home
@@ -61,6 +61,16 @@ def test_an_application_calls_by_name_and_its_envoy_runs_as_a_user_of_its_own(ho
     inside = ["nsenter", "-n", "-m", "-t", str(application), sys.executable, "-c", call]
     result = subprocess.run(inside, capture_output=True, text=True, timeout=20, check=False)
     assert result.stdout.strip() == "200", result.stderr
+
+
+ONE_GATEWAY = """
+apiVersion: standalone.meshbus.io/v1alpha1
+kind: Workload
+metadata: {name: edge}
+spec:
+  gateway: true
+  ports: [{name: http, port: 8080}]
+"""
 
 
 PROBE = """
@@ -131,3 +141,28 @@ def test_down_leaves_no_namespace_link_or_rule_also_after_kill_9(tmp_path: Path)
         assert not list(Path("/sys/class/net").glob(f"mb{state.id}*"))
         assert not Path(f"/run/meshbus-{state.id}").exists()
         assert fetch("127.0.0.1", port).status == 0
+
+
+def test_a_mesh_that_ran_without_capture_runs_with_it(tmp_path: Path) -> None:
+    manifest = tmp_path / "one.yaml"
+    manifest.write_text(ONE_GATEWAY)
+    home = Home(tmp_path / "h")
+    up = ("up", "--home", str(home.path), "-d")
+    try:
+        done = meshbus(*up, "-f", str(manifest))
+        assert done.returncode == 0, done.stderr
+        done = meshbus(*up, "--capture", "netns")
+        assert "runs with --capture proxy" in done.stderr
+        assert f"meshbus down --home {home.path}" in done.stderr
+        # The supervisor is killed: nobody holds the home, its processes run.
+        os.kill(pid_of(home, "guard"), signal.SIGKILL)
+        os.kill(pid_of(home, "supervisor"), signal.SIGKILL)
+        until(lambda: not home.locked(), "nobody holds the home")
+        done = meshbus(*up, "--capture", "netns")
+        assert "still run with --capture proxy" in done.stderr
+        end_mesh(home)
+        done = meshbus(*up, "--capture", "netns")
+        assert done.returncode == 0, done.stderr
+        assert all_ready(home)
+    finally:
+        end_mesh(home)
