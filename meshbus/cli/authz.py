@@ -15,7 +15,7 @@ from meshbus.cli.api_client import (
     find_api,
     print_json,
 )
-from meshbus.cli.manifests import ManifestError, load
+from meshbus.local.manifests import ManifestError, load
 
 authz = typer.Typer(no_args_is_help=True, help="Ask whether a request would be let in, and why.")
 _CHECK = "/v1/authz/check"

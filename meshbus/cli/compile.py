@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from meshbus.cli.manifests import Document, ManifestError, load
+from meshbus.local.manifests import Document, ManifestError, load
 
 OK, NO, WRONG_USE = 0, 1, 2
 

@@ -122,6 +122,7 @@ def _run(path: Path, capture: str, *, check: bool) -> int:
     from meshbus.local import demo as story
     from meshbus.local.api import MeshApi
     from meshbus.local.home import Home, HomeError
+    from meshbus.local.manifests import load
     from meshbus.local.progress import Progress
     from meshbus.local.up import (
         addresses_of,
@@ -137,7 +138,7 @@ def _run(path: Path, capture: str, *, check: bool) -> int:
     result = 0
     try:
         with Progress() as progress:
-            started = start(home, [story.sample_path()], capture, progress)
+            started = start(home, load([story.sample_path()]), capture, progress)
         story.reset(home)
         try:
             story.run_story(home, started.status, stage)

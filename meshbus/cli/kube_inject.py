@@ -52,11 +52,11 @@ def kube_inject(
     """
     if not filename:
         _end("name manifests with -f", WRONG_USE)
-    from meshbus.cli.manifests import ManifestError, read_parts
     from meshbus.inject import InjectionError, Injector
     from meshbus.inject.documents import inject_document
     from meshbus.inject.helm_set import SetError
     from meshbus.inject.yaml_output import to_yaml
+    from meshbus.local.manifests import ManifestError, read_parts
 
     try:
         given = given_values(values, set_, set_string, set_file, set_json)
@@ -120,8 +120,8 @@ def given_values(
     """
     import json
 
-    from meshbus.cli.manifests import ManifestError, load
     from meshbus.inject.helm_set import SetError, merge_values, put_value, set_values
+    from meshbus.local.manifests import ManifestError, load
 
     given: dict[str, Any] = {}
     for file in files or ():
@@ -167,7 +167,7 @@ def mesh_config_of(file: str | None) -> dict[str, Any]:
         ManifestError: It cannot be read.
     """
     from meshbus.api.yaml_text import NotReadableError, read_yaml
-    from meshbus.cli.manifests import ManifestError, load
+    from meshbus.local.manifests import ManifestError, load
 
     if file is None:
         return {}

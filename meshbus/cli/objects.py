@@ -28,7 +28,7 @@ _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
 
 def _read(command: str, files: list[str]) -> tuple[list[Any], list[dict[str, Any]]]:
     """Documents that can be read, and a result for each that cannot."""
-    from meshbus.cli.manifests import ManifestError, read
+    from meshbus.local.manifests import ManifestError, read
 
     documents, unreadable = [], []
     for item in read(files):
@@ -68,7 +68,8 @@ def _send(
 
 def _print_results(results: list[dict[str, Any]], done: str = "") -> None:
     for result in results:
-        where = f"{result['file']}:{result['line']}"
+        # What was named on the command line stands in no file.
+        where = f"{result['file']}:{result['line']}: " if result["file"] else ""
         name = result.get("name")
         what = (
             f"{str(result.get('kind')).lower()}/{name}" if name else f"document {result['index']}"
@@ -77,14 +78,14 @@ def _print_results(results: list[dict[str, Any]], done: str = "") -> None:
         if error is None:
             print(f"{what} {done or result['action']}")
             for warning in result.get("warnings", []):
-                print(f"warning: {where}: {what}: {warning}", file=sys.stderr)
+                print(f"warning: {where}{what}: {warning}", file=sys.stderr)
             continue
         causes = error.get("causes") or []
         if not causes:
-            print(f"error: {where}: {what}: {error['message']}", file=sys.stderr)
+            print(f"error: {where}{what}: {error['message']}", file=sys.stderr)
         for cause in causes:
             field = cause.get("field") or ""
-            print(f"error: {where}: {what}: {field}: {cause.get('message')}", file=sys.stderr)
+            print(f"error: {where}{what}: {field}: {cause.get('message')}", file=sys.stderr)
 
 
 def apply(
@@ -164,7 +165,7 @@ def delete(
     home: HomeOption = None,
 ) -> None:
     """Delete objects: those of manifests, or by kind and name. Exit 1: one could not be."""
-    from meshbus.cli.manifests import Document
+    from meshbus.local.manifests import Document
 
     unreadable: list[dict[str, Any]] = []
     if filename:
@@ -180,7 +181,7 @@ def delete(
                 "kind": info.kind,
                 "metadata": {"name": name, "namespace": namespace},
             }
-            documents.append(Document(f"{kind}/{name}", 0, 0, content))
+            documents.append(Document("", 0, 0, content))
     if not documents and not unreadable:
         end("delete", "name objects: KIND NAME, KIND/NAME or -f", WRONG_USE)
     query = {"atomic": "false"}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from meshbus.cli.manifests import Document, ManifestError, read
+from meshbus.local.manifests import Document, ManifestError, read
 
 VALID, INVALID, WRONG_USE = 0, 1, 2
 
@@ -65,7 +65,8 @@ def validate(
     if output is Output.JSON:
         sys.stdout.write(msgspec.json.encode({"results": results}).decode() + "\n")
     else:
-        print("\n".join(_lines(results)))
+        for line in _lines(results):
+            print(line)
     if missing:
         raise typer.Exit(WRONG_USE)
     if not all(result.valid for result in results):
@@ -125,5 +126,7 @@ def _lines(results: Sequence[Result]) -> list[str]:
                 for p in problems
             ]
     bad = sum(not result.valid for result in results)
-    lines.append(f"{len(results)} documents, {bad} invalid")
+    if results:
+        documents = "1 document" if len(results) == 1 else f"{len(results)} documents"
+        lines.append(f"{documents}, {bad} invalid")
     return lines

@@ -1,12 +1,14 @@
 """The API of the mesh in a home, as `up` and `demo` use it."""
 
 import ssl
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 import msgspec
 
 from meshbus.local.home import Home, HomeError
+from meshbus.local.manifests import Document
 
 
 class ApiAccess(msgspec.Struct, frozen=True):
@@ -126,6 +128,23 @@ def _reasons(status: int, document: Any) -> list[str]:
     return [f"the API answered {status}: {message or 'no reason given'}"]
 
 
-def refused(results: Any) -> list[str]:
-    """A line for each document of an apply that was refused."""
-    return _reasons(0, {"results": results}) if any("error" in item for item in results) else []
+def notices(documents: Sequence[Document], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each reason why a document of an apply was refused, and for each warning.
+
+    Args:
+        documents: What was applied.
+        results: What became of each, in the same order.
+    """
+    lines = []
+    for document, result in zip(documents, results, strict=True):
+        what = f"{document.file}:{document.line}: {result.get('kind')} {result.get('name')}"
+        error = result.get("error")
+        if error is None:
+            lines += [f"{what}: warning: {warning}" for warning in result.get("warnings", [])]
+            continue
+        causes = [
+            f"{cause.get('field') or ''}: {cause.get('message')}".removeprefix(": ")
+            for cause in error.get("causes") or []
+        ]
+        lines += [f"{what} is refused: {text}" for text in causes or [error.get("message")]]
+    return lines

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from meshbus.local.api import MeshApi, Receipt
 from meshbus.local.home import Home, HomeError
-from meshbus.local.manifests import read_manifests
+from meshbus.local.manifests import load
 from meshbus.local.probe_metrics import metrics_of
 from meshbus.local.status import SupervisorStatus, read_status
 from meshbus.local.traffic import Answer, Traffic, fetch
@@ -64,7 +64,8 @@ class Cast(NamedTuple):
 def sample_manifests(step: str = "") -> list[dict[str, Any]]:
     """Documents of the sample: its base, or those of one step."""
     with as_file(files("bookinfo") / "manifests") as folder:
-        return read_manifests([folder / "steps" / f"{step}.yaml" if step else folder])
+        found = load([folder / "steps" / f"{step}.yaml" if step else folder])
+    return [document.content for document in found]
 
 
 def sample_path() -> Path:

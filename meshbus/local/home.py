@@ -25,16 +25,19 @@ class HomeError(Exception):
     """Something about the home that its owner has to change; the message says what."""
 
 
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
 class PortSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Fixed ports; 0: any free one, chosen once and kept."""
 
-    api: int = 0
-    bus: int = 0
-    xds: int = 0
-    policy: int = 0
-    telemetry: int = 0
-    dns: int = 0
-    forwards: dict[str, int] = {}
+    api: Port = 0
+    bus: Port = 0
+    xds: Port = 0
+    policy: Port = 0
+    telemetry: Port = 0
+    dns: Port = 0
+    forwards: dict[str, Annotated[int, msgspec.Meta(ge=1, le=65535)]] = {}
     """Local port by `NAMESPACE/WORKLOAD:PORT` of a gateway."""
 
 

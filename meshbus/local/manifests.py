@@ -1,81 +1,192 @@
-"""Manifest files: YAML or JSON documents, with where each came from."""
+"""Manifests as people write them: YAML or JSON, in files, directories or on standard input.
 
-from collections.abc import Iterable, Sequence
+Documents are read as kubectl reads them: YAML becomes JSON (keys are strings, dates stay text),
+and a document that cannot be read does not take its neighbours with it.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import yaml
+import msgspec
 
-from meshbus.api.kinds import kind_of
-from meshbus.local.home import HomeError
+from meshbus.api.yaml_text import NotReadableError, read_yaml
 
-MAX_FILE_BYTES = 10 * 1024 * 1024
+LARGEST_FILE_BYTES = 100 * 1024 * 1024
 SUFFIXES = (".yaml", ".yml", ".json")
+_SEPARATOR = re.compile(r"---(?:[ \t]+(?P<rest>.*))?")
 
 
-def manifest_files(paths: Iterable[Path]) -> list[Path]:
-    """The files that paths mean: a directory means its files, not those of its directories.
+class Document(msgspec.Struct, frozen=True):
+    """One object, and where it came from."""
+
+    file: str
+    """As the person named it; `-` is standard input."""
+    index: int
+    """Its place among the documents of the file, from 0; items of a List count for themselves."""
+    line: int
+    """Line of the file where its document begins, from 1."""
+    content: dict[str, Any]
+
+
+class ManifestError(Exception):
+    """A file or document that cannot be read.
+
+    Attributes:
+        index: Place of the document in the file; -1 if it is the file as a whole.
+        line: Line of the file, from 1; 0 if it is the file as a whole.
+    """
+
+    def __init__(self, file: str, line: int, index: int, message: str) -> None:
+        place = f"{file}:{line}: document {index}" if index >= 0 else file
+        super().__init__(f"{place}: {message}")
+        self.file = file
+        self.line = line
+        self.index = index
+        self.message = message
+
+
+def load(paths: Iterable[str | Path]) -> list[Document]:
+    """All documents of all paths, in order.
 
     Raises:
-        HomeError: A path is missing.
+        ManifestError: The first that cannot be read.
     """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise HomeError(f"{path}: no such file or directory")
-    return found
-
-
-def read_manifests(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """All documents of all files, in order; items of lists as documents of their own.
-
-    Raises:
-        HomeError: A file cannot be read, or a document is not an object with apiVersion and kind.
-    """
-    documents: list[dict[str, Any]] = []
-    for path in manifest_files(paths):
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise HomeError(f"{path}: more than {MAX_FILE_BYTES} bytes")
-            loaded = list(yaml.load_all(path.read_text(), getattr(yaml, "CSafeLoader")))  # noqa: B009
-        except (OSError, UnicodeDecodeError) as error:
-            raise HomeError(f"{path}: {error}") from None
-        except yaml.YAMLError as error:
-            raise HomeError(f"{path}: not YAML: {error}") from None
-        for index, document in enumerate(loaded):
-            documents += _objects(document, f"{path}: document {index}")
+    documents: list[Document] = []
+    for item in read(paths):
+        if isinstance(item, ManifestError):
+            raise item
+        documents.append(item)
     return documents
 
 
-def _objects(document: Any, where: str) -> list[dict[str, Any]]:
-    if document is None:
-        return []
-    if not isinstance(document, dict) or not document.get("kind"):
-        raise HomeError(f"{where}: an object with apiVersion and kind is needed")
-    if isinstance(document.get("items"), list) and str(document["kind"]).endswith("List"):
-        nested = (_objects(item, f"{where}, item {i}") for i, item in enumerate(document["items"]))
-        return [found for group in nested for found in group]
-    return [document]
+def read(paths: Iterable[str | Path]) -> Iterator[Document | ManifestError]:
+    """All documents of all paths, in order, and in the place of those that cannot be read the
+    reason. A directory means its manifests, not those of its directories."""
+    for path in paths:
+        try:
+            files = files_of(str(path))
+        except ManifestError as error:
+            yield error
+            continue
+        for file in files:
+            try:
+                text = text_of(file)
+            except ManifestError as error:
+                yield error
+                continue
+            yield from _documents(file, text)
 
 
-def split_runnable(
-    documents: Sequence[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Documents for the API, and a line for each that a mesh on one machine has no use for
-    (Deployments and other kinds of a cluster)."""
-    taken, left = [], []
-    for document in documents:
-        info = kind_of(str(document.get("apiVersion", "")), str(document.get("kind", "")))
-        if info is not None and not info.served:
-            name = (document.get("metadata") or {}).get("name", "")
-            left.append(
-                f"{info.kind} {name} is left out: nothing here starts containers; "
-                "describe the process as a Workload (standalone.meshbus.io/v1alpha1)"
-            )
+class Part(msgspec.Struct, frozen=True):
+    """One document as it stands in its file; a List is one document."""
+
+    file: str
+    line: int
+    text: str
+    content: Any
+
+
+def read_parts(path: str) -> Iterator[Part]:
+    """The documents of a file or directory, in order, each with its text.
+
+    Raises:
+        ManifestError: The first that cannot be read.
+    """
+    for file in files_of(path):
+        for index, (line, text) in enumerate(parts(text_of(file))):
+            try:
+                content = read_yaml(text, line)
+            except NotReadableError as error:
+                raise ManifestError(file, error.line, index, error.message) from error
+            if content is not None:
+                yield Part(file, line, text, content)
+
+
+def files_of(path: str) -> Sequence[str]:
+    if path == "-":
+        return [path]
+    place = Path(path)
+    try:
+        if not place.is_dir():
+            return [path]
+        found = [str(p) for p in sorted(place.iterdir()) if p.suffix in SUFFIXES and p.is_file()]
+    except OSError as error:
+        raise ManifestError(path, 0, -1, error.strerror or str(error)) from error
+    if not found:
+        raise ManifestError(path, 0, -1, f"a directory without manifests ({', '.join(SUFFIXES)})")
+    return found
+
+
+def text_of(file: str) -> str:
+    try:
+        if file == "-":
+            data = _limited(sys.stdin.buffer)
         else:
-            taken.append(document)
-    return taken, left
+            with Path(file).open("rb") as stream:
+                data = _limited(stream)
+    except OSError as error:
+        raise ManifestError(file, 0, -1, error.strerror or str(error)) from error
+    if data is None:
+        raise ManifestError(file, 0, -1, f"is larger than {LARGEST_FILE_BYTES // 2**20} MiB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(file, 0, -1, f"is not UTF-8: byte {error.start}") from error
+
+
+def _limited(stream: BinaryIO) -> bytes | None:
+    data = stream.read(LARGEST_FILE_BYTES + 1)
+    return None if len(data) > LARGEST_FILE_BYTES else data
+
+
+def _documents(file: str, text: str) -> Iterator[Document | ManifestError]:
+    index = 0
+    for line, part in parts(text):
+        try:
+            content = read_yaml(part, line)
+        except NotReadableError as error:
+            yield ManifestError(file, error.line, index, error.message)
+            index += 1
+            continue
+        if content is None:
+            continue
+        for item in _items(content):
+            if isinstance(item, dict):
+                yield Document(file, index, line, item)
+            else:
+                message = f"must be an object with apiVersion and kind, is {_kind_of(item)}"
+                yield ManifestError(file, line, index, message)
+            index += 1
+
+
+def parts(text: str) -> Iterator[tuple[int, str]]:
+    """The documents of a text and the lines they begin at; split before YAML is parsed, so that
+    one that is malformed is alone in it."""
+    lines: list[str] = []
+    begin = 1
+    for number, line in enumerate(text.split("\n"), 1):
+        separator = _SEPARATOR.fullmatch(line.rstrip())
+        if separator is None:
+            lines.append(line)
+            continue
+        yield begin, "\n".join(lines)
+        # What stands behind the separator keeps its line.
+        lines, begin = [separator["rest"] or ""], number
+    yield begin, "\n".join(lines)
+
+
+def _items(content: Any) -> Iterator[Any]:
+    listed = isinstance(content, dict) and str(content.get("kind", "")).endswith("List")
+    if listed and isinstance(content.get("items"), list):
+        for item in content["items"]:
+            yield from _items(item)
+    else:
+        yield content
+
+
+def _kind_of(value: Any) -> str:
+    names = {list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")

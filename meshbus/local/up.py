@@ -4,16 +4,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from meshbus.local.api import MeshApi, refused
+from meshbus.local.api import MeshApi, notices
 from meshbus.local.begin import ensure_supervisor, prepare, wait_status
 from meshbus.local.end import end_mesh
 from meshbus.local.home import Home, HomeError
-from meshbus.local.manifests import read_manifests, split_runnable
+from meshbus.local.manifests import Document
 from meshbus.local.network import network_of
 from meshbus.local.progress import Progress
+from meshbus.local.runnable import split_runnable
 from meshbus.local.status import SupervisorStatus, read_status
 
 CONTROL_PLANE_S = 60.0
@@ -28,27 +28,32 @@ class Started:
         status: SupervisorStatus,
         process: "subprocess.Popen[bytes] | None",
         change: int,
-        left_out: list[str],
+        notes: list[str],
+        *,
+        refused: bool,
     ) -> None:
         self.status = status
         self.process = process
         """The supervisor, when this process started it."""
         self.change = change
         """Id of the change that the manifests made; 0 when there were none."""
+        self.refused = refused
+        """One of the documents was."""
         self.problems = [
-            *left_out,
+            *notes,
             *(f"Workload {name}: {text}" for name, text in status.workload_problems.items()),
         ]
-        """What was not taken or cannot be run, a line each."""
+        """What was not taken, is warned of or cannot be run, a line each."""
 
 
-def start(home: Home, paths: Sequence[Path], capture: str, progress: Progress) -> Started:
+def start(home: Home, manifests: Sequence[Document], capture: str, progress: Progress) -> Started:
     """Run the mesh of a home with these manifests, and wait until everything is ready.
 
     Raises:
         HomeError: What hinders; what was started goes on.
     """
-    documents, left_out = split_runnable(read_manifests(paths))
+    documents, notes = split_runnable(manifests)
+    refused = False
     state = prepare(home, capture)
     process = ensure_supervisor(home, state)
     wait_status(
@@ -62,11 +67,13 @@ def start(home: Home, paths: Sequence[Path], capture: str, progress: Progress) -
     with MeshApi(home) as api:
         apply_mesh_config(home, api)
         if documents:
-            change, results = api.apply(documents, atomic=False)
-            left_out += refused(results)
+            contents = [document.content for document in documents]
+            change, results = api.apply(contents, atomic=False)
+            notes += notices(documents, results)
+            refused = any("error" in result for result in results)
         status = wait_workloads(home, api.newest_workload(), progress, process)
         receipt = api.receipt(status.sequence)  # from here on every proxy knows the others
-    return Started(status, process, change, [*left_out, *receipt.problems])
+    return Started(status, process, change, [*notes, *receipt.problems], refused=refused)
 
 
 def wait_workloads(
@@ -138,7 +145,7 @@ def addresses_of(home: Home, status: SupervisorStatus, url: str) -> list[str]:
     if state is not None and "dns" in state.ports:
         where = " and ".join(network_of(state).loopbacks)
         lines += [f"names       {where} port {state.ports['dns']}   (DNS of the mesh)"]
-    lines += [f"logs        {home.logs}"]
+    lines += [f"logs        {home.logs}", f"end it      meshbus down --home {home.path}"]
     return lines
 
 

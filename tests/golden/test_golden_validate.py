@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import yaml
 
-from meshbus.cli.manifests import load
+from meshbus.local.manifests import load
 from meshbus.validate import validate_object
 
 FOLDER = Path(__file__).parent / "validate"

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from meshbus.api.yaml_text import read_yaml
-from meshbus.cli.manifests import read_parts
 from meshbus.inject import InjectionError, Injector, template_path
 from meshbus.inject.documents import Beside, inject_document
 from meshbus.inject.helm_set import set_values
 from meshbus.inject.openshift import Identity
+from meshbus.local.manifests import read_parts
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data" / "injection"
 if not DATA.is_dir():

@@ -99,3 +99,11 @@ def test_kubeconfig_is_one_that_kubectl_reads() -> None:
     assert document["current-context"] == "meshbus"
     assert document["users"][0]["user"] == {"token": "secret"}
     assert document["clusters"][0]["cluster"]["server"] == "https://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    "text", ["ports: {dns: 99999}", "ports: {api: -1}", "ports: {forwards: {a: 0}}"]
+)
+def test_a_port_that_there_cannot_be_is_named(text: str) -> None:
+    with pytest.raises(HomeError, match=r"s: Expected .*ports\."):
+        parse_settings(text, "s")
