@@ -5,9 +5,12 @@ import os
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    import httpx
 
 OK, NO, WRONG_USE = 0, 1, 2
 HOMES = (Path("~/.meshbus"), Path("~/.meshbus/demo"))
@@ -48,6 +51,11 @@ class ApiError(Exception):
         self.status = status
         self.message = message
         self.document = document
+
+    @property
+    def code(self) -> int:
+        """How a command ends that passes on what a person typed."""
+        return WRONG_USE if self.status == 400 else NO
 
 
 def find_api(home: Path | None) -> Path:
@@ -146,18 +154,12 @@ class ApiClient:
             )
         except self._errors as error:
             raise ApiError(0, f"{self.url} does not answer: {error}") from error
-        try:
-            document = answer.json()
-        except ValueError:
-            document = None
         if answer.status_code >= 400:
-            message = document.get("message") if isinstance(document, dict) else None
-            raise ApiError(
-                answer.status_code,
-                str(message or f"{method} {path} answered {answer.status_code}"),
-                document,
-            )
-        return document
+            raise _refusal(answer, f"{method} {path}")
+        try:
+            return answer.json()
+        except ValueError:
+            return None
 
     def stream(self, path: str, query: dict[str, str]) -> Iterator[str]:
         """Lines of an answer that does not end.
@@ -169,10 +171,21 @@ class ApiClient:
             with self._client.stream("GET", path, params=query, timeout=None) as answer:
                 if answer.status_code >= 400:
                     answer.read()
-                    raise ApiError(answer.status_code, answer.text.strip())
+                    raise _refusal(answer, f"GET {path}")
                 yield from answer.iter_lines()
         except self._errors as error:
             raise ApiError(0, f"{self.url} does not answer: {error}") from error
+
+
+def _refusal(answer: "httpx.Response", request: str) -> ApiError:
+    """What an answer of 400 or more says."""
+    try:
+        document = answer.json()
+    except ValueError:
+        document = None
+    message = document.get("message") if isinstance(document, dict) else None
+    code = answer.status_code
+    return ApiError(code, str(message or f"{request} answered {code}"), document)
 
 
 def print_json(document: Any) -> None:

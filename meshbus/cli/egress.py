@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meshbus.cli.api_client import NO, ApiClient, ApiError, HomeOption, end, print_json
+from meshbus.cli.api_client import ApiClient, ApiError, HomeOption, end, print_json
 
 _COLUMNS = ("FROM", "TO", "PORT", "WAY", "BY", "PROTOCOL", "CALLS", "ERRORS", "LAST")
 
@@ -32,7 +32,7 @@ def egress(
         with ApiClient(home) as api:
             answer = api.ask("GET", "/v1/egress", query={"namespace": namespace, "way": way})
     except ApiError as error:
-        end("egress", error.message, NO)
+        end("egress", error.message, error.code)
     if output == "json":
         print_json(answer)
         return

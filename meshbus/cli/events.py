@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meshbus.cli.api_client import NO, ApiClient, ApiError, HomeOption, end
+from meshbus.cli.api_client import ApiClient, ApiError, HomeOption, end
 
 
 def events(
@@ -39,7 +39,7 @@ def events(
                     text = line.removeprefix("data:").strip()
                     typer.echo(text if output == "json" else _line(json.loads(text)))
     except ApiError as error:
-        end("events", error.message, NO)
+        end("events", error.message, error.code)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 

@@ -23,6 +23,22 @@ class ConfigType(StrEnum):
     ALL = "all"
 
 
+_ISTIOCTL = {"ecds": ConfigType.EXTENSIONS} | {t.value.removesuffix("s"): t for t in ConfigType}
+"""Types as istioctl names them."""
+
+
+def config_type(text: str) -> ConfigType:
+    """The type that a person means: `clusters`, or as istioctl says it, `cluster`.
+
+    Raises:
+        typer.BadParameter: There is no such type.
+    """
+    found = _ISTIOCTL.get(text.lower()) or _ISTIOCTL.get(text.lower().removesuffix("s"))
+    if found is None:
+        raise typer.BadParameter(f"one of {', '.join(ConfigType)} is needed, not {text!r}")
+    return found
+
+
 def proxy_status(
     output: Annotated[str, typer.Option("--output", "-o", help="table or json.")] = "table",
     home: HomeOption = None,
@@ -59,18 +75,27 @@ def proxy_status(
 
 
 def proxy_config(
-    type: Annotated[ConfigType, typer.Argument(help="What to show.")],
-    proxy: Annotated[str, typer.Argument(help="INSTANCE.NAMESPACE, as proxy-status lists it.")],
+    type: Annotated[
+        ConfigType,
+        typer.Argument(parser=config_type, metavar="TYPE", help=f"One of {', '.join(ConfigType)}."),
+    ],
+    proxy: Annotated[
+        str, typer.Argument(help="INSTANCE.NAMESPACE, or INSTANCE, as proxy-status lists it.")
+    ],
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", help="Of an INSTANCE without.")
+    ] = "default",
     output: Annotated[str, typer.Option("--output", "-o", help="table or json.")] = "table",
     home: HomeOption = None,
 ) -> None:
     """Show what a proxy was sent; keys are left out."""
-    name = proxy if "." in proxy else f"{proxy}.default"
+    name = proxy if "." in proxy else f"{proxy}.{namespace}"
     try:
         with ApiClient(home) as api:
             document = api.ask("GET", f"/v1/proxies/{name}/config", query={"type": type.value})
     except ApiError as error:
-        end("proxy-config", error.message, NO)
+        hint = "; `meshbus proxy-status` lists those that are" if error.status == 404 else ""
+        end("proxy-config", error.message + hint, NO)
     if output == "json":
         print_json(document)
         return

@@ -109,4 +109,6 @@ def describe(receipt: dict[str, Any], limit_s: float) -> list[str]:
         return lines
     waiting = ", ".join(receipt["waiting"]) or "no one by name"
     reached = f"change {change} live on {converged} of {total} proxies after {limit_s:g} s"
+    if not total:
+        reached = f"change {change} is not live after {limit_s:g} s"
     return [f"{reached}; still waiting for {waiting}"]

@@ -70,7 +70,8 @@ def configure(
         end("workload configure", error.message, NO)
     except (MachineError, OSError) as error:
         end("workload configure", str(error), NO)
-    print(f"{joined['namespace']}/{joined['name']}: {output} is what the machine needs")
+    print(f"{joined['namespace']}/{joined['name']} may join with what is in {output}")
+    print(f"on the machine: meshbus workload run {output} --address ADDRESS")
 
 
 @workload.command("run")
@@ -81,8 +82,8 @@ def run(
         str,
         typer.Option(
             "--capture",
-            help="redirect (iptables to 15001 and 15006 is set up) or proxy (the application uses "
-            "http_proxy).",
+            help="redirect (you have set up iptables: out to 15001, in to 15006) or proxy (the "
+            "application uses http_proxy).",
         ),
     ] = "redirect",
     application: Annotated[
@@ -105,6 +106,10 @@ def run(
     if capture not in ("redirect", "proxy"):
         end("workload run", f"--capture: redirect or proxy, not {capture!r}", WRONG_USE)
     by_proxy = capture == "proxy"
+    if by_proxy and not application:
+        end("workload run", "--application: with --capture proxy say where it listens", WRONG_USE)
+    if application and not by_proxy:
+        end("workload run", "--application goes with --capture proxy", WRONG_USE)
     place = Place(
         address, capture, application if by_proxy else "", http_proxy_port if by_proxy else 0
     )

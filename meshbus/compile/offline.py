@@ -164,7 +164,9 @@ def find_instance(world: World, name: str) -> ProxyKeys:
     for row in instances:
         if row.workload == short:
             return proxy_of_instance(row)
-    raise LookupError(f"no workload {namespace}/{short}")
+    there = sorted({f"{e.row.namespace}/{e.row.workload}" for e in world.all("reg.workloads")})
+    known = f"there is {', '.join(there[:10])}" if there else "the manifests have none"
+    raise LookupError(f"no workload {namespace}/{short}: {known}")
 
 
 def compile_documents(

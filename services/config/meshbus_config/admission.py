@@ -5,12 +5,22 @@ and says so, Ignore removes them. What is valid in Istio but not carried out her
 config that is accepted has an effect.
 """
 
+from collections.abc import Sequence
+
 from meshbus.api.kinds import KindInfo, by_plural
 from meshbus.validate import validate_object
 from meshbus.validate.report import Violation
 from meshbus.validate.support import silent_fields_of, unsupported_fields
 from meshbus_config.documents import Document, Space
-from meshbus_config.errors import Cause, bad_request, conflict, forbidden, invalid, not_found
+from meshbus_config.errors import (
+    ApiError,
+    Cause,
+    bad_request,
+    conflict,
+    forbidden,
+    invalid,
+    not_found,
+)
 from meshbus_config.paths import remove
 
 STRICT, WARN, IGNORE = "Strict", "Warn", "Ignore"
@@ -38,8 +48,7 @@ def admit(info: KindInfo, document: Document, field_validation: str) -> tuple[Do
     unknown = [v for v in report.errors if v.code == "Unknown"]
     if unknown:
         if field_validation == STRICT:
-            texts = ", ".join(f'unknown field "{v.path}" ({v.message})' for v in unknown)
-            raise bad_request(f"strict decoding error: {texts}")
+            raise _not_decoded(info, name, report.errors)
         for violation in unknown:
             if not remove(document, violation.path):
                 raise invalid(info, name, [_cause(v) for v in report.errors])
@@ -52,6 +61,15 @@ def admit(info: KindInfo, document: Document, field_validation: str) -> tuple[Do
     told = [*report.warnings, *silent_fields_of(document)]
     warnings += [f"{v.path}: {v.message}" if v.path else v.message for v in told]
     return document, warnings
+
+
+def _not_decoded(info: KindInfo, name: str, errors: Sequence[Violation]) -> ApiError:
+    """400 as kubectl knows it for unknown fields, with everything else that is wrong."""
+    unknown = [v for v in errors if v.code == "Unknown"]
+    texts = [f'unknown field "{v.path}" ({v.message})' for v in unknown]
+    texts += [f"{v.path}: {v.message}" for v in errors if v not in unknown]
+    causes = [_cause(v) for v in errors]
+    return bad_request(f"strict decoding error: {', '.join(texts)}", info, name, causes)
 
 
 def _name_of(document: Document) -> str:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from meshbus.api.kinds import KindInfo, by_plural, kind_of
 from meshbus.model.world import Put
+from meshbus.validate import validate_object
 from meshbus_config import operations
 from meshbus_config.answers import read_document, respond
 from meshbus_config.documents import Document, Space
@@ -99,10 +100,13 @@ def _kind_of(item: Item) -> KindInfo:
     info = item.info
     if info is not None and by_plural(info.group, info.version, info.plural) is not None:
         return info
-    api_version = item.document.get("apiVersion")
-    raise bad_request(
-        f'no kind "{item.kind}" is served in version "{api_version}": see `kubectl api-resources`'
-    )
+    if info is not None:
+        raise bad_request(
+            f"nothing here reads a {info.kind}: a process is described as a Workload "
+            "(standalone.meshbus.io/v1alpha1)"
+        )
+    errors = validate_object(item.document).errors
+    raise bad_request("; ".join(f"{v.path}: {v.message}" for v in errors))
 
 
 Step = Callable[[Space, Item], Plan]

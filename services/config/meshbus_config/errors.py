@@ -87,9 +87,11 @@ def _qualified(info: KindInfo) -> str:
     return f"{info.plural}.{info.group}" if info.group else info.plural
 
 
-def bad_request(message: str) -> ApiError:
-    """400: the request cannot be understood."""
-    return ApiError(400, "BadRequest", message)
+def bad_request(
+    message: str, info: KindInfo | None = None, name: str = "", causes: Sequence[Cause] = ()
+) -> ApiError:
+    """400: the request cannot be understood. `causes`: where in the object, for programs."""
+    return ApiError(400, "BadRequest", message, info=info, name=name, causes=causes)
 
 
 def unauthorized() -> ApiError:

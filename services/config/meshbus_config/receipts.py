@@ -39,7 +39,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     converged: int = 0
     """Those of them that have the change."""
     waiting: list[str] = []
-    """What is waited for: names of proxies (at most 10), or a service."""
+    """What is waited for: names of proxies (at most 10), a service, or the change itself."""
     rejected: list[dict[str, str]] = []
     """{"proxy", "resource", "object", "message"} of refusals."""
     latency_s: float | None = None
@@ -122,7 +122,7 @@ class Receipts:
         while (target := self._target(change)) is None:
             left = end - self._monotonic()
             if left <= 0:
-                return Receipt(change=change, state=PENDING_STATE, waiting=["discovery"])
+                return Receipt(change=change, state=PENDING_STATE, waiting=[self._missing(change)])
             await self._board.moved(self._board.version, left)
         while True:
             left = max(0.0, end - self._monotonic())
@@ -132,6 +132,11 @@ class Receipts:
                 return receipt
             # Gateways wait on their own; only one that cannot be reached answers at once.
             await self._board.moved(seen, min(0.2, max(0.0, end - self._monotonic())))
+
+    def _missing(self, change: int) -> str:
+        """What has to happen before a gateway can be asked."""
+        latest = max(self._world().sequence, *(r.change for r in self.recent), 0)
+        return "discovery" if change <= latest else f"a change of that number (latest: {latest})"
 
     def _target(self, change: int) -> int | None:
         """The version that proxies must have for the change to be live; None: not known yet."""

@@ -113,7 +113,7 @@ class Questions:
         client = max(found, key=lambda c: c.connected, default=None)
         snapshot = None if client is None else self._fleet.snapshot(client)
         if snapshot is None:
-            raise CallError("not-found", f"{request.proxy} is not connected to this replica")
+            raise CallError("not-found", f"no proxy {request.proxy} is connected")
         document = await asyncio.to_thread(render_snapshot, snapshot)
         return ProxyConfigReply(request.proxy, self._fleet.sequence, document)
 

@@ -18,3 +18,16 @@ def test_proxies_that_refuse_are_counted_once():
     first, *lines = describe(receipt, 1)
     assert first == "change 7 was refused by 1 of 3 proxies:"
     assert len(lines) == 2
+
+
+def test_a_change_that_nobody_has_made_is_not_said_to_be_on_its_way():
+    receipt = {
+        "change": 99,
+        "state": "pending",
+        "proxies": {"total": 0, "converged": 0},
+        "rejected": [],
+        "waiting": ["a change of that number (latest: 7)"],
+    }
+    assert describe(receipt, 2) == [
+        "change 99 is not live after 2 s; still waiting for a change of that number (latest: 7)"
+    ]

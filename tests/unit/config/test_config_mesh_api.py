@@ -146,6 +146,21 @@ async def test_one_bad_object_refuses_an_atomic_apply(api):
     assert (await api.client.get(VIRTUAL_SERVICES)).json()["items"] == []
 
 
+async def test_everything_that_is_wrong_is_told_at_once(api):
+    route = virtual_service()
+    route["spec"] |= {"htp": [], "hosts": 7}
+    unknown = {"apiVersion": "networking.istio.io/v1", "kind": "VirtualServce", "metadata": {}}
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}}
+    documents = [route, unknown, {"kind": "Service", "metadata": {"name": "s"}}, deployment]
+    answer = await api.client.post("/v1/apply", json=documents)
+    errors = [result["error"] for result in answer.json()["results"]]
+    assert {cause["field"] for cause in errors[0]["causes"]} == {"spec.htp", "spec.hosts"}
+    assert errors[0]["message"].startswith('strict decoding error: unknown field "spec.htp"')
+    assert "did you mean 'VirtualService'?" in errors[1]["message"]
+    assert errors[2]["message"] == "apiVersion: is required"
+    assert "described as a Workload" in errors[3]["message"]
+
+
 async def test_without_atomic_the_rest_goes_on(api):
     bad = virtual_service("bad")
     bad["spec"]["http"] = [{}]
@@ -218,6 +233,11 @@ async def test_a_receipt_waits_for_discovery_and_then_for_the_proxies(api, gatew
     assert receipt["proxies"] == {"total": 2, "converged": 2}
     assert receipt["latency_ms"] == 25.0
     assert gateway.asked[-1] == change + 3
+    never = (await api.client.get(f"/v1/changes/{change + 900}")).json()
+    assert (never["state"], never["waiting"]) == (
+        "pending",
+        [f"a change of that number (latest: {change})"],
+    )
 
 
 async def test_what_discovery_does_not_read_needs_no_word_of_it(api, gateway):
