@@ -22,7 +22,8 @@ def add_addresses(addresses: Iterable[str]) -> None:
     for address in addresses:
         if ":" not in address or can_bind(address):
             continue
-        command = ["ip", "-6", "addr", "replace", f"{address}/128", "dev", "lo"]
+        # Without `nodad` it cannot be bound for a moment.
+        command = ["ip", "-6", "addr", "replace", f"{address}/128", "dev", "lo", "nodad"]
         problem = _run(command)
         if problem:
             raise NetworkError(f"{' '.join(command)}: {problem}: root has to do it")
