@@ -75,7 +75,8 @@ def service_env(home: Home, state: HomeState, settings: HomeSettings) -> dict[st
         proxies = [host_port(host, 53) for host in network.resolvers]
         env["MESHBUS_DISCOVERY_DNS_PROXIES"] = ",".join(proxies)
     env["MESHBUS_DISCOVERY_DNS"] = ",".join(names)
-    env["MESHBUS_DISCOVERY_IP_FAMILIES"] = ",".join(network.families)
+    for service in ("DISCOVERY", "CONFIG"):
+        env[f"MESHBUS_{service}_IP_FAMILIES"] = ",".join(network.families)
     env["MESHBUS_DISCOVERY_DNS_UPSTREAM"] = ",".join(settings.dns.upstream)
     if settings.xds.plaintext:
         env["MESHBUS_XDS_GATEWAY_PLAINTEXT"] = settings.xds.plaintext

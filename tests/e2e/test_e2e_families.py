@@ -15,7 +15,7 @@ from standalone import all_ready, gateway_port, meshbus, remaining, status_of, u
 
 from meshbus.local.api import MeshApi
 from meshbus.local.end import end_mesh
-from meshbus.local.home import Home
+from meshbus.local.home import Home, HomeError
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.root]
 
@@ -120,6 +120,10 @@ def test_a_mesh_of_families_by_http_proxy(home: tuple[Home, list[str]]) -> None:
     until(lambda: get("http://hello:8000/", proxy)[0] == 200, "the service is called")
     seen = {get("http://hello:8000/", proxy)[1] for _ in range(12)}
     assert all('"instance": "hello-' in body for body in seen), seen
+    if len(families) == 1:
+        other = object_of("Service", "other", ipFamilies=["IPv4"], ports=[{"port": 80}])
+        with MeshApi(mesh) as api, pytest.raises(HomeError, match="this mesh has IPv6 alone"):
+            api.apply([other])
     # The gateway is reached on localhost of each family, and of no other.
     port = gateway_port(mesh)
     for family, host in hosts.items():

@@ -19,6 +19,8 @@ from meshbus_config.secret_box import SecretBox
 Document = dict[str, Any]
 
 _NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status"})
+BOTH = ("IPv4", "IPv6")
+"""Families of addresses where nothing else is said."""
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
@@ -56,6 +58,8 @@ class Space(NamedTuple):
     cluster: str
     box: SecretBox
     root_namespace: str = "istio-system"
+    families: tuple[str, ...] = BOTH
+    """Families of addresses that the mesh has."""
 
     def key(self, info: KindInfo, namespace: str, name: str) -> Key:
         """The key of an object's row."""

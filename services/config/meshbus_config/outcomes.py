@@ -37,6 +37,7 @@ from meshbus_config.field_sets import (
     managed_fields_of,
     owners_of,
 )
+from meshbus_config.service_families import check_families
 from meshbus_config.tenants import check_tenants
 
 Write = tuple[Key, Row | None]
@@ -162,6 +163,7 @@ def finish(
     status = document.pop("status", None)
     given = metadata_of(info, document)
     document, warnings = admit(info, document, intent.field_validation)
+    check_families(info, document, space.families)
     if info.kind == "Secret":
         fold_string_data(document)
     if info is namespace_kind():

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from uuid import uuid4
 
 import msgspec
@@ -80,6 +80,10 @@ class ConfigSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             description="more DNS names and addresses of the API's certificate, comma between"
         ),
     ] = ""
+    ip_families: Annotated[
+        Literal["IPv4,IPv6", "IPv6,IPv4", "IPv4", "IPv6"],
+        msgspec.Meta(description="families of the mesh: Services may ask for these"),
+    ] = "IPv4,IPv6"
     machines_gateway: Annotated[
         str,
         msgspec.Meta(
@@ -134,6 +138,7 @@ class ConfigService:
             cluster=context.cluster,
             root_namespace=context.root_namespace,
             references=self._references,
+            families=tuple(context.settings.ip_families.split(",")),
         )
         store.on_commit(self._receipts.record)
         store.on_commit(self._announcer.committed)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from meshbus.bus.interface import BusError, BusUnavailable, TooLarge
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import BATCH_ROWS, ModelWriter, NotLeading
-from meshbus_config.documents import Space
+from meshbus_config.documents import BOTH, Space
 from meshbus_config.errors import ApiError, timed_out, too_large, unavailable
 from meshbus_config.outcomes import Plan, Write
 from meshbus_config.references import References, with_missing
@@ -48,6 +48,7 @@ class Store:
         cluster: str,
         root_namespace: str,
         references: References,
+        families: tuple[str, ...] = BOTH,
     ) -> None:
         self.mirror = mirror
         self._writer = writer
@@ -55,13 +56,16 @@ class Store:
         self._cluster = cluster
         self._root_namespace = root_namespace
         self._references = references
+        self._families = families
         self._lock = asyncio.Lock()
         self._committed: list[Committed] = []
 
     @property
     def space(self) -> Space:
         """All objects as of now."""
-        return Space(self.mirror.world, self._cluster, self._box, self._root_namespace)
+        return Space(
+            self.mirror.world, self._cluster, self._box, self._root_namespace, self._families
+        )
 
     @property
     def leading(self) -> bool:
