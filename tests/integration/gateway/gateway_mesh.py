@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import os
 import random
+import shutil
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +29,7 @@ from meshbus.inject.ads import (
     roots_secret,
     token_secret,
 )
+from meshbus.local.network import host_port
 from meshbus.model.keys import Key
 from meshbus.model.requests import (
     CONVERGED,
@@ -72,7 +76,7 @@ def envoy_binary() -> str:
 
 
 def free_port(address: str) -> int:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
@@ -140,8 +144,52 @@ def config(kind: str, plural: str, name: str, spec: dict[str, Any], namespace="d
     return {Key(CLUSTER, "cfg", plural, namespace, name): row}
 
 
+class Loopback:
+    """Addresses of this machine's own that tests give to instances: of IPv6 there is one alone, so
+    others are added, and taken away again."""
+
+    def __init__(self) -> None:
+        self.family = 4
+        self._added: list[str] = []
+
+    @property
+    def own(self) -> str:
+        """Where services of the mesh listen."""
+        return "::1" if self.family == 6 else "127.0.0.1"
+
+    @contextlib.contextmanager
+    def of(self, family: int) -> Iterator[int]:
+        """Addresses of a family (4 or 6) from now on."""
+        if family == 6 and (os.geteuid() != 0 or shutil.which("ip") is None):
+            pytest.skip("IPv6 addresses are added to the loopback interface by root, with `ip`")
+        self.family = family
+        try:
+            yield family
+        finally:
+            self.family = 4
+            for address in self._added:
+                self._ip("del", address)
+            self._added.clear()
+
+    def six(self) -> str:
+        """One that is there for as long as the family is."""
+        address = f"fd6d:6573:ffff:{random.randrange(1, 1 << 16):x}::{len(self._added) + 1:x}"
+        self._ip("add", address, "nodad")
+        self._added.append(address)
+        return address
+
+    def _ip(self, verb: str, address: str, *how: str) -> None:
+        command = ["ip", "-6", "addr", verb, f"{address}/128", "dev", "lo", *how]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+LOOPBACK = Loopback()
+
+
 def loopback() -> str:
-    """An address of this machine's own, most likely nobody's."""
+    """An address of this machine's own, most likely nobody's, of the family in use."""
+    if LOOPBACK.family == 6:
+        return LOOPBACK.six()
     return f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
 
 
@@ -182,7 +230,7 @@ class Mesh:
         self._running["ca"] = asyncio.create_task(CaService(context).run())
 
     async def start_gateway(self, **settings: Any) -> XdsGatewayService:
-        settings = {"listen": "127.0.0.1:0", "transport": self.transport, **settings}
+        settings = {"listen": host_port(LOOPBACK.own, 0), "transport": self.transport, **settings}
         context = make_context(
             XdsGatewayService,
             XdsGatewaySettings(**settings),
@@ -342,7 +390,7 @@ def bootstrap_of(name: str, address: str, folder: Path, port: int) -> dict[str, 
     (folder / "roots-sds.json").write_text(json.dumps(roots))
     proven = {"name": ROOTS, "sds_config": from_file(str(folder / "roots-sds.json"))}
     cluster = gateway_cluster(
-        ("127.0.0.1", port),
+        (LOOPBACK.own, port),
         GATEWAY_NAME,
         roots={"validation_context_sds_secret_config": proven},
         token_sds=str(folder / "token-sds.json"),

@@ -7,6 +7,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from gateway_mesh import (
+    LOOPBACK,
     Mesh,
     application,
     config,
@@ -20,11 +21,13 @@ from gateway_mesh import (
     workload,
 )
 
+from meshbus.local.network import host_port
+
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
 @pytest_asyncio.fixture
-async def mesh(carrier, bus_for, tmp_path):
+async def mesh(family, carrier, bus_for, tmp_path):
     envoy_binary()
     async with mesh_on(bus_for, tmp_path) as running:
         running.transport = carrier
@@ -49,7 +52,7 @@ class Pair:
         )
 
     async def get(self, path: str = "/", name: str = "server") -> httpx.Response:
-        proxy = f"http://{self.client}:{self.proxy_port}"
+        proxy = f"http://{host_port(self.client, self.proxy_port)}"
         async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
             return await client.get(f"http://{name}:{self.port}{path}")
 
@@ -107,7 +110,7 @@ async def test_two_envoys_speak_mutual_tls(mesh, api):
         assert not reply.rejected
         with pytest.raises(httpx.TransportError):
             async with httpx.AsyncClient() as plain:
-                await plain.get(f"http://{pair.server}:{pair.port}/", timeout=5)
+                await plain.get(f"http://{host_port(pair.server, pair.port)}/", timeout=5)
 
 
 async def test_changed_cluster_keeps_its_endpoints(mesh):
@@ -145,7 +148,7 @@ async def test_gateway_that_restarts_sends_next_to_nothing(mesh):
         port = first.port
         await mesh.stop("xds-gateway")
         assert (await pair.get()).status_code == 200, "Envoys go on without their gateway"
-        second = await mesh.start_gateway(listen=f"127.0.0.1:{port}")
+        second = await mesh.start_gateway(listen=host_port(LOOPBACK.own, port))
 
         async def both() -> bool:
             return len(await mesh.proxies()) == 2
@@ -183,7 +186,7 @@ async def test_no_request_fails_while_routes_move_to_new_subsets(mesh):
         stop = asyncio.Event()
 
         async def traffic() -> None:
-            proxy = f"http://{pair.client}:{pair.proxy_port}"
+            proxy = f"http://{host_port(pair.client, pair.proxy_port)}"
             async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
                 while not stop.is_set():
                     reply = await client.get(f"http://server:{pair.port}/")

@@ -7,6 +7,14 @@ from typing import Any
 import httpx
 from gateway_mesh import Envoy, Mesh, application, endpoints, free_port, loopback, service, workload
 
+from meshbus.local.network import host_port
+
+
+def listener_stat(address: str, port: int) -> str:
+    """What statistics of a listener begin with, as an Envoy shows them."""
+    shown = host_port(address, port) if ":" in address else f"{address}_{port}"
+    return f"listener.{shown.replace(':', '_')}"
+
 
 class Pair:
     """A client and a server, each with its sidecar; one connection of the client stays open."""
@@ -18,7 +26,7 @@ class Pair:
 
     def connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            proxy=f"http://{self.client}:{self.proxy_port}",
+            proxy=f"http://{host_port(self.client, self.proxy_port)}",
             base_url=f"http://server:{self.port}",
             limits=httpx.Limits(max_connections=1),
             timeout=5,
@@ -44,9 +52,8 @@ class Served:
 
     async def connections(self) -> int:
         """How many connections the server's Envoy has ever taken at its port."""
-        return await self.server.stat(
-            f"listener.{self.pair.server}_{self.pair.port}.downstream_cx_total"
-        )
+        where = listener_stat(self.pair.server, self.pair.port)
+        return await self.server.stat(f"{where}.downstream_cx_total")
 
     async def applied(self, *parts: Any) -> None:
         reply = await self.mesh.converged(await self.mesh.write(*parts))

@@ -15,6 +15,7 @@ from google.rpc import status_pb2
 from security_mesh import loopback, serving
 from test_security_envoys import ISSUER, Issuer, policy, speaks
 
+from meshbus.local.network import host_port
 from meshbus.model.keys import Key
 from meshbus.model.rows import MeshConfigRow, WorkloadPort
 
@@ -44,7 +45,7 @@ class Authorizer(external_auth_pb2_grpc.AuthorizationServicer):
 async def authorizer(address: str) -> AsyncIterator[tuple[Authorizer, int]]:
     guard, server = Authorizer(), grpc.aio.server()
     external_auth_pb2_grpc.add_AuthorizationServicer_to_server(guard, server)
-    port = server.add_insecure_port(f"{address}:0")
+    port = server.add_insecure_port(host_port(address, 0))
     await server.start()
     guard.stop = lambda: server.stop(0)
     try:
@@ -197,7 +198,7 @@ async def test_claims_choose_routes_at_a_gateway(served):
         await mesh.until(gateway.ready, "the gateway's Envoy is ready")
 
         async def route(**headers: str) -> str | int:
-            answer = await client.get(f"http://{address}:{port}/", headers=headers)
+            answer = await client.get(f"http://{host_port(address, port)}/", headers=headers)
             return (
                 served.got[-1].get("x-route", "")
                 if answer.status_code == 200

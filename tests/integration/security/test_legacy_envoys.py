@@ -4,6 +4,8 @@ import pytest
 from gateway_mesh import config, host
 from test_security_envoys import ISSUER, Issuer
 
+from meshbus.local.network import host_port
+
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
@@ -94,7 +96,7 @@ async def test_roles(served):
 
 async def test_mutual_tls_by_policy(served):
     pair = served.pair
-    plain = f"http://{pair.server}:{pair.port}/"
+    plain = f"http://{host_port(pair.server, pair.port)}/"
     import httpx
 
     async with httpx.AsyncClient() as outside:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import random
 
 import grpc
 import httpx
@@ -12,12 +11,14 @@ import pytest_asyncio
 from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 from gateway_mesh import (
     CLUSTER,
+    LOOPBACK,
     Mesh,
     application,
     config,
     endpoints,
     envoy_binary,
     free_port,
+    loopback,
     mesh_on,
     service,
     workload,
@@ -28,6 +29,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from workload_identity import identity_of
 
+from meshbus.local.network import host_port
 from meshbus.model.keys import Key
 from meshbus.model.rows import MeshConfigRow, WorkloadPort
 from meshbus.runtime.calls import CallError, call
@@ -42,7 +44,7 @@ EVERY_TRACE = {
 
 
 @pytest_asyncio.fixture
-async def mesh(bus_for, tmp_path):
+async def mesh(family, bus_for, tmp_path):
     envoy_binary()
     async with mesh_on(bus_for, tmp_path, Mesh, "telemetry") as running:
         await running.start()
@@ -53,7 +55,7 @@ async def mesh(bus_for, tmp_path):
 async def telemetry_service(mesh: Mesh, **settings):
     context = make_context(
         TelemetryService,
-        TelemetrySettings(listen="127.0.0.1:0", **settings),
+        TelemetrySettings(listen=host_port(LOOPBACK.own, 0), **settings),
         mesh.process,
         mesh.buses["telemetry"],
     )
@@ -74,9 +76,7 @@ class Observed:
     """A client and a server with their sidecars."""
 
     def __init__(self, protocol: str) -> None:
-        self.client, self.server, self.app = (
-            f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{i}" for i in (1, 2, 3)
-        )
+        self.client, self.server, self.app = loopback(), loopback(), loopback()
         self.proxy_port, self.port = free_port(self.client), free_port(self.server)
         self.protocol = protocol
 
@@ -94,7 +94,7 @@ class Observed:
         )
 
     async def get(self, path="/", **headers: str) -> httpx.Response:
-        proxy = f"http://{self.client}:{self.proxy_port}"
+        proxy = f"http://{host_port(self.client, self.proxy_port)}"
         async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
             return await client.get(f"http://server:{self.port}{path}", headers=headers)
 
@@ -291,7 +291,7 @@ async def test_only_workloads_of_the_mesh_may_report(mesh):
         address = await mesh.until(lambda: mesh.mirror.world.get(key), "its address is known")
         credentials = grpc.ssl_channel_credentials(mesh.trust.roots_pem.encode())
         options = [("grpc.ssl_target_name_override", "telemetry.istio-system.svc")]
-        target = f"127.0.0.1:{address.port}"
+        target = host_port(LOOPBACK.own, address.port)
         async with grpc.aio.secure_channel(target, credentials, options) as channel:
             stub = als_pb2_grpc.AccessLogServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError):
@@ -314,7 +314,7 @@ async def test_a_workload_reports_only_as_itself(mesh):
         address = await mesh.until(lambda: mesh.mirror.world.get(key), "its address is known")
         options = [("grpc.ssl_target_name_override", "telemetry.istio-system.svc")]
         credentials = await identity_of(mesh, "honest")
-        target = f"127.0.0.1:{address.port}"
+        target = host_port(LOOPBACK.own, address.port)
         async with grpc.aio.secure_channel(target, credentials, options) as channel:
             stub = als_pb2_grpc.AccessLogServiceStub(channel)
             await stub.StreamAccessLogs(iter([said_by("honest", 200)]), timeout=5)
