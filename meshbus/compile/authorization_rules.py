@@ -55,21 +55,25 @@ def migrated(principals: Iterable[str], trust_domains: tuple[str, ...]) -> list[
     for principal in principals:
         domain, _, rest = principal.partition("/")
         formed = rest.count("/") == 3 and domain != "*"
-        known_here = domain == CLUSTER_DOMAIN or any(_same(d, domain) for d in trust_domains)
+        known_here = domain == CLUSTER_DOMAIN or any(
+            _fits(known, domain) or _fits(domain, known) for known in trust_domains
+        )
         if not formed or not known_here:
             out[principal] = None
             continue
         for known in trust_domains:
-            out[principal if _same(known, domain) else f"{known}/{rest}"] = None
+            # Envoy is told `*-td` as it is written; `td-*` it could not be told.
+            covered = domain.startswith("*") and known.endswith(domain[1:])
+            out[principal if covered else f"{known}/{rest}"] = None
     return list(out)
 
 
-def _same(known: str, written: str) -> bool:
-    if written.startswith("*"):
-        return known.endswith(written[1:])
-    if written.endswith("*"):
-        return known.startswith(written[:-1])
-    return known == written
+def _fits(domain: str, pattern: str) -> bool:
+    if pattern.startswith("*"):
+        return domain.endswith(pattern[1:])
+    if pattern.endswith("*"):
+        return domain.startswith(pattern[:-1])
+    return domain == pattern
 
 
 class RulePolicies(NamedTuple):

@@ -4,6 +4,7 @@ Source: Mixer 1.4, expression language reference and its externs.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,8 +66,12 @@ INTRINSICS: dict[str, Signature] = {
 """Operators, and functions that do not evaluate all arguments or take several types."""
 
 
+_LEADING_ZEROS = re.compile(r"\b0+(?=[0-9])")
+
+
 def _ip(text: str) -> IPv4Address | IPv6Address:
-    address = parse_ip(text)
+    # Go of those days read zeros before the numbers of IPv4.
+    address = parse_ip(text if ":" in text else _LEADING_ZEROS.sub("", text))
     if address is None:
         raise EvaluationError(f"could not convert {text} to IP_ADDRESS")
     return address
@@ -79,32 +84,36 @@ def _timestamp(text: str) -> Timestamp:
     return timestamp
 
 
-_LABEL = re.compile(r"[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?", re.ASCII)
-
-
 def _dns_name(text: str) -> str:
-    labels = text.removesuffix(".").split(".")
-    if len(text) > 254:
-        raise EvaluationError(f"error converting '{text[:64]}...' to dns name: too long")
+    normal = unicodedata.normalize("NFC", text)
     out = []
-    for label in labels:
+    for label in normal.removesuffix(".").split("."):
         try:
+            if not label:
+                raise idna.IDNAError("nothing between dots")
             out.append(_dns_label(label))
         except (idna.IDNAError, UnicodeError) as error:
             raise EvaluationError(
-                f"error converting '{text}' to dns name: 'idna: invalid label \"{label}\"'"
+                f"error converting '{text}' to dns name: 'idna: invalid label \"{label or text}\"'"
             ) from error
-    return ".".join(out) + ("." if text.endswith(".") else "")
+    return ".".join(out) + ("." if normal.endswith(".") else "")
 
 
 def _dns_label(label: str) -> str:
-    if not label.isascii():
-        idna.check_label(label)
-        return label
-    if label[:4].lower() == "xn--":
+    """What a label reads as. Which ASCII characters it has, and how many, nobody asks.
+
+    Source: golang.org/x/net/idna, Profile.validateLabel.
+    """
+    if label.startswith("xn--"):
         return idna.ulabel(label)
-    if not _LABEL.fullmatch(label) or len(label) > 63 or label[2:4] == "--":
-        raise idna.IDNAError("not a label of a host name")
+    if label[0] == "-" or label[-1] == "-" or label[2:4] == "--":
+        raise idna.IDNAError("hyphens in the wrong place")
+    if not label.isascii():
+        idna.check_initial_combiner(label)
+        idna.check_bidi(label)
+        for at, letter in enumerate(label):
+            if letter in "\u200c\u200d" and not idna.valid_contextj(label, at):
+                raise idna.IDNAError("a joiner in the wrong place")
     return label
 
 
@@ -120,7 +129,8 @@ def _email(text: str) -> str:
 
 
 _ATOM = r"[^\s()<>\[\]:;@\\,.\"\x00-\x1f\x7f]+"
-_MAIL = re.compile(rf'\s*(<?)((?:{_ATOM}(?:\.{_ATOM})*)|"(?:[^"\\]|\\.)*")@([^\s<>@]+)(>?)\s*')
+_ATOMS = rf"{_ATOM}(?:\.{_ATOM})*"
+_MAIL = re.compile(rf'\s*(<?)({_ATOMS}|"(?:[^"\\]|\\.)*")@({_ATOMS})(>?)\s*')
 
 
 def _email_parts(text: str) -> tuple[str, str]:
@@ -153,7 +163,7 @@ def _uri(text: str) -> str:
 
 def _split_uri(text: str) -> SplitResult:
     def fail(reason: str) -> EvaluationError:
-        return EvaluationError(f"error converting string to uri '{text}': '{reason}'")
+        return EvaluationError(f"error converting string to uri '{text}': 'parse {text}: {reason}'")
 
     if _CONTROL.search(text):
         raise fail("invalid control character")
@@ -163,8 +173,11 @@ def _split_uri(text: str) -> SplitResult:
     has_scheme = _SCHEME.match(text)
     if has_scheme is None and ":" in before_query.split("/", 1)[0]:
         raise fail("first path segment in URL cannot contain colon")
-    if _BAD_ESCAPE.search(before_query) or _BAD_ESCAPE.search(text.partition("#")[2]):
-        raise fail("invalid URL escape")
+    opaque = has_scheme is not None and not text[has_scheme.end() :].startswith("/")
+    for part in ("" if opaque else before_query, text.partition("#")[2]):
+        bad = _BAD_ESCAPE.search(part)
+        if bad:
+            raise fail(f'invalid URL escape "{part[bad.start() : bad.start() + 3]}"')
     try:
         parts = urlsplit(text)
         _ = parts.port
@@ -194,11 +207,16 @@ def _regex(pattern: str) -> Any:
     try:
         return re2.compile(pattern, options=options)
     except re2.error as error:
-        raise EvaluationError(f"error parsing regexp '{pattern}': {error}") from error
+        raise EvaluationError(f"error parsing regexp: {error}: `{pattern}`") from error
 
 
 def _matches(pattern: str, text: str) -> bool:
     return _regex(pattern).search(text) is not None
+
+
+def _lower(text: str) -> str:
+    """Letter by letter, whatever is next to it."""
+    return "".join(map(str.lower, text))
 
 
 def _empty() -> Mapping[str, str]:
@@ -221,7 +239,7 @@ EXTERNS: dict[str, tuple[Signature, Callable[..., Any]]] = {
     "endsWith": (Signature((STRING,), BOOL, target=STRING), str.endswith),
     "emptyStringMap": (Signature((), STRING_MAP), _empty),
     "conditionalString": (Signature((BOOL, STRING, STRING), STRING), _conditional_string),
-    "toLower": (Signature((STRING,), STRING), str.lower),
+    "toLower": (Signature((STRING,), STRING), _lower),
 }
 """Functions that evaluate all arguments; a method's target is its first. `"re".matches(text)`: the
 target is the pattern (RE2, found anywhere in the text)."""

@@ -1,6 +1,7 @@
 """Trees to programs: types are checked once, evaluation is a walk of closures.
 
 An attribute that is absent is an error unless it is the left of `|`, at any depth of `|` and `[]`.
+A key that a map lacks reads as empty text, except there.
 A call is never absent: it has a value or fails.
 """
 
@@ -23,13 +24,16 @@ from meshbus.mixer.values import (
     BOOL,
     DNS_NAME,
     DOUBLE,
+    DURATION,
     EMAIL_ADDRESS,
     INT64,
     IP_ADDRESS,
     STRING,
     STRING_MAP,
+    TEXTS,
     TIMESTAMP,
     URI,
+    Duration,
     Value,
     fits,
 )
@@ -62,6 +66,18 @@ class _Absent:
 
 _ABSENT: Any = _Absent()
 _Step = Callable[[Bag], Any]
+_SAID = {
+    **dict.fromkeys(TEXTS, "string"),
+    BOOL: "bool",
+    DOUBLE: "double",
+    INT64: "integer or duration",
+    DURATION: "integer or duration",
+}
+_NUMBERS: dict[str, Callable[[Any], Any]] = {
+    INT64: lambda v: v.nanos if isinstance(v, Duration) else v,
+    DURATION: lambda v: v if isinstance(v, Duration) or v is True or v is False else Duration(v),
+}
+"""Durations are numbers of nanoseconds, and the other way round."""
 
 
 class _Named:
@@ -239,8 +255,11 @@ def _variable(name: str, kind: str) -> _Code:
             bag.seen[name] = False
             return _ABSENT
         bag.seen[name] = True
+        if kind in _NUMBERS and isinstance(value, Duration | int):
+            value = _NUMBERS[kind](value)
         if not fits(value, kind):
-            raise EvaluationError(f"error converting value to {kind}: '{name}' is {value!r}")
+            wanted = _SAID.get(kind, kind)
+            raise EvaluationError(f"error converting value to {wanted}: '{value}', of {name}")
         return _Named(name, value) if kind == STRING_MAP else value  # type: ignore[arg-type]
 
     def value(bag: Bag) -> Any:
@@ -277,9 +296,7 @@ def _index(target: _Code, key: _Code) -> _Code:
         content = target.value(bag)
         name = key.value(bag)
         found = look_up(content, name, bag)
-        if found is _ABSENT:
-            raise EvaluationError(f"member lookup failed: '{name}'")
-        return found
+        return "" if found is _ABSENT else found
 
     def maybe(bag: Bag) -> Any:
         content = target.maybe(bag)

@@ -200,7 +200,7 @@ async def test_calls_over_the_quota_get_429(mesh):
         other = {"end-user": "x"}
         assert await pair.codes(3, **other) == [200, 200, 429]
 
-        exempt = quota_rule('match(request.headers["cookie"] | "", "user=*") == false')
+        exempt = quota_rule('match(request.headers["cookie"], "user=*") == false')
         await pair.apply(config("rule", "rules", "quota", exempt, ROOT))
         assert await pair.codes(3, cookie="user=jason") == [200] * 3
         assert await pair.codes(1) == [429]

@@ -150,6 +150,11 @@ def test_principals_of_every_trust_domain_of_the_mesh() -> None:
         "*",
         "*/ns/a/sa/b",
     ]
+    # Envoy cannot be asked for a beginning there: the mesh's own names stand for it.
+    assert migrated(["foo-*/ns/a/sa/b"], domains) == [f"{domain}/ns/a/sa/b" for domain in domains]
+    assert migrated(["bar-*/ns/a/sa/b"], domains) == ["bar-*/ns/a/sa/b"]
+    assert migrated(["td9/ns/a/sa/b"], ("td2", "td*")) == ["td2/ns/a/sa/b", "td*/ns/a/sa/b"]
+    assert migrated(["td9/ns/a/sa/b"], ("td2", "*")) == ["td2/ns/a/sa/b", "*/ns/a/sa/b"]
 
 
 # --------------------------------------------------------------------------- who follows what

@@ -127,7 +127,9 @@ def test_lists():
     checks = config(LIST)
     assert judge(checks, "default", bag("v1")).code == OK
     assert judge(checks, "default", bag("v3")).message.endswith("v3 is not whitelisted")
-    assert judge(checks, "default", bag()).code == 13
+    # Without label the text is empty; without labels there is nothing to look for.
+    assert judge(checks, "default", bag()).message.endswith(" is not whitelisted")
+    assert judge(checks, "default", Bag({"destination.labels": {}})).code == 13
     blacklist = config(LIST.replace("blacklist: false", "blacklist: true"))
     assert judge(blacklist, "default", bag("v1")).message.endswith("v1 is blacklisted")
     assert judge(blacklist, "default", bag("v3")).code == OK
