@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from meshbus.cli.manifests import Document, ManifestError, load, read
 from meshbus.cli.validate import Output
+from meshbus.local.manifests import Document, ManifestError, load, read
 
 CLEAN, FOUND, WRONG_USE = 0, 1, 2
 
