@@ -26,7 +26,7 @@ from google.protobuf import wrappers_pb2
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Part
-from meshbus.compile.resources import ECDS, TYPE_PREFIX, encode
+from meshbus.compile.resources import ECDS, TYPE_PREFIX, Resource, encode, resource_of
 from meshbus.compile.settings import mesh
 from meshbus.compile.targets import Labels, Target, target_of
 from meshbus.compile.values import ads, any_of
@@ -260,6 +260,30 @@ def _fill_code(reader: Reader, key: Key, row: ConfigObject, machine: wasm_pb2.Vm
     return ""
 
 
+def stand_in(resource: Resource) -> Resource | None:
+    """What a proxy gets in the place of a filter that it refuses and has no earlier form of: by the
+    failStrategy; for a script one that does nothing. None: it is no filter of these objects.
+
+    A filter without any configuration would answer 500 to everything.
+    """
+    if resource.type_url != ECDS or not resource.name.startswith(PREFIX):
+        return None
+    extension = extension_pb2.TypedExtensionConfig.FromString(resource.body)
+    held = extension.typed_config
+    made: Any = None
+    if held.Is(lua_pb2.Lua.DESCRIPTOR):
+        made = lua_pb2.Lua()
+    for kind, module in ((HTTP, http_wasm_pb2), (NETWORK, network_wasm_pb2)):
+        if held.Is(module.Wasm.DESCRIPTOR):
+            policy = module.Wasm.FromString(held.value).config.failure_policy
+            made = _stand_in(kind, wasm_pb2.FailurePolicy.Name(policy))
+    if made is None:
+        return None
+    extension.typed_config.CopyFrom(any_of(made))
+    body = extension.SerializeToString(deterministic=True)
+    return resource_of(ECDS, resource.name, body, resource.origins)
+
+
 def _stand_in(kind: str, strategy: str) -> Any:
     """A filter that lets everything through, or nothing."""
     filters: Any = network_rbac_pb2 if kind == NETWORK else http_rbac_pb2
@@ -275,4 +299,5 @@ __all__ = [
     "extensions_of",
     "http_filters",
     "network_filters",
+    "stand_in",
 ]

@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass
 
+from meshbus.compile.extensions import stand_in
 from meshbus.compile.resources import LDS, Resource
+from meshbus_xds_gateway.session_state import UNSURE
 from meshbus_xds_gateway.verdicts import Refusal, Verdicts
 
 RETRY_S, MAX_RETRY_S = 2.0, 60.0
@@ -86,7 +88,7 @@ class ClientRefusals:
             before: What the client has in its place, None: nothing.
         """
         key = (resource.type_url, resource.name)
-        fallback = before or self._verdicts.fallback_of(resource)
+        fallback = before or self._verdicts.fallback_of(resource) or stand_in(resource)
         refusal = self._own[key] = Refusal(
             resource, reason_of(message), self._proxy, since, fallback
         )
@@ -134,7 +136,8 @@ class ClientRefusals:
             return resource
         self.blocked[key] = Blocked(max(since, refusal.sequence), refusal)
         fallback = refusal.fallback
-        if fallback is None or known or (own and own.resource.version == fallback.version):
+        kept = bool(known) and known != UNSURE
+        if fallback is None or kept or (own and own.resource.version == fallback.version):
             raise KeepError
         return fallback
 

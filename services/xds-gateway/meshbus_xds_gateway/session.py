@@ -17,7 +17,10 @@ What it keeps to:
 - of a refused response the resource at fault is found by sending parts of it again; the content
   that was refused alone is not sent again, the others are. Only a listener whose address was in use
   is offered again after a while;
-- what nobody has accepted yet is tried by one client first: `verdicts.py`.
+- what nobody has accepted yet is tried by one client first: `verdicts.py`;
+- routes and extensions that nobody has accepted yet go one by one, unless they are many: Envoy
+  remembers a content of these that it has refused as its last one, and takes it without effect when
+  it comes again. So one that was refused is followed by the content before it, too.
 
 Clients of a class go from one shared content to the next by shared changes (`content.py`): a
 session then does a few comparisons and gives out bytes that are there. A client that is unlike
@@ -46,6 +49,7 @@ from meshbus_xds_gateway.content import (
 from meshbus_xds_gateway.held_before import covered_by, held_by
 from meshbus_xds_gateway.session_state import (
     ABSENT,
+    UNSURE,
     Detail,
     Flight,
     Names,
@@ -76,6 +80,9 @@ routes still there, held by the listener that is being drained, and would serve 
 _SHARED = frozenset({CDS, EDS, ECDS, LDS, RDS, VHDS})
 """Types whose contents clients share. Secrets are each client's own."""
 _WILDCARD_TYPES = frozenset({CDS, LDS, VHDS})
+_SINGLY = frozenset({RDS, ECDS})
+_MOST_SINGLY = 16
+"""Of so many contents at most each has a response of its own."""
 _AWAITED = (EDS, RDS)
 """A client asks for these once it has the cluster (listener) that leads to them."""
 _EMPTY = {type_url: (Change(type_url, (), ()),) for type_url in _WILDCARD_TYPES}
@@ -391,6 +398,8 @@ class Session:
                 if type_url == CDS:
                     self._waive(EDS, (name,))
                 since, before = detail.sent_since[name], detail.before.get(name)
+                if type_url in _SINGLY and detail.known.get(name):
+                    detail.known[name] = UNSURE
                 return self._refused().refuse(resource, message, since, before, now)
             detail.pending.pop(name, None)
             detail.known[name] = ABSENT
@@ -478,6 +487,22 @@ class Session:
                     first = since
         self._reached = first - 1
         return self._reached
+
+    def holds(self, resource: Resource) -> bool:
+        """The client has this content, so far as it has said."""
+        state = self._types.get(resource.type_url)
+        if state is None:
+            return False
+        name = resource.name
+        if state.detail is not None:
+            return state.detail.known.get(name) == resource.version
+        held = state.have.get(name) if state.wildcard or name in state.covered else None
+        return held is not None and held.version == resource.version
+
+    def is_searching(self, type_url: str) -> bool:
+        """It is not known yet what the client says to everything of a type."""
+        state = self._types.get(type_url)
+        return state is not None and (state.flight is not None or state.is_open)
 
     def status(self, type_url: str) -> tuple[str, str, str]:
         """(status, nonce, error) of a type as `proxy-status` shows it."""
@@ -608,6 +633,8 @@ class Session:
             if verdicts.held_any(change, self, now):
                 self._trial_until = now + TRIAL_S
                 return None
+        if type_url in _SINGLY and 1 < sum(map(verdicts.fresh_in, changes)) <= _MOST_SINGLY:
+            return self._poll_by_name(type_url, state, self._detail(type_url, state), now)
         return self._send_shared(type_url, state, changes, target, now)
 
     def _send_shared(
@@ -651,6 +678,8 @@ class Session:
             if type_url in _SHARED and not self._refused().concern(type_url):
                 collapse(state, self._content(type_url))
             return None
+        if type_url in _SINGLY and len(names) > 1:
+            names = self._singly(names, detail, by_name, now)
         flight = state.flight = by_name.take(names)
         state.nonce = flight.nonce
         for resource in flight.push.resources:
@@ -658,6 +687,20 @@ class Session:
         since = min(detail.sent_since.values(), default=self._reached + 1)
         self._sent(type_url, state, flight.push, since, now)
         return flight.push
+
+    def _singly(self, names: list[str], detail: Detail, by_name: ByName, now: float) -> list[str]:
+        """Those that go first: what somebody has accepted, or else one."""
+        fresh = []
+        for name in names:
+            resource = by_name.desired(name, detail.pending[name])
+            if resource is not None and not self.verdicts.is_accepted(resource):
+                fresh.append(resource)
+        if not fresh or len(fresh) > _MOST_SINGLY:
+            return names
+        for resource in fresh:
+            self.verdicts.offer(resource, self, now)
+        apart = {resource.name for resource in fresh}
+        return [name for name in names if name not in apart] or [fresh[0].name]
 
     # ------------------------------------------------------------------ order between types
 

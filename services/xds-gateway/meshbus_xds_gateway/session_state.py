@@ -25,6 +25,10 @@ from meshbus_xds_gateway.content import (
 ABSENT = ""
 """Instead of a version: the client has been told that there is no such resource."""
 
+UNSURE = "?"
+"""Instead of a version: what the client has it may not know itself; the next content is sent, even
+the one that it should have."""
+
 Names = Mapping[str, Resource | None]
 """Resources of a type by name. None: it will come (a certificate being signed), say nothing yet."""
 Wanted = Mapping[str, "Names | Content"]

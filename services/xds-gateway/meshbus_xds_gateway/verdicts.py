@@ -5,6 +5,9 @@ wait for its answer, at most `TRIAL_S`. If it refuses, a second one is asked in 
 proxy that refuses everything must not speak for the fleet. If both refuse, the content goes to
 nobody else: they keep, or get, the last content that was accepted in its place. A content that some
 proxy has accepted is not taken away from others for the fault of one.
+
+A content is a *probe* while it is asked whose fault a refusal is (`quarantine.py`): it goes to one
+proxy and to no other until that is known.
 """
 
 from collections import OrderedDict
@@ -43,6 +46,9 @@ class Refusal:
 class Trier(Protocol):
     """One who offers contents: a session."""
 
+    proxy: str
+    """Whose it is."""
+
     def wake(self) -> None:
         """What it waits for has been answered."""
 
@@ -71,6 +77,10 @@ class Verdicts:
         """Refused by one proxy; blocked for it alone until another says the same."""
         self._accepted: OrderedDict[Content, None] = OrderedDict()
         self._trials: dict[Content, _Trial] = {}
+        self._probe: Content | None = None
+        self._prober = ""
+        self._spared: dict[Trier, None] = {}
+        """Others that wait for the end of the probe."""
         self.epoch = 0
         """Counts refusals: what was found not refused at this number need not be looked at."""
 
@@ -78,7 +88,11 @@ class Verdicts:
         """Another session is trying this content: wait for what its proxy says."""
         if resource.type_url not in _TRIED_FIRST:
             return False
-        trial = self._trials.get(content_of(resource))
+        content = content_of(resource)
+        if content == self._probe and session.proxy != self._prober:
+            self._spared[session] = None
+            return True
+        trial = self._trials.get(content)
         if trial is None or trial.session is session or now >= trial.until:
             return False
         trial.waiting[session] = None
@@ -119,8 +133,12 @@ class Verdicts:
 
     def held_any(self, change: Change, session: Trier, now: float) -> bool:
         """Another session is trying something that a change brings."""
-        if change.accepted_by is self or change.type_url not in _TRIED_FIRST or not self._trials:
-            return False
+        probed = self._probe is not None and self._probe[0] == change.type_url
+        if not probed:
+            if change.accepted_by is self or change.type_url not in _TRIED_FIRST:
+                return False
+            if not self._trials:
+                return False
         return any(self.held(resource, session, now) for resource in change.updates)
 
     def offer_all(self, change: Change, session: Trier, now: float) -> None:
@@ -133,6 +151,12 @@ class Verdicts:
             self.offer(resource, session, now)
         if not fresh:
             change.accepted_by = self
+
+    def fresh_in(self, change: Change) -> int:
+        """How many contents of a change nobody has accepted yet."""
+        if change.accepted_by is self:
+            return 0
+        return sum(content_of(resource) not in self._accepted for resource in change.updates)
 
     def accept_all(self, change: Change) -> None:
         """A proxy took all that a change brings."""
@@ -151,8 +175,36 @@ class Verdicts:
         change.epoch = (self, self.epoch)
         return False
 
+    def probe(self, resource: Resource | None, proxy: str = "") -> None:
+        """Give a content to this proxy alone, until the next call; None: no content any more."""
+        content = None if resource is None else content_of(resource)
+        if (content, proxy) == (self._probe, self._prober):
+            return
+        self._probe, self._prober = content, proxy
+        spared, self._spared = self._spared, {}
+        for session in spared:
+            session.wake()
+
+    def is_probe(self, resource: Resource) -> bool:
+        """One proxy is asked about this content."""
+        return content_of(resource) == self._probe
+
+    def is_accepted(self, resource: Resource) -> bool:
+        """Some proxy has taken it."""
+        return content_of(resource) in self._accepted
+
+    def is_refused(self, resource: Resource) -> bool:
+        """Some proxy has refused it, and none has taken it."""
+        content = content_of(resource)
+        return content in self._refused or content in self._doubted
+
+    def is_blocked(self, resource: Resource) -> bool:
+        """Two have refused it."""
+        return content_of(resource) in self._refused
+
     def abandon(self, session: Trier) -> None:
         """A session has ended: what it was trying, another may try."""
+        self._spared.pop(session, None)
         for content in [c for c, trial in self._trials.items() if trial.session is session]:
             self._end(content)
 

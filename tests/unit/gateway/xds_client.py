@@ -8,7 +8,7 @@ from meshbus_xds_gateway.delta import DeltaProtocol
 from meshbus_xds_gateway.session import Session
 from meshbus_xds_gateway.verdicts import Refusal, Verdicts
 
-from meshbus.compile.resources import CDS, EDS, LDS, RDS, Resource, resource_of
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, Resource, resource_of
 
 BAD = "bad"
 
@@ -31,10 +31,13 @@ def mesh(**contents: str) -> dict[str, dict[str, Resource]]:
 class Client:
     """Holds what it was sent; refuses responses with a content that ends in `bad`.
 
-    `partial`: like Envoy, it keeps the good resources of a response that it refuses.
+    `partial`: like Envoy, it keeps the good resources of a response that it refuses. `remembers`:
+    like Envoy, it does not look again at routes and extensions that are what came last.
     """
 
     partial: bool = False
+    remembers: bool = False
+    last: dict[tuple[str, str], bytes] = field(default_factory=dict)
     held: dict[str, dict[str, tuple[str, bytes]]] = field(default_factory=dict)
     names: dict[str, set[str]] = field(default_factory=dict)
     absent: dict[str, set[str]] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class Client:
         self.names[type_url].difference_update(names)
         for name in names:
             self.held[type_url].pop(name, None)
+            self.last.pop((type_url, name), None)
         self._say(type_url, unsubscribe=names)
 
     def _say(self, type_url: str, subscribe=(), unsubscribe=()) -> None:
@@ -77,7 +81,12 @@ class Client:
         self.received.append(
             (type_url, [r.name for r in response.resources], list(response.removed_resources))
         )
-        refused = [r.name for r in response.resources if r.resource.value.endswith(b"bad")]
+        again = self._came_last(response) if self.remembers else set()
+        refused = [
+            r.name
+            for r in response.resources
+            if r.resource.value.endswith(b"bad") and r.name not in again
+        ]
         reply = discovery_pb2.DeltaDiscoveryRequest(
             type_url=type_url, response_nonce=response.nonce
         )
@@ -85,7 +94,8 @@ class Client:
             reply.error_detail.message = f"no: {refused[0]}"
         if not refused or self.partial:
             for resource in response.resources:
-                if resource.name not in refused and self._wants(type_url, resource.name):
+                applied = resource.name not in refused and resource.name not in again
+                if applied and self._wants(type_url, resource.name):
                     # Of a refused response Envoy applies what is good, but notes no version.
                     version = resource.version if not refused else ""
                     self.held[type_url][resource.name] = (version, resource.resource.value)
@@ -95,6 +105,18 @@ class Client:
                 self.held[type_url].pop(name, None)
                 self.absent.setdefault(type_url, set()).add(name)
         self.to_server.append(reply.SerializeToString())
+
+    def _came_last(self, response) -> set[str]:
+        """Names of what it takes without effect."""
+        if response.type_url not in (RDS, ECDS):
+            return set()
+        out = set()
+        for resource in response.resources:
+            place = (response.type_url, resource.name)
+            if self.last.get(place) == resource.resource.value:
+                out.add(resource.name)
+            self.last[place] = resource.resource.value
+        return out
 
     def _wants(self, type_url: str, name: str) -> bool:
         return type_url in (CDS, LDS) or name in self.names[type_url]
