@@ -118,6 +118,8 @@ class ApiClient:
         def named(request: httpx.Request) -> None:
             request.extensions["sni_hostname"] = known.name
 
+        self.change = 0
+        """Id of the change that the last answer named; 0: none."""
         self._errors = httpx.HTTPError
         self._client = httpx.Client(
             base_url=self.url,
@@ -154,6 +156,7 @@ class ApiClient:
             )
         except self._errors as error:
             raise ApiError(0, f"{self.url} does not answer: {error}") from error
+        self.change = int(answer.headers.get("Meshbus-Change", "0"))
         if answer.status_code >= 400:
             raise _refusal(answer, f"{method} {path}")
         try:

@@ -69,7 +69,8 @@ def _change_of(api: ApiClient, target: str, namespace: str) -> int:
     if not slash or not name:
         end("wait", f"{target!r} is not KIND/NAME", WRONG_USE)
     found = api.ask("GET", path_of(_info("wait", kind), namespace, name))
-    return int(found["metadata"]["resourceVersion"])
+    # Its resourceVersion moves with its status too, which is later than what it tells of.
+    return api.change or int(found["metadata"]["resourceVersion"])
 
 
 def wait_for(api: ApiClient, change: int, limit_s: float, output: str, *, err: bool = False) -> int:

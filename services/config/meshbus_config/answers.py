@@ -18,7 +18,8 @@ _LARGE_BODY = 64 * 1024
 _WARNINGS = 20
 _WARNING_CHARACTERS = 500
 CHANGE_HEADER = "Meshbus-Change"
-"""Id of the change that a write made; what `/v1/changes/<id>` is asked with."""
+"""Id of the change that a write made, or of an object that is read the last one: without its
+status, unlike `resourceVersion`. What `/v1/changes/<id>` is asked with."""
 
 
 def respond(

@@ -116,7 +116,8 @@ class Resources:
         stored = space.get(target.info, target.namespace, target.name)
         if stored is None:
             raise not_found(target.info, target.name)
-        return presenter.respond(presenter.one(presenter.document(stored, space)))
+        document = presenter.one(presenter.document(stored, space))
+        return presenter.respond(document, change=stored.entry.sequence)
 
     async def _list(self, request: Request, target: Target) -> Response:
         query = request.query_params

@@ -108,6 +108,19 @@ async def test_a_write_that_changes_nothing_writes_nothing(api):
     assert "meshbus-change" not in same.headers
 
 
+async def test_an_object_names_its_last_change_whatever_its_status(api):
+    made = await api.client.post(VIRTUAL_SERVICES, json=virtual_service())
+    change = made.headers["meshbus-change"]
+    held = await api.client.get(f"{VIRTUAL_SERVICES}/reviews")
+    assert held.headers["meshbus-change"] == change
+    status = {**held.json(), "status": {"conditions": [{"type": "Seen", "status": "True"}]}}
+    put = await api.client.put(f"{VIRTUAL_SERVICES}/reviews/status", json=status)
+    assert put.status_code == 200, put.text
+    held = await api.client.get(f"{VIRTUAL_SERVICES}/reviews")
+    assert int(held.json()["metadata"]["resourceVersion"]) > int(change)
+    assert held.headers["meshbus-change"] == change
+
+
 async def test_an_old_resource_version_conflicts(api):
     made = await create(api)
     made["spec"]["hosts"] = ["two"]
