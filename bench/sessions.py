@@ -154,7 +154,7 @@ class Bench:
             cast(Carrier, self.carrier),
             Load(CLUSTER, "gw", LoadLimits(9.0, 0), clock.monotonic),
             first_uses=None,
-            refused=lambda refusal: None,
+            refused=lambda refusal, objects: None,
         )
         self.world = World()
         self.sidecars: dict[int, Sidecar] = {}

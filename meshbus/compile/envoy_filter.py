@@ -27,6 +27,7 @@ from meshbus.compile.envoy_filter_patches import (
 from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.layers import layer_of
 from meshbus.compile.proxy_keys import ROUTER, ProxyKeys
+from meshbus.compile.quarantine import EVERYTHING, left_out, place_of, told
 from meshbus.compile.resources import CDS, ECDS, LDS, RDS, TYPE_PREFIX, Resource, encode
 from meshbus.compile.scope import Ref, age, istio_objects
 from meshbus.compile.settings import mesh
@@ -36,6 +37,9 @@ from meshbus.model.keys import Key
 
 Patches = tuple[tuple[Key, int], ...]
 """Patches by object and index, in order."""
+
+Without = tuple[tuple[Key, frozenset[str]], ...]
+"""Objects, and the names of resources that their patches are not applied to; `*`: any."""
 
 VERSION = "1.31.0"
 """What `proxyVersion` is matched against when a proxy does not say its version: the release whose
@@ -55,6 +59,7 @@ _TYPES = {
 BOOTSTRAP = "BOOTSTRAP"
 MATCHES_NOTHING = "matches nothing of this proxy"
 _WHOLE = frozenset({"LISTENER", "CLUSTER", "ROUTE_CONFIGURATION", "EXTENSION_CONFIG"})
+_NO_NAMES: frozenset[str] = frozenset()
 _OLD_INSERTIONS = {
     "": "INSERT_FIRST",
     "FIRST": "INSERT_FIRST",
@@ -198,6 +203,16 @@ def _same_proxy(match: Mapping[str, Any], proxy: ProxyKeys) -> bool:
     return all(held.get(str(k)) == str(v) for k, v in (wanted.get("metadata") or {}).items())
 
 
+def spoilt_patches(reader: Reader, proxy: ProxyKeys, chosen: Patches) -> dict[str, Without]:
+    """By type: which objects of these patches are left out at a proxy, as Envoy refuses them."""
+    keys = tuple(dict.fromkeys(key for key, _ in chosen))
+    out: dict[str, Without] = {}
+    for key, by_type in reader.node(left_out, keys, place_of(proxy)) if keys else ():
+        for type_url, names in by_type:
+            out[type_url] = (*out.get(type_url, ()), (key, names))
+    return out
+
+
 def patched_types(reader: Reader, chosen: Patches) -> frozenset[str]:
     """Types of resources that patches are about."""
     found = {_TYPES.get(reader.node(patches_of, key)[i].apply_to, "") for key, i in chosen}
@@ -223,9 +238,10 @@ def patched_part(
     type_url: str,
     role: str,
     chosen: Patches,
+    without: Without,
 ) -> SharedPart:
     """Node: all parts of one type of a proxy, patched. `asks`: the nodes of the parts; `role`: the
-    type of the proxy."""
+    type of the proxy; `without`: what is left out because Envoy refuses it."""
     parts: list[SharedPart] = [reader.node(node, *args) for node, args in asks]
     whole = merged(parts)
     report = Report()
@@ -237,9 +253,15 @@ def patched_part(
         if index < len(held := reader.node(patches_of, key))
         and _TYPES.get((patch := held[index]).apply_to) == type_url
     ]
+    spoilt = dict(without)
+    for source, names in without:
+        report.add(source, "spec", told(names))
     for patch in sorted(patches, key=stage):
+        spared = spoilt.get(patch.source, _NO_NAMES)
+        if EVERYTHING in spared:
+            continue
         with report.guard(patch.source, patch.path):
-            if not _apply(reader, resources, patch, type_url, role):
+            if not _apply(reader, resources, patch, type_url, role, spared) and not spared:
                 report.add(patch.source, f"{patch.path}.match", MATCHES_NOTHING)
     return SharedPart(layer_of(resources), report.findings())
 
@@ -251,17 +273,23 @@ def _concerns_some(patch: Patch, role: str) -> bool:
 
 
 def _apply(
-    reader: Reader, resources: dict[str, Resource], patch: Patch, type_url: str, role: str
+    reader: Reader,
+    resources: dict[str, Resource],
+    patch: Patch,
+    type_url: str,
+    role: str,
+    spared: frozenset[str],
 ) -> bool:
+    """Apply a patch to what it matches, but for `spared` names. False: it matches nothing."""
     if patch.apply_to in _WHOLE and patch.adds:
-        return _add(reader, resources, patch, type_url)
+        return _add(reader, resources, patch, type_url, spared)
     if type_url == ECDS:
         raise NotCompiledError(
             f"{patch.path}.patch.operation", f"{patch.operation} is not for an EXTENSION_CONFIG"
         )
     changed: dict[str, Resource | None] = {}
     for name, resource in resources.items():
-        if type_url == CDS and not may_match(name, patch.match):
+        if name in spared or (type_url == CDS and not may_match(name, patch.match)):
             continue
         message = _message_of(resource)
         if not patch.concerns(_side(type_url, name, message, role)):
@@ -296,10 +324,18 @@ _PATCHERS: dict[str, Callable[[Any, Patch], bool]] = {
 }
 
 
-def _add(reader: Reader, resources: dict[str, Resource], patch: Patch, type_url: str) -> bool:
+def _add(
+    reader: Reader,
+    resources: dict[str, Resource],
+    patch: Patch,
+    type_url: str,
+    spared: frozenset[str],
+) -> bool:
     message = patch.message()
     if not message.name:
         raise NotCompiledError(f"{patch.path}.patch.value.name", "a name is needed")
+    if message.name in spared:
+        return False
     if message.name in resources:
         raise NotCompiledError(f"{patch.path}.patch.value.name", f"{message.name} is there already")
     resources[message.name] = encode(reader, type_url, message.name, message, {patch.source})

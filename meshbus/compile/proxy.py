@@ -26,6 +26,7 @@ from meshbus.compile.envoy_filter import (
     chosen_patches,
     patched_part,
     patched_types,
+    spoilt_patches,
     unfit_patches,
 )
 from meshbus.compile.extensions import CLIENT, extensions_of
@@ -268,10 +269,14 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     chosen = chosen_patches(reader, proxy)
     types = patched_types(reader, chosen.fit)
     plan = _generated(reader, proxy, types)
+    spoilt = spoilt_patches(reader, proxy, chosen.fit)
+
+    def patched(type_url: str, asks: tuple[Ask, ...]) -> Ask:
+        without = spoilt.get(type_url, ())
+        return Ask(patched_part, (asks, type_url, proxy.type, chosen.fit, without))
+
     layers = [
-        (type_url, (Ask(patched_part, (asks, type_url, proxy.type, chosen.fit)),))
-        if type_url in types
-        else (type_url, asks)
+        (type_url, (patched(type_url, asks),) if type_url in types else asks)
         for type_url, asks in plan.layers
     ]
     # What versions of a service, or a whole namespace, have in common.

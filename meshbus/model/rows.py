@@ -360,6 +360,21 @@ class ResolvedName(msgspec.Struct, array_like=True, frozen=True):
     """IPv4 and IPv6, sorted; the last ones that were known."""
 
 
+Place = tuple[str, str]
+"""Namespace and workload of proxies."""
+
+
+class Quarantine(msgspec.Struct, frozen=True):
+    """Where an object is left out because Envoys refuse what it makes: a row of one gateway's own
+    world, beside those of MODEL and never on the bus. Its key is that of the object in the plane
+    `quarantine`."""
+
+    revision: str
+    """Of the object, as `meshbus.compile.quarantine.revision_of` has it: no other is left out."""
+    places: dict[Place, dict[str, frozenset[str]]]
+    """By place and type URL: names of resources, `*` for all. Never changed after it was made."""
+
+
 Row = (
     ConfigObject
     | ObjectStatus
@@ -374,6 +389,7 @@ Row = (
     | WasmModule
     | WasmChunk
     | ResolvedName
+    | Quarantine
 )
 
 TABLES: dict[str, type[Row]] = {

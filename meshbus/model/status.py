@@ -55,6 +55,8 @@ class ProxyProblem(msgspec.Struct, frozen=True):
     message: str
     sequence: int
     """Model version of the refused push."""
+    left_out: bool = False
+    """The objects are left out where they were refused; everything else of the resource goes on."""
 
 
 class ConfigLoss(msgspec.Struct, frozen=True):

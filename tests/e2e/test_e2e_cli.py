@@ -216,6 +216,64 @@ def test_what_envoy_refuses_is_traced_to_its_object(run: Command, tmp_path: Path
     assert run("delete", "-f", str(manifest)).returncode == 0
 
 
+REWRITE = """
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: rewrite}
+spec:
+  configPatches:
+  - applyTo: HTTP_ROUTE
+    match: {context: SIDECAR_OUTBOUND}
+    patch:
+      operation: MERGE
+      value: {route: {regex_rewrite: {pattern: {regex: "PATTERN"}, substitution: "/"}}}
+"""
+
+
+def test_a_patch_that_envoy_refuses_is_left_out_alone(
+    home: Home, run: Command, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "rewrite.yaml"
+
+    def conditions() -> dict[str, dict[str, str]]:
+        found = run("get", "envoyfilter", "rewrite", "-o", "json")
+        held = json.loads(found.stdout).get("status", {}).get("conditions", [])
+        return {condition["type"]: condition for condition in held}
+
+    def reason(kind: str) -> str:
+        return conditions().get(kind, {}).get("reason", "")
+
+    assert run("apply", "-f", _route(tmp_path, "v2"), "--wait").returncode == 0
+    manifest.write_text(REWRITE.replace("PATTERN", "("))
+    refused = run("apply", "-f", str(manifest), "--wait")
+    assert refused.returncode == 1
+    assert "missing ): (" in refused.stderr
+    assert "EnvoyFilter default/rewrite" in refused.stderr
+    assert ".default" in refused.stderr, "it names a proxy"
+    assert run("wait", "envoyfilter/rewrite").returncode == 1
+
+    # The routes that it spoils go on.
+    done = run("apply", "-f", _route(tmp_path, "v3"), "--wait")
+    assert done.returncode == 0, done.stderr
+    assert {fetch("127.0.0.1", gateway_port(home)).version for _ in range(10)} == {"v3"}
+    until(lambda: reason("Reconciled") == "Quarantined", "the status says so")
+    until(lambda: conditions().get("Effective", {}).get("status") == "False", "and where")
+    assert "missing ): (" in conditions()["Reconciled"]["message"]
+    assert "left out" in conditions()["Effective"]["message"]
+    shown = run("proxy-status")
+    assert "EnvoyFilter default/rewrite" in shown.stderr
+    assert "left out" in shown.stderr
+    events = run("events", "--no-follow", "--since", "5m", "--filter", "verb=nacked")
+    assert "default/rewrite" in events.stdout
+    assert "VirtualService" not in events.stdout, "nobody else is at fault"
+
+    manifest.write_text(REWRITE.replace("PATTERN", "^/no-such-path$"))
+    done = run("apply", "-f", str(manifest), "--wait")
+    assert done.returncode == 0, done.stderr
+    until(lambda: reason("Reconciled") == "Accepted", "the status is good again")
+    assert run("delete", "-f", str(manifest)).returncode == 0
+
+
 def test_without_a_mesh_it_says_so(tmp_path: Path) -> None:
     done = meshbus("get", "vs", "--home", str(tmp_path))
     assert done.returncode == 1

@@ -120,6 +120,8 @@ def refusal_verdict(problems: list[ProxyProblem]) -> Verdict:
         return Verdict(True, "Accepted", "all connected proxies take it")
     ordered = sorted(problems, key=lambda p: (p.proxy, p.type_url, p.message))
     texts = [f"{p.proxy} refuses {', '.join(p.resources)}: {p.message}" for p in ordered]
+    if all(problem.left_out for problem in problems):
+        return Verdict(False, "Quarantined", f"left out where it is refused: {_joined(texts)}")
     return Verdict(False, "ProxyRejected", _joined(texts))
 
 

@@ -16,10 +16,13 @@ from meshbus.compile.few import Few, each, with_item, without
 from meshbus.compile.findings import Finding
 from meshbus.compile.proxy import MESH_SECRETS, Ask, Plan, Snapshot, plan_proxy, snapshot_of
 from meshbus.compile.proxy_keys import ProxyKeys
+from meshbus.compile.quarantine import place_of
+from meshbus.compile.resources import Resource
 from meshbus.model.keys import Key
+from meshbus.model.rows import Place
 from meshbus.model.world import Query, World
 from meshbus_xds_gateway.asked import Asked
-from meshbus_xds_gateway.content import Content, content_of
+from meshbus_xds_gateway.content import NOTHING, Content, content_of
 
 if TYPE_CHECKING:
     from meshbus_xds_gateway.fleet import Client
@@ -88,7 +91,7 @@ class ProxyClass:
     def follows(self, filter_key: Key) -> bool:
         """Patches of an EnvoyFilter are part of the plan."""
         return any(
-            any(key == filter_key for key, _ in ask.args[-1])
+            any(key == filter_key for key, _ in ask.args[3])
             for _, asks in self.plan.layers
             for ask in asks
             if ask.node is patched_part
@@ -225,6 +228,25 @@ class Classes:
     def followers(self, filter_key: Key) -> int:
         """Proxies that follow the patches of an EnvoyFilter."""
         return sum(len(held.members) for held in self._by_plan.values() if held.follows(filter_key))
+
+    def given(self, client: "Client", type_url: str) -> Content:
+        """What the class of a client has of a type; nothing when it is in none."""
+        held = self._of.get(client)
+        cells = () if held is None else held.cells
+        return next((cell.content for cell in cells if cell.type_url == type_url), NOTHING)
+
+    def given_it(self, resource: Resource) -> Iterator["Client"]:
+        """Connected clients whose class has this very resource."""
+        kind, name = resource.type_url, resource.name
+        for held in self._by_plan.values():
+            if any(c.type_url == kind and c.content.get(name) is resource for c in held.cells):
+                yield from (client for client in held.members if not client.gone)
+
+    def at(self, place: Place) -> Iterator["Client"]:
+        """The connected clients of a place."""
+        for keys, clients in self._by_keys.items():
+            if place_of(keys) == place:
+                yield from (client for client in each(clients) if not client.gone)
 
     # ------------------------------------------------------------------ inside
 

@@ -31,6 +31,7 @@ from meshbus_xds_gateway.leaves import Account, Holder, Leaves
 from meshbus_xds_gateway.losses import Losses
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.node import Token
+from meshbus_xds_gateway.quarantine import Quarantines
 from meshbus_xds_gateway.secret_resources import certificate_at, trust_secret
 from meshbus_xds_gateway.session import Session, Wake
 from meshbus_xds_gateway.unsettled import Unsettled
@@ -77,11 +78,13 @@ class Client:
     secrets: _Names = field(default_factory=dict)
     credentials: frozenset[Key] = frozenset()
     holder: Holder | None = None
+    """Of the certificate that it is given, from when it joined."""
     own_keys: Resource | None = None
     """Its certificate, where its machine keeps the key."""
+    gone: bool = False
+    """Its stream has ended."""
     token: Token | None = None
     """What proved its account."""
-    """Of the certificate that it is given, from when it joined."""
 
 
 def give_back_memory() -> None:
@@ -108,6 +111,11 @@ class Fleet:
         self._metrics = metrics
         self._classes = Classes(self._not_compiled)
         self.losses = Losses(self._classes)
+        self.quarantines = Quarantines(
+            self._classes, self.verdicts, context.clock.monotonic, self._move
+        )
+        self._model = World()
+        """The model as of the last step, or of the one that is to come."""
         self._leaves = Leaves(context, tasks, ttl_s, self._leaf_changed, self._proof_key)
         self._credentials = Credentials(context, tasks, self._credential_changed)
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
@@ -152,18 +160,24 @@ class Fleet:
         if touched:
             now = self._context.clock.now()
             self.convergence.arrived(world.sequence, time_of_change(world, touched, now))
+        self._model = world
+        self._move(touched)
+
+    def _move(self, touched: frozenset[Query]) -> None:
+        """Go to the newest model, and what is left out of it."""
         if self._pushing:
             # A resync while a version is compiled: it is compiled to its end and sent, and this
             # step is part of the next one.
-            self._next_world = world
+            self._next_world = self._model
             self._next_touched |= touched
         else:
-            self._step(world, touched)
+            self._step(self._model, touched)
         self._stale.set()
 
     def _step(self, world: World, touched: Iterable[Query]) -> None:
         """Move to a newer world."""
-        self._classes.update(world, touched)
+        touched = frozenset(touched) | self.quarantines.stepped(world, touched)
+        self._classes.update(self.quarantines.world(world), touched)
         self.synced = True
         for _, index, key in touched:
             if index != "key" or not isinstance(key, Key):
@@ -205,6 +219,7 @@ class Fleet:
                 self._mirror.release()
             # What this push has to say leaves before the next one is compiled.
             await asyncio.sleep(0)
+            self.quarantines.step()
             self._metrics.recompute.observe(clock.monotonic() - began)
 
     async def _push(self) -> None:
@@ -223,6 +238,7 @@ class Fleet:
         trust_changed, self._trust_changed = self._trust_changed, False
         moved_rows, self._moved_rows = self._moved_rows, set()
         classes, clients, needy = self._classes.changed()
+        self.quarantines.aim()
         for key in moved_rows:
             clients.update(c for c in self._by_workload.get(key, ()) if self._moved(c))
         if trust_changed:
@@ -323,6 +339,7 @@ class Fleet:
                 self._leaves.hold(client.holder, client.token)
         self._give(client, proxies, self.world.sequence)
         self._unsettled.add(client, 0)
+        self._judge()
         self._metrics.connected.set(len(self.clients))
 
     def asked(
@@ -343,6 +360,7 @@ class Fleet:
 
     def leave(self, client: Client) -> None:
         """Its stream has ended."""
+        client.gone = True
         client.session.close()
         self.clients.discard(client)
         self._unsettled.discard(client)
@@ -357,6 +375,7 @@ class Fleet:
         for key in client.credentials:
             self._credentials.release(key)
         self._metrics.connected.set(len(self.clients))
+        self._judge()
         self._settle([])
 
     def snapshot(self, client: Client) -> Snapshot | None:
@@ -366,6 +385,7 @@ class Fleet:
     def look(self) -> None:
         """Time may have passed for sessions that waited for their clients."""
         self._forget_departed()
+        self._judge()
         if forget_responses():
             give_back_memory()
         if self._unsettled:
@@ -373,11 +393,13 @@ class Fleet:
 
     def progressed(self, client: Client) -> None:
         """Its session has heard or said something."""
+        self._judge()
         if client in self._unsettled:
             self._settle([client])
 
     def rested(self, client: Client) -> bool:
         """Its session has heard something. True: it has everything and nothing to say."""
+        self._judge()
         if not client.session.rests(max(self.sequence, self._giving)):
             return False
         if client in self._unsettled:
@@ -401,9 +423,9 @@ class Fleet:
         """Clients that have not all of a version; `sequence` of the fleet is at least that."""
         return (c for c in self._unsettled if self.converged_at(c) < sequence)
 
-    def refusing(self) -> list[Client]:
+    def refusing(self) -> set[Client]:
         """Clients that do not get something because it was refused."""
-        return [c for c in self.clients if c.session.blocked]
+        return {c for c in self.clients if c.session.blocked} | self.quarantines.proxies()
 
     def converged(self) -> int:
         """The smallest of all clients."""
@@ -419,6 +441,11 @@ class Fleet:
             return
 
     # ------------------------------------------------------------------ inside
+
+    def _judge(self) -> None:
+        """Go on with finding out what is to be left out."""
+        if not self._pushing:
+            self.quarantines.step()
 
     def _beat(self) -> None:
         self._pulse.set()

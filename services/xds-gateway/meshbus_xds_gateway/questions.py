@@ -22,7 +22,7 @@ from meshbus.model.requests import (
 from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.fleet import Client, Fleet
-from meshbus_xds_gateway.nacks import problems_of_client, rejections
+from meshbus_xds_gateway.nacks import is_undecided, problems_of_client, quarantined, rejections
 
 MAX_WAIT_S = 30.0
 MAX_NAMES = 10
@@ -72,13 +72,16 @@ class Questions:
         fleet = self._fleet
         refused: list[dict[str, str]] = []
         refusing: set[Client] = set()
+        undecided: set[Client] = set()
         for client in sorted(fleet.refusing(), key=_id):
-            against = rejections(client, change)
+            if is_undecided(client, change, fleet.quarantines):
+                undecided.add(client)
+            against = rejections(client, change, fleet.quarantines)
             if against:
                 refusing.add(client)
                 refused.extend(against)
         there = fleet.sequence >= sequence
-        waiting = fleet.behind(sequence) if there else fleet.clients
+        waiting = {*fleet.behind(sequence), *undecided} if there else fleet.clients
         behind = [client for client in waiting if client not in refusing]
         done = there and not behind
         reply = ConvergedReply(
@@ -121,6 +124,10 @@ class Questions:
         """All streams, for `/debug/xds-gateway/proxies`."""
         return [self._info(c) for c in sorted(self._fleet.clients, key=lambda c: c.id)]
 
+    def debug_quarantine(self) -> list[dict[str, Any]]:
+        """What is left out, for `/debug/xds-gateway/quarantine`."""
+        return quarantined(self._fleet.quarantines)
+
     def _info(self, client: Client) -> ProxyInfo:
         types = {}
         for type_url in _TYPES:
@@ -138,7 +145,7 @@ class Questions:
             connected=client.connected,
             sequence=self._fleet.converged_at(client),
             types=types,
-            problems=problems_of_client(client),
+            problems=problems_of_client(client, self._fleet.quarantines),
         )
 
 

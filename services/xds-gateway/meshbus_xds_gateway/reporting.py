@@ -38,7 +38,7 @@ async def report(
             sequence=fleet.sequence,
             proxies=len(fleet.clients),
             converged=fleet.converged(),
-            problems=problems(fleet.clients),
+            problems=problems(fleet.clients, fleet.quarantines),
             cpu=round(load.cpu, 1),
             memory=round(load.memory, 1),
             waiting=sum(server.waiting for server in servers),

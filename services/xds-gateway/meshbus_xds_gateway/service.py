@@ -87,7 +87,7 @@ class XdsGatewayService:
         self._context = context
         self._metrics = GatewayMetrics(context.metrics)
         self._mirror = WorldMirror(NOT_COMPILED, view_of(context.revision))
-        self._refused: asyncio.Queue[Refusal] = asyncio.Queue(_EVENTS_QUEUED)
+        self._refused: asyncio.Queue[tuple[Refusal, frozenset[Key]]] = asyncio.Queue(_EVENTS_QUEUED)
         self.port: int | None = None
         """Of the TLS listener, once it listens."""
         self.plaintext_port: int | None = None
@@ -135,6 +135,8 @@ class XdsGatewayService:
                 "listener", lambda: None if self.port is not None else "not listening yet"
             )
             context.admin.add_debug("proxies", questions.debug_proxies)
+            context.admin.add_debug("quarantine", questions.debug_quarantine)
+            fleet.quarantines.on_verdict(self._note_refusal)
             follower = self._mirror.follow(context.bus, name=context.pod)
             tasks.create_task(follower.run())
             tasks.create_task(fleet.run())
@@ -240,16 +242,16 @@ class XdsGatewayService:
             [host] if _is_address(host) and not ipaddress.ip_address(host).is_unspecified else [],
         )
 
-    def _note_refusal(self, refusal: Refusal) -> None:
+    def _note_refusal(self, refusal: Refusal, objects: frozenset[Key]) -> None:
         try:
-            self._refused.put_nowait(refusal)
+            self._refused.put_nowait((refusal, objects))
         except asyncio.QueueFull:
             # The report still has it; only the event is lost.
             self._context.log.warning("event dropped", resource=refusal.resource.name)
 
     async def _announce(self) -> None:
         while True:
-            await announce(self._context, await self._refused.get())
+            await announce(self._context, *await self._refused.get())
 
     async def _advertise(self, tasks: asyncio.TaskGroup, host: str, port: int) -> None:
         """Write where proxies reach the gateway; the leader of the replicas does."""

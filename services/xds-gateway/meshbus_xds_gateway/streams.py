@@ -145,7 +145,7 @@ class XdsServer:
         load: Load,
         *,
         first_uses: FirstUses | None,
-        refused: Callable[[Refusal], None],
+        refused: Callable[[Refusal, frozenset[Key]], None],
     ) -> None:
         self._context = context
         self._fleet = fleet
@@ -421,8 +421,8 @@ class XdsServer:
             kind = SHORT_NAMES.get(request.type_url, "other")
             self._metrics.nacks.labels(kind).inc()
             self._tell_refusal(stream.client, kind, request.error_detail.message, refusal, now)
-        if refusal is not None:
-            self._refused(refusal)
+        if refusal is not None and not self._fleet.quarantines.takes(refusal):
+            self._refused(refusal, self._fleet.quarantines.objects_of(refusal))
         if not self._fleet.rested(stream.client):
             self._fleet.progressed(stream.client)
             self.due(stream)

@@ -1,9 +1,9 @@
 """What has no effect at proxies, on the status of the object."""
 
-from meshbus_config.object_status import loss_verdict, losses_by_object
+from meshbus_config.object_status import loss_verdict, losses_by_object, refusal_verdict
 
 from meshbus.model.keys import Key
-from meshbus.model.status import ConfigLoss, GatewayReport
+from meshbus.model.status import ConfigLoss, GatewayReport, ProxyProblem
 
 CLUSTER = "c"
 KEY = Key(CLUSTER, "cfg", "virtualservices", "default", "reviews")
@@ -44,3 +44,17 @@ def test_without_losses_all_has_effect() -> None:
 def test_a_long_list_is_cut() -> None:
     verdict = loss_verdict([loss(f"spec.http[{n}]", 1, "a") for n in range(9)])
     assert verdict.message.endswith("and 6 more")
+
+
+def test_an_object_that_is_left_out_where_it_is_refused_says_so() -> None:
+    def problem(proxy: str, left_out: bool) -> ProxyProblem:
+        return ProxyProblem(proxy, "lds", ["0.0.0.0_80"], [], [], "no such filter", 7, left_out)
+
+    left = refusal_verdict([problem("b.default", True), problem("a.default", True)])
+    assert (left.good, left.reason) == (False, "Quarantined")
+    assert left.message == (
+        "left out where it is refused: a.default refuses 0.0.0.0_80: no such filter; "
+        "b.default refuses 0.0.0.0_80: no such filter"
+    )
+    both = refusal_verdict([problem("b.default", True), problem("a.default", False)])
+    assert (both.good, both.reason) == (False, "ProxyRejected"), "it holds something up"
