@@ -125,19 +125,30 @@ class RoutedHosts(NamedTuple):
 
     exact: dict[str, tuple[Key, ...]]
     wildcards: dict[str, tuple[Key, ...]]
+    silent: frozenset[str]
+    """Hosts whose first virtual service has nothing to say of HTTP."""
+    patterns: tuple[str, ...]
+    """Every wildcard, of `silent` as well."""
 
 
 def routed_hosts(reader: Reader, viewer: Viewer) -> RoutedHosts:
     """Node: keys of the virtual services of each host for sidecars of a namespace."""
     found: dict[str, dict[Key, None]] = {}
+    first: dict[str, bool] = {}
     for ref in reader.node(visible_virtual_services, viewer):
-        if ref.row.for_sidecars and "http" in ref.row.sections:
-            for host in ref.row.hosts:
+        if not ref.row.for_sidecars:
+            continue
+        speaks = "http" in ref.row.sections
+        for host in ref.row.hosts:
+            first.setdefault(host.lower(), speaks)
+            if speaks:
                 found.setdefault(host.lower(), {})[ref.key] = None
     keys = {host: tuple(found[host]) for host in sorted(found)}
     return RoutedHosts(
         {h: k for h, k in keys.items() if not is_wildcard(h)},
         {h: k for h, k in keys.items() if is_wildcard(h)},
+        frozenset(host for host, speaks in first.items() if not speaks),
+        tuple(sorted(host for host in first if is_wildcard(host))),
     )
 
 
@@ -385,12 +396,18 @@ def service_names(row: Service, viewer: str, aliases: tuple[str, ...] = ()) -> l
 
 
 def speakers_for(host: str, routed: RoutedHosts) -> tuple[Key, ...]:
-    """Virtual services that speak for a service: of its host, else of the longest wildcard."""
+    """Virtual services that speak for a service: of its host, else the first of the longest
+    wildcard. One that has nothing to say of HTTP is the longest as well.
+
+    Source: Istio, computeWildcardHostVirtualServiceIndex.
+    """
     exact = routed.exact.get(host)
-    if exact:
-        return exact
-    pattern = most_specific(routed.wildcards, host)
-    return routed.wildcards[pattern] if pattern is not None else ()
+    if exact or host in routed.silent:
+        return exact or ()
+    pattern = most_specific(routed.patterns, host)
+    if pattern is None or pattern in routed.silent:
+        return ()
+    return routed.wildcards[pattern][:1]
 
 
 # --------------------------------------------------------------------------- tables
