@@ -448,7 +448,7 @@ def fill_all(reader: Reader, view: View, report: Report) -> Table:
     """The virtual hosts of all services at all ports."""
     table = Table()
     ports = reader.node(http_ports, view.viewer)
-    for port in sorted({80, *ports}):
+    for port in sorted(ports):
         fill(reader, view, port, ports.get(port, ()), table, report, all_ports=True)
     for host, ref in reader.node(visible_services, view.viewer).items():
         for port_row in ref.row.ports:
@@ -502,8 +502,8 @@ def fill(
         if host in services:
             continue
         # A host that is no service here: with the services its virtual service also speaks for, or
-        # at port 80.
-        if port != 80 and not speaks.intersection(keys):
+        # in the table of port 80.
+        if (all_ports or port != 80) and not speaks.intersection(keys):
             continue
         if is_wildcard(host) and any(most_specific([host], h) for h in services):
             continue
