@@ -1,5 +1,6 @@
 """Listeners for what an application calls: captured traffic, or an HTTP proxy."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from envoy.config.core.v3 import base_pb2
@@ -92,6 +93,10 @@ class Bound(NamedTuple):
     protocol: str
 
 
+_STATIC_PORTS = (15021, 15090)
+"""Whether the proxy is ready, and its statistics: listeners of the bootstrap."""
+
+
 class SharedPort(NamedTuple):
     """A port that several services share on every address."""
 
@@ -143,6 +148,22 @@ class Plan(NamedTuple):
         return tuple(sorted(set(out)))
 
 
+def _reserved(reader: Reader, view: View, placed: Mapping[int, Egress]) -> set[int]:
+    """Ports that the proxy itself has at every address: a second listener at one is refused by
+    Envoy, with all others of its update.
+
+    Source: Istio, conflictWithReservedListener; there, connections that are not HTTP are let in.
+    """
+    settings = reader.node(mesh)
+    ports = {*_STATIC_PORTS, settings.outbound_port, settings.inbound_port}
+    elsewhere = (
+        number
+        for number, egress in placed.items()
+        if (egress.bind or view.families.localhost) not in view.families.anywhere
+    )
+    return ports.difference(elsewhere)
+
+
 def capture_plan(reader: Reader, view: View) -> Plan:
     """Node: what the services that a view sees need.
 
@@ -177,6 +198,8 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     elif anywhere is not ELSEWHERE and (anywhere.bind or not anywhere.captured):
         # Its address, or that of the machine, is every service's.
         placed |= dict.fromkeys(numbers.difference(own), anywhere)
+    reserved = _reserved(reader, view, placed)
+    http -= reserved
     for host, ref in in_precedence(reader, visible, view.namespace):
         if host in stands_for:
             continue
@@ -198,6 +221,9 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                 continue
             number = port.number
             shares = is_http(port.protocol) or not (single or networks or row.headless)
+            if number in reserved and (shares or networks):
+                lost.append(Lost(ref.key, number, "the proxy itself"))
+                continue
             if shares and number not in placed:
                 # Where servers speak first nobody can look at what clients say.
                 first = port.protocol in SPEAK_FIRST
