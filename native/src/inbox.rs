@@ -1,7 +1,8 @@
 //! What has happened, on its way to Python: connections append, Python takes all of it in one crossing.
 //!
 //! Messages lie in one arena per batch: no allocation for each, and no reference that would keep a
-//! read buffer of HTTP/2 alive. The inbox is bounded: connections stop reading while it is full.
+//! read buffer of HTTP/2 alive; long ones are not copied into it. The inbox is bounded: connections
+//! stop reading while it is full.
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Mutex;
@@ -24,7 +25,17 @@ pub struct Open {
 
 pub enum Event {
     Open(u64, Box<Open>),
-    Message { stream: u64, start: usize, len: usize },
+    Message {
+        stream: u64,
+        start: usize,
+        len: usize,
+    },
+    /// A long one, which came in parts and was joined where it lies; it begins at `start`.
+    Joined {
+        stream: u64,
+        data: Vec<u8>,
+        start: usize,
+    },
     HalfClosed(u64),
     Blocked(u64),
     Writable(u64),
@@ -101,6 +112,10 @@ impl Inbox {
             batch.arena.extend_from_slice(message);
             batch.events.push(Event::Message { stream, start, len: message.len() });
         });
+    }
+
+    pub fn joined(&self, stream: u64, data: Vec<u8>, start: usize) {
+        self.add(64 + data.len(), |batch| batch.events.push(Event::Joined { stream, data, start }));
     }
 
     /// Whether Python is behind. The caller then reads no messages and is woken when there is room.

@@ -141,6 +141,9 @@ impl Listener {
                 Event::Message { stream, start, len } => {
                     (stream, PyBytes::new(py, &batch.arena[start..start + len]).into_any())
                 }
+                Event::Joined { stream, data, start } => {
+                    (stream, PyBytes::new(py, &data[start..]).into_any())
+                }
                 Event::Open(stream, open) => {
                     let metadata = open
                         .metadata

@@ -19,6 +19,8 @@ const CHUNK: usize = 16_384 - 9;
 /// `LINGER_S` of the contract.
 const LINGER: Duration = Duration::from_secs(10);
 const PREFIX: usize = 5;
+/// Room that is made at once for a message whose end has not come, by what its prefix says.
+const ROOM: usize = 512 << 10;
 /// Unfinished messages of this size are always taken, whatever others hold.
 const SMALL: usize = 64 << 10;
 
@@ -253,7 +255,7 @@ impl Stream {
             self.held.fetch_add(data.len(), Relaxed);
         }
         let all: &[u8] = if joined { &self.part } else { data };
-        let mut at = 0;
+        let (mut at, mut whole) = (0, 0);
         while all.len() - at >= PREFIX {
             let size = u32::from_be_bytes(all[at + 1..at + PREFIX].try_into().unwrap()) as usize;
             match all[at] {
@@ -267,7 +269,13 @@ impl Stream {
                 return Err((RESOURCE_EXHAUSTED, text));
             }
             if all.len() - at - PREFIX < size {
+                whole = PREFIX + size;
                 break;
+            }
+            if joined && at == 0 && all.len() == PREFIX + size && size > SMALL {
+                self.held.fetch_sub(self.part.len(), Relaxed);
+                inbox.joined(self.handle.id, std::mem::take(&mut self.part), PREFIX);
+                return Ok(());
             }
             inbox.message(self.handle.id, &all[at + PREFIX..at + PREFIX + size]);
             at += PREFIX + size;
@@ -276,6 +284,7 @@ impl Stream {
             self.part.drain(..at);
             self.held.fetch_sub(at, Relaxed);
         } else {
+            self.part.reserve_exact(whole.min(ROOM).max(data.len() - at));
             self.part.extend_from_slice(&data[at..]);
             self.held.fetch_add(data.len() - at, Relaxed);
         }
