@@ -15,6 +15,8 @@ S = TypeVar("S", bound=Hashable)
 
 _SMALLEST = 4096.0
 _FIRST_GUESS = 256.0 * 1024
+_UPLOADS = 4
+"""To the first request, of a stream that comes back: it says of four types what it has."""
 _WEIGHT = 0.05
 """Of the newest in a running mean."""
 
@@ -28,7 +30,8 @@ class GateLimits:
     """Of first requests: names and versions of all that a proxy comes back with. Above it no more
     are read, as far as the carrier can wait; above four times as much streams are turned away."""
     opening_bytes: int = 64 << 20
-    """Of first responses which are not acknowledged; decides how many may be opening."""
+    """Of what they upload, and of first responses which are not acknowledged; decides how many may
+    be opening."""
     opening_least: int = 16
     opening_most: int = 1024
     opening_s: float = 5.0
@@ -38,7 +41,8 @@ class GateLimits:
 @dataclass(slots=True)
 class _Opening:
     until: float
-    sent: int = 0
+    moved: int
+    """Bytes of what it uploads and is sent."""
 
 
 class Gate(Generic[S]):
@@ -109,7 +113,7 @@ class Gate(Generic[S]):
             return None
         stream, size = self._waiting.popitem(last=False)
         self._waiting_bytes -= size
-        self._opening[stream] = _Opening(now + self._limits.opening_s)
+        self._opening[stream] = _Opening(now + self._limits.opening_s, _UPLOADS * size)
         if self._taken_at is not None:
             self._mean_s += _WEIGHT * (now - self._taken_at - self._mean_s)
         self._taken_at = now
@@ -125,14 +129,14 @@ class Gate(Generic[S]):
         """So many bytes more are on their way to it."""
         opening = self._opening.get(stream)
         if opening is not None:
-            opening.sent += size
+            opening.moved += size
 
     def settled(self, stream: S) -> bool:
         """It has all that it was given first; True: it was opening until now."""
         opening = self._opening.pop(stream, None)
         if opening is None:
             return False
-        self._mean_bytes += _WEIGHT * (max(opening.sent, _SMALLEST) - self._mean_bytes)
+        self._mean_bytes += _WEIGHT * (max(opening.moved, _SMALLEST) - self._mean_bytes)
         return True
 
     def drop(self, stream: S) -> None:

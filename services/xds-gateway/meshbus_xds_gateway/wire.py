@@ -4,7 +4,7 @@ Source: envoy/service/discovery/v3/discovery.proto.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
 from functools import lru_cache
 from typing import Any
@@ -65,24 +65,59 @@ class DeltaRequest:
     )
 
     def __init__(self, message: Any, node: Any) -> None:
+        """Takes over the message; `node` is of another."""
         self.node = node
         self.type_url: str = message.type_url
         self.response_nonce: str = message.response_nonce
         self.names = frozenset(message.resource_names_subscribe)
         self.unsubscribed = tuple(message.resource_names_unsubscribe)
-        self.known = KnownVersions(message.initial_resource_versions)
         self.error_detail = message.error_detail if message.HasField("error_detail") else None
         """Why a response was refused; None: it was taken."""
+        has_known = bool(message.initial_resource_versions)
+        self.known: Mapping[str, str] = KnownVersions(message) if has_known else _NOTHING_KNOWN
 
 
+_NOTHING_KNOWN: Mapping[str, str] = {}
 _LONG = 4096
 """Bytes of a request that is worth remembering."""
 _SHORT = 128
 """Bytes of an acknowledgement at most: thousands of proxies say the same of the same response."""
 _MOST_SHORT = 256
 _acknowledgements: dict[bytes, DeltaRequest] = {}
-_uploads: OrderedDict[bytes, DeltaRequest] = OrderedDict()
 _REMEMBERED_BYTES = 16 * 1024 * 1024
+_ONCE = 4096
+"""Requests that came once, of which only a number is kept."""
+
+
+class _Uploads:
+    """Long requests, without the node, and what they say: those that came last, and not for the
+    first time. Of a fleet that comes back half are like no other."""
+
+    def __init__(self) -> None:
+        self._once: OrderedDict[int, None] = OrderedDict()
+        self._held: OrderedDict[bytes, DeltaRequest] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, data: bytes) -> DeltaRequest | None:
+        found = self._held.get(data)
+        if found is not None:
+            self._held.move_to_end(data)
+        return found
+
+    def keep(self, data: bytes, request: DeltaRequest) -> None:
+        number = hash(data)
+        if number not in self._once:
+            self._once[number] = None
+            if len(self._once) > _ONCE:
+                self._once.popitem(last=False)
+            return
+        self._held[data] = request
+        self._bytes += len(data)
+        while self._bytes > _REMEMBERED_BYTES:
+            self._bytes -= len(self._held.popitem(last=False)[0])
+
+
+_uploads = _Uploads()
 
 
 def decode_delta(data: bytes) -> DeltaRequest:
@@ -94,8 +129,8 @@ def decode_delta(data: bytes) -> DeltaRequest:
     if len(data) <= _SHORT and data[:1] != _NODE:
         found = _acknowledgements.get(data)
         if found is None:
-            message = _decode(discovery_pb2.DeltaDiscoveryRequest(), data)
-            found = DeltaRequest(message, message.node)
+            node = _decode_any(discovery_pb2.DeltaDiscoveryRequest(), data).node
+            found = DeltaRequest(_decode(discovery_pb2.DeltaDiscoveryRequest(), data), node)
             if len(_acknowledgements) >= _MOST_SHORT:
                 _acknowledgements.clear()
             _acknowledgements[data] = found
@@ -108,12 +143,8 @@ def decode_delta(data: bytes) -> DeltaRequest:
     found = _uploads.get(rest)
     if found is None:
         found = DeltaRequest(_decode(discovery_pb2.DeltaDiscoveryRequest(), rest), node)
-        _uploads[rest] = found
-        held = sum(map(len, _uploads))
-        while held > _REMEMBERED_BYTES:
-            held -= len(_uploads.popitem(last=False)[0])
+        _uploads.keep(rest, found)
         return found
-    _uploads.move_to_end(rest)
     again = copy(found)
     again.node = node
     return again
