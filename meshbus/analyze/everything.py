@@ -1,6 +1,6 @@
 """All analyzers, one after the other."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from meshbus.analyze import (
     annotations,
@@ -22,55 +22,65 @@ from meshbus.analyze import (
 from meshbus.analyze.messages import Analyzer, Message, suppressed
 from meshbus.analyze.objects import Objects
 
-ANALYZERS: tuple[Analyzer, ...] = (
-    annotations.places,
-    conditions.negative,
-    deprecations.fields,
-    destination_rules.unverified,
-    destination_rules.subsets,
-    envoy_filters.operations,
-    gateways.ports,
-    gateways.credentials,
-    gateways.certificates,
-    gateways.conflicts,
-    injection.namespaces,
-    injection.images,
-    injection.automatic,
-    networks.registries,
-    policies.workloads,
-    policies.namespaces,
-    policies.gateway_selectors,
-    service_entries.addresses,
-    service_entries.protocols,
-    services.port_names,
-    services.shared_ports,
-    services.user_ids,
-    sidecars.selectors,
-    telemetries.selectors,
-    telemetries.without_selector,
-    telemetries.providers,
-    telemetries.lightstep,
-    virtual_services.destinations,
-    virtual_services.subsets,
-    virtual_services.gateways,
-    virtual_services.same_hosts,
-    virtual_services.subsets_at_gateways,
-    virtual_services.claims,
-    webhooks.overlaps,
-    webhooks.addresses,
-)
+VALIDATION = "schema.ValidationAnalyzer"
+ANALYZERS: dict[str, tuple[Analyzer, ...]] = {
+    "annotations.K8sAnalyzer": (annotations.places,),
+    "authz.AuthorizationPoliciesAnalyzer": (policies.workloads, policies.namespaces),
+    "conditions.ConditionAnalyzer": (conditions.negative,),
+    "deployment.ApplicationUIDAnalyzer": (services.user_ids,),
+    "deployment.MultiServiceAnalyzer": (services.shared_ports,),
+    "deprecation.DeprecationAnalyzer": (deprecations.fields,),
+    "destinationrule.CaCertificateAnalyzer": (destination_rules.unverified,),
+    "destinationrule.PodNotSelectedAnalyzer": (destination_rules.subsets,),
+    "envoyfilter.EnvoyPatchAnalyzer": (envoy_filters.operations,),
+    "externalcontrolplane.ExternalControlPlaneAnalyzer": (webhooks.addresses,),
+    "gateway.CertificateAnalyzer": (gateways.certificates,),
+    "gateway.ConflictingGatewayAnalyzer": (gateways.conflicts,),
+    "gateway.IngressGatewayPortAnalyzer": (gateways.ports,),
+    "gateway.SecretAnalyzer": (gateways.credentials,),
+    "injection.Analyzer": (injection.namespaces,),
+    "injection.ImageAnalyzer": (injection.images,),
+    "injection.ImageAutoAnalyzer": (injection.automatic,),
+    "k8sgateway.SelectorAnalyzer": (policies.gateway_selectors,),
+    "meshnetworks.MeshNetworksAnalyzer": (networks.registries,),
+    VALIDATION: (),
+    "service.PortNameAnalyzer": (services.port_names,),
+    "serviceentry.ConflictingServiceEntryProtocolAnalyzer": (service_entries.protocols,),
+    "serviceentry.ProtocolAddressesAnalyzer": (service_entries.addresses,),
+    "sidecar.SelectorAnalyzer": (sidecars.selectors,),
+    "telemetry.DefaultSelectorAnalyzer": (telemetries.without_selector,),
+    "telemetry.LightstepAnalyzer": (telemetries.lightstep,),
+    "telemetry.ProviderAnalyzer": (telemetries.providers,),
+    "telemetry.SelectorAnalyzer": (telemetries.selectors,),
+    "virtualservice.ConflictingMeshGatewayHostsAnalyzer": (virtual_services.same_hosts,),
+    "virtualservice.DestinationHostAnalyzer": (
+        virtual_services.destinations,
+        virtual_services.subsets_at_gateways,
+    ),
+    "virtualservice.DestinationRuleAnalyzer": (virtual_services.subsets,),
+    "virtualservice.GatewayAnalyzer": (virtual_services.gateways,),
+    "virtualservice.JWTClaimRouteAnalyzer": (virtual_services.claims,),
+    "virtualservice.RegexAnalyzer": (virtual_services.expressions,),
+    "webhook.Analyzer": (webhooks.overlaps,),
+}
+"""By the names that Istio has for them. What validation says comes from outside."""
 _ORDER = {"Error": 0, "Warning": 1, "Info": 2}
 
 
-def analyze(objects: Objects, verdicts: Iterable[Message] = ()) -> list[Message]:
+def analyze(
+    objects: Objects, verdicts: Iterable[Message] = (), only: Collection[str] = ()
+) -> list[Message]:
     """What there is to say about the objects: errors first, each thing once.
 
     Args:
+        objects: All documents.
         verdicts: What validation says about the documents alone.
+        only: Names of the analyzers that are asked; all without.
     """
-    found = dict.fromkeys(verdicts)
-    for analyzer in ANALYZERS:
-        found.update(dict.fromkeys(analyzer(objects)))
+    found = dict.fromkeys(verdicts if VALIDATION in only or not only else ())
+    for name, analyzers in ANALYZERS.items():
+        for analyzer in analyzers if name in only or not only else ():
+            found.update(dict.fromkeys(analyzer(objects)))
     quiet = {
         (one.reference, message.code)
         for message in found

@@ -76,7 +76,7 @@ def credentials(objects: Objects) -> Iterator[Message]:
     for one in _all(objects):
         selector = _selector(one)
         home = next((p.namespace for p in objects.pods if selects(selector, p.labels)), "")
-        for server in records(one.spec.get("servers")):
+        for index, server in enumerate(records(one.spec.get("servers"))):
             tls = record(server.get("tls"))
             for name in (text(tls.get("credentialName")), *texts(tls.get("credentialNames"))):
                 if not name or not home:
@@ -85,7 +85,7 @@ def credentials(objects: Objects) -> Iterator[Message]:
                 where = (namespace, short) if slash else (home, name)
                 secret = objects.find("", "Secret", *where)
                 if secret is None:
-                    yield not_found(one, "credentialName", name)
+                    yield not_found(one, "credentialName", name, f"spec.servers[{index}].tls")
                 elif not _has_certificate(secret):
                     message = (
                         f"Secret {'/'.join(where)} holds no certificate: nothing can be served"

@@ -23,6 +23,7 @@ LEVELS = {
     "IST0112": "Error",
     "IST0116": "Warning",
     "IST0118": "Info",
+    "IST0122": "Warning",
     "IST0123": "Warning",
     "IST0125": "Warning",
     "IST0126": "Error",
@@ -93,9 +94,10 @@ def about(one: Object, code: str, message: str) -> Message:
     return Message(code, LEVELS[code], message, one.reference, one.place)
 
 
-def not_found(one: Object, what: str, name: str) -> Message:
-    """Something is named and not there."""
-    return about(one, "IST0101", f"Referenced {what} not found: {name!r}")
+def not_found(one: Object, what: str, name: str, path: str = "") -> Message:
+    """Something is named, there, and does not exist."""
+    place = f" ({path})" if path else ""
+    return about(one, "IST0101", f"Referenced {what} not found: {name!r}{place}")
 
 
 def suppressed(one: Object, code: str) -> bool:

@@ -54,13 +54,18 @@ def namespaces(objects: Objects) -> Iterator[Message]:
     """Namespaces that callers come from are there."""
     known = [one.name for one in objects.of("", "Namespace")]
     for one in objects.of(SECURITY, "AuthorizationPolicy"):
-        for rule in records(one.spec.get("rules")):
-            for origin in records(rule.get("from")):
-                source = record(origin.get("source"))
-                named = texts(source.get("namespaces")) + texts(source.get("notNamespaces"))
-                for name in named:
-                    if not any(_fits(name, namespace) for namespace in known):
-                        yield not_found(one, "namespace", name)
+        for path, name in _named(one):
+            if not any(_fits(name, namespace) for namespace in known):
+                yield not_found(one, "namespace", name, path)
+
+
+def _named(one: Object) -> Iterator[tuple[str, str]]:
+    for index, rule in enumerate(records(one.spec.get("rules"))):
+        for at, origin in enumerate(records(rule.get("from"))):
+            source = record(origin.get("source"))
+            for field in ("namespaces", "notNamespaces"):
+                for place, name in enumerate(texts(source.get(field))):
+                    yield f"spec.rules[{index}].from[{at}].source.{field}[{place}]", name
 
 
 def _fits(pattern: str, name: str) -> bool:

@@ -32,10 +32,10 @@ def addresses(objects: Objects) -> Iterator[Message]:
     for one in objects.of(NETWORKING, "ServiceEntry"):
         if one.spec.get("addresses") or one.status.get("addresses"):
             continue
-        for port in records(one.spec.get("ports")):
+        for index, port in enumerate(records(one.spec.get("ports"))):
             if text(port.get("protocol")).upper() in ("", "TCP"):
-                message = "addresses are required for ports of TCP, or of no protocol"
-                yield about(one, "IST0134", message)
+                message = "addresses are required for a port of TCP, or of no protocol"
+                yield about(one, "IST0134", f"spec.ports[{index}]: {message}")
 
 
 def protocols(objects: Objects) -> Iterator[Message]:

@@ -1,11 +1,14 @@
 """VirtualServices and what they name: hosts, ports, subsets, gateways; and each other.
 
-Source: Istio, analysis messages IST0101, IST0109, IST0112, IST0132, IST0140, IST0149, IST0165.
+Source: Istio, analysis messages IST0101, IST0109, IST0112, IST0122, IST0132, IST0140, IST0149,
+IST0165.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import re2
 
 from meshbus.analyze.hosts import EVERYWHERE, Host, Hosts, full, matches, scopes
 from meshbus.analyze.messages import Message, about, not_found
@@ -34,19 +37,24 @@ def _all(objects: Objects) -> Iterator[Object]:
     return objects.of(NETWORKING, "VirtualService")
 
 
-def _routes(one: Object) -> Iterator[Mapping[str, Any]]:
+_Placed = Iterator[tuple[str, Mapping[str, Any]]]
+
+
+def _routes(one: Object) -> _Placed:
     for protocol in ("tcp", "tls", "http"):
-        for rule in records(one.spec.get(protocol)):
-            for route in records(rule.get("route")):
-                yield record(route.get("destination"))
+        for index, rule in enumerate(records(one.spec.get(protocol))):
+            for at, route in enumerate(records(rule.get("route"))):
+                path = f"spec.{protocol}[{index}].route[{at}].destination"
+                yield path, record(route.get("destination"))
 
 
-def _mirrors(one: Object) -> Iterator[Mapping[str, Any]]:
-    for rule in records(one.spec.get("http")):
+def _mirrors(one: Object) -> _Placed:
+    for index, rule in enumerate(records(one.spec.get("http"))):
         if isinstance(rule.get("mirror"), dict):
-            yield rule["mirror"]
-        for mirror in records(rule.get("mirrors")):
-            yield record(mirror.get("destination"))
+            yield f"spec.http[{index}].mirror", rule["mirror"]
+        for at, mirror in enumerate(records(rule.get("mirrors"))):
+            path = f"spec.http[{index}].mirrors[{at}].destination"
+            yield path, record(mirror.get("destination"))
 
 
 def destinations(objects: Objects) -> Iterator[Message]:
@@ -55,24 +63,57 @@ def destinations(objects: Objects) -> Iterator[Message]:
     for one in _all(objects):
         export_to = texts(one.spec.get("exportTo"))
         for word, found in (("host", _routes(one)), ("mirror host", _mirrors(one))):
-            for destination in found:
+            for path, destination in found:
                 name = text(destination.get("host"))
                 held = hosts.find(name, one.namespace, export_to)
                 if held is None:
-                    yield not_found(one, word, name)
+                    yield not_found(one, word, name, path)
                 else:
-                    yield from _port(one, name, held, destination)
+                    yield from _port(one, name, held, path, destination)
 
 
-def _port(one: Object, name: str, held: Host, destination: Mapping[str, Any]) -> Iterator[Message]:
+def _port(
+    one: Object, name: str, held: Host, path: str, destination: Mapping[str, Any]
+) -> Iterator[Message]:
     port = destination.get("port")
     if not isinstance(port, dict):
         if len(held.ports) > 1:
             ports = ", ".join(map(str, held.ports))
-            message = f"{name!r} has several ports ({ports}): the destination must name one"
+            message = f"{path}: {name!r} has several ports ({ports}), and one must be named"
             yield about(one, "IST0112", message)
     elif number(port.get("number")) not in held.ports:
-        yield not_found(one, "host:port", f"{name}:{number(port.get('number'))}")
+        yield not_found(one, "host:port", f"{name}:{number(port.get('number'))}", path)
+
+
+def expressions(objects: Objects) -> Iterator[Message]:
+    """Regular expressions can be read."""
+    for one in _all(objects):
+        for index, rule in enumerate(records(one.spec.get("http"))):
+            for place, match in _matches(rule):
+                fault = _fault(text(match.get("regex")))
+                if fault:
+                    yield about(one, "IST0122", f"spec.http[{index}].{place}.regex: {fault}")
+
+
+def _matches(rule: Mapping[str, Any]) -> _Placed:
+    for index, match in enumerate(records(rule.get("match"))):
+        for name in ("uri", "scheme", "method", "authority"):
+            yield f"match[{index}].{name}", record(match.get(name))
+        for name in ("headers", "queryParams"):
+            for key, value in record(match.get(name)).items():
+                yield f"match[{index}].{name}[{key}]", record(value)
+    for index, origin in enumerate(records(record(rule.get("corsPolicy")).get("allowOrigins"))):
+        yield f"corsPolicy.allowOrigins[{index}]", origin
+
+
+def _fault(pattern: str) -> str:
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        re2.compile(pattern, options)
+    except re2.error:
+        return f"{pattern!r} is not an RE2 expression"
+    return ""
 
 
 def subsets(objects: Objects) -> Iterator[Message]:
@@ -84,11 +125,11 @@ def subsets(objects: Objects) -> Iterator[Message]:
     }
     for one in _all(objects):
         for word, found in (("host", _routes(one)), ("mirror", _mirrors(one))):
-            for destination in found:
+            for path, destination in found:
                 name, subset = text(destination.get("host")), text(destination.get("subset"))
                 if subset and (_service(name, one.namespace), subset) not in known:
                     what = f"{word}+subset in destinationrule"
-                    yield not_found(one, what, f"{name}+{subset}")
+                    yield not_found(one, what, f"{name}+{subset}", path)
 
 
 def _service(name: str, namespace: str) -> tuple[str, str]:

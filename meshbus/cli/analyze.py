@@ -1,6 +1,7 @@
 """`meshbus analyze`: manifests together, without a server."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,19 +32,35 @@ class Said(msgspec.Struct, frozen=True):
 
 def analyze(
     paths: Annotated[
-        list[str], typer.Argument(help="Files, directories, or - for standard input.")
-    ],
+        list[str] | None, typer.Argument(help="Files, directories, or - for standard input.")
+    ] = None,
     mesh_config: Annotated[
         Path | None, typer.Option("--mesh-config", help="File with the mesh config.")
     ] = None,
     use_kube: Annotated[
         str, typer.Option("--use-kube", help="false: the files alone. No cluster is asked yet.")
     ] = "false",
+    only: Annotated[
+        list[str] | None, typer.Option("--analyzer", help="Ask this one only; repeatable.")
+    ] = None,
+    list_analyzers: Annotated[
+        bool, typer.Option("--list-analyzers", "-L", help="Print the names, and end.")
+    ] = False,
     output: Annotated[Output, typer.Option("--output", "-o", help="text or json.")] = Output.TEXT,
 ) -> None:
     """Judge documents together. Exit 0: no errors; 1: errors; 2: a path cannot be read."""
     if use_kube != "false":
         print("meshbus analyze: only --use-kube=false is there", file=sys.stderr)
+        raise typer.Exit(WRONG_USE)
+    from meshbus.analyze.everything import ANALYZERS
+
+    if list_analyzers:
+        print("\n".join(ANALYZERS))
+        return
+    unknown = sorted(set(only or ()) - set(ANALYZERS))
+    if unknown or not paths:
+        fault = f"no analyzer {', '.join(unknown)}: -L lists them" if unknown else "which files?"
+        print(f"meshbus analyze: {fault}", file=sys.stderr)
         raise typer.Exit(WRONG_USE)
     documents: list[Document] = []
     try:
@@ -55,7 +72,7 @@ def analyze(
     except ManifestError as error:
         print(f"meshbus analyze: {error}", file=sys.stderr)
         raise typer.Exit(WRONG_USE) from error
-    found = judge(documents, mesh)
+    found = judge(documents, mesh, only or ())
     if output is Output.JSON:
         sys.stdout.write(msgspec.json.encode({"messages": found}).decode() + "\n")
     else:
@@ -79,15 +96,17 @@ def _mesh(file: str) -> dict[str, Any]:
     return content
 
 
-def judge(documents: list[Document], mesh: dict[str, Any] | None) -> list[Said]:
-    """What there is to say about documents that are applied together."""
+def judge(
+    documents: list[Document], mesh: dict[str, Any] | None, only: Collection[str] = ()
+) -> list[Said]:
+    """What there is to say about documents that are applied together; `only` names analyzers."""
     from meshbus.analyze.everything import analyze as analyze_objects
     from meshbus.analyze.objects import Objects
 
     objects = Objects([document.content for document in documents], mesh)
     verdicts = [m for place, d in enumerate(documents) for m in _verdicts(d.content, place)]
     found = []
-    for message in analyze_objects(objects, verdicts):
+    for message in analyze_objects(objects, verdicts, only):
         held = documents[message.place] if message.place >= 0 else None
         place = (held.file, held.line) if held else ("", 0)
         found.append(Said(message.code, message.level, message.message, message.object, *place))

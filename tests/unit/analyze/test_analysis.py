@@ -52,9 +52,19 @@ def test_errors_come_first_and_everything_once() -> None:
         },
     }
     found = analyze(Objects([one]))
-    assert [m.code for m in found] == ["IST0101", "IST0101", "IST0132"]
+    # A host that is named twice is missing at two places.
+    assert [m.code for m in found] == ["IST0101", "IST0101", "IST0101", "IST0132"]
     assert {m.place for m in found} == {0}
-    assert len({m.message for m in found}) == 3
+    assert len({m.message for m in found}) == 4
+    assert "'gone.example' (spec.http[0].route[1].destination)" in found[2].message
+    patch = {"applyTo": "HTTP_FILTER", "patch": {"operation": "REMOVE"}}
+    twice = {
+        "apiVersion": "networking.istio.io/v1alpha3",
+        "kind": "EnvoyFilter",
+        "metadata": {"name": "a"},
+        "spec": {"configPatches": [patch, patch]},
+    }
+    assert [m.code for m in analyze(Objects([twice]))] == ["IST0151"]
 
 
 def test_a_workload_of_a_machine_counts_as_a_pod() -> None:

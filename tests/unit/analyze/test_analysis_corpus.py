@@ -13,38 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from meshbus.analyze import (
-    conditions,
-    destination_rules,
-    envoy_filters,
-    gateways,
-    policies,
-    service_entries,
-    sidecars,
-    telemetries,
-    virtual_services,
-)
-from meshbus.analyze.messages import Analyzer
+from meshbus.analyze.everything import analyze
 from meshbus.analyze.objects import Objects
 
 DATA = Path(os.environ.get("MESHBUS_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 CORPUS = DATA / "analysis"
-ANALYZERS: dict[str, Analyzer] = {
-    "conditions.ConditionAnalyzer": conditions.negative,
-    "destinationrule.CaCertificateAnalyzer": destination_rules.unverified,
-    "destinationrule.PodNotSelectedAnalyzer": destination_rules.subsets,
-    "envoyfilter.EnvoyPatchAnalyzer": envoy_filters.operations,
-    "gateway.IngressGatewayPortAnalyzer": gateways.ports,
-    "k8sgateway.SelectorAnalyzer": policies.gateway_selectors,
-    "serviceentry.ProtocolAddressesAnalyzer": service_entries.addresses,
-    "sidecar.SelectorAnalyzer": sidecars.selectors,
-    "telemetry.DefaultSelectorAnalyzer": telemetries.without_selector,
-    "telemetry.LightstepAnalyzer": telemetries.lightstep,
-    "virtualservice.ConflictingMeshGatewayHostsAnalyzer": virtual_services.same_hosts,
-    "virtualservice.GatewayAnalyzer": virtual_services.gateways,
-    "virtualservice.JWTClaimRouteAnalyzer": virtual_services.claims,
-}
-
 pytestmark = pytest.mark.skipif(not CORPUS.is_dir(), reason=f"no corpus at {CORPUS}")
 
 
@@ -63,7 +36,7 @@ def documents(name: str) -> list[Any]:
 def test_messages(case: dict[str, Any]) -> None:
     mesh = documents(case["meshConfigFile"])[0] if case["meshConfigFile"] else None
     objects = Objects([d for name in case["inputFiles"] for d in documents(name)], mesh)
-    found = set(ANALYZERS[case["analyzer"]](objects))
+    found = analyze(objects, only={case["analyzer"]})
     wanted = Counter(
         (one["code"], one["ref"] if "/" in one["ref"] else one["ref"].replace(" ", " default/"))
         for one in case["expected"]

@@ -208,6 +208,23 @@ spec:
     assert [m["code"] for m in said["messages"]] == ["IST0101"]
 
 
+def test_analyze_asks_one_analyzer_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", ROUTE.replace("hosts:", "gateways: [gone]\n  hosts:"))
+
+    def codes(*options: str) -> list[str]:
+        found = json.loads(run("analyze", path, "-o", "json", *options).stdout)
+        return [message["code"] for message in found["messages"]]
+
+    assert codes() == ["IST0101", "IST0101", "IST0132"]
+    assert codes("--analyzer", "virtualservice.GatewayAnalyzer") == ["IST0101", "IST0132"]
+    assert codes("--analyzer", "schema.ValidationAnalyzer") == []
+    assert run("analyze", path, "--analyzer", "gone").exit_code == 2
+    listed = run("analyze", "-L")
+    assert listed.exit_code == 0
+    assert "virtualservice.GatewayAnalyzer\n" in listed.stdout
+    assert run("analyze").exit_code == 2
+
+
 def test_analyze_ends_with_2_where_it_cannot_look(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", ROUTE)
     assert run("analyze", path, "--use-kube=true").exit_code == 2
