@@ -212,11 +212,12 @@ class Bench:
     async def service_added(self, count: int) -> Row:
         """A service with endpoints in a namespace that is there."""
         size = self.topology.size
+        with_sidecar = min(size.services, self.connected)
 
         def add(step: int) -> Rows:
-            # The last namespace gets it: a number beyond those that have sidecars.
+            # The last namespace that has sidecars gets it; a number that no service has.
             number = size.services + step
-            namespace = self.topology.namespace(size.services - 1)
+            namespace = self.topology.namespace(with_sidecar - 1)
             rows = {**self.topology.service(number), **self.topology.endpoints(number)}
             return {
                 key._replace(namespace=namespace): msgspec.structs.replace(row, namespace=namespace)
