@@ -180,8 +180,8 @@ class _Node:
 
     def get(self, key: Key) -> Any:
         # One text for a table's name, not one for each of tens of thousands of queries.
-        found = self.entries(Query(intern(key.table), "key", key))
-        return found[0].row if found else None
+        self._asks(Query(intern(key.table), "key", key))
+        return self.engine.world.get(key)
 
     def node(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         assert not kwargs, "arguments of a node are positional"
