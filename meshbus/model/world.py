@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 def _by_host(key: Key, row: Row) -> Iterable[Hashable]:
-    assert isinstance(row, Service | EndpointShard)
+    assert isinstance(row, Service)
     return (row.host,)
 
 
@@ -118,7 +118,7 @@ TRAFFIC_DISTRIBUTION = "networking.istio.io/traffic-distribution"
 
 INDEXES: dict[str, dict[str, Callable[[Key, Row], Iterable[Hashable]]]] = {
     "reg.services": {"host": _by_host, "ranking": _by_ranking, "network": _by_network},
-    "reg.endpoints": {"host": _by_host, "service": _by_service},
+    "reg.endpoints": {"service": _by_service},
     "reg.workloads": {"account": _by_account, "address": _by_address},
     "src.instances": {"label": _by_label, "address": _by_address},
     "jwks.keys": {"source": _by_source},

@@ -153,11 +153,13 @@ def _party_at(directory: Directory, host: str, address: str) -> Party:
     rows = [e.row for e in world.entries(Query("reg.workloads", "address", address))]
     if len(rows) == 1:
         return party_of_instance(rows[0], directory.cluster)
-    for entry in world.entries(Query("reg.endpoints", "host", host)):
-        shard: EndpointShard = entry.row
-        for endpoint in shard.endpoints:
-            if address in endpoint.addresses:
-                return _party_of_endpoint(endpoint, directory.cluster)
+    for service in world.entries(Query("reg.services", "host", host)):
+        of_service = (service.row.namespace, host)
+        for entry in world.entries(Query("reg.endpoints", "service", of_service)):
+            shard: EndpointShard = entry.row
+            for endpoint in shard.endpoints:
+                if address in endpoint.addresses:
+                    return _party_of_endpoint(endpoint, directory.cluster)
     return NOBODY
 
 

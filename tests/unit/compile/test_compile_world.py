@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from meshbus.model.keys import Key
 from meshbus.model.rows import EndpointShard
-from meshbus.model.world import Put, Query, World
+from meshbus.model.world import Put, Query, World, membership
 
 NAMES = st.sampled_from("abc")
 
@@ -25,7 +25,7 @@ def test_answers_and_what_is_touched(steps):
         for by, value in [
             ("all", None),
             *(("namespace", n) for n in "abc"),
-            *(("host", n) for n in "abc"),
+            *(("service", (n, h)) for n in "abc" for h in "abc"),
             *(("key", key(a, b)) for a in "abc" for b in "abc"),
         ]
     ]
@@ -34,7 +34,7 @@ def test_answers_and_what_is_touched(steps):
         chosen = {
             "all": lambda k, r: True,
             "namespace": lambda k, r: k.namespace == query.value,
-            "host": lambda k, r: r.host == query.value,
+            "service": lambda k, r: (r.namespace, r.host) == query.value,
             "key": lambda k, r: k == query.value,
         }[query.by]
         return [held[k] for k in sorted(held) if chosen(k, held[k])]
@@ -56,5 +56,7 @@ def test_answers_and_what_is_touched(steps):
             assert world.entries(query) == before[query], "the old world stays"
             if answer(query) != expected[query]:
                 assert query in touched
+            if following.keys(query) != world.keys(query) and query.by != "key":
+                assert membership(query) in touched
         assert following.tables() == (("reg.endpoints",) if held else ())
         world = following
