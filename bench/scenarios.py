@@ -293,8 +293,8 @@ class Bench:
         queued = queued_seconds(self.gateway.pids) - queued
         stats = await self.driver.tell("stats")
         arrivals = await self.driver.tell("arrivals")
-        stale = _staleness(written, arrivals)
-        from_bus = _staleness(stored, arrivals)
+        stale = staleness(written, arrivals)
+        from_bus = staleness(stored, arrivals)
         final = {name: marks[-1][0] for name, marks in written.items() if marks}
         seen = {(index, name): mark for _, index, name, mark in arrivals}
         wrong = sum(mark != final[name] for (_, name), mark in seen.items())
@@ -345,7 +345,7 @@ def _quantile(values: list[float], share: float) -> float:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
 
-def _staleness(
+def staleness(
     written: dict[str, list[tuple[int, float]]], arrivals: list[list[Any]]
 ) -> list[float]:
     """How old what a sidecar had was when the next value came: since the first write that it had

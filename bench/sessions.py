@@ -1,11 +1,13 @@
 """Sessions and fan-out alone: the gateway's Python in this process, without sockets and bus.
 
     python bench/sessions.py [--services N] [--sidecars N] [--scoped] [--rounds N]
-                             [--profile CHANGE] [--memory]
+                             [--profile CHANGE] [--memory] [--storm PER_S [--storm-s N]]
 
 Prints microseconds of processor for each push and its acknowledgement, the least of some rounds,
 and with `--memory` what Python has allocated for each idle stream, by file. What the carrier adds
-is told by `transport.py`.
+is told by `transport.py`. With `--storm` so many endpoints change a second, where a second is one
+of processor of the gateway: how stale sidecars are of a gateway that has a core to itself, whatever
+else is on the machine.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import asyncio
 import cProfile
 import gc
 import pstats
+import random
 import sys
 import tempfile
 import time
@@ -36,22 +39,34 @@ from meshbus_xds_gateway.carrier import (
     Status,
     Tls,
 )
+from meshbus_xds_gateway.classes import NOT_COMPILED
 from meshbus_xds_gateway.content import forget_responses
 from meshbus_xds_gateway.fleet import Fleet
 from meshbus_xds_gateway.load import Load, LoadLimits
 from meshbus_xds_gateway.metrics import GatewayMetrics
 from meshbus_xds_gateway.streams import SERVICE, StreamLimits, XdsServer
 from prometheus_client import CollectorRegistry
+from scenarios import staleness
 from topology import CLUSTER, Rows, Size, Topology
 
+from meshbus.bus.interface import Message
 from meshbus.bus.memory import MemoryBus, MemoryServer
+from meshbus.bus.mirror import WorldMirror
 from meshbus.compile.resources import CDS, LDS
+from meshbus.model.envelope import seal
+from meshbus.model.keys import subject_of
+from meshbus.model.rows import encode_row
 from meshbus.model.world import Put, World
 from meshbus.runtime.admin import Admin
 from meshbus.runtime.clock import SystemClock
 from meshbus.runtime.service import Context
 
 METHOD = SERVICE + "DeltaAggregatedResources"
+_ROW_S = 12e-6
+"""What NATS's client and the follower take of a row in a storm, by a profile of a whole gateway."""
+_PUSH_S = 15e-6
+"""What the native carrier takes of a push and its acknowledgement."""
+_IDLE_S = 0.0005
 
 
 class Sidecar:
@@ -162,6 +177,8 @@ class Bench:
         self.used = 0.0
         """Processor seconds of the gateway since `begin`."""
         self.marks = 0
+        self.mirror = WorldMirror(NOT_COMPILED)
+        """Where rows of a storm come in."""
         tasks.create_task(self.fleet.run())
 
     async def start(self) -> None:
@@ -174,6 +191,72 @@ class Bench:
         sequence = self.world.sequence + 1
         self.world, touched = self.world.apply([Put(k, sequence, 0.0, r) for k, r in rows.items()])
         self.fleet.world_changed(self.world, touched)
+
+    def messages(self, rows: Rows) -> list[Message]:
+        """What a writer sends."""
+        out = []
+        for key, row in rows.items():
+            assert row is not None
+            self.marks += 1
+            data = seal(key, encode_row(row), ts=0.0, writer="bench")
+            out.append(Message(subject_of(key), data, self.marks))
+        return out
+
+    async def storm(self, per_second: int, seconds: float) -> str:
+        """Endpoint changes all over the mesh, in time that passes as the gateway uses it."""
+        handler = self.carrier.handler
+        assert handler is not None
+        services = self.topology.size.services
+        tracked = {self.topology.cluster(n): n for n in range(0, services, max(1, services // 20))}
+        names = {number: name for name, number in tracked.items()}
+        written: dict[str, list[tuple[int, float]]] = {name: [] for name in tracked}
+        arrivals: list[list[Any]] = []
+        chosen = random.Random(7)
+        batch: Batch = []
+        count, idle, quiet = 0, 0.0, 0
+        self.begin()
+        while self.used < seconds or self.fleet.sequence < self.marks or quiet < 3:
+            due = int(min(self.used, seconds) * per_second) - count
+            messages: list[Message] = []
+            for _ in range(due):
+                number, count = chosen.randrange(services), count + 1
+                mark = self.marks + 1
+                messages += self.messages(self.topology.endpoints(number, mark))
+                if number in names:
+                    written[names[number]].append((mark, self.used))
+            began = time.process_time()
+            if messages:
+                self.mirror.apply(messages)
+            if batch:
+                handler(batch)
+            await asyncio.sleep(0)
+            self.used += time.process_time() - began + due * _ROW_S
+            sent, self.carrier.sent = self.carrier.sent, []
+            pushes = sum(len(streams) for _, streams in sent)
+            self.used += pushes * _PUSH_S
+            self.pushes += pushes
+            batch = []
+            for message, streams in sent:
+                marks = told(message).marks
+                for number in streams:
+                    batch += [(number, answer) for answer in self.sidecars[number].answers(message)]
+                    arrivals += [
+                        [self.used, number, name, marks[name]] for name in marks if name in tracked
+                    ]
+            quiet = 0 if messages or sent else quiet + 1
+            if quiet:
+                self.used += _IDLE_S
+                idle += _IDLE_S
+        stale = sorted(staleness(written, arrivals))
+        seen = {(number, name): mark for _, number, name, mark in arrivals}
+        wrong = sum(mark != written[name][-1][0] for (_, name), mark in seen.items())
+        median, p99 = (stale[len(stale) * share // 100] * 1e3 for share in (50, 99))
+        return (
+            f"storm: {count / seconds:.0f}/s for {seconds:.0f} s of processor, stale by "
+            f"{median:.0f} ms in the median, {p99:.0f} at p99, {stale[-1] * 1e3:.0f} at most; "
+            f"{self.pushes / count:.2f} responses a change, busy {1 - idle / self.used:.2f} of the "
+            f"time, {wrong} wrong in the end"
+        )
 
     def begin(self) -> None:
         """Count from now on."""
@@ -291,6 +374,13 @@ async def run(given: argparse.Namespace) -> None:
         async with asyncio.TaskGroup() as tasks:
             bench = Bench(topology, Path(folder), tasks)
             await bench.start()
+            if given.storm:
+                rows = bench.messages(topology.rows())
+                bench.mirror.begin()
+                bench.fleet.follow(bench.mirror)
+                bench.mirror.apply(rows)
+                bench.mirror.end(bench.marks)
+                bench.world = bench.mirror.world
             await bench.settle()
             bench.begin()
             snapshot: Callable[[], tracemalloc.Snapshot] = tracemalloc.take_snapshot
@@ -307,6 +397,9 @@ async def run(given: argparse.Namespace) -> None:
             else:
                 await bench.connect(given.sidecars)
                 print(f"cold: {bench.used:.2f} s, {bench.pushes} responses")
+                if given.storm:
+                    print(await bench.storm(given.storm, given.storm_s))
+                    given.changes = ()
                 for kind in given.changes:
                     profile = given.profile == kind
                     pushes, us, ms = await bench.measure(kind, given.rounds, profile)
@@ -325,6 +418,8 @@ def main() -> None:
     parser.add_argument("--changes", nargs="*", default=("endpoint", "route", "policy", "service"))
     parser.add_argument("--profile", default="")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--storm", type=int, default=0, help="endpoint changes a second")
+    parser.add_argument("--storm-s", type=float, default=10.0, dest="storm_s")
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     asyncio.run(run(given))
