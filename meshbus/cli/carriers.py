@@ -309,7 +309,7 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         f"{UNIT}/test_compile_cluster_truths.py",
     ),
     ("MeshConfig", "outboundClusterStatName"): (
-        "Cluster.alt_stat_name",
+        "Cluster.alt_stat_name, TcpProxy.stat_prefix",
         f"{GOLDEN}/router-settings.in.yaml",
     ),
     ("MeshConfig", "defaultTrafficPolicy"): ("Cluster", f"{GOLDEN}/sidecar-settings.in.yaml"),

@@ -16,6 +16,7 @@ from meshbus.compile.http_routes import (
 )
 from meshbus.compile.names import ClusterName, is_wildcard, overlaps
 from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
+from meshbus.compile.stat_names import outbound_stat_name
 from meshbus.compile.values import uint32
 from meshbus.model.keys import Key
 
@@ -38,12 +39,14 @@ class L4Route(NamedTuple):
     """After which a connection is closed whatever is on it; None: never."""
     owner: str = ""
     """`NAME.NAMESPACE` of the virtual service that says it."""
+    counted: str = ""
+    """What MeshConfig's pattern makes of the name of its one cluster; empty: no pattern."""
 
     @property
     def stat_prefix(self) -> str:
         """Under which its connections are counted: the cluster, or who divides them.
         Source: Istio, buildOutboundNetworkFilters."""
-        return self.clusters[0][0] if len(self.clusters) == 1 else self.owner
+        return (self.counted or self.clusters[0][0]) if len(self.clusters) == 1 else self.owner
 
 
 def straight(cluster: ClusterName, context: RouteContext) -> L4Route:
@@ -63,7 +66,18 @@ def _as_asked(route: L4Route, clusters: tuple[ClusterName, ...], context: RouteC
         tunnel=asked[0].tunnel if len(asked) == 1 else None,
         idle_ns=asked[0].idle_ns,
         lifetime_ns=asked[0].lifetime_ns,
+        counted=_counted(clusters[0], context) if len(clusters) == 1 else "",
     )
+
+
+def _counted(cluster: ClusterName, context: RouteContext) -> str:
+    """As the cluster itself is counted, without what ends a tag."""
+    pattern = context.settings.outbound_stat_name
+    row = context.service(cluster.host) if pattern else None
+    port = next((p for p in row.ports if p.number == cluster.port), None) if row else None
+    if row is None or port is None:
+        return ""
+    return outbound_stat_name(pattern, row, port, cluster.subset).removesuffix(";")
 
 
 def tcp_filter(route: L4Route, reporting: Reporting) -> lc_pb2.Filter:

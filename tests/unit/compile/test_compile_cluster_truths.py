@@ -267,3 +267,18 @@ def test_names_of_applications_in_statistics() -> None:
     }
     assert counted == {"web.default_82_tcp_82"}
     assert "altStatName" not in made().cluster("inbound|82||")
+
+
+def test_connections_are_counted_as_their_cluster_is() -> None:
+    mesh = {"outboundClusterStatName": "%SERVICE%_%SERVICE_PORT%_%SUBSET_NAME%"}
+    result = made(mesh=mesh)
+    assert result.cluster(f"outbound|82||{WEB}")["altStatName"] == "web.default_82_;"
+    assert result.tcp("10.0.0.1_82")["statPrefix"] == "web.default_82_"
+    subset = (
+        "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n"
+        "metadata: {name: web, namespace: default}\n"
+        "spec: {host: web, subsets: [{name: v1, labels: {version: v1}}]}\n"
+    )
+    one = "{hosts: [web], tcp: [{route: [{destination: {host: web, subset: v1}}]}]}"
+    split = made(subset + virtual(one), mesh=mesh)
+    assert split.tcp("10.0.0.1_82")["statPrefix"] == "web.default_82_v1"
