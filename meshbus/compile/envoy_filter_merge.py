@@ -6,6 +6,8 @@ from typing import Any
 from google.protobuf import any_pb2, json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from udpa.type.v1 import typed_struct_pb2 as udpa_struct_pb2
+from xds.type.v3 import typed_struct_pb2 as xds_struct_pb2
 
 from meshbus.api.envoy_types import (
     message_type,
@@ -85,10 +87,56 @@ def _merge_map(held: Any, field: FieldDescriptor, value: Any, replace_lists: boo
 
 
 def _merge_any(target: any_pb2.Any, patch: any_pb2.Any) -> None:
-    kind = type_of_url(patch.type_url) if patch.type_url == target.type_url else None
-    if kind is None:
+    kind = type_of_url(target.type_url)
+    if kind is None or url_within(patch) != target.type_url:
         target.CopyFrom(patch)
         return
-    whole, part = kind.FromString(target.value), kind.FromString(patch.value)
+    whole, part = kind.FromString(target.value), kind()
+    inner = _struct_of(patch)
+    if inner is None:
+        part.MergeFromString(patch.value)
+    else:
+        json = with_protobuf_durations(json_format.MessageToDict(inner.value), part.DESCRIPTOR)
+        json_format.ParseDict(dict(json), part, max_recursion_depth=_DEPTH)
     merge(whole, part)
     target.CopyFrom(any_of(whole))
+
+
+def _struct_of(message: any_pb2.Any) -> Any:
+    """The `TypedStruct` that a message is; None: it is of another type."""
+    for kind in (udpa_struct_pb2.TypedStruct, xds_struct_pb2.TypedStruct):
+        if message.Is(kind.DESCRIPTOR):
+            return kind.FromString(message.value)
+    return None
+
+
+def url_within(message: any_pb2.Any) -> str:
+    """The type of a message, that of its content where it is a `TypedStruct`."""
+    inner = _struct_of(message)
+    return message.type_url if inner is None else str(inner.type_url)
+
+
+def merge_filter(target: Any, patch: Any, path: str, *, replace_lists: bool = False) -> None:
+    """Fields of a filter over those of one that is there, which stays of its type.
+
+    Raises:
+        NotCompiledError: The patch has a configuration, and that of the filter is of another type,
+            or comes apart from the listener.
+    Source: Istio, mergeHTTPFilter and patchNetworkFilter: what they leave as it is is told here.
+    """
+    if patch.HasField("typed_config"):
+        if not target.HasField("typed_config"):
+            if target.HasField("config_discovery"):
+                raise NotCompiledError(
+                    path, f"what configures {target.name} comes by ECDS: nothing merges into it"
+                )
+        elif url_within(patch.typed_config) != url_within(target.typed_config):
+            held, wanted = _short(target.typed_config), _short(patch.typed_config)
+            raise NotCompiledError(
+                path, f"{target.name} is configured by {held}, not by {wanted}: REPLACE it"
+            )
+    merge(target, patch, replace_lists=replace_lists)
+
+
+def _short(message: any_pb2.Any) -> str:
+    return url_within(message).rpartition("/")[2]

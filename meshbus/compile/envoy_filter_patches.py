@@ -14,7 +14,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 
 from meshbus.api.envoy_types import PATCHED_TYPES
 from meshbus.compile.connections import HCM
-from meshbus.compile.envoy_filter_merge import merge, message_of_value
+from meshbus.compile.envoy_filter_merge import merge, merge_filter, message_of_value
 from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.values import any_of
 from meshbus.model.keys import Key
@@ -90,6 +90,7 @@ def canonical(name: str) -> str:
 
 _MERGES = frozenset({"MERGE", "MERGE_AND_REPLACE_LIST"})
 _INSERTIONS = frozenset({"INSERT_FIRST", "INSERT_BEFORE", "INSERT_AFTER"})
+_FILTERS = frozenset({"NETWORK_FILTER", "HTTP_FILTER", "LISTENER_FILTER"})
 _ORDERED = frozenset({"NETWORK_FILTER", "HTTP_FILTER", "LISTENER_FILTER", "HTTP_ROUTE"})
 """What has neighbours; of all else an insertion is an addition."""
 _OUTSIDE_IN = {
@@ -149,9 +150,13 @@ def change_list(items: Any, patch: Patch, place: Place) -> bool:
     operation = patch.operation
     chosen = [index for index, item in enumerate(items) if place.picks(item)]
     if operation in _MERGES:
-        value = patch.message()
+        value, lists = patch.message(), operation == "MERGE_AND_REPLACE_LIST"
         for index in chosen:
-            merge(items[index], value, replace_lists=operation == "MERGE_AND_REPLACE_LIST")
+            if patch.apply_to in _FILTERS:
+                path = f"{patch.path}.patch.value.typedConfig"
+                merge_filter(items[index], value, path, replace_lists=lists)
+            else:
+                merge(items[index], value, replace_lists=lists)
         return bool(chosen)
     if operation in ("REMOVE", "REPLACE"):
         if not place.named:

@@ -330,6 +330,150 @@ def test_a_merge_meets_what_later_patches_insert() -> None:
     assert findings(found) == {}
 
 
+UDPA = "type.googleapis.com/udpa.type.v1.TypedStruct"
+XDS = "type.googleapis.com/xds.type.v3.TypedStruct"
+
+
+@pytest.mark.parametrize("wrapped", [UDPA, XDS])
+def test_a_merge_reads_a_typed_struct_as_what_it_holds(wrapped: str) -> None:
+    kind = LUA["typedConfig"]["@type"]
+    inside = {"source_codes": {"b": {"inline_string": "--"}}}
+    value = {"typed_config": {"@type": wrapped, "type_url": kind, "value": inside}}
+    merge = patch("HTTP_FILTER", "MERGE", value, context="SIDECAR_OUTBOUND", listener=at("lua"))
+    insert = patch("HTTP_FILTER", "INSERT_FIRST", LUA, context="SIDECAR_OUTBOUND")
+    found = followed(envoy_filter(insert, merge))
+    manager = found.listeners["0.0.0.0_80"]["filterChains"][0]["filters"][-1]["typedConfig"]
+    held = manager["httpFilters"][0]["typedConfig"]
+    assert held["@type"] == kind
+    assert held["sourceCodes"] == {"b": {"inlineString": "--"}}
+    assert "defaultSourceCode" in held, "it was there before"
+
+
+def test_a_typed_struct_is_added_as_it_is() -> None:
+    value = {
+        "name": "mine",
+        "typed_config": {"@type": UDPA, "type_url": "a/b.C", "value": {"x": 1}},
+    }
+    found = followed(
+        envoy_filter(patch("HTTP_FILTER", "INSERT_FIRST", value, context="SIDECAR_OUTBOUND"))
+    )
+    manager = found.listeners["0.0.0.0_80"]["filterChains"][0]["filters"][-1]["typedConfig"]
+    assert manager["httpFilters"][0]["typedConfig"]["typeUrl"] == "a/b.C"
+
+
+@pytest.mark.parametrize(
+    ("apply_to", "side", "match", "message"),
+    [
+        (
+            "HTTP_FILTER",
+            "SIDECAR_OUTBOUND",
+            at("envoy.filters.http.router"),
+            ".router.v3.Router, not by envoy.extensions.filters.http.lua.v3.Lua: REPLACE it",
+        ),
+        (
+            "NETWORK_FILTER",
+            "SIDECAR_OUTBOUND",
+            {"filterChain": {"filter": {"name": HCM}}},
+            "REPLACE it",
+        ),
+        (
+            "LISTENER_FILTER",
+            "SIDECAR_INBOUND",
+            {"listenerFilter": "envoy.filters.listener.tls_inspector"},
+            "REPLACE it",
+        ),
+        (
+            "HTTP_FILTER",
+            "SIDECAR_INBOUND",
+            at("envoy.filters.http.jwt_authn"),
+            "what configures envoy.filters.http.jwt_authn comes by ECDS: nothing merges into it",
+        ),
+    ],
+)
+def test_a_filter_stays_of_its_type(apply_to: str, side: str, match: Changes, message: str) -> None:
+    """Merged into another type, Envoy would take it for what it is not."""
+    plain = followed()
+    value = {"typedConfig": LUA["typedConfig"]}
+    change = patch(apply_to, "MERGE", value, context=side, listener=match)
+    found = followed(envoy_filter(change))
+    assert found.listeners == plain.listeners
+    told = findings(found)["spec.configPatches[0].patch.value.typedConfig"]
+    assert told.endswith(message)
+
+
+def test_a_filter_that_is_merged_may_get_another_name() -> None:
+    """So that something else may stand where it was found."""
+    of = at("envoy.filters.http.cors")
+    change = patch(
+        "HTTP_FILTER", "MERGE", {"name": "mine"}, context="SIDECAR_OUTBOUND", listener=of
+    )
+    held = http_filters(followed(envoy_filter(change)).listeners["0.0.0.0_80"])
+    assert "mine" in held
+    assert "envoy.filters.http.cors" not in held
+
+
+def test_removed_and_added_again_a_filter_is_there_once() -> None:
+    """Of two patches with the same match the priority says which comes first."""
+    of = at("envoy.filters.http.cors")
+    gone = patch("HTTP_FILTER", "REMOVE", context="SIDECAR_OUTBOUND", listener=of)
+    again = {**LUA, "name": "envoy.filters.http.cors"}
+    first = patch("HTTP_FILTER", "INSERT_FIRST", again, context="SIDECAR_OUTBOUND", listener=of)
+    found = followed(
+        envoy_filter(first, name="adds", priority=2), envoy_filter(gone, name="removes", priority=1)
+    )
+    assert http_filters(found.listeners["0.0.0.0_80"]).count("envoy.filters.http.cors") == 1
+    found = followed(
+        envoy_filter(first, name="adds", priority=1), envoy_filter(gone, name="removes", priority=2)
+    )
+    assert "envoy.filters.http.cors" not in http_filters(found.listeners["0.0.0.0_80"])
+
+
+def test_a_merge_adds_to_lists_and_a_replacing_one_takes_their_place() -> None:
+    value = {"listenerFilters": [{"name": "mine"}]}
+    of = {"portNumber": 15006}
+
+    def names(operation: str) -> list[str]:
+        change = patch("LISTENER", operation, value, context="SIDECAR_INBOUND", listener=of)
+        listener = followed(envoy_filter(change)).listeners["virtualInbound"]
+        return [item["name"] for item in listener["listenerFilters"]]
+
+    plain = [i["name"] for i in followed().listeners["virtualInbound"]["listenerFilters"]]
+    assert names("MERGE") == [*plain, "mine"]
+    assert names("MERGE_AND_REPLACE_LIST") == ["mine"]
+
+
+def test_chains_are_removed_by_what_they_match() -> None:
+    """Also the one that takes all that no other does."""
+    of = {"portNumber": 8080, "filterChain": {"transportProtocol": "tls"}}
+    world = rows(
+        service("a", ("http", 80, "HTTP"), addresses=["10.96.0.1"]),
+        endpoints("a", "10.0.0.1", ports={"http": 8080}),
+        mesh_config(),
+    )
+
+    def chains(*changes: Changes) -> list[tuple[int, str]]:
+        found = Rendered(rows(world, envoy_filter(*changes)), sidecar("a"))
+        matches = [c["filterChainMatch"] for c in found.listeners["virtualInbound"]["filterChains"]]
+        return [(m.get("destinationPort", 0), m.get("transportProtocol", "")) for m in matches]
+
+    assert (8080, "tls") in chains()
+    gone = patch("FILTER_CHAIN", "REMOVE", context="SIDECAR_INBOUND", listener=of)
+    assert (8080, "tls") not in chains(gone)
+    assert (8080, "raw_buffer") in chains(gone)
+    rest = patch(
+        "FILTER_CHAIN",
+        "REMOVE",
+        context="SIDECAR_OUTBOUND",
+        listener={
+            "name": "virtualOutbound",
+            "filterChain": {"name": "virtualOutbound-catchall-tcp"},
+        },
+    )
+    found = followed(envoy_filter(rest))
+    assert "defaultFilterChain" in followed().listeners["virtualOutbound"]
+    assert "defaultFilterChain" not in found.listeners["virtualOutbound"]
+
+
 def test_what_is_added_whole_is_left_as_it_is_written() -> None:
     extra = {"name": "extra", "domains": ["extra.example"], "routes": [{"name": "r", "match": {"prefix": "/"}, "directResponse": {"status": 200}}]}  # fmt: skip  # noqa: E501
     tag = {"responseHeadersToAdd": [{"header": {"key": "x-patched", "value": "1"}}]}
