@@ -255,6 +255,18 @@ def test_wildcard_hosts_directly(task_mesh: TaskMesh, config: Config) -> None:
     assert task_mesh.get("https://outside.example.com/").status == 0
 
 
+def test_wildcard_hosts_are_looked_up_by_name(task_mesh: TaskMesh, config: Config) -> None:
+    """Wherever the application was going: the name in its request decides."""
+    config.apply(REGISTRY_ONLY + "---" + WILD + "  resolution: DYNAMIC_DNS\n")
+    trust, url = roots(task_mesh), "https://a.wild.example.com/"
+    until(lambda: task_mesh.get(url, trust=trust).version == "outside", "it is allowed")
+    elsewhere = (task_mesh.address("default/tcp-echo-v1-0"), 443)
+    assert task_mesh.get(url, trust=trust, via=elsewhere).version == "outside"
+    elsewhere = (elsewhere[0], 80)
+    assert task_mesh.get("http://b.wild.example.com/", via=elsewhere).version == "outside"
+    assert task_mesh.get("https://outside.example.com/").status == 0
+
+
 def test_wildcard_hosts_by_the_egress_gateway(task_mesh: TaskMesh, config: Config) -> None:
     """One server behind all of them, as for `*.wikipedia.org`."""
     config.apply(
