@@ -11,6 +11,8 @@ from envoy.config.cluster.v3 import cluster_pb2
 
 ANY_V4 = "0.0.0.0"  # noqa: S104 - what captured traffic is matched by, not what is exposed
 ANY_V6 = "::"
+FIRST_UNPRIVILEGED = 1024
+"""Ports below it are bound with privileges alone."""
 
 
 class Families(NamedTuple):

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from meshbus.compile.endpoints import target_ports
 from meshbus.compile.engine import Reader
+from meshbus.compile.families import FIRST_UNPRIVILEGED
 from meshbus.compile.findings import Finding, Report
 from meshbus.compile.inbound import namespace_services, serves
 from meshbus.compile.ingress import ingress_gateways
@@ -18,7 +19,6 @@ NO_TRANSLATION = "experimental.istio.io/disable-gateway-port-translation"
 """Label of a Service whose ports say nothing about Gateways. Source: Knative's use of Istio."""
 SERVICES_ANNOTATION = "internal.istio.io/gateway-service"
 """Annotation of a Gateway: hosts of the services in front of it, in place of its selector."""
-FIRST_UNPRIVILEGED = 1024
 HTTP3_ANNOTATION = "traffic.meshbus.io/http3"
 """Annotation of a Gateway: its HTTPS servers speak HTTP/3 too, over UDP."""
 TERMINATED = frozenset({"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL"})
@@ -170,8 +170,7 @@ def router_of(reader: Reader, proxy: ProxyKeys) -> Router:
             (udp if port.protocol == UDP else ports).append((port.number, behind[0]))
         untranslated = NO_TRANSLATION in row.labels
         fronts.append(Front(row.host, untranslated, tuple(ports), tuple(udp)))
-    unprivileged = dict(proxy.metadata).get("UNPRIVILEGED_POD", "").lower() == "true"
-    return Router(proxy.as_class(), tuple(fronts), unprivileged)
+    return Router(proxy.as_class(), tuple(fronts), proxy.unprivileged)
 
 
 def _ports_of(gateway: Ref, number: int, fronts: tuple[Front, ...]) -> list[int]:

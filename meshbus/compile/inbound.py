@@ -24,7 +24,7 @@ from meshbus.compile.connections import (
 from meshbus.compile.endpoints import service_addresses, target_ports
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import SERVER, Extension, extensions_of
-from meshbus.compile.families import ANY_V4, Families
+from meshbus.compile.families import ANY_V4, FIRST_UNPRIVILEGED, Families
 from meshbus.compile.findings import Finding, NotCompiledError, Part, Report
 from meshbus.compile.http_routes import retry_policy
 from meshbus.compile.names import (
@@ -290,6 +290,7 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
     ports = tuple(
         port._replace(counted=_stat_name(reader, port))
         for port in _with_ingress(served_ports(reader, proxy), side, proxy)
+        if not (port.bound and proxy.unprivileged and port.port < FIRST_UNPRIVILEGED)
     )
     connections = NO_SECURITY
     if any(not is_http(port.protocol) for port in ports):

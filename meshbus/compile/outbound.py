@@ -27,6 +27,7 @@ from meshbus.compile.dynamic_names import named_as_met, names_cache, resolve_sni
 from meshbus.compile.endpoints import service_addresses
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import CLIENT, PHASES, http_filters, network_filters
+from meshbus.compile.families import FIRST_UNPRIVILEGED
 from meshbus.compile.findings import Part, Report
 from meshbus.compile.l4_routes import (
     L4Route,
@@ -122,7 +123,14 @@ class Lost(NamedTuple):
     service: Key
     port: int
     winner: str
-    """Host."""
+    """Host; empty: the proxy may not bind the port."""
+
+    @property
+    def message(self) -> str:
+        """For whoever wrote the service."""
+        if not self.winner:
+            return f"port {self.port} is below {FIRST_UNPRIVILEGED}: the proxy may not bind it"
+        return f"port {self.port} is taken by {self.winner}: nothing tells the two apart"
 
 
 class Plan(NamedTuple):
@@ -199,7 +207,8 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         # Its address, or that of the machine, is every service's.
         placed |= dict.fromkeys(numbers.difference(own), anywhere)
     reserved = _reserved(reader, view, placed)
-    http -= reserved
+    barred = {n for n, e in placed.items() if not (e.captured or view.may_bind(n))}
+    http -= reserved | barred
     for host, ref in in_precedence(reader, visible, view.namespace):
         if host in stands_for:
             continue
@@ -221,6 +230,9 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                 continue
             number = port.number
             shares = is_http(port.protocol) or not (single or networks or row.headless)
+            if number in barred:
+                lost.append(Lost(ref.key, number, ""))
+                continue
             if number in reserved and (shares or networks):
                 lost.append(Lost(ref.key, number, "the proxy itself"))
                 continue
@@ -265,7 +277,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     proxies = tuple(
         (e.port, SharedPort(True, (), (), "", e.bind or view.families.localhost, False, True))
         for e in view.viewer.egress
-        if e.protocol == HTTP_PROXY and e.port and e.port not in shared
+        if e.protocol == HTTP_PROXY and e.port and view.may_bind(e.port) and e.port not in shared
     )
     return Plan(
         tuple(sorted(bound, key=lambda b: (b.addresses, b.port))),
@@ -335,8 +347,7 @@ def captured_listeners(reader: Reader, view: View) -> Part:
         out.append(_shared_listener(reader, view, port, shared, reporting, report))
     for loser in plan.lost:
         row: Service = reader.get(loser.service)
-        message = f"port {loser.port} is taken by {loser.winner}: nothing tells the two apart"
-        report.add(source_key(loser.service, row), "spec.ports", message)
+        report.add(source_key(loser.service, row), "spec.ports", loser.message)
     resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
     return Part(resources, report.findings())
 

@@ -179,6 +179,7 @@ def outbound_view(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> 
         headers_of(settings.proxy_config, proxy.proxy_config),
         proxy.capture == CAPTURE_NONE,
         _asks(reader, proxy, patched),
+        proxy.unprivileged,
     )
     made: View = reader.node(the_one, view)
     return made

@@ -68,6 +68,11 @@ class ProxyKeys:
         return self.type == SIDECAR and self.capture == CAPTURE_TPROXY
 
     @property
+    def unprivileged(self) -> bool:
+        """It may not bind ports below `FIRST_UNPRIVILEGED`."""
+        return dict(self.metadata).get("UNPRIVILEGED_POD", "").lower() == "true"
+
+    @property
     def speaks_grpc(self) -> bool:
         """No Envoy: an application that speaks xDS through gRPC (`GENERATOR: grpc`)."""
         return ("GENERATOR", "grpc") in self.metadata

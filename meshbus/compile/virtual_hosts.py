@@ -15,7 +15,7 @@ from google.protobuf import duration_pb2
 from meshbus.compile.connections import Tunnel
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import Extension
-from meshbus.compile.families import Families
+from meshbus.compile.families import FIRST_UNPRIVILEGED, Families
 from meshbus.compile.findings import Finding, NotCompiledError, Part, Report
 from meshbus.compile.headings import Labels
 from meshbus.compile.http_routes import (
@@ -96,6 +96,12 @@ class View(NamedTuple):
     bound: bool = False
     """Nothing is redirected: every port of a service has a listener that binds it."""
     on_demand: OnDemand = EVERYTHING_BEFORE
+    unprivileged: bool = False
+    """Ports below 1024 cannot be bound."""
+
+    def may_bind(self, port: int) -> bool:
+        """The proxies are allowed to."""
+        return not self.unprivileged or port >= FIRST_UNPRIVILEGED
 
     @property
     def namespace(self) -> str:
