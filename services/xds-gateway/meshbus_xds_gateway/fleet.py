@@ -36,6 +36,7 @@ from meshbus_xds_gateway.secret_resources import certificate_at, trust_secret
 from meshbus_xds_gateway.session import Session, Wake
 from meshbus_xds_gateway.unsettled import Unsettled
 from meshbus_xds_gateway.verdicts import Verdicts
+from meshbus_xds_gateway.wire import forget_uploads
 
 _LOOK_S = 0.02
 """Between two looks at everyone, at least;"""
@@ -44,6 +45,8 @@ _LOOK_SHARE = 0.05
 _SLICE_S = 0.02
 """How long snapshots are made before other work of the process gets its turn."""
 
+_GIVE_BACK_S = 30.0
+"""Between two times that memory is given back: it walks over all of the heap."""
 _GIVEN_AT_ONCE = 16
 """Clients between two looks at the clock."""
 _LINGER_S = 60.0
@@ -135,6 +138,9 @@ class Fleet:
         self._next_touched: set[Query] = set()
         self._pulse = asyncio.Event()
         self._next_look = 0.0
+        self._let_go = False
+        """Of memory, which has not been given back yet."""
+        self._next_giving_back = 0.0
         metrics.compiled_by(self._classes.engine)
 
     # ------------------------------------------------------------------ rows in
@@ -270,14 +276,16 @@ class Fleet:
         self.sequence = sequence
         self._settle(list(self._unsettled))
 
-    def _forget_departed(self) -> None:
-        """Let go of what was compiled for proxies that have not come back."""
+    def _forget_departed(self) -> bool:
+        """Let go of what was compiled for proxies that have not come back. True: some were."""
         now = self._context.clock.monotonic()
         most = _LINGERING + len(self.clients)
+        before = len(self._departed)
         while self._departed and (
             now - self._departed[0][0] > _LINGER_S or len(self._departed) > most
         ):
             self._classes.leave(self._departed.popleft()[1])
+        return len(self._departed) < before
 
     def _moved(self, client: Client) -> bool:
         """Follow the row of a proxy's workload. True: it is of another class now."""
@@ -384,9 +392,12 @@ class Fleet:
 
     def look(self) -> None:
         """Time may have passed for sessions that waited for their clients."""
-        self._forget_departed()
+        let_go = (self._forget_departed(), forget_responses(), forget_uploads())
         self._judge()
-        if forget_responses():
+        self._let_go = self._let_go or any(let_go)
+        now = self._context.clock.monotonic()
+        if self._let_go and now >= self._next_giving_back:
+            self._let_go, self._next_giving_back = False, now + _GIVE_BACK_S
             give_back_memory()
         if self._unsettled:
             self._settle(list(self._unsettled))

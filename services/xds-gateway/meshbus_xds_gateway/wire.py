@@ -97,8 +97,21 @@ class _Uploads:
         self._once: OrderedDict[int, None] = OrderedDict()
         self._held: OrderedDict[bytes, DeltaRequest] = OrderedDict()
         self._bytes = 0
+        self.used = False
+        """One came since `rest`."""
+
+    def rest(self) -> bool:
+        """Let go of all of them when none came since the last time. True: there were some."""
+        idle = not self.used and bool(self._once)
+        if idle:
+            self._held.clear()
+            self._once.clear()
+            self._bytes = 0
+        self.used = False
+        return idle
 
     def get(self, data: bytes) -> DeltaRequest | None:
+        self.used = True
         found = self._held.get(data)
         if found is not None:
             self._held.move_to_end(data)
@@ -118,6 +131,12 @@ class _Uploads:
 
 
 _uploads = _Uploads()
+
+
+def forget_uploads() -> bool:
+    """Call now and then: long requests that nobody sends any more are let go of. True: some
+    were."""
+    return _uploads.rest()
 
 
 def decode_delta(data: bytes) -> DeltaRequest:

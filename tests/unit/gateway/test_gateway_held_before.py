@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from meshbus_xds_gateway.content import Content, content_of, names_of
 from meshbus_xds_gateway.held_before import KnownVersions, covered_by, held_by
-from meshbus_xds_gateway.wire import decode_delta
+from meshbus_xds_gateway.wire import decode_delta, forget_uploads
 
 from meshbus.compile.layers import Layer, layer_of
 from meshbus.compile.resources import CDS, EDS, resource_of
@@ -82,3 +82,24 @@ def test_a_request_says_the_same_whatever_is_done_with_its_versions() -> None:
         assert request.node.id == "sidecar~1~a.b~c"
         assert request.error_detail.message == "no"
         assert dict(request.known) == {"a": "1"}
+
+
+def test_uploads_that_nobody_sends_any_more_are_let_go() -> None:
+    while forget_uploads():
+        pass
+    message = discovery_pb2.DeltaDiscoveryRequest(type_url=CDS)
+    for number in range(300):
+        message.initial_resource_versions[f"cluster-{number}"] = "version"
+    data = message.SerializeToString()
+
+    def known() -> object:
+        return decode_delta(data).known
+
+    first, second, third = known(), known(), known()
+    assert first is not second
+    assert second is third
+    assert not forget_uploads()
+    assert known() is third
+    assert not forget_uploads()
+    assert forget_uploads()
+    assert known() is not third
