@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from meshbus.api.envoy_types import message_type
 from meshbus.compile.connections import HCM
 from meshbus.compile.engine import Reader
+from meshbus.compile.envoy_filter_1_4 import filter_of
 from meshbus.compile.envoy_filter_patches import (
     GATEWAY,
     INBOUND,
@@ -122,7 +123,7 @@ def _old_patch(key: Key, path: str, item: Mapping[str, Any]) -> Patch:
             "filterChain": {"filter": inner, "protocol": "" if protocol == "ALL" else protocol},
         },
         _OLD_INSERTIONS.get(str(position.get("index") or ""), ""),
-        {"name": str(item.get("filterName") or ""), "typedConfig": item.get("filterConfig") or {}},
+        filter_of(str(item.get("filterName") or ""), item.get("filterConfig") or {}, http=http),
     )
 
 

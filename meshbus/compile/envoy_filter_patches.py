@@ -14,6 +14,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 
 from meshbus.api.envoy_types import PATCHED_TYPES
 from meshbus.compile.connections import HCM
+from meshbus.compile.envoy_filter_1_4 import name_of_today
 from meshbus.compile.envoy_filter_merge import merge, merge_filter, message_of_value
 from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.values import any_of
@@ -22,13 +23,6 @@ from meshbus.model.keys import Key
 INBOUND = "SIDECAR_INBOUND"
 OUTBOUND = "SIDECAR_OUTBOUND"
 GATEWAY = "GATEWAY"
-_OLD_NAMES = {
-    "envoy.http_connection_manager": HCM,
-    "envoy.tcp_proxy": "envoy.filters.network.tcp_proxy",
-    "envoy.router": "envoy.filters.http.router",
-    "envoy.cors": "envoy.filters.http.cors",
-    "envoy.fault": "envoy.filters.http.fault",
-}
 _ROUTER = "envoy.filters.http.router"
 _CAPTURING = ("virtualInbound", "virtualOutbound")
 _TERMINAL = (HCM, "envoy.filters.network.tcp_proxy")
@@ -72,9 +66,9 @@ class Patch(NamedTuple):
         Raises:
             NotCompiledError: It is none.
         """
-        return message_of_value(
-            PATCHED_TYPES[self.apply_to], self.value, f"{self.path}.patch.value"
-        )
+        old = self.path.startswith("spec.filters[")
+        field = "filterConfig" if old else "patch.value"
+        return message_of_value(PATCHED_TYPES[self.apply_to], self.value, f"{self.path}.{field}")
 
     def concerns(self, context: str) -> bool:
         """Resources of this side of a proxy are patched."""
@@ -83,7 +77,7 @@ class Patch(NamedTuple):
 
 def canonical(name: str) -> str:
     """The present name of a filter."""
-    return _OLD_NAMES.get(name, name)
+    return name_of_today(name)
 
 
 # --------------------------------------------------------------------------- order

@@ -18,6 +18,8 @@ from meshes import (
     sidecar,
 )
 
+from meshbus.api.envoy_types import type_of_url
+from meshbus.compile import envoy_filter_1_4
 from meshbus.compile.resources import CDS, ECDS, EDS
 
 MESH = rows(
@@ -795,6 +797,39 @@ def test_the_form_of_1_4_inserts_filters() -> None:
     }
     found = followed(envoy_filter(filters=[old], workloadLabels={"app": "a"}))
     assert http_filters(found.listeners["0.0.0.0_80"])[-2] == "lua"
+
+
+def test_a_filter_of_1_4_says_its_type_by_its_name() -> None:
+    """The example of Istio 1.4's own reference page."""
+    old = {
+        "listenerMatch": {"listenerType": "SIDECAR_OUTBOUND", "listenerProtocol": "HTTP"},
+        "filterType": "HTTP",
+        "filterName": "envoy.lua",
+        "filterConfig": {"inlineCode": "function envoy_on_request(handle) end"},
+    }
+    found = followed(envoy_filter(filters=[old], workloadLabels={"app": "a"}))
+    assert not found.snapshot.findings
+    assert http_filters(found.listeners["0.0.0.0_80"])[0] == "envoy.filters.http.lua"
+
+
+@pytest.mark.parametrize("layer", ["http", "network"])
+def test_types_of_old_filters_are_there(layer: str) -> None:
+    for short in {"http": envoy_filter_1_4._HTTP, "network": envoy_filter_1_4._NETWORK}[layer]:
+        made = envoy_filter_1_4.filter_of(f"envoy.{short}", {}, http=layer == "http")
+        assert made["name"] == f"envoy.filters.{layer}.{short}"
+        assert type_of_url(made["typedConfig"]["@type"]) is not None, short
+
+
+def test_old_filters_that_say_their_type_or_are_not_known_stay_as_they_are() -> None:
+    typed = {"@type": "type.googleapis.com/google.protobuf.Struct"}
+    for name, said in (("envoy.lua", typed), ("envoy.squash", {"cluster": "x"})):
+        made = envoy_filter_1_4.filter_of(name, said, http=True)
+        assert made == {"name": name, "typedConfig": said}
+    assert envoy_filter_1_4.name_of_today("envoy.lua") == "envoy.filters.http.lua"
+    assert envoy_filter_1_4.name_of_today("envoy.ext_authz") == "envoy.ext_authz", "which of two?"
+    assert envoy_filter_1_4.name_of_today("envoy.filters.http.lua") == "envoy.filters.http.lua"
+    limit = envoy_filter_1_4.filter_of("envoy.rate_limit", {}, http=True)
+    assert limit["name"] == "envoy.filters.http.ratelimit"
 
 
 @pytest.mark.parametrize(
