@@ -20,8 +20,8 @@ def down(
     except HomeError as error:
         print(f"meshbus down: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    if not ended:
-        print(f"nothing runs in {place.path}", file=sys.stderr)
+    what = f"{len(ended)} processes have ended" if ended else "nothing runs"
+    print(f"{what} in {place.path}", file=sys.stderr)
     remaining = left_over(place)
     if remaining:
         print(f"meshbus down: still running: {', '.join(map(str, remaining))}", file=sys.stderr)

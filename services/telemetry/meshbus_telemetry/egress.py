@@ -135,6 +135,9 @@ def _way(ends: Ends, protocol: str) -> _Way | None:
         return _Way(source, principal, name or address, number or port, UNREGISTERED, "", protocol)
     if ends.cluster == _BLACK_HOLE or ends.route == _REFUSED:
         address, number = _split(ends.local)
+        if name:
+            # A name is asked for by HTTP. Where that came in may be the port of an HTTP proxy.
+            number = "80"
         return _Way(source, principal, name or address, port or number, REFUSED, "", protocol)
     return None
 

@@ -52,6 +52,10 @@ def request(found: Ends, code: int = 200) -> Request:
             ends(route="block_all", authority="x.org:81", local="192.0.2.1:81"),
             ("x.org", "81", "refused", ""),
         ),
+        (
+            ends(route="block_all", authority="x.org", local="127.0.0.1:15080"),
+            ("x.org", "80", "refused", ""),
+        ),
         (ends(target=INSIDE, cluster="outbound|80||b.ns.svc.cluster.local"), None),
         (ends(reporter=DESTINATION, target=OUTSIDE, cluster="inbound|80||"), None),
         (ends(source=NOBODY, target=OUTSIDE, cluster="outbound|80||api.example.com"), None),
