@@ -161,6 +161,9 @@ def delete(
     keep_referenced: Annotated[
         bool, typer.Option("--keep-referenced", help="Refuse what other objects still name.")
     ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until no proxy has them any more; see `meshbus wait`.")
+    ] = False,
     output: Annotated[str, typer.Option("--output", "-o", help="text or json.")] = "text",
     home: HomeOption = None,
 ) -> None:
@@ -190,21 +193,26 @@ def delete(
     try:
         with ApiClient(home) as api:
             change, results = _send(api, "/v1/delete", documents, query)
+            if ignore_not_found:
+                for result in results:
+                    if result.get("error", {}).get("code") == 404:
+                        del result["error"]
+                        result["action"] = "absent"
+            results += unreadable
+            failed = any("error" in result for result in results)
+            if output == "json":
+                print_json({"change": change, "results": results})
+            else:
+                _print_results(results)
+                if change is not None:
+                    print(f"change {change}")
+            if wait and change is not None and not failed:
+                from meshbus.cli.wait import wait_for
+
+                raise typer.Exit(wait_for(api, change, 60.0, "text", err=output == "json"))
     except ApiError as error:
         end("delete", error.message, NO)
-    if ignore_not_found:
-        for result in results:
-            if result.get("error", {}).get("code") == 404:
-                del result["error"]
-                result["action"] = "absent"
-    results += unreadable
-    if output == "json":
-        print_json({"change": change, "results": results})
-    else:
-        _print_results(results)
-        if change is not None:
-            print(f"change {change}")
-    if any("error" in result for result in results):
+    if failed:
         raise typer.Exit(NO)
 
 
