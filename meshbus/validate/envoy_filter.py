@@ -13,6 +13,7 @@ from meshbus.api.networking.envoy_filter import (
     OldFilter,
     Patch,
 )
+from meshbus.api.when_refused import WHEN_REFUSED, when_refused_problem
 from meshbus.validate.matches import regex_problem
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import subnet_problem
@@ -31,6 +32,8 @@ _NOT_AT_WAYPOINTS = frozenset({"LISTENER", "LISTENER_FILTER", "BOOTSTRAP", "EXTE
 def check(spec: EnvoyFilter, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     out.warn("spec", "EnvoyFilter depends on internals that change; prefer other kinds")
+    if problem := when_refused_problem(name.annotations):
+        out.error(f"metadata.annotations[{WHEN_REFUSED}]", problem)
     check_label_selector(spec.workload_selector, "spec.workloadSelector", out)
     if not isinstance(spec.workload_selector, UnsetType) and spec.target_refs:
         out.error("spec", "only one of targetRefs or workloadSelector can be set", "Conflict")

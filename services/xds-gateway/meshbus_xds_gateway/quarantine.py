@@ -10,7 +10,7 @@ What is left out is left out at the workload whose proxies refused it, so that n
 a patch from another. An object is left out of the resource that it spoils and of no other as long
 as the proxies have some of its patches of that type. If they have none it counts as not there, for
 a filter without its cluster is worse than neither. A newer revision of it is tried anew,
-everywhere.
+everywhere. One that is annotated to hold (`meshbus.api.when_refused`) is never left out.
 
 Replicas do not share what they know: each finds out for itself, and after a restart once more. That
 takes two refusals and no delivery, since the proxies have the content without the patch already.
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from meshbus.api.when_refused import holds
 from meshbus.compile.quarantine import EVERYTHING, place_of, quarantine_key, revision_of
 from meshbus.compile.resources import CDS, ECDS, LDS, RDS, Resource
 from meshbus.compile.settings import settings_of
@@ -211,7 +212,7 @@ class Quarantines:
         if resource.type_url not in _LED_TO or cannot_bind(resource.type_url, refusal.message):
             return False
         suspects = [key for key in resource.origins if key.kind == PATCHES]
-        if not suspects:
+        if all(map(self._must_stay, suspects)):
             return False
         if self._verdicts.is_probe(resource):
             return True
@@ -222,6 +223,11 @@ class Quarantines:
                 self._open.popitem(last=False)
         self._dirty = True
         return not self._open[content].told
+
+    def _must_stay(self, key: Key) -> bool:
+        """Whoever wrote it wants nothing to be sent without it."""
+        row = self._classes.engine.world.get(key)
+        return isinstance(row, ConfigObject) and holds(row.annotations)
 
     def _ordered(self, suspects: Iterable[Key]) -> tuple[Key, ...]:
         """The most trusted first: of the root namespace, then what has changed longest ago."""
@@ -299,9 +305,14 @@ class Quarantines:
         return min(having, key=lambda c: (c.id != held.refusal.proxy, c.id, c.connected))
 
     def _begin(self, held: _Open, place: Place) -> None:
+        candidates = [key for key in held.suspects if not self._must_stay(key)]
+        if not candidates:
+            held.innocent.add(place)
+            self._dirty = True
+            return
         refuser = self._refuser(held, place)
         deadline = self._monotonic() + ANSWER_S
-        search = Culprits(held.suspects, held.guilty)
+        search = Culprits(candidates, held.guilty)
         self._case = _Case(held, place, search, refuser, deadline, {refuser})
         world = self._classes.engine.world
         for key in held.suspects:

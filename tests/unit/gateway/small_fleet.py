@@ -84,6 +84,7 @@ def envoy_filter(
     generation: int = 1,
     *,
     app: str = "",
+    annotations: dict[str, str] | None = None,
 ) -> Rows:
     """For one app or all. `marks`: what it puts into every resource of a type (`lds`, `cds`, `rds`)
     of what is called; `cds/NAME`: into that cluster alone."""
@@ -110,8 +111,9 @@ def envoy_filter(
     if app:
         spec["workloadSelector"] = {"labels": {"app": app}}
     row = ConfigObject(
-        "networking.istio.io/v1", "EnvoyFilter", namespace, name, name, generation, 0.0, spec=spec
-    )
+        "networking.istio.io/v1", "EnvoyFilter", namespace, name, name, generation, 0.0,
+        annotations=annotations or {}, spec=spec,
+    )  # fmt: skip
     return {filter_key(name, namespace): row}
 
 

@@ -17,6 +17,7 @@ from small_fleet import (
     small_gateway,
 )
 
+from meshbus.api.when_refused import HOLD, WHEN_REFUSED
 from meshbus.compile.resources import CDS, LDS, RDS
 
 SHORT = {LDS: "lds", CDS: "cds", RDS: "rds"}
@@ -162,6 +163,30 @@ async def test_what_is_refused_without_any_patch_stays_at_its_last_good_content(
         assert {listeners(proxy) for proxy in proxies} == {frozenset({"mark-p", "mark-q"})}
         assert not any((LDS, "0.0.0.0_81") in proxy.marks() for proxy in proxies)
         assert ("0.0.0.0_81", frozenset({"p", "q"})) in gateway.told
+
+
+async def test_nothing_is_sent_without_a_patch_that_is_to_hold() -> None:
+    hold = {WHEN_REFUSED: HOLD}
+    async with small_gateway() as gateway:
+        gateway.write(service("a"), envoy_filter("guard", {"lds": "mark-g"}, annotations=hold))
+        proxies = await connected(gateway, refuses(("mark-bad",)), {"web": 3})
+        guard = envoy_filter("guard", {"lds": "mark-bad"}, generation=2, annotations=hold)
+        gateway.write(guard, envoy_filter("other", {"lds": "mark-o"}))
+        await gateway.settle()
+        assert gateway.left_out() == {}
+        assert {listeners(proxy) for proxy in proxies} == {frozenset({"mark-g"})}
+        # Once it may be left out it is, without another change of what it says.
+        gateway.write(envoy_filter("guard", {"lds": "mark-bad"}, generation=2))
+        await gateway.settle()
+        assert gateway.left_out() == {"web": {"guard"}}
+        assert {listeners(proxy) for proxy in proxies} == {frozenset({"mark-o"})}
+        # And held again, what is there already is kept.
+        gateway.write(guard)
+        await gateway.settle()
+        assert gateway.left_out() == {}
+        gateway.write(envoy_filter("guard", {"lds": "mark-g"}, generation=3, annotations=hold))
+        await gateway.settle()
+        assert {listeners(proxy) for proxy in proxies} == {frozenset({"mark-g", "mark-o"})}
 
 
 async def test_a_new_revision_with_the_same_content_is_left_out_without_being_asked_about() -> None:
