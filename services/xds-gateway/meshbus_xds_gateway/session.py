@@ -388,6 +388,12 @@ class Session:
         for name, since in detail.sent_since.items():
             if state.wants(name):
                 detail.pending[name] = min(since, detail.pending.get(name, since))
+        updates: dict[str, Resource | None] = {n: r for n, r in sent.items() if r is not None}
+        if len(updates) == 1:
+            # It is at fault, whatever went with it goes again: sent alone, Envoy might take it
+            # without effect (ADR 0061).
+            detail.forced.update(n for n in sent if n not in updates and state.wants(n))
+            sent = updates
         if len(sent) > 1:
             detail.parts.extendleft(reversed(smaller_parts(tuple(sent), message)))
             detail.forced.update(n for n in sent if state.wants(n))

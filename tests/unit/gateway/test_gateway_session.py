@@ -1,7 +1,7 @@
 """One xDS stream against a model client."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from meshbus_xds_gateway.client_refusals import reason_of
 from meshbus_xds_gateway.session import HOLD_S, Session
@@ -392,6 +392,16 @@ ACTIONS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(ACTIONS, st.sampled_from(((False, False), (True, False), (True, True))), st.booleans())
+@example(
+    [
+        ("subscribe", RDS, "a"),
+        ("put", CDS, "a", None),
+        ("put", RDS, "a", "xbad"),
+        ("subscribe", RDS, "b"),
+    ],
+    (True, True),
+    False,
+)
 def test_session_never_diverges_from_its_client(actions, kind, shared):
     """Whatever happens in whatever order: in the end the client has what it should have."""
     refusals = Verdicts()
