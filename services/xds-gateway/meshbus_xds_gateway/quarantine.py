@@ -184,14 +184,7 @@ class Quarantines:
         for held in self._open.values():
             if not changed.isdisjoint(held.suspects):
                 held.innocent, held.guilty, held.told, held.old = set(), frozenset(), False, True
-        for key, places in list(self._left.items()):
-            moved = [p for p, o in places.items() if not changed.isdisjoint((key, *o.partners))]
-            for place in moved:
-                self._sequences[key, places[place].revision, place[0]] = places[place].sequence
-                del places[place]
-                gone.add(key)
-            if not places:
-                del self._left[key]
+        gone |= self._take_back(lambda left: not changed.isdisjoint((left.object, *left.partners)))
         case = self._case
         if case is not None and not changed.isdisjoint(case.open.suspects):
             gone |= set(case.open.suspects)
@@ -203,6 +196,19 @@ class Quarantines:
             if key not in self._left and key not in asked:
                 self._revisions.pop(key, None)
         return _queries(gone)
+
+    def _take_back(self, concerns: Callable[[LeftOut], bool]) -> set[Key]:
+        """Try again what is left out, where that concerns it; gives the objects."""
+        gone = set()
+        for key, places in list(self._left.items()):
+            for where, left in list(places.items()):
+                if concerns(left):
+                    self._sequences[key, left.revision, left.place] = left.sequence
+                    del places[where]
+                    gone.add(key)
+            if not places:
+                del self._left[key]
+        return gone
 
     # ------------------------------------------------------------------ what proxies say
 
@@ -350,6 +356,7 @@ class Quarantines:
         case.proxy.wake.set()
 
     def _answer(self, case: _Case, taken: bool) -> None:
+        freed: set[Key] = set()
         case.search.answer(taken)
         case.deadline = self._monotonic() + ANSWER_S
         if not case.search.done:
@@ -358,13 +365,14 @@ class Quarantines:
         if case.search.innocent:
             case.open.innocent.add(case.place)
         else:
-            for key in case.search.blamed:
-                self._leave_out(case, key)
+            blamed = [self._leave_out(case, key) for key in case.search.blamed]
             case.open.guilty |= frozenset(case.search.blamed)
             self._tell(case.open, case.open.guilty)
-        self._end(case)
+            # Beside what is left out now, nothing is refused any more.
+            freed = self._take_back(lambda left: any(_spares(one, left) for one in blamed))
+        self._end(case, freed)
 
-    def _leave_out(self, case: _Case, key: Key) -> None:
+    def _leave_out(self, case: _Case, key: Key) -> LeftOut:
         refusal, resource = case.open.refusal, case.resource
         kind, name = resource.type_url, resource.name
         left = self._left.setdefault(key, {})
@@ -387,15 +395,19 @@ class Quarantines:
         if not sequence:
             sequence = max(refusal.sequence, 0 if entry is None else entry.sequence)
         partners = case.search.partners[key]
-        left[case.place, kind, name] = LeftOut(
-            key, revision, case.place, names, refusal, sequence, partners
-        )
+        made = LeftOut(key, revision, case.place, names, refusal, sequence, partners)
+        left[case.place, kind, name] = made
+        return made
 
-    def _end(self, case: _Case) -> None:
-        """It has been looked into; what is left out for good stays so."""
+    def _end(self, case: _Case, freed: Iterable[Key] = ()) -> None:
+        """It has been looked into; what is left out for good stays so. `freed`: what is not left
+        out any more because of it."""
         self._close()
         self._dirty = True
-        self._changed(_queries(case.open.suspects))
+        for key in freed:
+            if key not in self._left:
+                self._revisions.pop(key, None)
+        self._changed(_queries((*case.open.suspects, *freed)))
 
     def _close(self) -> None:
         case, self._case = self._case, None
@@ -459,6 +471,17 @@ class Quarantines:
     def count(self, left: LeftOut) -> int:
         """How many proxies something is left out at."""
         return sum(1 for _ in self._classes.at(left.place))
+
+
+def _spares(blamed: LeftOut, left: LeftOut) -> bool:
+    """What an object was refused beside is gone from there by what is blamed now."""
+    if blamed.object not in left.partners or blamed.place != left.place:
+        return False
+    kind, name = left.refusal.resource.type_url, left.refusal.resource.name
+    refused = blamed.refusal.resource.type_url
+    if EVERYTHING in blamed.names:
+        return kind in _LED_TO[refused]
+    return kind == refused and name in blamed.names
 
 
 def _revision(world: World, key: Key) -> str:

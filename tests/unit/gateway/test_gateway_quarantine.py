@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from small_fleet import (
     ROOT,
@@ -262,6 +262,11 @@ steps = st.lists(
     st.lists(st.sets(marked, min_size=1, max_size=2), max_size=3),
     st.lists(st.sets(marked, min_size=1, max_size=2), max_size=2),
     steps,
+)
+@example(
+    [],
+    [{"mark-a-cds"}, {"mark-a-rds", "mark-d-rds"}],
+    [("write", 0, {"cds", "rds", "lds"}), ("write", 3, {"cds", "rds", "lds"})],
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_history_ends_well_and_a_restart_changes_nothing(clashes, odd, history) -> None:
