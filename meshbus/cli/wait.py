@@ -98,7 +98,13 @@ def describe(receipt: dict[str, Any], limit_s: float) -> list[str]:
     if receipt["state"] == "converged":
         latency = receipt.get("latency_ms")
         took = f" in {latency:.0f} ms" if latency is not None else ""
-        return [f"change {change} live on {converged} of {total} proxies{took}"]
+        lines = [f"change {change} live on {converged} of {total} proxies{took}"]
+        lines += [
+            f"  without effect at {lost['proxies']} of them: {lost['object']}: {lost['path']}: "
+            f"{lost['message']}"
+            for lost in receipt.get("without_effect", ())
+        ]
+        return lines
     if receipt["state"] == "rejected":
         refusing = len({problem.get("proxy") for problem in receipt["rejected"]})
         lines = [f"change {change} was refused by {refusing} of {total} proxies:"]

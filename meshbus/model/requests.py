@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from meshbus.model.status import ConfigLoss
+
 SIGN = "x.ca.sign"
 """Asked on a subject of one's own, which proves who asks: see `sign_subject`."""
 JOIN_TOKEN = "x.ca.join-token"  # noqa: S105 - a subject
@@ -231,6 +233,9 @@ class ConvergedRequest(msgspec.Struct, frozen=True):
     change: int = 0
     """Refusals of this version or a later one concern it: a change may have been refused before
     the rows derived from it were written. 0: `sequence`."""
+    objects: list[str] = []
+    """Row keys (`cfg.virtualservices/default/reviews`) of the change's objects, a few hundred at
+    most: what of them has no effect is told."""
 
 
 class ConvergedReply(msgspec.Struct, frozen=True):
@@ -246,6 +251,8 @@ class ConvergedReply(msgspec.Struct, frozen=True):
     """{"proxy", "resource", "object", "message"} of refusals that concern it."""
     latency_s: float | None = None
     """From the change's time stamp to the last ACK, once all have converged."""
+    losses: list[ConfigLoss] = []
+    """What of `objects` has no effect, once all have converged."""
 
 
 class ProxyInfo(msgspec.Struct, frozen=True):

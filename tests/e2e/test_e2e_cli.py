@@ -69,6 +69,19 @@ def test_apply_waits_and_the_route_holds(home: Home, run: Command, tmp_path: Pat
     assert {fetch("127.0.0.1", gateway_port(home)).version for _ in range(10)} == {"v3"}
 
 
+def test_live_and_without_effect_is_said_at_once(run: Command, tmp_path: Path) -> None:
+    manifest = tmp_path / "nowhere.yaml"
+    manifest.write_text(NOWHERE)
+    done = run("apply", "-f", str(manifest), "--wait")
+    assert done.returncode == 0, done.stderr
+    live, told = done.stdout.splitlines()[-2:]
+    assert "live on 7 of 7 proxies" in live
+    where = "EnvoyFilter default/nowhere: spec.configPatches[0].match: matches nothing"
+    assert f"without effect at 6 of them: {where}" in told
+    # The gateway is in another namespace: the patch is not for it.
+    assert run("delete", "-f", str(manifest)).returncode == 0
+
+
 def test_what_is_refused_is_named_and_the_rest_goes_on(run: Command, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(
@@ -216,6 +229,16 @@ def test_what_envoy_refuses_is_traced_to_its_object(run: Command, tmp_path: Path
     assert run("delete", "-f", str(manifest)).returncode == 0
 
 
+NOWHERE = """
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: nowhere}
+spec:
+  configPatches:
+  - applyTo: CLUSTER
+    match: {cluster: {name: no-such-cluster}}
+    patch: {operation: MERGE, value: {connect_timeout: 1s}}
+"""
 REWRITE = """
 apiVersion: networking.istio.io/v1alpha3
 kind: EnvoyFilter

@@ -5,8 +5,8 @@ ACKed what the model at the resulting version gives it.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from meshbus.bus.interface import Bus, BusError, NoResponders
 from meshbus.compile.registry.derive import SOURCES
 from meshbus.model.requests import CONVERGED, ConvergedReply, ConvergedRequest, replica_subject
-from meshbus.model.world import World
+from meshbus.model.world import Query, World
 from meshbus.runtime.calls import CallError, call
 from meshbus_config.documents import timestamp
 from meshbus_config.status_board import StatusBoard
@@ -26,6 +26,8 @@ _ASK_S = 2.0
 """A gateway answers within this, so that one that died is noticed."""
 _REMEMBERED = 256
 _NAMES = 10
+_NAMED = 200
+"""Objects of a change that are asked about."""
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """{"proxy", "resource", "object", "message"} of refusals."""
     latency_s: float | None = None
     """From the change to the last ACK."""
+    without_effect: list[dict[str, Any]] = []
+    """{"object", "path", "message", "proxies"}: parts of its objects that have no effect at so many
+    proxies, once it is live."""
 
     def document(self) -> dict[str, Any]:
         """As the API answers it."""
@@ -54,6 +59,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
             "waiting": self.waiting,
             "rejected": self.rejected,
             "latency_ms": None if self.latency_s is None else round(self.latency_s * 1000, 1),
+            "without_effect": self.without_effect,
         }
 
 
@@ -66,6 +72,8 @@ class ChangeRecord(NamedTuple):
     objects: list[dict[str, str]]
     derived: bool
     """Whether discovery has something to derive from it."""
+    names: dict[str, str]
+    """`Kind namespace/name` of its objects by row key, of the first few hundred."""
 
     def document(self) -> dict[str, Any]:
         """As the API answers it."""
@@ -94,6 +102,8 @@ class Receipts:
         self._world = world
         self._now = now
         self._monotonic = monotonic
+        self._written_at: OrderedDict[int, float] = OrderedDict()
+        """When the latest versions were written, seconds since the epoch."""
         self.recent: deque[ChangeRecord] = deque(maxlen=_REMEMBERED)
         """Changes of this replica since it started, oldest first."""
 
@@ -110,10 +120,22 @@ class Receipts:
             if plan.writes
         ]
         tables = {key.table for plan in written.plans for key, _ in plan.writes}
-        record = ChangeRecord(
-            written.change, self._now(), user, objects, derived=not SOURCES.isdisjoint(tables)
-        )
-        self.recent.append(record)
+        names = {}
+        for plan in written.plans[:_NAMED]:
+            key, kind = plan.stored.entry.key, plan.stored.row.kind
+            place = f"{key.namespace}/{key.name}"
+            names[f"{key.table}/{place}"] = f"{kind} {place.removeprefix('/')}"
+        derived = not SOURCES.isdisjoint(tables)
+        self.recent.append(ChangeRecord(written.change, self._now(), user, objects, derived, names))
+
+    def changed(self, world: World, touched: Iterable[Query]) -> None:
+        """The next world, as the mirror gives it: when each version was written is kept a while."""
+        for query in touched:
+            entry = world.entry(query.value) if query.by == "key" else None  # type: ignore[arg-type]
+            if entry is not None:
+                self._written_at[entry.sequence] = entry.ts
+        while len(self._written_at) > _REMEMBERED:
+            self._written_at.popitem(last=False)
 
     async def wait(self, change: int, timeout_s: float) -> Receipt:
         """The receipt of a change as soon as its state is final, at the latest after `timeout_s`
@@ -148,13 +170,14 @@ class Receipts:
 
     async def _ask(self, change: int, target: int, timeout_s: float) -> Receipt:
         pods = sorted(self._board.gateways)
-        replies = await asyncio.gather(
-            *(self._ask_one(pod, change, target, timeout_s) for pod in pods)
-        )
+        names = next((r.names for r in self.recent if r.change == change), {})
+        request = ConvergedRequest(target, timeout_s, change, list(names))
+        replies = await asyncio.gather(*(self._ask_one(pod, request) for pod in pods))
         total = converged = 0
         waiting: list[str] = []
         rejected: list[dict[str, str]] = []
         latencies: list[float] = []
+        lost: dict[tuple[str, str, str], int] = {}
         for pod, reply in zip(pods, replies, strict=True):
             if reply is None:
                 continue
@@ -167,6 +190,9 @@ class Receipts:
             waiting += reply.waiting
             if reply.sequence < target and not reply.waiting:
                 waiting.append(pod)
+            for loss in reply.losses:
+                part = (names.get(loss.object_key, loss.object_key), loss.path, loss.message)
+                lost[part] = lost.get(part, 0) + loss.proxies
             if reply.latency_s is not None:
                 latencies.append(reply.latency_s)
         if not any(isinstance(reply, ConvergedReply) for reply in replies) and not waiting:
@@ -186,16 +212,19 @@ class Receipts:
             waiting=waiting[:_NAMES],
             rejected=rejected[:_NAMES],
             latency_s=latency if state == CONVERGED_STATE else None,
+            without_effect=[
+                {"object": name, "path": path, "message": message, "proxies": proxies}
+                for (name, path, message), proxies in sorted(lost.items())
+            ]
+            if state == CONVERGED_STATE
+            else [],
         )
 
-    async def _ask_one(
-        self, pod: str, change: int, target: int, timeout_s: float
-    ) -> ConvergedReply | str | None:
+    async def _ask_one(self, pod: str, request: ConvergedRequest) -> ConvergedReply | str | None:
         """The reply of a gateway replica, why there is none, or None: it is no longer there."""
-        request = ConvergedRequest(target, timeout_s, change)
-        subject = replica_subject(CONVERGED, pod)
+        subject, limit_s = replica_subject(CONVERGED, pod), request.timeout_s + 1
         try:
-            return await call(self._bus, subject, request, ConvergedReply, timeout=timeout_s + 1)
+            return await call(self._bus, subject, request, ConvergedReply, timeout=limit_s)
         except CallError as error:
             # A replica that nobody answers for has gone, and its proxies with it.
             if isinstance(error.__context__, NoResponders):
@@ -210,12 +239,5 @@ class Receipts:
         if target == change:
             return 0.0
         started = next((r.time for r in self.recent if r.change == change), None)
-        if started is None:
-            return 0.0
-        world = self._world()
-        tables = ("reg.endpoints", "reg.services", "reg.workloads", "reg.namespaces", "reg.names")
-        for table in tables:
-            for entry in world.all(table):
-                if entry.sequence == target:
-                    return max(0.0, entry.ts - started)
-        return 0.0
+        written = self._written_at.get(target)
+        return 0.0 if started is None or written is None else max(0.0, written - started)

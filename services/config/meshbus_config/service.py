@@ -115,6 +115,7 @@ class ConfigService:
             now=context.clock.now,
             monotonic=context.clock.monotonic,
         )
+        self._mirror.subscribe(self._receipts.changed)
         self._announcer = Announcer(context.bus, context.cluster, self._receipts)
         self._url = ""
 

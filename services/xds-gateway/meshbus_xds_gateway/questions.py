@@ -2,7 +2,10 @@
 
 import asyncio
 import heapq
+from collections.abc import Iterable
 from typing import Any
+
+import msgspec
 
 from meshbus.compile.render import render_snapshot
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, SHORT_NAMES, VHDS
@@ -19,6 +22,7 @@ from meshbus.model.requests import (
     ProxyInfo,
     replica_subject,
 )
+from meshbus.model.status import ConfigLoss
 from meshbus.runtime.calls import CallError, answer
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.fleet import Client, Fleet
@@ -56,9 +60,16 @@ class Questions:
                 reply, done = self._converged_now(
                     request.sequence, request.change or request.sequence
                 )
+                if done and request.objects:
+                    return msgspec.structs.replace(reply, losses=self._losses(request.objects))
                 if done or left <= 0:
                     return reply
             await self._fleet.changed(min(left, _RECHECK_S))
+
+    def _losses(self, objects: Iterable[str]) -> list[ConfigLoss]:
+        wanted = set(objects)
+        losses = self._fleet.losses.at(self._fleet.sequence)
+        return [loss for loss in losses if loss.object_key in wanted]
 
     def _somebody_waits(self, sequence: int) -> bool:
         """There is no need to look at all of them yet: found at the first."""

@@ -20,6 +20,21 @@ def test_proxies_that_refuse_are_counted_once():
     assert len(lines) == 2
 
 
+def test_what_has_no_effect_is_told_with_what_is_live():
+    lost = {"object": "VirtualService default/a", "path": "spec.http[0]", "message": "no subset v9"}
+    receipt = {
+        "change": 7,
+        "state": "converged",
+        "proxies": {"total": 3, "converged": 3},
+        "latency_ms": 12.4,
+        "without_effect": [{**lost, "proxies": 2}],
+    }
+    assert describe(receipt, 1) == [
+        "change 7 live on 3 of 3 proxies in 12 ms",
+        "  without effect at 2 of them: VirtualService default/a: spec.http[0]: no subset v9",
+    ]
+
+
 def test_a_change_that_nobody_has_made_is_not_said_to_be_on_its_way():
     receipt = {
         "change": 99,

@@ -28,7 +28,7 @@ from meshbus.model.requests import (
     ProxyInfo,
     replica_subject,
 )
-from meshbus.model.status import GatewayReport, Progress, ProxyProblem, status_subject
+from meshbus.model.status import ConfigLoss, GatewayReport, Progress, ProxyProblem, status_subject
 from meshbus.runtime.calls import CallError, answer, call
 from meshbus.runtime.sealed import recipient
 
@@ -43,6 +43,7 @@ class Gateway:
         self.pod = pod
         self.bus = api.bus("xds-gateway")
         self.asked: list[int] = []
+        self.objects: list[str] = []
         self.reply: dict[str, Any] = {"total": 2, "converged": 2, "latency_s": 0.025}
         self.proxies: list[ProxyInfo] = []
 
@@ -57,6 +58,7 @@ class Gateway:
 
     async def converged(self, request):
         self.asked.append(request.sequence)
+        self.objects = request.objects
         return ConvergedReply(**{"pod": self.pod, "sequence": request.sequence, **self.reply})
 
     async def list_proxies(self, _):
@@ -245,6 +247,29 @@ async def test_what_discovery_does_not_read_needs_no_word_of_it(api, gateway):
     receipt = (await api.client.get(f"/v1/changes/{change}")).json()
     assert receipt["state"] == "converged"
     assert gateway.asked[-1] == change
+
+
+async def test_a_receipt_tells_what_of_its_objects_has_no_effect(api, gateway):
+    other = Gateway(api, "xds-gateway-1")
+    await other.start()
+    losses = [
+        ConfigLoss(key, "spec.http[0]", "no subset v9", 2, "p.default", 1)
+        for key in ("cfg.virtualservices/default/reviews",)
+    ]
+    for one in (gateway, other):
+        one.reply = {"total": 2, "converged": 2, "losses": losses}
+    change = int((await api.apply(virtual_service())).headers["meshbus-change"])
+    receipt = (await api.client.get(f"/v1/changes/{change}", params={"wait": "10"})).json()
+    assert receipt["state"] == "converged"
+    assert receipt["without_effect"] == [
+        {
+            "object": "VirtualService default/reviews",
+            "path": "spec.http[0]",
+            "message": "no subset v9",
+            "proxies": 4,
+        }
+    ]
+    assert gateway.objects == ["cfg.virtualservices/default/reviews"]
 
 
 async def test_a_refusal_ends_the_wait(api, gateway):
