@@ -367,6 +367,7 @@ class Table:
         self.origins: set[Key] = set()
         self.by_domain: dict[str, HostRoutes] = {}
         """Routes by domain, in lower case."""
+        self._reserved: set[str] = set()
 
     def reserve(self, domains: list[str]) -> None:
         """Full names belong to their services, whatever short names others have."""

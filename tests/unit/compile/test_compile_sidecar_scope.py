@@ -382,3 +382,12 @@ def test_ports_of_a_sidecar_where_traffic_is_not_captured() -> None:
     assert outbound == {"127.0.7.1_9080", "127.0.7.1_3000"}
     assert set(made.routes) - {"inbound|9080||"} == {"9080", "http_proxy"}
     assert made.virtual_host("9080", host("cart", "shop"))
+
+
+def test_an_http_proxy_of_a_mesh_that_speaks_no_http() -> None:
+    """What CONNECT leads to is there though no port has a route of HTTP."""
+    own = {"capture": "proxy", "http_proxy_address": "127.0.7.1", "http_proxy_port": 3000}
+    made = Rendered(rows(service("db", ("tcp", 5432, "TCP"), namespace="shop")), front(**own))
+    (found,) = [h for h in made.routes["http_proxy"]["virtualHosts"] if h["name"] != "allow_any"]
+    assert f"{host('db', 'shop')}:5432" in found["domains"]
+    assert "connectMatcher" in found["routes"][0]["match"]
