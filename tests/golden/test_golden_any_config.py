@@ -317,14 +317,27 @@ def objects(draw: Any) -> dict[str, Any]:
     return {"apiVersion": NETWORKING, "kind": kind, "metadata": metadata, "spec": draw(specs)}
 
 
-def made_of(documents: list[dict[str, Any]], proxy: dict[str, Any]) -> Compiled:
+OTHERS = {
+    "an HTTP proxy": {"metadata": {"HTTP_PROXY_PORT": "15080"}},
+    "not captured": {"metadata": {"INTERCEPTION_MODE": "NONE", "HTTP_PROXY_PORT": "15080"}},
+    "TPROXY": {"metadata": {"INTERCEPTION_MODE": "TPROXY", "UNPRIVILEGED_POD": "true"}},
+    "IPv6": {"ips": ["fd00::77"]},
+    "both, with names": {"ips": ["10.0.0.77", "fd00::77"], "metadata": {"DNS_CAPTURE": "true"}},
+}
+
+
+def made_of(
+    documents: list[dict[str, Any]],
+    proxy: dict[str, Any],
+    services: list[dict[str, Any]] = SERVICES,
+) -> Compiled:
     valid = {
         (d["kind"], d["metadata"]["namespace"], d["metadata"]["name"]): d
         for d in documents
         if validate_object(d).valid
     }
-    described = {**proxy, "ips": ["10.0.0.77"]}
-    return compile_documents([*SERVICES, *valid.values()], proxy=described)
+    described = {"ips": ["10.0.0.77"], **proxy}
+    return compile_documents([*services, *valid.values()], proxy=described)
 
 
 @pytest.mark.parametrize("proxy", [SIDECAR, ROUTER], ids=["sidecar", "router"])
@@ -348,6 +361,19 @@ def test_every_valid_configuration_compiles_and_can_be_walked(
         if not router:
             met = walk(made.document, Call(port=port, inbound=True))
             assert met.cluster.startswith(("inbound|", "Inbound")), met
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    documents=st.lists(objects(), max_size=6),
+    services=st.lists(st.sampled_from(SERVICES), unique_by=id, max_size=3),
+)
+def test_every_kind_of_proxy_gets_what_is_valid(
+    kind: str, documents: list[dict[str, Any]], services: list[dict[str, Any]]
+) -> None:
+    made = made_of(documents, {**SIDECAR, **OTHERS[kind]}, services)
+    assert not [f for f in made.findings if "cannot be compiled" in f["message"]]
 
 
 @pytest.mark.slow
