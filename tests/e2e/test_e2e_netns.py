@@ -159,7 +159,7 @@ def test_a_mesh_that_ran_without_capture_runs_with_it(tmp_path: Path) -> None:
         os.kill(pid_of(home, "supervisor"), signal.SIGKILL)
         until(lambda: not home.locked(), "nobody holds the home")
         done = meshbus(*up, "--capture", "netns")
-        assert "still run with --capture proxy" in done.stderr
+        assert "still run as it was started, with --capture proxy" in done.stderr
         end_mesh(home)
         done = meshbus(*up, "--capture", "netns")
         assert done.returncode == 0, done.stderr
