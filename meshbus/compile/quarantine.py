@@ -23,9 +23,10 @@ LeftOut = tuple[tuple[Key, tuple[tuple[str, frozenset[str]], ...]], ...]
 """Objects, and by type URL the names of resources that each is left out of."""
 
 
-def quarantine_key(key: Key) -> Key:
-    """Where it says what an object is left out of."""
-    return key._replace(plane=PLANE)
+def quarantine_key(key: Key, place: Place) -> Key:
+    """Where it says what an object is left out of at a place: what changes at one concerns no
+    other."""
+    return key._replace(plane=PLANE, shard="/".join(place))
 
 
 def revision_of(row: ConfigObject) -> str:
@@ -44,14 +45,12 @@ def left_out(reader: Reader, keys: tuple[Key, ...], place: Place) -> LeftOut:
     """Node: which of these objects are left out at a place, and of what."""
     out = []
     for key in keys:
-        held = reader.get(quarantine_key(key))
+        held = reader.get(quarantine_key(key, place))
         if not isinstance(held, Quarantine):
             continue
         row = reader.get(key)
         if isinstance(row, ConfigObject) and held.revision == revision_of(row):
-            by_type = held.places.get(place)
-            if by_type:
-                out.append((key, tuple(sorted(by_type.items()))))
+            out.append((key, tuple(sorted(held.by_type.items()))))
     return tuple(out)
 
 

@@ -365,14 +365,14 @@ Place = tuple[str, str]
 
 
 class Quarantine(msgspec.Struct, frozen=True):
-    """Where an object is left out because Envoys refuse what it makes: a row of one gateway's own
-    world, beside those of MODEL and never on the bus. Its key is that of the object in the plane
-    `quarantine`."""
+    """What an object is left out of at one place because Envoys refuse what it makes: a row of one
+    gateway's own world, beside those of MODEL and never on the bus. Its key is that of the object
+    in the plane `quarantine`, with the place as shard."""
 
     revision: str
     """Of the object, as `meshbus.compile.quarantine.revision_of` has it: no other is left out."""
-    places: dict[Place, dict[str, frozenset[str]]]
-    """By place and type URL: names of resources, `*` for all. Never changed after it was made."""
+    by_type: dict[str, frozenset[str]]
+    """By type URL: names of resources, `*` for all. Never changed after it was made."""
 
 
 Row = (

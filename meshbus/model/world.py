@@ -222,6 +222,13 @@ class World:
         """Names of the tables that hold rows."""
         return tuple(sorted(table for table, rows in self._rows.items() if rows))
 
+    def beside(self, other: "World") -> "World":
+        """These rows, and those of the tables of another world, which this one does not have. Costs
+        by the number of tables."""
+        return World(
+            {**self._rows, **other._rows}, {**self._indexes, **other._indexes}, self.sequence
+        )
+
     def begun_again(self) -> "World":
         """The same rows where the stream, and its sequence, has begun again."""
         return World(self._rows, self._indexes, 0)

@@ -16,10 +16,7 @@ from meshbus.compile.few import Few, each, with_item, without
 from meshbus.compile.findings import Finding
 from meshbus.compile.proxy import MESH_SECRETS, Ask, Plan, Snapshot, plan_proxy, snapshot_of
 from meshbus.compile.proxy_keys import ProxyKeys
-from meshbus.compile.quarantine import place_of
-from meshbus.compile.resources import Resource
 from meshbus.model.keys import Key
-from meshbus.model.rows import Place
 from meshbus.model.world import Query, World
 from meshbus_xds_gateway.asked import Asked
 from meshbus_xds_gateway.content import NOTHING, Content, content_of
@@ -235,18 +232,10 @@ class Classes:
         cells = () if held is None else held.cells
         return next((cell.content for cell in cells if cell.type_url == type_url), NOTHING)
 
-    def given_it(self, resource: Resource) -> Iterator["Client"]:
-        """Connected clients whose class has this very resource."""
-        kind, name = resource.type_url, resource.name
-        for held in self._by_plan.values():
-            if any(c.type_url == kind and c.content.get(name) is resource for c in held.cells):
-                yield from (client for client in held.members if not client.gone)
-
-    def at(self, place: Place) -> Iterator["Client"]:
-        """The connected clients of a place."""
-        for keys, clients in self._by_keys.items():
-            if place_of(keys) == place:
-                yield from (client for client in each(clients) if not client.gone)
+    @property
+    def clients(self) -> Collection["Client"]:
+        """Who is in a class."""
+        return self._of.keys()
 
     # ------------------------------------------------------------------ inside
 

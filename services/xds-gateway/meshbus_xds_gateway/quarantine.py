@@ -16,8 +16,8 @@ Replicas do not share what they know: each finds out for itself, and after a res
 takes two refusals and no delivery, since the proxies have the content without the patch already.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from meshbus_xds_gateway.classes import Classes
 from meshbus_xds_gateway.client_refusals import cannot_bind
 from meshbus_xds_gateway.culprits import Culprits
 from meshbus_xds_gateway.verdicts import Content, Refusal, Verdicts, content_of
+from meshbus_xds_gateway.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from meshbus_xds_gateway.fleet import Client
@@ -43,7 +44,7 @@ ANSWER_S = 5.0
 """How long a proxy has to answer: longer than listeners wait for clusters."""
 MAX_ASKED = 3
 """Proxies that are asked, one after the other, when they do not answer."""
-MAX_OPEN = 256
+MAX_OPEN = 1024
 """Refused contents that are remembered here."""
 _SINGLY = 3
 """Resources of one type that an object is left out of one by one; then it is left out of all that
@@ -128,8 +129,17 @@ class Quarantines:
         self._case: _Case | None = None
         self._revisions: dict[Key, str] = {}
         """Of the objects that are, or may be, left out somewhere."""
-        self._left: dict[Key, dict[tuple[Place, str, str], LeftOut]] = {}
-        """By object, then place, type and name of what was refused."""
+        self._left: dict[Place, dict[tuple[Key, str, str], LeftOut]] = {}
+        """By place, then object, type and name of what was refused."""
+        self._times: Counter[Key] = Counter()
+        """How often an object is left out."""
+        self._rows = World()
+        """What compile reads of it."""
+        self._where = Whereabouts(classes)
+        self._overflown = False
+        """There are refused contents of which nothing is held here."""
+        self.most_open = MAX_OPEN
+        """Refused contents that are held here at once; the others wait."""
         self._sequences: dict[tuple[Key, str, Place], int] = {}
         """Which version it concerned that an object was left out at a place, before it was tried
         again because of another."""
@@ -145,69 +155,77 @@ class Quarantines:
 
     def world(self, world: World) -> World:
         """A world of the model with the rows of this replica."""
-        if not self._revisions:
-            return world
-        puts = [
-            Put(quarantine_key(key), world.sequence, 0.0, Quarantine(revision, self._places(key)))
-            for key, revision in self._revisions.items()
-        ]
-        return world.apply(puts)[0]
+        return world.beside(self._rows) if self._revisions else world
 
-    def _places(self, key: Key) -> dict[Place, dict[str, frozenset[str]]]:
-        places: dict[Place, dict[str, frozenset[str]]] = {}
+    def _write(self, pairs: Iterable[tuple[Key, Place]]) -> frozenset[Query]:
+        """Bring the rows of these objects and places up to date; gives what differs."""
+        puts = []
+        for key, place in pairs:
+            by_type = self._by_type(key, place)
+            row = Quarantine(self._revisions[key], by_type) if by_type else None
+            puts.append(Put(quarantine_key(key, place), 0, 0.0, row))
+        self._rows, touched = self._rows.apply(puts)
+        return touched
 
-        def add(place: Place, type_url: str, names: frozenset[str]) -> None:
-            by_type = places.setdefault(place, {})
-            by_type[type_url] = by_type.get(type_url, frozenset()) | names
-
-        for (place, refused, _), left in self._left.get(key, {}).items():
-            for type_url in _LED_TO[refused] if EVERYTHING in left.names else (refused,):
-                add(place, type_url, left.names)
+    def _by_type(self, key: Key, place: Place) -> dict[str, frozenset[str]]:
+        found: dict[str, frozenset[str]] = {}
+        for (object_key, refused, _), left in self._left.get(place, {}).items():
+            if object_key == key:
+                for type_url in _LED_TO[refused] if EVERYTHING in left.names else (refused,):
+                    found[type_url] = found.get(type_url, frozenset()) | left.names
         case = self._case
-        if case is not None and key in case.search.left_out:
-            add(case.place, case.resource.type_url, frozenset({case.resource.name}))
-        return places
+        if case is not None and case.place == place and key in case.search.left_out:
+            kind = case.resource.type_url
+            found[kind] = found.get(kind, frozenset()) | {case.resource.name}
+        return found
 
     def stepped(self, world: World, touched: Iterable[Query]) -> frozenset[Query]:
         """Objects have changed: what was known of earlier revisions is forgotten. Gives what has to
         be compiled anew besides."""
         self._dirty = True
-        gone = {
+        self._where.forget()
+        changed = frozenset(
             key
             for _, index, key in touched
-            if index == "key" and isinstance(key, Key) and key.kind == PATCHES
-            if self._revisions.get(key) != _revision(world, key)
-        }
-        if not gone:
+            if index == "key" and isinstance(key, Key) and key.plane == "cfg"
+            if key.kind == PATCHES and self._revisions.get(key) != _revision(world, key)
+        )
+        if not changed:
             return frozenset()
-        changed = frozenset(gone)
         for held in self._open.values():
             if not changed.isdisjoint(held.suspects):
                 held.innocent, held.guilty, held.told, held.old = set(), frozenset(), False, True
-        gone |= self._take_back(lambda left: not changed.isdisjoint((left.object, *left.partners)))
+        pairs = self._take_back(lambda left: not changed.isdisjoint((left.object, *left.partners)))
         case = self._case
         if case is not None and not changed.isdisjoint(case.open.suspects):
-            gone |= set(case.open.suspects)
+            pairs += [(key, case.place) for key in case.open.suspects]
             self._close()
         for memory in [m for m in self._sequences if m[1] != _revision(world, m[0])]:
             del self._sequences[memory]
-        asked = () if self._case is None else self._case.open.suspects
-        for key in gone:
-            if key not in self._left and key not in asked:
-                self._revisions.pop(key, None)
-        return _queries(gone)
+        moved = self._write(pairs)
+        self._forget_revisions([*changed, *(key for key, _ in pairs)])
+        return moved
 
-    def _take_back(self, concerns: Callable[[LeftOut], bool]) -> set[Key]:
-        """Try again what is left out, where that concerns it; gives the objects."""
-        gone = set()
-        for key, places in list(self._left.items()):
-            for where, left in list(places.items()):
+    def _forget_revisions(self, keys: Iterable[Key]) -> None:
+        """Of objects that are left out nowhere, and about which nobody is asked."""
+        asked = () if self._case is None else self._case.open.suspects
+        for key in keys:
+            if not self._times[key] and key not in asked:
+                self._revisions.pop(key, None)
+                del self._times[key]
+
+    def _take_back(self, concerns: Callable[[LeftOut], bool]) -> list[tuple[Key, Place]]:
+        """Try again what is left out, where that concerns it; gives the objects and places."""
+        gone = []
+        for place, held in list(self._left.items()):
+            for where, left in list(held.items()):
                 if concerns(left):
-                    self._sequences[key, left.revision, left.place] = left.sequence
-                    del places[where]
-                    gone.add(key)
-            if not places:
-                del self._left[key]
+                    self._sequences[left.object, left.revision, place] = left.sequence
+                    del held[where]
+                    self._times[left.object] -= 1
+                    gone.append((left.object, place))
+            if not held:
+                del self._left[place]
         return gone
 
     # ------------------------------------------------------------------ what proxies say
@@ -224,11 +242,24 @@ class Quarantines:
             return True
         content = content_of(resource)
         if content not in self._open:
+            if len(self._open) >= self.most_open:
+                # It is looked into once there is room: its proxy goes on refusing it.
+                self._overflown = True
+                return False
             self._open[content] = _Open(refusal, self._ordered(suspects), self._monotonic())
-            if len(self._open) > MAX_OPEN:
-                self._open.popitem(last=False)
         self._dirty = True
         return not self._open[content].told
+
+    def _make_room(self) -> None:
+        """Let go of what nobody is given any more, and take up what there was no room for."""
+        for content, held in list(self._open.items()):
+            if held.told and not self._where.given(held.refusal.resource):
+                del self._open[content]
+        self._overflown = False
+        for client in self._classes.clients:
+            for blocked in client.session.blocked.values():
+                if content_of(blocked.refusal.resource) not in self._open:
+                    self.takes(blocked.refusal)
 
     def _must_stay(self, key: Key) -> bool:
         """Whoever wrote it wants nothing to be sent without it."""
@@ -261,6 +292,7 @@ class Quarantines:
     def aim(self) -> None:
         """Classes have new contents, which are about to be given: what is asked goes to one proxy
         alone."""
+        self._where.forget()
         case = self._case
         if case is not None:
             self._verdicts.probe(self._probe(case), case.proxy.id)
@@ -276,7 +308,7 @@ class Quarantines:
                 self._tell(held, resource.origins)
                 del self._open[content]
                 continue
-            places = {place_of(client.keys) for client in self._classes.given_it(resource)}
+            places = {place_of(client.keys) for client in self._where.given(resource)}
             places -= held.innocent
             if places:
                 held.old = False
@@ -288,6 +320,8 @@ class Quarantines:
                     self._begin(held, place)
                     return
                 self._dirty = True
+        if self._overflown:
+            self._make_room()
 
     def _is_ready(self, held: _Open, place: Place) -> bool:
         """Enough proxies have refused it, and they have found out what else they refuse."""
@@ -300,14 +334,12 @@ class Quarantines:
             return False
         if self._verdicts.is_blocked(resource):
             return True
-        others = {c.id for c in self._classes.given_it(resource)} - {held.refusal.proxy}
+        others = {c.id for c in self._where.given(resource)} - {held.refusal.proxy}
         return not others or waited >= DOUBT_S
 
     def _refuser(self, held: _Open, place: Place) -> "Client":
         """Who is asked first: who refused it, or another one of its place."""
-        having = [
-            c for c in self._classes.given_it(held.refusal.resource) if place_of(c.keys) == place
-        ]
+        having = [c for c in self._where.given(held.refusal.resource) if place_of(c.keys) == place]
         return min(having, key=lambda c: (c.id != held.refusal.proxy, c.id, c.connected))
 
     def _begin(self, held: _Open, place: Place) -> None:
@@ -323,7 +355,7 @@ class Quarantines:
         world = self._classes.engine.world
         for key in held.suspects:
             self._revisions.setdefault(key, _revision(world, key))
-        self._changed(_queries(held.suspects))
+        self._changed(self._write((key, place) for key in held.suspects))
 
     def _probe(self, case: _Case) -> Resource | None:
         return self._classes.given(case.proxy, case.resource.type_url).get(case.resource.name)
@@ -344,7 +376,7 @@ class Quarantines:
         return self._verdicts.is_accepted(resource) or case.proxy.session.holds(resource)
 
     def _ask_another(self, case: _Case) -> None:
-        others = [c for c in self._classes.at(case.place) if c not in case.asked]
+        others = [c for c in self._where.at(case.place) if c not in case.asked]
         if not others or len(case.asked) >= MAX_ASKED:
             case.open.innocent.add(case.place)
             self._end(case)
@@ -356,11 +388,11 @@ class Quarantines:
         case.proxy.wake.set()
 
     def _answer(self, case: _Case, taken: bool) -> None:
-        freed: set[Key] = set()
+        freed: list[tuple[Key, Place]] = []
         case.search.answer(taken)
         case.deadline = self._monotonic() + ANSWER_S
         if not case.search.done:
-            self._changed(_queries(case.open.suspects))
+            self._changed(self._write((key, case.place) for key in case.open.suspects))
             return
         if case.search.innocent:
             case.open.innocent.add(case.place)
@@ -375,7 +407,7 @@ class Quarantines:
     def _leave_out(self, case: _Case, key: Key) -> LeftOut:
         refusal, resource = case.open.refusal, case.resource
         kind, name = resource.type_url, resource.name
-        left = self._left.setdefault(key, {})
+        left = self._left.setdefault(case.place, {})
         content = self._classes.given(case.proxy, kind)
         others = [
             r
@@ -387,7 +419,7 @@ class Quarantines:
         names = frozenset({name})
         if not taken or kind == ECDS:
             names = frozenset({EVERYTHING})
-        elif sum(place == case.place and k == kind for place, k, _ in left) >= _SINGLY:
+        elif sum(o == key and k == kind for o, k, _ in left) >= _SINGLY:
             names |= {r.name for r in others} - taken
         entry = self._classes.engine.world.entry(key)
         revision = self._revisions[key]
@@ -396,29 +428,27 @@ class Quarantines:
             sequence = max(refusal.sequence, 0 if entry is None else entry.sequence)
         partners = case.search.partners[key]
         made = LeftOut(key, revision, case.place, names, refusal, sequence, partners)
-        left[case.place, kind, name] = made
+        self._times[key] += (key, kind, name) not in left
+        left[key, kind, name] = made
         return made
 
-    def _end(self, case: _Case, freed: Iterable[Key] = ()) -> None:
+    def _end(self, case: _Case, freed: Sequence[tuple[Key, Place]] = ()) -> None:
         """It has been looked into; what is left out for good stays so. `freed`: what is not left
         out any more because of it."""
         self._close()
         self._dirty = True
-        for key in freed:
-            if key not in self._left:
-                self._revisions.pop(key, None)
-        self._changed(_queries((*case.open.suspects, *freed)))
+        pairs = [*((key, case.place) for key in case.open.suspects), *freed]
+        moved = self._write(pairs)
+        self._forget_revisions(key for key, _ in pairs)
+        self._changed(moved)
 
     def _close(self) -> None:
-        case, self._case = self._case, None
+        self._case = None
         self._verdicts.probe(None)
-        for key in case.open.suspects if case is not None else ():
-            if key not in self._left:
-                self._revisions.pop(key, None)
 
     def _at_fault(self, held: _Open) -> frozenset[Key]:
         """Also when it has gone because somebody is left out for another content."""
-        known = held.guilty or frozenset(key for key in held.suspects if key in self._left)
+        known = held.guilty or frozenset(key for key in held.suspects if self._times[key])
         return known or held.refusal.resource.origins
 
     def _tell(self, held: _Open, objects: frozenset[Key]) -> None:
@@ -438,15 +468,15 @@ class Quarantines:
 
     def left_out(self) -> list[LeftOut]:
         """Everything that is left out, in order of object and place."""
-        found = [left for places in self._left.values() for left in places.values()]
+        found = [left for held in self._left.values() for left in held.values()]
         return sorted(found, key=lambda o: (o.object, o.place, o.refusal.resource.name))
 
     def at(self, client: "Client") -> list[LeftOut]:
         """What is left out at one proxy."""
         if not self._left:
             return []
-        place = place_of(client.keys)
-        return [left for left in self.left_out() if left.place == place]
+        held = self._left.get(place_of(client.keys), {}).values()
+        return sorted(held, key=lambda o: (o.object, o.refusal.resource.name))
 
     def is_undecided(self, refusal: Refusal) -> bool:
         """It is not known yet whose fault a refusal is."""
@@ -461,16 +491,14 @@ class Quarantines:
 
     def proxies(self) -> set["Client"]:
         """All proxies at which something is left out, or is about to be."""
-        if not self._revisions:
-            return set()
-        places = {left.place for left in self.left_out()}
+        places = set(self._left)
         if self._case is not None:
             places.add(self._case.place)
-        return {client for place in places for client in self._classes.at(place)}
+        return {client for place in places for client in self._where.at(place)}
 
     def count(self, left: LeftOut) -> int:
         """How many proxies something is left out at."""
-        return sum(1 for _ in self._classes.at(left.place))
+        return len(self._where.at(left.place))
 
 
 def _spares(blamed: LeftOut, left: LeftOut) -> bool:
@@ -487,8 +515,3 @@ def _spares(blamed: LeftOut, left: LeftOut) -> bool:
 def _revision(world: World, key: Key) -> str:
     row = world.get(key)
     return revision_of(row) if isinstance(row, ConfigObject) else ""
-
-
-def _queries(keys: Iterable[Key]) -> frozenset[Query]:
-    made = map(quarantine_key, keys)
-    return frozenset(Query(key.table, "key", key) for key in made)

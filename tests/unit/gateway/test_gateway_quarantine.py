@@ -242,6 +242,42 @@ async def test_who_is_asked_and_goes_away_is_not_waited_for() -> None:
         }
 
 
+# --------------------------------------------------------------------------- many workloads
+
+
+async def left_out_everywhere(workloads: int, most_open: int) -> int:
+    """A patch that everybody refuses, of contents that are each workload's own. Gives how often it
+    was asked what is left out at a place."""
+    names = [f"w{number}" for number in range(workloads)]
+    async with small_gateway() as gateway:
+        gateway.fleet.quarantines.most_open = most_open
+        own = [envoy_filter(f"o{n}", {"lds": f"mark-o{n}"}, ROOT, app=n) for n in names]
+        gateway.write(service("a"), *own)
+        await connected(gateway, refuses(("mark-bad",)), dict.fromkeys(names, 2))
+        recomputed = gateway.fleet._classes.engine.counters.recomputed
+        before = recomputed["left_out"]
+        gateway.write(envoy_filter("bad", {"lds": "mark-bad"}, ROOT))
+        async with asyncio.timeout(30):
+            while gateway.left_out() != {name: {"bad"} for name in names}:
+                await gateway.settle()
+        # Other changes go on everywhere.
+        gateway.write(envoy_filter("good", {"lds": "mark-good"}, ROOT))
+        await gateway.settle()
+        for proxy in gateway.proxies.values():
+            assert {"mark-good", f"mark-o{proxy.workload}"} <= listeners(proxy)
+            assert "mark-bad" not in listeners(proxy)
+        return int(recomputed["left_out"] - before)
+
+
+async def test_what_is_found_out_at_one_workload_costs_no_other() -> None:
+    few, many = [await left_out_everywhere(count, 100) for count in (8, 32)]
+    assert many <= 4.5 * few
+
+
+async def test_what_there_is_no_room_for_is_looked_into_later() -> None:
+    await left_out_everywhere(12, 3)
+
+
 # --------------------------------------------------------------------------- any history
 
 NAMES = ("a", "b", "c", "d")
