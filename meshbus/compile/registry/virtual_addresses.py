@@ -2,11 +2,13 @@
 
 import hashlib
 import ipaddress
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.names import is_wildcard
+from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
 from meshbus.model.world import Query
 
@@ -25,24 +27,21 @@ def virtual_addresses(reader: Reader) -> dict[tuple[str, str, str], int]:
     address, and of each host of a ServiceEntry without one; by (kind, namespace, name or host).
 
     A service keeps its address whatever comes and goes, but for hash collisions, which services
-    win before entries, and the first by name among either.
+    win before entries, and the first by name among either. What is more than there are addresses
+    gets none.
     Source: the networks are those of Istio's automatic allocation.
     """
     size = VIP_NETWORK.num_addresses - 2
     wanted: dict[tuple[str, str, str], None] = {}
-    for entry in reader.entries(Query("cfg.services", "all", None)):
-        spec = entry.row.spec
-        if spec.get("clusterIP") or spec.get("clusterIPs") or spec.get("type") == "ExternalName":
-            continue
-        wanted[SERVICE, entry.key.namespace, entry.key.name] = None
+    for key in reader.keys(Query("cfg.services", "all", None)):
+        if reader.node(_service_wants, key):
+            wanted[SERVICE, key.namespace, key.name] = None
     hosts: set[tuple[str, str, str]] = set()
-    for entry in reader.entries(Query("cfg.serviceentries", "all", None)):
-        if allocates(entry.row):
-            names = (h for h in entry.row.spec.get("hosts") or () if isinstance(h, str))
-            hosts.update((ENTRY, entry.key.namespace, host) for host in names)
+    for key in reader.keys(Query("cfg.serviceentries", "all", None)):
+        hosts.update((ENTRY, key.namespace, host) for host in reader.node(_entry_wants, key))
     wanted.update(dict.fromkeys(sorted(hosts)))
     taken: dict[int, tuple[str, str, str]] = {}
-    for name in wanted:
+    for name in itertools.islice(wanted, size):
         text = "/".join(name[1:] if name[0] == SERVICE else name)
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         offset = int.from_bytes(digest, "big") % size
@@ -50,6 +49,22 @@ def virtual_addresses(reader: Reader) -> dict[tuple[str, str, str], int]:
             offset = (offset + 1) % size
         taken[offset] = name
     return {name: offset + 1 for offset, name in taken.items()}
+
+
+def _service_wants(reader: Reader, key: Key) -> bool:
+    """Node: nobody gave a service an address. Of one alone, so that what else of a service changes
+    does not touch the others."""
+    spec = reader.get(key).spec
+    given = spec.get("clusterIP") or spec.get("clusterIPs")
+    return not given and spec.get("type") != "ExternalName"
+
+
+def _entry_wants(reader: Reader, key: Key) -> tuple[str, ...]:
+    """Node: hosts of a ServiceEntry that get addresses."""
+    row: ConfigObject = reader.get(key)
+    if not allocates(row):
+        return ()
+    return tuple(host for host in row.spec.get("hosts") or () if isinstance(host, str))
 
 
 def virtual_address(

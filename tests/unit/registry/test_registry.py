@@ -7,10 +7,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshbus.api.kinds import plural_of
+from meshbus.compile.engine import Engine
 from meshbus.compile.offline import object_of_document
 from meshbus.compile.registry import Registry, rows_of_objects
+from meshbus.compile.registry.virtual_addresses import VIP_NETWORK, virtual_addresses
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, EndpointShard, Row, Service, WorkloadInstance
+from meshbus.model.world import world_of
 
 C = "c"
 
@@ -497,3 +500,31 @@ def test_hosts_get_addresses_of_the_families_of_the_mesh() -> None:
     assert of("IPv4", "IPv6") == [False, True]
     assert of("IPv6") == [True]
     assert of("IPv4") == [False]
+
+
+def test_what_else_of_a_service_changes_allocates_nothing_anew() -> None:
+    registry = Registry(C)
+    plain = "apiVersion: v1\nkind: Service\nmetadata: {name: NAME}\nspec: {ports: [{port: PORT}]}\n"
+    for number in range(50):
+        text = plain.replace("NAME", f"s{number}").replace("PORT", "80")
+        registry.put(objects(text).items())
+    registry.put(objects(entry("e", "e.example.com", resolution="DNS")).items())
+    registry.changes()
+    ran = registry._engine.counters.recomputed
+    before = ran["virtual_addresses"]
+    registry.put(objects(plain.replace("NAME", "s7").replace("PORT", "81")).items())
+    registry.put(objects(entry("e", "e.example.com", resolution="DNS", location="X")).items())
+    assert len(registry.changes()) > 0
+    assert ran["virtual_addresses"] == before
+    registry.put(objects(plain.replace("NAME", "new").replace("PORT", "80")).items())
+    registry.changes()
+    assert ran["virtual_addresses"] == before + 1
+
+
+def test_more_hosts_than_addresses_leave_some_without() -> None:
+    size = VIP_NETWORK.num_addresses - 2
+    key = Key(C, "cfg", "serviceentries", "default", "many")
+    (row,) = objects(entry("many", "e.example.com", resolution="DNS")).values()
+    row.spec["hosts"] = [f"h{number}.example.com" for number in range(size + 5)]
+    engine = Engine(world_of({key: row}))
+    assert len(engine.get(virtual_addresses)) == size
