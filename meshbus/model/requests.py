@@ -223,6 +223,8 @@ class CredentialRequest(msgspec.Struct, frozen=True):
 class CredentialReply(msgspec.Struct, frozen=True):
     sealed: str
     """JSON of the Secret's decoded data: {key: base64}."""
+    edition: str = ""
+    """Which edition of the Secret it is (`rows.edition`): who answers may be behind who asks."""
 
 
 class ConvergedRequest(msgspec.Struct, frozen=True):

@@ -50,6 +50,11 @@ class ConfigObject(msgspec.Struct, array_like=True, frozen=True):
     """When deletion was asked for, while finalizers hold it."""
 
 
+def edition(secret: ConfigObject) -> str:
+    """Tells contents of one Secret apart, whose rows may be without them."""
+    return f"{secret.uid}/{secret.generation}/{secret.spec.get('version', '')}"
+
+
 class ObjectStatus(msgspec.Struct, array_like=True, frozen=True):
     """The status of one object: conditions as Kubernetes has them, and other status fields."""
 

@@ -32,3 +32,17 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await asyncio.sleep(seconds)
+
+
+async def happens_within(clock: Clock, event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, so long at most; whether it is set."""
+    waits = [
+        asyncio.ensure_future(event.wait()),
+        asyncio.ensure_future(clock.sleep(seconds)),
+    ]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return event.is_set()

@@ -39,6 +39,7 @@ from meshbus.model.requests import (
 from meshbus.model.revisions import view_of
 from meshbus.model.rows import MeshConfigRow, Trust
 from meshbus.runtime.calls import CallError, answer
+from meshbus.runtime.clock import happens_within
 from meshbus.runtime.events import publish_event
 from meshbus.runtime.sealed import Recipient, SealError, seal
 from meshbus.runtime.service import Context
@@ -415,15 +416,7 @@ class CaService:
                     await context.clock.sleep(RETRY_S)
                 continue
             pause_s = MOVING_S if self._successor.moving else CHECK_S
-            waits = [
-                asyncio.create_task(self._moved.wait()),
-                asyncio.create_task(context.clock.sleep(pause_s)),
-            ]
-            try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in waits:
-                    task.cancel()
+            await happens_within(context.clock, self._moved, pause_s)
 
     def _writes(self, row: Trust, held: Trust | None) -> list[tuple[Key, Trust | None]]:
         """What is to be written: the own row, and those of other trust domains."""

@@ -7,6 +7,7 @@ import msgspec
 from meshbus.api.kinds import by_plural
 from meshbus.model.module_sources import needed_modules
 from meshbus.model.requests import CredentialReply, CredentialRequest
+from meshbus.model.rows import edition
 from meshbus.runtime.calls import CallError
 from meshbus.runtime.sealed import seal
 from meshbus_config.documents import Space, open_content
@@ -61,7 +62,8 @@ class Credentials:
         try:
             content, _ = open_content(stored.row, stored.entry.key, space.box)
             data = content.get("data") or {}
-            return CredentialReply(seal(request.public_key, msgspec.json.encode(data)))
+            sealed = seal(request.public_key, msgspec.json.encode(data))
+            return CredentialReply(sealed, edition(stored.row))
         except SecretKeyError as error:
             raise CallError("internal", str(error)) from error
         except ValueError as error:

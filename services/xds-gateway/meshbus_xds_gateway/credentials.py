@@ -15,7 +15,9 @@ from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.resources import Resource
 from meshbus.model.keys import Key
 from meshbus.model.requests import CREDENTIAL, CredentialReply, CredentialRequest
+from meshbus.model.rows import ConfigObject, edition
 from meshbus.runtime.calls import CallError, call
+from meshbus.runtime.clock import happens_within
 from meshbus.runtime.sealed import SealError, recipient
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.secret_resources import UnusableSecretError, credential_secret
@@ -45,10 +47,16 @@ class Credentials:
         context: Context[Any],
         tasks: asyncio.TaskGroup,
         changed: Callable[[Key], None],
+        row: Callable[[Key], ConfigObject | None],
     ) -> None:
+        """
+        Args:
+            row: The row of a Secret, as this gateway knows it.
+        """
         self._context = context
         self._tasks = tasks
         self._changed = changed
+        self._row = row
         self._held: dict[Key, _Credential] = {}
 
     def hold(self, key: Key) -> None:
@@ -97,33 +105,46 @@ class Credentials:
         return credential.refused if credential.data is None else self.resource(need) is None
 
     async def _keep(self, key: Key, credential: _Credential) -> None:
-        clock, log = self._context.clock, self._context.log
         retry_s = _RETRY_S
         while True:
             credential.moved.clear()
             try:
-                data = await self._ask(key)
+                data, of = await self._ask(key)
             except CallError as error:
-                log.warning("no content of a Secret", secret=str(key), error=error.message)
+                self._context.log.warning(
+                    "no content of a Secret", secret=str(key), error=error.message
+                )
                 if not credential.refused:
                     credential.refused = True
                     self._changed(key)
-                await clock.sleep(retry_s * random.uniform(0.5, 1))  # noqa: S311
+            else:
+                credential.refused = False
+                row = self._row(key)
+                current = row is None or of in ("", edition(row))
+                # Another edition than the row's is better than none, but never put into the place
+                # of one: who answered may be behind.
+                if data != credential.data and (current or credential.data is None):
+                    credential.data = data
+                    credential.resources = {}
+                    self._changed(key)
+                if current:
+                    await credential.moved.wait()
+                    retry_s = _RETRY_S
+                    continue
+            pause_s = retry_s * random.uniform(0.5, 1)  # noqa: S311
+            if await happens_within(self._context.clock, credential.moved, pause_s):
+                retry_s = _RETRY_S
+            else:
                 retry_s = min(retry_s * 2, _MAX_RETRY_S)
-                continue
-            retry_s, credential.refused = _RETRY_S, False
-            if data != credential.data:
-                credential.data = data
-                credential.resources = {}
-                self._changed(key)
-            await credential.moved.wait()
 
-    async def _ask(self, key: Key) -> dict[str, bytes]:
+    async def _ask(self, key: Key) -> tuple[dict[str, bytes], str]:
+        """The content of a Secret, and which edition it is."""
         own = recipient()
         request = CredentialRequest(key.namespace, key.name, own.public_key)
         reply = await call(self._context.bus, CREDENTIAL, request, CredentialReply, timeout=5)
         try:
             fields = msgspec.json.decode(own.open(reply.sealed), type=dict[str, str])
-            return {name: base64.b64decode(text) for name, text in fields.items()}
+            data = {name: base64.b64decode(text) for name, text in fields.items()}
         except (SealError, msgspec.MsgspecError, binascii.Error) as error:
             raise CallError("internal", f"the content cannot be read: {error}") from error
+        return data, reply.edition

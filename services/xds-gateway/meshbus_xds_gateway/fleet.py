@@ -120,7 +120,9 @@ class Fleet:
         self._model = World()
         """The model as of the last step, or of the one that is to come."""
         self._leaves = Leaves(context, tasks, ttl_s, self._leaf_changed, self._proof_key)
-        self._credentials = Credentials(context, tasks, self._credential_changed)
+        self._credentials = Credentials(
+            context, tasks, self._credential_changed, lambda key: self.world.get(key)
+        )
         self._trust_key = Key(context.cluster, "sec", "trust", "", context.trust_domain)
         self._roots: Resource | None = None
         self._unsettled: Unsettled[Client] = Unsettled()

@@ -20,6 +20,7 @@ from meshbus.compile.resources import Resource
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE
 from meshbus.model.requests import SignReply, SignRequest, sign_subject
 from meshbus.runtime.calls import CallError, call
+from meshbus.runtime.clock import happens_within
 from meshbus.runtime.sealed import seal
 from meshbus.runtime.service import Context
 from meshbus_xds_gateway.node import Token
@@ -130,19 +131,8 @@ class Leaves:
             leaf.taken_back.clear()
             self._changed(holder)
             life_s = max(reply.not_after - clock.now(), 1.0)
-            await self._rest(leaf, life_s * random.uniform(RENEW_FROM, RENEW_TO))  # noqa: S311
-
-    async def _rest(self, leaf: _Leaf, seconds: float) -> None:
-        """Until a certificate is to be renewed: in so many seconds, or when it is revoked."""
-        waits = [
-            asyncio.ensure_future(leaf.taken_back.wait()),
-            asyncio.ensure_future(self._context.clock.sleep(seconds)),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+            renew_in_s = life_s * random.uniform(RENEW_FROM, RENEW_TO)  # noqa: S311
+            await happens_within(clock, leaf.taken_back, renew_in_s)
 
     async def _sign(self, holder: Holder, token: Token | None) -> tuple[SignReply, bytes]:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -35,6 +35,8 @@ class KeyResource(Resource):
         super().__init__(type_url, name, body, frozenset(origins))
 
     def __del__(self) -> None:
+        if not _OURS:  # the interpreter ends, and has taken the module apart
+            return
         # A message that is on its way to a proxy may be these very bytes.
         if sys.getrefcount(self.framed) <= _OURS:
             wipe(self.framed)

@@ -22,7 +22,7 @@ from meshbus.bus.mirror import WorldMirror
 from meshbus.compile.resources import CDS, LDS, SDS
 from meshbus.model.keys import Key
 from meshbus.model.requests import CREDENTIAL, CredentialReply, CredentialRequest
-from meshbus.model.rows import ConfigObject, WorkloadInstance
+from meshbus.model.rows import ConfigObject, WorkloadInstance, edition
 from meshbus.model.status import ConfigLoss, GatewayReport, status_subject
 from meshbus.runtime.calls import answer
 from meshbus.runtime.http import AddressInUseError
@@ -228,6 +228,62 @@ async def test_secret_of_a_gateway_is_fetched_sealed_and_follows_its_row(mesh):
     secret = secret_pb2.Secret.FromString(response.resources[0].resource.value)
     assert secret.tls_certificate.private_key.inline_bytes == contents["one"]["tls.key"]
     assert {(r.namespace, r.name) for r in asked} == {("default", "web")}
+
+
+async def test_who_answers_with_an_older_secret_is_asked_again(mesh):
+    """A config replica may see the row of a Secret later than the gateway."""
+    pairs = {edition: certificate(f"{edition}.example") for edition in (1, 2)}
+    answers = iter([1, 1, 2])
+    asked: list[int] = []
+
+    async def credential(request: CredentialRequest) -> CredentialReply:
+        held = next(answers)
+        asked.append(held)
+        data = {name: base64.b64encode(pem).decode() for name, pem in pairs[held].items()}
+        sealed = seal(request.public_key, json.dumps(data).encode())
+        return CredentialReply(sealed, edition(next(iter(secret_row(held).values()))))
+
+    await answer(mesh.buses["config"], CREDENTIAL, CredentialRequest, credential)
+    await mesh.start_gateway()
+    rows, gateway = router_rows()
+    await mesh.write(rows, gateway, secret_row(1))
+    ads = Ads(mesh, await mesh.token("edge"))
+    await ads.ask(CDS, node=ROUTER)
+    await ads.next(CDS)
+    await ads.ask(SDS, "kubernetes://web")
+    for wanted in (1, 2):
+        await mesh.write(secret_row(wanted))
+        response = await ads.next(SDS)
+        await ads.ask(SDS, response_nonce=response.nonce)
+        secret = secret_pb2.Secret.FromString(response.resources[0].resource.value)
+        assert secret.tls_certificate.private_key.inline_bytes == pairs[wanted]["tls.key"]
+    assert asked == [1, 1, 2]
+
+
+async def test_a_gateway_that_has_no_secret_yet_takes_another_edition(mesh):
+    pairs = {edition: certificate(f"{edition}.example") for edition in (1, 2)}
+    current = asyncio.Event()
+
+    async def credential(request: CredentialRequest) -> CredentialReply:
+        held = 2 if current.is_set() else 1
+        data = {name: base64.b64encode(pem).decode() for name, pem in pairs[held].items()}
+        sealed = seal(request.public_key, json.dumps(data).encode())
+        return CredentialReply(sealed, edition(next(iter(secret_row(held).values()))))
+
+    await answer(mesh.buses["config"], CREDENTIAL, CredentialRequest, credential)
+    await mesh.start_gateway()
+    rows, gateway = router_rows()
+    await mesh.write(rows, gateway, secret_row(2))
+    ads = Ads(mesh, await mesh.token("edge"))
+    await ads.ask(CDS, node=ROUTER)
+    await ads.next(CDS)
+    await ads.ask(SDS, "kubernetes://web")
+    for wanted in (1, 2):
+        response = await ads.next(SDS)
+        await ads.ask(SDS, response_nonce=response.nonce)
+        secret = secret_pb2.Secret.FromString(response.resources[0].resource.value)
+        assert secret.tls_certificate.private_key.inline_bytes == pairs[wanted]["tls.key"]
+        current.set()
 
 
 def router_rows():

@@ -473,6 +473,12 @@ async def test_credentials_go_sealed_to_who_asks(api):
     request = CredentialRequest("default", "s", mine.public_key)
     reply = await call(bus, CREDENTIAL, request, CredentialReply)
     assert json.loads(mine.open(reply.sealed)) == {"tls.crt": "Y2VydA=="}
+    await api.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"},
+         "data": {"tls.crt": "bmV3"}}
+    )  # fmt: skip
+    changed = await call(bus, CREDENTIAL, request, CredentialReply)
+    assert "" != changed.edition != reply.edition != "", "who asks can tell which one it is"
     with pytest.raises(CallError) as refused:
         await call(
             bus, CREDENTIAL, CredentialRequest("default", "x", mine.public_key), CredentialReply

@@ -13,7 +13,7 @@ from meshbus.kube.lease import KubeLease
 from meshbus.kube.reviews import Reviews
 from meshbus.model.keys import Key
 from meshbus.model.requests import CredentialReply, CredentialRequest
-from meshbus.model.rows import ConfigObject, Trust
+from meshbus.model.rows import ConfigObject, Trust, edition
 from meshbus.model.world import Query, World
 from meshbus.runtime.calls import CallError
 from meshbus.runtime.events import publish_event
@@ -243,7 +243,8 @@ class KubernetesControl:
                 "not-found", f"no Secret {request.namespace}/{request.name} is followed"
             )
         try:
-            return CredentialReply(seal(request.public_key, msgspec.json.encode(secret.data)))
+            sealed = seal(request.public_key, msgspec.json.encode(secret.data))
+            return CredentialReply(sealed, edition(secret.row))
         except ValueError as error:
             raise CallError("invalid", f"public_key: {error}") from error
 
