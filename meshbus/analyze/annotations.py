@@ -145,18 +145,19 @@ def places(objects: Objects) -> Iterator[Message]:
         for name, value in one.annotations.items():
             if name != "kubernetes.io/ingress.class" and not _is_ours(name):
                 continue
+            path = f"metadata.annotations[{name}]"
             kinds = _PLACES.get(name)
             if kinds is None:
-                yield about(one, "IST0108", f"annotation {name} is not known")
+                yield about(one, "IST0108", f"annotation {name} is not known", path)
                 continue
             if name in _DEPRECATED and not (name == _INJECT and _INJECT in one.labels):
                 instead = ": use the label of the same name" if name == _INJECT else ""
-                yield about(one, "IST0135", f"annotation {name} is deprecated{instead}")
+                yield about(one, "IST0135", f"annotation {name} is deprecated{instead}", path)
             if kinds != _ANY and one.kind not in kinds:
                 message = f"annotation {name} has an effect on {', '.join(kinds)} only"
-                yield about(one, "IST0107", message)
+                yield about(one, "IST0107", message, path)
             elif kinds != _ANY and name in _VALUES and (problem := _VALUES[name](value)):
-                yield about(one, "IST0125", f"annotation {name}: {problem}")
+                yield about(one, "IST0125", f"annotation {name}: {problem}", path)
 
 
 def _is_ours(name: str) -> bool:

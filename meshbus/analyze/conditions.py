@@ -33,15 +33,17 @@ def negative(objects: Objects) -> Iterator[Message]:
     """No condition is false."""
     for (group, kind), types in _LOOKED_AT.items():
         for one in objects.of(group, kind):
-            for condition in _conditions(one):
+            for path, condition in _conditions(one):
                 name, reason = text(condition.get("type")), text(condition.get("reason"))
                 partly = name == "WaypointAccepted" and reason == "PartiallyInvalid"
                 if name in types and (condition.get("status") == "False" or partly):
                     message = f"{name} is not true: {reason}: {text(condition.get('message'))}"
-                    yield about(one, "IST0171", message)
+                    yield about(one, "IST0171", message, path)
 
 
-def _conditions(one: Object) -> Iterator[dict[str, Any]]:
-    yield from records(one.status.get("conditions"))
-    for parent in records(one.status.get("parents")):
-        yield from records(parent.get("conditions"))
+def _conditions(one: Object) -> Iterator[tuple[str, dict[str, Any]]]:
+    for at, condition in enumerate(records(one.status.get("conditions"))):
+        yield f"status.conditions[{at}]", condition
+    for index, parent in enumerate(records(one.status.get("parents"))):
+        for at, condition in enumerate(records(parent.get("conditions"))):
+            yield f"status.parents[{index}].conditions[{at}]", condition

@@ -14,14 +14,17 @@ _GONE = frozenset({"ClusterRbacConfig", "RbacConfig", "ServiceRole", "ServiceRol
 def fields(objects: Objects) -> Iterator[Message]:
     """Fields and definitions that should not be used any more."""
     for one in objects.of(NETWORKING, "VirtualService"):
-        for rule in records(one.spec.get("http")):
+        for index, rule in enumerate(records(one.spec.get("http"))):
             if number(record(record(rule.get("fault")).get("delay")).get("percent")) > 0:
                 message = "fault.delay.percent is deprecated: use fault.delay.percentage"
-                yield about(one, "IST0002", message)
+                path = f"spec.http[{index}].fault.delay.percent"
+                yield about(one, "IST0002", message, path)
     for one in objects.of(NETWORKING, "Sidecar"):
         if record(one.spec.get("outboundTrafficPolicy")).get("egressProxy"):
-            yield about(one, "IST0002", "outboundTrafficPolicy.egressProxy is deprecated")
+            path = "spec.outboundTrafficPolicy.egressProxy"
+            yield about(one, "IST0002", "outboundTrafficPolicy.egressProxy is deprecated", path)
     for one in objects.of("apiextensions.k8s.io", "CustomResourceDefinition"):
         kind = text(record(one.spec.get("names")).get("kind"))
         if one.spec.get("group") == "rbac.istio.io" and kind in _GONE:
-            yield about(one, "IST0002", f"kind {kind} of rbac.istio.io was removed from Istio")
+            message = f"kind {kind} of rbac.istio.io was removed from Istio"
+            yield about(one, "IST0002", message, "spec.names.kind")

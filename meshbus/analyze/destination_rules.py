@@ -36,12 +36,13 @@ def unverified(objects: Objects) -> Iterator[Message]:
         fetched = isinstance(one.spec.get("workloadSelector"), dict)
         if _is_unverified(record(policy.get("tls")), fetched):
             message = f"no caCertificates: certificates of {host} are not verified"
-            yield about(one, "IST0128", message)
-        for port in records(policy.get("portLevelSettings")):
+            yield about(one, "IST0128", message, "spec.trafficPolicy.tls")
+        for index, port in enumerate(records(policy.get("portLevelSettings"))):
             if _is_unverified(record(port.get("tls")), fetched):
                 at = record(port.get("port")).get("number")
                 message = f"no caCertificates: certificates of {host} on port {at} are not verified"
-                yield about(one, "IST0129", message)
+                path = f"spec.trafficPolicy.portLevelSettings[{index}].tls"
+                yield about(one, "IST0129", message, path)
 
 
 def _is_unverified(tls: Mapping[str, object], fetched: bool) -> bool:
@@ -62,16 +63,16 @@ def subsets(objects: Objects) -> Iterator[Message]:
         name = text(one.spec.get("host"))
         host = _host(hosts, name, one.namespace, texts(one.spec.get("exportTo")))
         if host is None:
-            yield about(one, "IST0174", f"there is no service {name}")
+            yield about(one, "IST0174", f"there is no service {name}", "spec.host")
             continue
         behind = [*running, *host.endpoints]
-        for subset in records(one.spec.get("subsets")):
+        for index, subset in enumerate(records(one.spec.get("subsets"))):
             selector = host.selector | strings(subset.get("labels"))
             only = strings(subset.get("labels"))
             found = any(selects(selector, labels) for labels in behind)
             if not found and not any(selects(only, labels) for labels in host.endpoints):
                 message = f"no pod is in subset {text(subset.get('name'))}: calls of it would fail"
-                yield about(one, "IST0173", message)
+                yield about(one, "IST0173", message, f"spec.subsets[{index}]")
 
 
 def _host(hosts: Hosts, name: str, namespace: str, export_to: list[str]) -> Host | None:

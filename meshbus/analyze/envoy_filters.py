@@ -19,23 +19,24 @@ def operations(objects: Objects) -> Iterator[Message]:
     versioned: set[str] = set()
     for one in objects.of(NETWORKING, "EnvoyFilter"):
         priority = number(one.spec.get("priority"))
-        for config in records(one.spec.get("configPatches")):
+        for index, config in enumerate(records(one.spec.get("configPatches"))):
+            path = f"spec.configPatches[{index}].patch.operation"
             patch, applied = config.get("patch"), text(config.get("applyTo"))
             if not isinstance(patch, dict):
                 break
             operation, name = text(patch.get("operation")), _name(config, patch)
             if operation in ("ADD", "REMOVE") and applied in _NOT_ADDED:
                 code = "IST0153" if operation == "ADD" else "IST0154"
-                yield about(one, code, f"{operation} is ignored with applyTo {applied}")
+                yield about(one, code, f"{operation} is ignored with applyTo {applied}", path)
             elif operation == "REPLACE" and applied not in _REPLACED:
                 message = f"REPLACE is for {', '.join(_REPLACED)}, not for {applied}"
-                yield about(one, "IST0152", message)
+                yield about(one, "IST0152", message, path)
             elif operation in _RELATIVE and not priority:
                 code = "IST0155" if name in versioned else "IST0151"
                 message = "depends on the order of EnvoyFilters: set a priority"
                 if code == "IST0155":
                     message += ", as other patches of the filter are of one proxy version"
-                yield about(one, code, message)
+                yield about(one, code, message, path)
             if record(record(config.get("match")).get("proxy")).get("proxyVersion"):
                 versioned.add(name)
 

@@ -77,10 +77,12 @@ def analyze(
         verdicts: What validation says about the documents alone.
         only: Names of the analyzers that are asked; all without.
     """
-    found = dict.fromkeys(verdicts if VALIDATION in only or not only else ())
+    said = list(verdicts if VALIDATION in only or not only else ())
     for name, analyzers in ANALYZERS.items():
         for analyzer in analyzers if name in only or not only else ():
-            found.update(dict.fromkeys(analyzer(objects)))
+            said += analyzer(objects)
+    # The same words about one object are said once: of the first field.
+    found = {(m.code, m.object, m.message, m.place): m for m in reversed(said)}.values()
     quiet = {
         (one.reference, message.code)
         for message in found

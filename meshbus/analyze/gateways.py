@@ -42,7 +42,7 @@ def ports(objects: Objects) -> Iterator[Message]:
         selector = _selector(one)
         pods = [pod for pod in objects.pods if selects(selector, pod.labels)]
         if not pods:
-            yield not_found(one, "selector", shown(selector))
+            yield not_found(one, "selector", shown(selector), field="spec.selector")
             continue
         open_ports = {
             port
@@ -51,11 +51,11 @@ def ports(objects: Objects) -> Iterator[Message]:
             if service.namespace == pod.namespace and _before(service, pod.labels)
             for port in _targets(service)
         }
-        for server in records(one.spec.get("servers")):
+        for index, server in enumerate(records(one.spec.get("servers"))):
             port = number(record(server.get("port")).get("number"))
             if port not in open_ports:
                 message = f"port {port} is of no Service before the pods of {shown(selector)}"
-                yield about(one, "IST0162", message)
+                yield about(one, "IST0162", message, f"spec.servers[{index}].port.number")
 
 
 def _before(service: Object, labels: Mapping[str, str]) -> bool:
@@ -85,12 +85,14 @@ def credentials(objects: Objects) -> Iterator[Message]:
                 where = (namespace, short) if slash else (home, name)
                 secret = objects.find("", "Secret", *where)
                 if secret is None:
-                    yield not_found(one, "credentialName", name, f"spec.servers[{index}].tls")
+                    path = f"spec.servers[{index}].tls"
+                    yield not_found(one, "credentialName", name, path, f"{path}.credentialName")
                 elif not _has_certificate(secret):
                     message = (
                         f"Secret {'/'.join(where)} holds no certificate: nothing can be served"
                     )
-                    yield about(one, "IST0161", message)
+                    path = f"spec.servers[{index}].tls.credentialName"
+                    yield about(one, "IST0161", message, path)
 
 
 def _has_certificate(secret: Object) -> bool:
@@ -115,14 +117,14 @@ def certificates(objects: Objects) -> Iterator[Message]:
         for other in found:
             if one is other or not _selector(one).items() <= _selector(other).items():
                 continue
-            for mine in records(one.spec.get("servers")):
+            for index, mine in enumerate(records(one.spec.get("servers"))):
                 for theirs in records(other.spec.get("servers")):
                     if _same(record(mine.get("tls")), record(theirs.get("tls"))):
                         message = (
                             f"{one.full_name} and {other.full_name} have the same certificate: "
                             "clients that keep HTTP/2 connections may see 404"
                         )
-                        yield about(one, "IST0138", message)
+                        yield about(one, "IST0138", message, f"spec.servers[{index}].tls")
 
 
 def _same(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
@@ -142,7 +144,7 @@ def conflicts(objects: Objects) -> Iterator[Message]:
             by_name = held.setdefault((shown(_selector(one)), port), {})
             by_name.setdefault(one.full_name, []).extend(_hosts(one, server))
     for one in _all(objects):
-        for server in records(one.spec.get("servers")):
+        for index, server in enumerate(records(one.spec.get("servers"))):
             port = number(record(server.get("port")).get("number"))
             others = [
                 name
@@ -156,7 +158,7 @@ def conflicts(objects: Objects) -> Iterator[Message]:
                     f"hosts {hosts} on port {port} of {shown(_selector(one))} are also those of "
                     + ", ".join(others)
                 )
-                yield about(one, "IST0145", message)
+                yield about(one, "IST0145", message, f"spec.servers[{index}].hosts")
 
 
 def _hosts(gateway: Object, server: Mapping[str, Any]) -> list[str]:

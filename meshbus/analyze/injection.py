@@ -39,17 +39,17 @@ def namespaces(objects: Objects) -> Iterator[Message]:
                 "enableNamespacesByDefault"
             ):
                 message = "pods have sidecars: injection is enabled for namespaces by default"
-                yield about(one, "IST0148", message)
+                yield about(one, "IST0148", message, "metadata.labels")
             else:
                 message = (
                     f"pods have no sidecars; {_LABEL}=enabled, or =disabled, says what is meant"
                 )
-                yield about(one, "IST0102", message)
+                yield about(one, "IST0102", message, "metadata.labels")
         elif revision is not None and old:
             message = (
                 f"labels {_LABEL} and {_REVISION} say the same twice: only one should be there"
             )
-            yield about(one, "IST0123", message)
+            yield about(one, "IST0123", message, f"metadata.labels[{_LABEL}]")
         elif revision is not None or old == "enabled":
             injected.add(one.name)
     for one in objects.of("", "Pod"):
@@ -123,7 +123,7 @@ def automatic(objects: Objects) -> Iterator[Message]:
     for one in objects.of("", "Pod"):
         if _asks(one.spec):
             message = f"pod {one.name} was not injected: its proxy has the image `auto`"
-            yield about(one, "IST0147", message)
+            yield about(one, "IST0147", message, "spec.containers")
     for one in objects.of("apps", "Deployment"):
         template = record(one.spec.get("template"))
         if not _asks(record(template.get("spec"))):
@@ -133,7 +133,7 @@ def automatic(objects: Objects) -> Iterator[Message]:
             message = (
                 f"no webhook injects pods of {one.name}: their proxy would have the image `auto`"
             )
-            yield about(one, "IST0146", message)
+            yield about(one, "IST0146", message, "spec.template.spec.containers")
 
 
 def _asks(spec: Mapping[str, Any]) -> bool:

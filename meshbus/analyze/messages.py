@@ -84,20 +84,27 @@ class Message(msgspec.Struct, frozen=True):
     """`KIND NAMESPACE/NAME`."""
     place: int = -1
     """Index of the document among the input; -1: nobody wrote it."""
+    path: str = ""
+    """Field of the document that it is about; empty: the object."""
 
 
 Analyzer = Callable[[Objects], Iterator[Message]]
 
 
-def about(one: Object, code: str, message: str) -> Message:
-    """A message about an object."""
-    return Message(code, LEVELS[code], message, one.reference, one.place)
+def about(one: Object, code: str, message: str, path: str = "") -> Message:
+    """A message about an object, or about a field of it."""
+    return Message(code, LEVELS[code], message, one.reference, one.place, path)
 
 
-def not_found(one: Object, what: str, name: str, path: str = "") -> Message:
-    """Something is named, there, and does not exist."""
+def not_found(one: Object, what: str, name: str, path: str = "", field: str = "") -> Message:
+    """Something is named, there, and does not exist.
+
+    Args:
+        path: Field that names it, to be told.
+        field: The same, where the words say enough without it.
+    """
     place = f" ({path})" if path else ""
-    return about(one, "IST0101", f"Referenced {what} not found: {name!r}{place}")
+    return about(one, "IST0101", f"Referenced {what} not found: {name!r}{place}", path or field)
 
 
 def suppressed(one: Object, code: str) -> bool:

@@ -20,6 +20,7 @@ from meshbus.analyze.objects import (
     texts,
 )
 
+_SELECTOR = "spec.selector.matchLabels"
 _GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
 _KINDS = (
     (SECURITY, "AuthorizationPolicy"),
@@ -47,7 +48,7 @@ def workloads(objects: Objects) -> Iterator[Message]:
         near = [pod for pod in inside if everywhere or pod.namespace == one.namespace]
         if not any(selects(selector, pod.labels) for pod in near):
             what = f"with labels {shown(selector)}" if selector else "in the namespace"
-            yield about(one, "IST0127", f"there is no workload of the mesh {what}")
+            yield about(one, "IST0127", f"there is no workload of the mesh {what}", _SELECTOR)
 
 
 def namespaces(objects: Objects) -> Iterator[Message]:
@@ -89,4 +90,4 @@ def gateway_selectors(objects: Objects) -> Iterator[Message]:
                 if pod.namespace == one.namespace and selects(labels, pod.labels):
                     name = pod.labels[_GATEWAY_NAME]
                     message = f"has no effect on Gateway {name}: name it in targetRefs"
-                    yield about(one, "IST0166", message)
+                    yield about(one, "IST0166", message, _SELECTOR)

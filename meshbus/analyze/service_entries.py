@@ -35,27 +35,29 @@ def addresses(objects: Objects) -> Iterator[Message]:
         for index, port in enumerate(records(one.spec.get("ports"))):
             if text(port.get("protocol")).upper() in ("", "TCP"):
                 message = "addresses are required for a port of TCP, or of no protocol"
-                yield about(one, "IST0134", f"spec.ports[{index}]: {message}")
+                path = f"spec.ports[{index}]"
+                yield about(one, "IST0134", f"{path}: {message}", path)
 
 
 def protocols(objects: Objects) -> Iterator[Message]:
     """One port of one host has one protocol."""
-    held: dict[tuple[str, str, int], list[tuple[str, Object]]] = {}
+    held: dict[tuple[str, str, int], list[tuple[str, Object, str]]] = {}
     for one in objects.of(NETWORKING, "ServiceEntry"):
         for scope in scopes(texts(one.spec.get("exportTo")), one.namespace):
             for host in texts(one.spec.get("hosts")):
-                for port in records(one.spec.get("ports")):
+                for index, port in enumerate(records(one.spec.get("ports"))):
                     key = (scope, host, number(port.get("number")))
-                    held.setdefault(key, []).append((text(port.get("protocol")).upper(), one))
+                    spoken = text(port.get("protocol")).upper()
+                    held.setdefault(key, []).append((spoken, one, f"spec.ports[{index}].protocol"))
     told: set[str] = set()
     for (scope, host, at), found in held.items():
         together = found + (held.get((EVERYWHERE, host, at), []) if scope != EVERYWHERE else [])
-        spoken = sorted({protocol for protocol, _ in together})
-        if len(spoken) < 2:
+        several = sorted({protocol for protocol, _, _ in together})
+        if len(several) < 2:
             continue
-        names = ", ".join(sorted({one.full_name for _, one in together}))
-        for _, one in together:
+        names = ", ".join(sorted({one.full_name for _, one, _ in together}))
+        for _, one, path in together:
             if one.full_name not in told:
                 told.add(one.full_name)
-                message = f"port {at} of {host} is {' and '.join(spoken)}: {names}"
-                yield about(one, "IST0177", message)
+                message = f"port {at} of {host} is {' and '.join(several)}: {names}"
+                yield about(one, "IST0177", message, path)

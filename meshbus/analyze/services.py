@@ -42,18 +42,19 @@ def port_names(objects: Objects) -> Iterator[Message]:
         if _of_the_mesh(one) or one.labels.get(_MANAGED, "").startswith("istio.io-"):
             continue
         external = one.spec.get("type") == "ExternalName"
-        for port in records(one.spec.get("ports")):
+        for index, port in enumerate(records(one.spec.get("ports"))):
+            path = f"spec.ports[{index}].name"
             name = text(port.get("name"))
             if _is_known(port) and not (external and name == "tcp"):
                 continue
             if external:
                 message = "names of ports of an ExternalName Service must say the protocol, not tcp"
-                yield about(one, "IST0150", message)
+                yield about(one, "IST0150", message, path)
             else:
                 message = (
                     f"port {name!r} ({number(port.get('port'))}) does not begin with a protocol"
                 )
-                yield about(one, "IST0118", message)
+                yield about(one, "IST0118", message, path)
 
 
 def _is_known(port: Mapping[str, Any]) -> bool:
@@ -122,9 +123,14 @@ def user_ids(objects: Objects) -> Iterator[Message]:
         applications = [
             c for c in containers(spec, initial=False) if c.get("name") not in _NOT_APPLICATIONS
         ]
-        holders = [spec, *applications]
-        if any(record(h.get("securityContext")).get("runAsUser") == _PROXY_UID for h in holders):
+        if _runs_as_proxy(spec) or any(map(_runs_as_proxy, applications)):
             message = (
                 f"user {_PROXY_UID} is that of the proxy: calls of the application are not captured"
             )
-            yield about(one, "IST0144", message)
+            pods = "spec.template.spec" if one.kind == "Deployment" else "spec"
+            own = ".securityContext.runAsUser" if _runs_as_proxy(spec) else ".containers"
+            yield about(one, "IST0144", message, pods + own)
+
+
+def _runs_as_proxy(holder: Mapping[str, Any]) -> bool:
+    return record(holder.get("securityContext")).get("runAsUser") == _PROXY_UID

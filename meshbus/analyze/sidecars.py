@@ -17,6 +17,7 @@ from meshbus.analyze.objects import (
     strings,
 )
 
+_SELECTOR = "spec.workloadSelector.labels"
 _AMBIENT = ("ambient.istio.io/redirection", "enabled")
 _MODE = ("istio.io/dataplane-mode", "ambient")
 
@@ -36,7 +37,7 @@ def selectors(objects: Objects) -> Iterator[Message]:
                 held.append(one)
                 found = True
         if not found:
-            yield not_found(one, "selector", shown(selector))
+            yield not_found(one, "selector", shown(selector), field=_SELECTOR)
     told: set[str] = set()
     for pod, held in of_pods:
         ambient = pod.annotations.get(_AMBIENT[0]) == _AMBIENT[1]
@@ -44,11 +45,11 @@ def selectors(objects: Objects) -> Iterator[Message]:
             if ambient and one.full_name not in told:
                 told.add(one.full_name)
                 message = "has no effect: the pods that it selects have no sidecars (ambient mode)"
-                yield about(one, "IST0167", message)
+                yield about(one, "IST0167", message, _SELECTOR)
             elif not ambient and len(held) > 1:
                 names = ", ".join(sorted(other.name for other in held))
                 message = f"pod {pod.namespace}/{pod.name} has several Sidecars: {names}"
-                yield about(one, "IST0110", message)
+                yield about(one, "IST0110", message, _SELECTOR)
     for namespace, several in of_namespaces.items():
         for one in several:
             if _is_ambient(objects.namespace(namespace)):

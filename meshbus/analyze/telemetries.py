@@ -19,6 +19,8 @@ from meshbus.analyze.objects import (
     text,
 )
 
+_SELECTOR = "spec.selector.matchLabels"
+
 
 def _all(objects: Objects) -> Iterator[Object]:
     return objects.of(TELEMETRY, "Telemetry")
@@ -37,12 +39,12 @@ def selectors(objects: Objects) -> Iterator[Message]:
                 held.append(one)
                 found = True
         if not found:
-            yield not_found(one, "selector", shown(selector))
+            yield not_found(one, "selector", shown(selector), field=_SELECTOR)
     for pod, held in of_pods:
         names = ", ".join(sorted(other.name for other in held))
         for one in held if len(held) > 1 else ():
             message = f"pod {pod.namespace}/{pod.name} has several Telemetries: {names}"
-            yield about(one, "IST0159", message)
+            yield about(one, "IST0159", message, _SELECTOR)
 
 
 def without_selector(objects: Objects) -> Iterator[Message]:
@@ -64,10 +66,10 @@ def providers(objects: Objects) -> Iterator[Message]:
     if record(objects.mesh.get("defaultProviders")).get("accessLogging"):
         return
     for one in _all(objects):
-        for logging in records(one.spec.get("accessLogging")):
+        for index, logging in enumerate(records(one.spec.get("accessLogging"))):
             if logging.get("disabled") is not True and not records(logging.get("providers")):
                 message = "access logs without providers: the mesh has no default ones"
-                yield about(one, "IST0157", message)
+                yield about(one, "IST0157", message, f"spec.accessLogging[{index}]")
 
 
 def lightstep(objects: Objects) -> Iterator[Message]:
@@ -78,8 +80,9 @@ def lightstep(objects: Objects) -> Iterator[Message]:
         if "lightstep" in provider
     }
     for one in _all(objects):
-        for tracing in records(one.spec.get("tracing")):
-            for provider in records(tracing.get("providers")):
+        for index, tracing in enumerate(records(one.spec.get("tracing"))):
+            for at, provider in enumerate(records(tracing.get("providers"))):
                 if (name := text(provider.get("name"))) in names:
                     message = f"Lightstep (provider {name}) is deprecated: use OpenTelemetry"
-                    yield about(one, "IST0002", message)
+                    path = f"spec.tracing[{index}].providers[{at}].name"
+                    yield about(one, "IST0002", message, path)

@@ -67,7 +67,7 @@ def destinations(objects: Objects) -> Iterator[Message]:
                 name = text(destination.get("host"))
                 held = hosts.find(name, one.namespace, export_to)
                 if held is None:
-                    yield not_found(one, word, name, path)
+                    yield not_found(one, word, name, path, f"{path}.host")
                 else:
                     yield from _port(one, name, held, path, destination)
 
@@ -80,9 +80,11 @@ def _port(
         if len(held.ports) > 1:
             ports = ", ".join(map(str, held.ports))
             message = f"{path}: {name!r} has several ports ({ports}), and one must be named"
-            yield about(one, "IST0112", message)
+            yield about(one, "IST0112", message, f"{path}.host")
     elif number(port.get("number")) not in held.ports:
-        yield not_found(one, "host:port", f"{name}:{number(port.get('number'))}", path)
+        yield not_found(
+            one, "host:port", f"{name}:{number(port.get('number'))}", path, f"{path}.port"
+        )
 
 
 def expressions(objects: Objects) -> Iterator[Message]:
@@ -92,7 +94,8 @@ def expressions(objects: Objects) -> Iterator[Message]:
             for place, match in _matches(rule):
                 fault = _fault(text(match.get("regex")))
                 if fault:
-                    yield about(one, "IST0122", f"spec.http[{index}].{place}.regex: {fault}")
+                    path = f"spec.http[{index}].{place}.regex"
+                    yield about(one, "IST0122", f"{path}: {fault}", path)
 
 
 def _matches(rule: Mapping[str, Any]) -> _Placed:
@@ -129,7 +132,7 @@ def subsets(objects: Objects) -> Iterator[Message]:
                 name, subset = text(destination.get("host")), text(destination.get("subset"))
                 if subset and (_service(name, one.namespace), subset) not in known:
                     what = f"{word}+subset in destinationrule"
-                    yield not_found(one, what, f"{name}+{subset}", path)
+                    yield not_found(one, what, f"{name}+{subset}", path, f"{path}.subset")
 
 
 def _service(name: str, namespace: str) -> tuple[str, str]:
@@ -142,25 +145,26 @@ def gateways(objects: Objects) -> Iterator[Message]:
     """Gateways are there, and have the hosts."""
     for one in _all(objects):
         hosts = texts(one.spec.get("hosts"))
-        for name in texts(one.spec.get("gateways")):
+        for index, name in enumerate(texts(one.spec.get("gateways"))):
+            path = f"spec.gateways[{index}]"
             if name == _MESH:
                 continue
             if _MADE_OF_ANOTHER in name:
                 message = (
                     f"Gateway {name} is made of one of the Gateway API: refer to that by routes"
                 )
-                yield about(one, "IST0165", message)
+                yield about(one, "IST0165", message, path)
                 continue
             namespace, slash, short = name.partition("/")
             where = (namespace, short) if slash else (one.namespace, name)
             found = _gateway_hosts(objects, *where, one.namespace)
             if found is None:
-                yield not_found(one, "gateway", name)
+                yield not_found(one, "gateway", name, field=path)
             if not any(matches(a, b) for a in found or () for b in hosts):
                 message = (
                     f"none of the hosts {', '.join(hosts)} is one of Gateway {'/'.join(where)}"
                 )
-                yield about(one, "IST0132", message)
+                yield about(one, "IST0132", message, path)
 
 
 def _gateway_hosts(objects: Objects, namespace: str, name: str, asker: str) -> list[str] | None:
@@ -208,7 +212,7 @@ def same_hosts(objects: Objects) -> Iterator[Message]:
                 told.add(name)
                 sharing = ", ".join(together)
                 message = f"VirtualServices of the mesh have the same host {host}: {sharing}"
-                yield about(one, "IST0109", message)
+                yield about(one, "IST0109", message, "spec.hosts")
 
 
 def subsets_at_gateways(objects: Objects) -> Iterator[Message]:
@@ -216,14 +220,14 @@ def subsets_at_gateways(objects: Objects) -> Iterator[Message]:
     chosen = [
         (one, text(destination.get("host")))
         for one in _all(objects)
-        for destination in _http(one)
+        for _, destination in _http(one)
         if destination.get("subset")
         and text(destination.get("host")) in texts(one.spec.get("hosts"))
     ]
     for one in _all(objects):
         if not texts(one.spec.get("gateways")):
             continue
-        for destination in _http(one):
+        for path, destination in _http(one):
             if destination.get("subset"):
                 continue
             for other, host in chosen:
@@ -232,13 +236,11 @@ def subsets_at_gateways(objects: Objects) -> Iterator[Message]:
                         f"subsets that {other.full_name} chooses have no effect on requests that "
                         f"come by {one.full_name}"
                     )
-                    yield about(one, "IST0140", message)
+                    yield about(one, "IST0140", message, path)
 
 
-def _http(one: Object) -> Iterator[Mapping[str, Any]]:
-    for rule in records(one.spec.get("http")):
-        for route in records(rule.get("route")):
-            yield record(route.get("destination"))
+def _http(one: Object) -> _Placed:
+    return (found for found in _routes(one) if found[0].startswith("spec.http"))
 
 
 def claims(objects: Objects) -> Iterator[Message]:
@@ -248,7 +250,7 @@ def claims(objects: Objects) -> Iterator[Message]:
         for one in objects.of(SECURITY, "RequestAuthentication")
     ]
     for one in _all(objects):
-        key = _claim(one)
+        path, key = _claim(one)
         for name in texts(one.spec.get("gateways")) if key else ():
             namespace, slash, short = name.partition("/")
             where = (namespace, short) if slash else (one.namespace, name)
@@ -264,14 +266,15 @@ def claims(objects: Objects) -> Iterator[Message]:
                         f"routes by {key}, but no RequestAuthentication checks tokens at pod "
                         f"{pod.name} of Gateway {gateway.full_name}"
                     )
-                    yield about(one, "IST0149", message)
+                    yield about(one, "IST0149", message, path)
 
 
-def _claim(one: Object) -> str:
-    for rule in records(one.spec.get("http")):
-        for match in records(rule.get("match")):
+def _claim(one: Object) -> tuple[str, str]:
+    """Path and name of the first claim that it routes by; empty: by none."""
+    for index, rule in enumerate(records(one.spec.get("http"))):
+        for at, match in enumerate(records(rule.get("match"))):
             for field in ("headers", "withoutHeaders"):
                 for key in record(match.get(field)):
                     if key.startswith(_CLAIM):
-                        return str(key)
-    return ""
+                        return f"spec.http[{index}].match[{at}].{field}[{key}]", str(key)
+    return "", ""

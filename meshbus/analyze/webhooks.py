@@ -87,16 +87,16 @@ def addresses(objects: Objects) -> Iterator[Message]:
                 if kind.startswith("Validating")
                 else one.name.startswith("istio-sidecar-injector")
             )
-            for hook in records(one.content.get("webhooks")) if ours else ():
-                yield from _address(one, hook)
+            for index, hook in enumerate(records(one.content.get("webhooks")) if ours else ()):
+                yield from _address(one, hook, f"webhooks[{index}].clientConfig")
 
 
-def _address(one: Object, hook: Mapping[str, Any]) -> Iterator[Message]:
+def _address(one: Object, hook: Mapping[str, Any], path: str) -> Iterator[Message]:
     client, name = record(hook.get("clientConfig")), text(hook.get("name"))
     url = client.get("url")
     if not isinstance(url, str):
         if not record(client.get("service")):
-            yield about(one, "IST0163", f"webhook {name} says neither a URL nor a Service")
+            yield about(one, "IST0163", f"webhook {name} says neither a URL nor a Service", path)
         return
     try:
         host = urlsplit(url).hostname or ""
@@ -106,6 +106,7 @@ def _address(one: Object, hook: Mapping[str, Any]) -> Iterator[Message]:
         ipaddress.ip_address(host)
     except ValueError:
         if not _HOST.fullmatch(host):
-            yield about(one, "IST0163", f"{url!r} of webhook {name} names no host")
+            yield about(one, "IST0163", f"{url!r} of webhook {name} names no host", f"{path}.url")
         return
-    yield about(one, "IST0164", f"{url!r} of webhook {name} is an address; a name can move")
+    message = f"{url!r} of webhook {name} is an address; a name can move"
+    yield about(one, "IST0164", message, f"{path}.url")

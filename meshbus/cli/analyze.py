@@ -27,7 +27,7 @@ class Said(msgspec.Struct, frozen=True):
     file: str
     """Empty: no document is at fault, but what is missing."""
     line: int
-    """Line where the document begins, from 1."""
+    """Of the field, or of what should hold it, from 1; 0: no document is at fault."""
 
 
 def analyze(
@@ -108,7 +108,7 @@ def judge(
     found = []
     for message in analyze_objects(objects, verdicts, only):
         held = documents[message.place] if message.place >= 0 else None
-        place = (held.file, held.line) if held else ("", 0)
+        place = (held.file, held.line_of(message.path)) if held else ("", 0)
         found.append(Said(message.code, message.level, message.message, message.object, *place))
     return found
 
@@ -137,5 +137,6 @@ def _verdicts(content: dict[str, Any], place: int) -> list[Any]:
     found = [("IST0106", v) for v in report.errors]
     found += [(_CODES.get(v.code, "IST0133"), v) for v in report.warnings]
     return [
-        Message(code, LEVELS[code], f"{v.path}: {v.message}", reference, place) for code, v in found
+        Message(code, LEVELS[code], f"{v.path}: {v.message}", reference, place, v.path)
+        for code, v in found
     ]

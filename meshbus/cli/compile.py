@@ -68,7 +68,7 @@ def compile_command(
     for finding in compiled.findings:
         place = f"{finding.get('object', '')}: {finding.get('path', '')}"
         print(f"{place}: {finding.get('message', '')}", file=sys.stderr)
-    sys.stdout.write(json.dumps(compiled.document, sort_keys=True) + "\n")
+    sys.stdout.write(json.dumps(compiled.document, sort_keys=True, indent=2) + "\n")
 
 
 def _end(message: str, code: int) -> NoReturn:
@@ -86,7 +86,7 @@ def _all_valid(documents: list[Document]) -> bool:
             if violation.code == "UnknownKind":
                 continue
             valid = False
-            place = f"{document.file}[{document.index}]"
+            place = f"{document.file}:{document.line_of(violation.path)}"
             print(f"{place}: {violation.path}: {violation.message}", file=sys.stderr)
     return valid
 

@@ -62,14 +62,19 @@ def _send(
             raise
     results = answer["results"]
     for document, result in zip(documents, results, strict=True):
-        result |= {"file": document.file, "line": document.line, "index": document.index}
+        result |= {"file": document.file, "line": document.line_of(""), "index": document.index}
+        for cause in (result.get("error") or {}).get("causes") or ():
+            cause["line"] = document.line_of(cause.get("field") or "")
+        if warnings := result.get("warnings"):
+            # A warning about a field begins with its path.
+            result["warningLines"] = [
+                document.line_of(str(warning).partition(": ")[0]) for warning in warnings
+            ]
     return answer.get("change"), results
 
 
 def _print_results(results: list[dict[str, Any]], done: str = "") -> None:
     for result in results:
-        # What was named on the command line stands in no file.
-        where = f"{result['file']}:{result['line']}: " if result["file"] else ""
         name = result.get("name")
         what = (
             f"{str(result.get('kind')).lower()}/{name}" if name else f"document {result['index']}"
@@ -77,15 +82,23 @@ def _print_results(results: list[dict[str, Any]], done: str = "") -> None:
         error = result.get("error")
         if error is None:
             print(f"{what} {done or result['action']}")
-            for warning in result.get("warnings", []):
-                print(f"warning: {where}{what}: {warning}", file=sys.stderr)
+            warnings = result.get("warnings", [])
+            lines = result.get("warningLines") or [result["line"]] * len(warnings)
+            for warning, line in zip(warnings, lines, strict=True):
+                print(f"warning: {_at(result, line)}{what}: {warning}", file=sys.stderr)
             continue
         causes = error.get("causes") or []
         if not causes:
-            print(f"error: {where}{what}: {error['message']}", file=sys.stderr)
+            place = _at(result, result["line"])
+            print(f"error: {place}{what}: {error['message']}", file=sys.stderr)
         for cause in causes:
-            field = cause.get("field") or ""
-            print(f"error: {where}{what}: {field}: {cause.get('message')}", file=sys.stderr)
+            place, field = _at(result, cause.get("line", 0)), cause.get("field") or ""
+            print(f"error: {place}{what}: {field}: {cause.get('message')}", file=sys.stderr)
+
+
+def _at(result: dict[str, Any], line: int) -> str:
+    """Where it stands; what was named on the command line stands in no file."""
+    return f"{result['file']}:{line}: " if result["file"] else ""
 
 
 def apply(

@@ -26,6 +26,8 @@ class Problem(msgspec.Struct, frozen=True):
     path: str
     code: str
     message: str
+    line: int
+    """Of the file, from 1: of the field, or of what should hold it."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -76,7 +78,7 @@ def validate(
 def judge(item: Document | ManifestError) -> Result:
     """The verdict on a document, or on what cannot be read as one."""
     if isinstance(item, ManifestError):
-        problem = Problem("", "Malformed", f"line {item.line}: {item.message}")
+        problem = Problem("", "Malformed", item.message, item.line)
         return Result(item.file, item.index, "", "", "", False, [problem], [])
     from meshbus.validate import validate_object
     from meshbus.validate.support import silent_fields_of, unsupported_fields
@@ -93,9 +95,13 @@ def judge(item: Document | ManifestError) -> Result:
         namespace=namespace,
         name=name,
         valid=report.valid,
-        errors=[Problem(v.path, v.code, v.message) for v in report.errors],
-        warnings=[Problem(v.path, v.code, v.message) for v in [*report.warnings, *unsupported]],
+        errors=_problems(item, report.errors),
+        warnings=_problems(item, [*report.warnings, *unsupported]),
     )
+
+
+def _problems(document: Document, violations: Sequence[Any]) -> list[Problem]:
+    return [Problem(v.path, v.code, v.message, document.line_of(v.path)) for v in violations]
 
 
 def _names(content: dict[str, Any]) -> tuple[str, str, str]:
@@ -119,12 +125,9 @@ def _lines(results: Sequence[Result]) -> list[str]:
         what = f" {result.kind} {owner}{result.name}" if result.kind else ""
         lines.append(f"{where}{what}: {'valid' if result.valid else 'invalid'}")
         for word, problems in (("error", result.errors), ("warning", result.warnings)):
-            lines += [
-                f"  {word}: {p.path}: {p.message} [{p.code}]"
-                if p.path
-                else f"  {word}: {p.message} [{p.code}]"
-                for p in problems
-            ]
+            for p in problems:
+                field = f"{p.path}: " if p.path else ""
+                lines.append(f"  {word}: {result.file}:{p.line}: {field}{p.message} [{p.code}]")
     bad = sum(not result.valid for result in results)
     if results:
         documents = "1 document" if len(results) == 1 else f"{len(results)} documents"

@@ -137,14 +137,19 @@ def notices(documents: Sequence[Document], results: Sequence[Mapping[str, Any]])
     """
     lines = []
     for document, result in zip(documents, results, strict=True):
-        what = f"{document.file}:{document.line}: {result.get('kind')} {result.get('name')}"
+        what = f"{result.get('kind')} {result.get('name')}"
         error = result.get("error")
+        told: list[tuple[str, str]] = []
         if error is None:
-            lines += [f"{what}: warning: {warning}" for warning in result.get("warnings", [])]
-            continue
-        causes = [
-            f"{cause.get('field') or ''}: {cause.get('message')}".removeprefix(": ")
-            for cause in error.get("causes") or []
-        ]
-        lines += [f"{what} is refused: {text}" for text in causes or [error.get("message")]]
+            # A warning about a field begins with its path.
+            warnings = [str(warning) for warning in result.get("warnings", [])]
+            told = [(w.partition(": ")[0], f"warning: {w}") for w in warnings]
+        else:
+            for cause in error.get("causes") or [{"message": error.get("message")}]:
+                field = str(cause.get("field") or "")
+                message = f"{field}: {cause.get('message')}".removeprefix(": ")
+                told.append((field, f"is refused: {message}"))
+        for field, words in told:
+            joint = " " if error is not None else ": "
+            lines.append(f"{document.file}:{document.line_of(field)}: {what}{joint}{words}")
     return lines

@@ -7,16 +7,31 @@ and a document that cannot be read does not take its neighbours with it.
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
+from meshbus.api.yaml_lines import Place, at_path, line_of, places
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 
 LARGEST_FILE_BYTES = 100 * 1024 * 1024
 SUFFIXES = (".yaml", ".yml", ".json")
 _SEPARATOR = re.compile(r"---(?:[ \t]+(?P<rest>.*))?")
+
+
+class _Text:
+    """A document as it is written; several objects, if it is a List."""
+
+    def __init__(self, line: int, text: str) -> None:
+        self._line = line
+        self._text = text
+
+    @cached_property
+    def root(self) -> Place:
+        """Where its values stand. Few documents are asked: those with something to say of."""
+        return places(self._text, self._line)
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -29,6 +44,17 @@ class Document(msgspec.Struct, frozen=True):
     line: int
     """Line of the file where its document begins, from 1."""
     content: dict[str, Any]
+    text: _Text | None = None
+    """None: it was not read from a file."""
+    within: str = ""
+    """Path of the object in its document: `items[1]` of a List."""
+
+    def line_of(self, path: str) -> int:
+        """Line of the file where a field stands, from 1; of the nearest field around it where it
+        is missing, and of the object for an empty path."""
+        if self.text is None:
+            return self.line
+        return line_of(at_path(self.text.root, self.within), path)
 
 
 class ManifestError(Exception):
@@ -153,12 +179,14 @@ def _documents(file: str, text: str) -> Iterator[Document | ManifestError]:
             continue
         if content is None:
             continue
-        for item in _items(content):
+        written = _Text(line, part)
+        for within, item in _items(content):
             if isinstance(item, dict):
-                yield Document(file, index, line, item)
+                yield Document(file, index, line, item, written, within)
             else:
                 message = f"must be an object with apiVersion and kind, is {_kind_of(item)}"
-                yield ManifestError(file, line, index, message)
+                at = line_of(written.root, within)
+                yield ManifestError(file, at, index, message)
             index += 1
 
 
@@ -178,13 +206,14 @@ def parts(text: str) -> Iterator[tuple[int, str]]:
     yield begin, "\n".join(lines)
 
 
-def _items(content: Any) -> Iterator[Any]:
+def _items(content: Any, within: str = "") -> Iterator[tuple[str, Any]]:
+    """(path in the document, object) of what a document holds."""
     listed = isinstance(content, dict) and str(content.get("kind", "")).endswith("List")
     if listed and isinstance(content.get("items"), list):
-        for item in content["items"]:
-            yield from _items(item)
+        for index, item in enumerate(content["items"]):
+            yield from _items(item, f"{within}.items[{index}]".removeprefix("."))
     else:
-        yield content
+        yield within, content
 
 
 def _kind_of(value: Any) -> str:

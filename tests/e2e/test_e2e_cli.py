@@ -99,7 +99,8 @@ def test_what_is_refused_is_named_and_the_rest_goes_on(run: Command, tmp_path: P
     assert len(errors) == 3
     assert all(str(bad) in line for line in errors)
     assert any("Banana" in line for line in errors)
-    assert any("spec.http[0].rout" in line for line in errors)
+    at = bad.read_text()[: bad.read_text().index("rout:")].count("\n") + 1
+    assert any(f"{bad}:{at}: " in line and "spec.http[0].rout" in line for line in errors)
     assert any("document 2: not YAML" in line for line in errors), errors
     done = run("apply", "--atomic", "-f", str(bad))
     assert done.returncode == 1

@@ -74,8 +74,52 @@ def test_validate_answers_for_every_document(tmp_path: Path) -> None:
         "path": "spec.http[0].route[0].destination.hots",
         "code": "Unknown",
         "message": "unknown field 'hots' (did you mean 'host'?)",
+        "line": 17,
     }
     assert answer["results"][2]["errors"][0]["code"] == "Malformed"
+
+
+LISTED = """\
+apiVersion: v1
+kind: List
+items:
+- apiVersion: networking.istio.io/v1
+  kind: VirtualService
+  metadata:
+    name: one
+  spec: &spec
+    hosts:
+    - reviews
+    - a_b
+    http:
+    - route:
+      - destination:
+          host: reviews
+        weight: many
+- apiVersion: networking.istio.io/v1
+  kind: VirtualService
+  metadata:
+    name: two
+  spec: *spec
+---
+{"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+	"metadata": {"name": "three", "labels": {
+		"a b": "c"}},
+	"spec": {
+		"hosts": ["reviews"]}}
+"""
+
+
+def test_validate_names_the_line_of_each_field(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", LISTED)
+    results = json.loads(run("validate", "-f", path, "-o", "json").stdout)["results"]
+    said = [[(e["path"], e["line"]) for e in result["errors"]] for result in results]
+    assert ("spec.http[0].route[0].weight", 16) in said[0]
+    # Where an anchor is meant, what is wrong stands at the anchor.
+    assert said[1] == said[0]
+    assert ("metadata.labels[a b]", 25) in said[2]
+    text = run("validate", "-f", path).stdout
+    assert f"  error: {path}:16: spec.http[0].route[0].weight: must be an integer" in text
 
 
 def test_validate_exits_0_when_all_is_valid(tmp_path: Path) -> None:
@@ -172,11 +216,11 @@ def test_analyze_says_what_is_wrong_with_documents_together(tmp_path: Path) -> N
         "level": "Error",
         "object": "VirtualService default/reviews",
         "file": bad,
-        "line": 15,
+        "line": 22,
     }
     text = run("analyze", bad)
     assert text.exit_code == 1
-    assert f"Error [IST0101] (VirtualService default/reviews {bad}:15)" in text.stdout
+    assert f"Error [IST0101] (VirtualService default/reviews {bad}:22)" in text.stdout
 
 
 def test_analyze_takes_what_validation_says_of_each(tmp_path: Path) -> None:
