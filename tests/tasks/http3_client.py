@@ -28,9 +28,11 @@ class _Client(QuicConnectionProtocol):
         self._http = H3Connection(self._quic)
         self._headers: dict[str, str] = {}
         self._body = b""
-        self._answer: asyncio.Future[Http3Answer] = asyncio.get_running_loop().create_future()
+        self._answer: asyncio.Future[Http3Answer] | None = None
+        """Of the request that was made; a connection that ends before one tells its maker."""
 
     async def get(self, host: str, path: str) -> Http3Answer:
+        self._answer = asyncio.get_running_loop().create_future()
         stream = self._quic.get_next_available_stream_id()
         wanted = {":method": "GET", ":scheme": "https", ":authority": host, ":path": path}
         headers = [(name.encode(), value.encode()) for name, value in wanted.items()]
@@ -39,8 +41,9 @@ class _Client(QuicConnectionProtocol):
         return await self._answer
 
     def quic_event_received(self, event: QuicEvent) -> None:
-        if isinstance(event, ConnectionTerminated) and not self._answer.done():
-            self._answer.set_exception(ConnectionError(event.reason_phrase))
+        answer = self._answer
+        if isinstance(event, ConnectionTerminated) and answer is not None and not answer.done():
+            answer.set_exception(ConnectionError(event.reason_phrase))
         for found in self._http.handle_event(event):
             self._take(found)
 
@@ -50,7 +53,7 @@ class _Client(QuicConnectionProtocol):
         if isinstance(event, DataReceived):
             self._body += event.data
         ended = isinstance(event, HeadersReceived | DataReceived) and event.stream_ended
-        if ended and not self._answer.done():
+        if ended and self._answer is not None and not self._answer.done():
             status = int(self._headers[":status"])
             self._answer.set_result(Http3Answer(status, self._headers, self._body))
 
