@@ -7,6 +7,7 @@ from msgspec import UnsetType
 
 from meshbus.api.authentication import Jwt, Policy, PolicyStringMatch, TargetSelector
 from meshbus.validate.formats import FORMATS
+from meshbus.validate.malformed import independent
 from meshbus.validate.matches import regex_problem
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import is_label
@@ -17,6 +18,7 @@ from meshbus.validate.targets import check_labels
 _DEFAULT = "default"
 
 
+@independent
 def check_policy(spec: Policy, name: ObjectName, out: Findings) -> None:
     """A policy of a namespace or of services."""
     if not spec.targets and name.name != _DEFAULT:
@@ -30,6 +32,7 @@ def check_policy(spec: Policy, name: ObjectName, out: Findings) -> None:
     _check_methods(spec, out)
 
 
+@independent
 def check_mesh_policy(spec: Policy, name: ObjectName, out: Findings) -> None:
     """The policy of the mesh."""
     if name.name != _DEFAULT:
@@ -39,6 +42,7 @@ def check_mesh_policy(spec: Policy, name: ObjectName, out: Findings) -> None:
     _check_methods(spec, out)
 
 
+@independent
 def _check_target(target: TargetSelector, path: str, out: Findings) -> None:
     if not is_label(target.name):
         message = f"{target.name!r} must be the short name of a service"
@@ -54,6 +58,7 @@ def _check_target(target: TargetSelector, path: str, out: Findings) -> None:
             out.error(f"{at}.name", f"{port.name!r} is not the name of a port")
 
 
+@independent
 def _check_methods(spec: Policy, out: Findings) -> None:
     issuers: set[str] = set()
     for index, peer in enumerate(spec.peers):
@@ -70,6 +75,7 @@ def _check_methods(spec: Policy, out: Findings) -> None:
             _check_jwt(origin.jwt, f"{path}.jwt", issuers, out)
 
 
+@independent
 def _check_jwt(jwt: Jwt, path: str, issuers: set[str], out: Findings) -> None:
     if not jwt.issuer:
         out.required(f"{path}.issuer")
@@ -98,6 +104,7 @@ def _check_jwt(jwt: Jwt, path: str, issuers: set[str], out: Findings) -> None:
                 _check_path(match, f"{at}.{field}[{number}]", out)
 
 
+@independent
 def _check_path(match: PolicyStringMatch, path: str, out: Findings) -> None:
     if not (match.exact or match.prefix or match.suffix or match.regex):
         out.required(path, "exact, prefix, suffix or regex must be set, and not empty")

@@ -21,6 +21,7 @@ from meshbus.validate.conditions import (
     service_account_problem,
     trust_domain_problem,
 )
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import subnet_problem
 from meshbus.validate.report import Findings
@@ -33,10 +34,18 @@ _BOOLEANS = frozenset(
 _NOT_FOR_CUSTOM = frozenset({"source.namespace", "source.principal", "source.serviceAccount"})
 
 
+@independent
 def check(spec: AuthorizationPolicy, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     check_targets(spec.selector, spec.target_ref, spec.target_refs, out)
     _check_dry_run(spec, name, out)
+    for index, rule in enumerate(spec.rules):
+        _check_rule(rule, f"spec.rules[{index}]", out)
+    _check_action(spec, out)
+
+
+@independent
+def _check_action(spec: AuthorizationPolicy, out: Findings) -> None:
     if spec.action in ("CUSTOM", "DENY") and not spec.rules:
         message = (
             f"{spec.action} action without rules is meaningless as it will never be triggered; "
@@ -50,7 +59,6 @@ def check(spec: AuthorizationPolicy, name: ObjectName, out: Findings) -> None:
         out.error("spec.provider", f"must not be set with action {spec.action}", "Conflict")
     for index, rule in enumerate(spec.rules):
         path = f"spec.rules[{index}]"
-        _check_rule(rule, path, out)
         if spec.action == "CUSTOM":
             _refuse_for_custom(rule, path, out)
         if spec.action == "DENY" and _denies_all_tcp(rule):
@@ -61,6 +69,7 @@ def check(spec: AuthorizationPolicy, name: ObjectName, out: Findings) -> None:
             out.warn(path, message)
 
 
+@independent
 def _check_dry_run(spec: AuthorizationPolicy, name: ObjectName, out: Findings) -> None:
     value = name.annotations.get(_DRY_RUN)
     if value is None:
@@ -72,6 +81,7 @@ def _check_dry_run(spec: AuthorizationPolicy, name: ObjectName, out: Findings) -
         out.error(path, f"{value!r} is neither true nor false")
 
 
+@independent
 def _check_rule(rule: AuthorizationRule, path: str, out: Findings) -> None:
     for index, origin in enumerate(rule.from_):
         at = f"{path}.from[{index}].source"
@@ -89,6 +99,7 @@ def _check_rule(rule: AuthorizationRule, path: str, out: Findings) -> None:
         _check_condition(condition, f"{path}.when[{index}]", out)
 
 
+@independent
 def _check_lists(lists: Mapping[str, Sequence[str]], path: str, out: Findings) -> None:
     if not any(lists.values()):
         out.required(path, "must not be empty")
@@ -98,6 +109,7 @@ def _check_lists(lists: Mapping[str, Sequence[str]], path: str, out: Findings) -
                 out.error(f"{path}.{field}[{index}]", f"`{field}` must not have empty values")
 
 
+@independent
 def _check_source(source: Source, path: str, out: Findings) -> None:
     lists = {
         "principals": source.principals,
@@ -137,6 +149,7 @@ def _check_source(source: Source, path: str, out: Findings) -> None:
                 out.error(f"{path}.{field}[{index}]", problem)
 
 
+@independent
 def _check_operation(operation: Operation, path: str, out: Findings) -> None:
     lists = {
         "hosts": operation.hosts,
@@ -159,6 +172,7 @@ def _check_operation(operation: Operation, path: str, out: Findings) -> None:
                 out.error(f"{path}.{field}[{index}]", problem)
 
 
+@independent
 def _check_condition(condition: Condition, path: str, out: Findings) -> None:
     if not condition.key:
         out.required(f"{path}.key", "`key` must not be empty")
@@ -172,6 +186,7 @@ def _check_condition(condition: Condition, path: str, out: Findings) -> None:
             return
 
 
+@independent
 def _refuse_for_custom(rule: AuthorizationRule, path: str, out: Findings) -> None:
     for index, origin in enumerate(rule.from_):
         if isinstance(origin.source, UnsetType):

@@ -6,12 +6,14 @@ Source: https://istio.io/latest/docs/reference/config/networking/destination-rul
 from msgspec import UnsetType
 
 from meshbus.api.networking.destination_rule import ClientTLSSettings
+from meshbus.validate.malformed import independent
 from meshbus.validate.report import Findings
 
 CONFIG_MAP = "configmap://"
 """Begins the name of a ConfigMap with authorities: `configmap://NAMESPACE/NAME`."""
 
 
+@independent
 def check_client_tls(
     tls: ClientTLSSettings | UnsetType, path: str, out: Findings, *, namespace: str = ""
 ) -> None:

@@ -10,6 +10,7 @@ from meshbus.api.health_check import HEALTH_CHECK, read_health_check
 from meshbus.api.networking.destination_rule import DestinationRule
 from meshbus.api.sticky_session import STICKY_SESSION, read_sticky_session
 from meshbus.validate.durations import duration_problem
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import is_header_name, is_label, wildcard_domain_problem
 from meshbus.validate.report import Findings
@@ -17,21 +18,12 @@ from meshbus.validate.targets import check_export_to, check_labels, check_select
 from meshbus.validate.traffic_policy import check_traffic_policy
 
 
+@independent
 def check(spec: DestinationRule, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
-    if problem := wildcard_domain_problem(spec.host):
-        out.error("spec.host", problem)
+    _check_host(spec, out)
     check_traffic_policy(spec.traffic_policy, "spec.trafficPolicy", name.namespace, out)
-    seen: set[str] = set()
-    for index, subset in enumerate(spec.subsets):
-        path = f"spec.subsets[{index}]"
-        if not is_label(subset.name):
-            out.error(f"{path}.name", f"{subset.name!r} is not the name of a subset")
-        elif subset.name in seen:
-            out.error(f"{path}.name", f"duplicate subset names: {subset.name}", "Duplicate")
-        seen.add(subset.name)
-        check_labels(subset.labels, f"{path}.labels", out)
-        check_traffic_policy(subset.traffic_policy, f"{path}.trafficPolicy", name.namespace, out)
+    _check_subsets(spec, name, out)
     _check_health_check(name.annotations.get(HEALTH_CHECK), out)
     _check_sticky_session(name.annotations.get(STICKY_SESSION), out)
     exported = check_export_to(spec.export_to, name.namespace, "spec.exportTo", out)
@@ -42,6 +34,29 @@ def check(spec: DestinationRule, name: ObjectName, out: Findings) -> None:
             out.error("spec.exportTo", message, "Conflict")
 
 
+@independent
+def _check_host(spec: DestinationRule, out: Findings) -> None:
+    if problem := wildcard_domain_problem(spec.host):
+        out.error("spec.host", problem)
+
+
+@independent
+def _check_subsets(spec: DestinationRule, name: ObjectName, out: Findings) -> None:
+    for index, subset in enumerate(spec.subsets):
+        path = f"spec.subsets[{index}]"
+        check_labels(subset.labels, f"{path}.labels", out)
+        check_traffic_policy(subset.traffic_policy, f"{path}.trafficPolicy", name.namespace, out)
+    seen: set[str] = set()
+    for index, subset in enumerate(spec.subsets):
+        path = f"spec.subsets[{index}]"
+        if not is_label(subset.name):
+            out.error(f"{path}.name", f"{subset.name!r} is not the name of a subset")
+        elif subset.name in seen:
+            out.error(f"{path}.name", f"duplicate subset names: {subset.name}", "Duplicate")
+        seen.add(subset.name)
+
+
+@independent
 def _check_health_check(text: str | None, out: Findings) -> None:
     if text is None:
         return
@@ -56,6 +71,7 @@ def _check_health_check(text: str | None, out: Findings) -> None:
             out.error(path, f"{field}: {problem}")
 
 
+@independent
 def _check_sticky_session(text: str | None, out: Findings) -> None:
     if text is None:
         return

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from msgspec import UnsetType
 
 from meshbus.api.networking.virtual_service import Destination
+from meshbus.validate.malformed import independent
 from meshbus.validate.names import is_label, wildcard_domain_problem
 from meshbus.validate.report import Findings
 
 
+@independent
 def check_destination(destination: Destination | UnsetType, path: str, out: Findings) -> None:
     """Where requests go."""
     if isinstance(destination, UnsetType):
@@ -25,6 +27,7 @@ def check_destination(destination: Destination | UnsetType, path: str, out: Find
             out.error(f"{path}.port.number", f"{number}: port must be between 1-65535")
 
 
+@independent
 def check_weighted(
     destinations: Sequence[tuple[Destination, int]], path: str, out: Findings
 ) -> None:

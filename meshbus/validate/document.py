@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 from meshbus.api.kinds import KindInfo, all_kinds, kind_of
+from meshbus.validate.malformed import NotKnownError
 from meshbus.validate.metadata import ObjectName, read_metadata
 from meshbus.validate.report import Findings, Report
 from meshbus.validate.shape import has_required_fields, read_shape
@@ -61,9 +62,8 @@ _TOP = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 def validate_object(document: Mapping[str, Any]) -> Report:
     """Everything that is wrong with one document, judged alone.
 
-    The rules of its kind run once its shape is right, so a report may grow when shape errors are
-    mended. A kind that nobody knows is an error; one that Kubernetes knows and nothing here reads
-    is a warning.
+    Where its shape is wrong, the rules of its kind run on the rest. A kind that nobody knows is an
+    error; one that Kubernetes knows and nothing here reads is a warning.
     """
     out = Findings()
     info = _read_kind(document, out)
@@ -89,7 +89,12 @@ def validate_object(document: Mapping[str, Any]) -> Report:
     )
     rules = _rules_of(info)
     if spec is not None and rules is not None:
-        rules(spec, name, out)
+        try:
+            rules(spec, name, out)
+        except (NotKnownError, TypeError):
+            # Functions in C say in their own way that they cannot read what is malformed.
+            if len(out.errors) == before:
+                raise
     return out.report()
 
 

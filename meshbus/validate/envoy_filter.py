@@ -14,6 +14,7 @@ from meshbus.api.networking.envoy_filter import (
     Patch,
 )
 from meshbus.api.when_refused import WHEN_REFUSED, when_refused_problem
+from meshbus.validate.malformed import independent
 from meshbus.validate.matches import regex_problem
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import subnet_problem
@@ -29,6 +30,7 @@ _ROUTE_CLASS = frozenset({"ROUTE_CONFIGURATION", "VIRTUAL_HOST", "HTTP_ROUTE"})
 _NOT_AT_WAYPOINTS = frozenset({"LISTENER", "LISTENER_FILTER", "BOOTSTRAP", "EXTENSION_CONFIG"})
 
 
+@independent
 def check(spec: EnvoyFilter, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     out.warn("spec", "EnvoyFilter depends on internals that change; prefer other kinds")
@@ -44,6 +46,7 @@ def check(spec: EnvoyFilter, name: ObjectName, out: Findings) -> None:
         _check_old(old, f"spec.filters[{index}]", out)
 
 
+@independent
 def _check_patch(config: EnvoyConfigObjectPatch, path: str, out: Findings) -> None:
     if config.apply_to == "INVALID":
         out.required(f"{path}.applyTo", "Envoy filter: missing applyTo")
@@ -64,6 +67,7 @@ def _check_patch(config: EnvoyConfigObjectPatch, path: str, out: Findings) -> No
     _check_value(config, patch, f"{path}.patch.value", out)
 
 
+@independent
 def _check_match(
     config: EnvoyConfigObjectPatch, match: EnvoyConfigObjectMatch, path: str, out: Findings
 ) -> None:
@@ -98,6 +102,7 @@ def _check_match(
             _check_filter(config.apply_to, chain.filter, at, out)
 
 
+@independent
 def _check_waypoint(apply_to: str, match: EnvoyConfigObjectMatch, path: str, out: Findings) -> None:
     if apply_to in _NOT_AT_WAYPOINTS:
         out.error(path, f"Envoy filter: applyTo {apply_to} is not supported for waypoint")
@@ -131,6 +136,7 @@ def _wanted_match(apply_to: str) -> str:
     return "cluster" if apply_to == "CLUSTER" else ""
 
 
+@independent
 def _check_filter(apply_to: str, match: FilterMatch, path: str, out: Findings) -> None:
     if apply_to in ("LISTENER", "FILTER_CHAIN"):
         out.warn(path, f"Envoy filter: filter match has no effect when used with {apply_to}")
@@ -151,6 +157,7 @@ def _check_filter(apply_to: str, match: FilterMatch, path: str, out: Findings) -
         out.required(f"{at}.name", "Envoy filter: subfilter match has no name to match on")
 
 
+@independent
 def _check_value(config: EnvoyConfigObjectPatch, patch: Patch, path: str, out: Findings) -> None:
     if isinstance(patch.value, UnsetType):
         return
@@ -164,6 +171,7 @@ def _check_value(config: EnvoyConfigObjectPatch, patch: Patch, path: str, out: F
             out.warn(path, problem)
 
 
+@independent
 def _check_old(old: OldFilter, path: str, out: Findings) -> None:
     if old.filter_type == "INVALID":
         out.required(f"{path}.filterType", "Envoy filter: filterType must be HTTP or NETWORK")

@@ -6,6 +6,7 @@ Source: https://istio.io/latest/docs/reference/config/networking/gateway/
 from msgspec import UnsetType
 
 from meshbus.api.networking.gateway import Gateway, Server
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import (
     is_ip,
@@ -27,6 +28,7 @@ one without routes, and names may have dots."""
 HTTP3 = "traffic.meshbus.io/http3"
 
 
+@independent
 def check(spec: Gateway, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     made = name.annotations.get(_SEMANTICS[0]) == _SEMANTICS[1]
@@ -34,17 +36,28 @@ def check(spec: Gateway, name: ObjectName, out: Findings) -> None:
         out.error("metadata.name", f"invalid gateway name {name.name!r}: dots are not allowed")
     if not spec.servers:
         out.required("spec.servers", "gateway must have at least one server")
-    for key, value in spec.selector.items():
-        if problem := label_key_problem(key) or label_value_problem(value):
-            out.warn(f"spec.selector[{key}]", f"no workload can have this label: {problem}")
+    _check_selector(spec, out)
     http3 = name.annotations.get(HTTP3)
     if http3 is not None and http3 not in ("true", "false"):
         out.error(f"metadata.annotations[{HTTP3}]", f"{http3!r} is neither true nor false")
+    for index, server in enumerate(spec.servers):
+        _check_server(server, f"spec.servers[{index}]", made, out)
+    _check_names(spec, out)
+
+
+@independent
+def _check_selector(spec: Gateway, out: Findings) -> None:
+    for key, value in spec.selector.items():
+        if problem := label_key_problem(key) or label_value_problem(value):
+            out.warn(f"spec.selector[{key}]", f"no workload can have this label: {problem}")
+
+
+@independent
+def _check_names(spec: Gateway, out: Findings) -> None:
     ports: set[str] = set()
     names: set[str] = set()
     for index, server in enumerate(spec.servers):
         path = f"spec.servers[{index}]"
-        _check_server(server, path, made, out)
         if server.port.name in ports:
             message = f"port names in servers must be unique: {server.port.name!r}"
             out.error(f"{path}.port.name", message, "Duplicate")
@@ -56,18 +69,23 @@ def check(spec: Gateway, name: ObjectName, out: Findings) -> None:
         names.add(server.name)
 
 
+@independent
 def _check_server(server: Server, path: str, made: bool, out: Findings) -> None:
+    _check_hosts(server, path, made, out)
+    if not isinstance(server.tls, UnsetType):
+        check_server_tls(server.tls, f"{path}.tls", out)
+    if _check_port(server, path, out):
+        _check_protocol(server, path, out)
+
+
+@independent
+def _check_hosts(server: Server, path: str, made: bool, out: Findings) -> None:
     if not server.hosts:
         out.required(f"{path}.hosts", "server config must contain at least one host")
     for index, host in enumerate(server.hosts):
         seen = host.removeprefix("~/") if made else host
         if problem := namespaced_host_problem(seen, gateway=True):
             out.error(f"{path}.hosts[{index}]", problem)
-    known = _check_port(server, path, out)
-    if not isinstance(server.tls, UnsetType):
-        check_server_tls(server.tls, f"{path}.tls", out)
-    if known:
-        _check_protocol(server, path, out)
 
 
 def _check_port(server: Server, path: str, out: Findings) -> bool:
@@ -96,6 +114,7 @@ def _check_port(server: Server, path: str, out: Findings) -> bool:
     return right
 
 
+@independent
 def _check_protocol(server: Server, path: str, out: Findings) -> None:
     protocol, tls = server.port.protocol, server.tls
     if isinstance(tls, UnsetType):

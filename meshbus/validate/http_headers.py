@@ -9,6 +9,7 @@ import re
 from msgspec import UnsetType
 
 from meshbus.api.networking.virtual_service import HeaderOperations, Headers
+from meshbus.validate.malformed import independent
 from meshbus.validate.names import is_header_name
 from meshbus.validate.report import Findings
 
@@ -30,6 +31,7 @@ def is_claim_match(name: str) -> bool:
     return bool(_CLAIM.fullmatch(name))
 
 
+@independent
 def check_matched_name(name: str, path: str, out: Findings) -> None:
     """The name of a header that a route matches."""
     if not name:
@@ -38,6 +40,7 @@ def check_matched_name(name: str, path: str, out: Findings) -> None:
         out.error(path, f"{name!r} is not the name of a header")
 
 
+@independent
 def _check_changed_name(name: str, path: str, out: Findings, *, authority: bool) -> None:
     if not name:
         out.required(path, "the name of a header cannot be empty")
@@ -50,7 +53,7 @@ def _check_changed_name(name: str, path: str, out: Findings, *, authority: bool)
 def header_value_problem(value: str) -> str | None:
     """Why the value of a header is not one that Envoy takes: `%NAME%` and `%NAME(...)%` stand for
     something, `%%` for a percent sign."""
-    if _CONTROL.search(value):
+    if value and _CONTROL.search(value):
         return "holds control characters"
     position = 0
     while (position := value.find("%", position)) >= 0:
@@ -61,6 +64,7 @@ def header_value_problem(value: str) -> str | None:
     return None
 
 
+@independent
 def _check_operations(
     operations: HeaderOperations, path: str, out: Findings, *, request: bool
 ) -> None:
@@ -74,6 +78,7 @@ def _check_operations(
         _check_changed_name(name, f"{path}.remove[{index}]", out, authority=False)
 
 
+@independent
 def check_headers(headers: Headers | UnsetType, path: str, out: Findings) -> None:
     """The changes to headers of a route or destination."""
     if isinstance(headers, UnsetType):

@@ -22,6 +22,7 @@ from meshbus.api.networking.virtual_service import (
 from meshbus.validate.destinations import check_destination, check_weighted
 from meshbus.validate.durations import duration_problem
 from meshbus.validate.http_headers import check_headers, check_matched_name, is_authority
+from meshbus.validate.malformed import independent
 from meshbus.validate.matches import check_string_match, regex_problem
 from meshbus.validate.names import is_header_name, is_label
 from meshbus.validate.report import Findings
@@ -76,6 +77,7 @@ _LARGE_BODY_BYTES, _LARGEST_BODY_BYTES = 100 * 1024, 1024 * 1024
 _LEAST_PERCENT = 0.0001
 
 
+@independent
 def check_http_route(route: HTTPRoute, path: str, out: Findings, *, delegate: bool) -> None:
     """One route; `delegate` if its VirtualService has no hosts."""
     _check_action(route, path, out, delegate)
@@ -96,11 +98,13 @@ def check_http_route(route: HTTPRoute, path: str, out: Findings, *, delegate: bo
     _check_duration(route.timeout, f"{path}.timeout", out)
 
 
+@independent
 def _check_duration(value: str | UnsetType, path: str, out: Findings) -> None:
     if isinstance(value, str) and (problem := duration_problem(value)):
         out.error(path, problem)
 
 
+@independent
 def _check_action(route: HTTPRoute, path: str, out: Findings, delegate: bool) -> None:
     actions = [
         name
@@ -126,6 +130,7 @@ def _check_action(route: HTTPRoute, path: str, out: Findings, delegate: bool) ->
                     out.error(path, f"cannot contain both {name} and {action}", "Conflict")
 
 
+@independent
 def _check_match(match: HTTPMatchRequest, path: str, out: Findings) -> None:
     for field, headers in (("headers", match.headers), ("withoutHeaders", match.without_headers)):
         for name, wanted in headers.items():
@@ -148,6 +153,7 @@ def _check_match(match: HTTPMatchRequest, path: str, out: Findings) -> None:
         out.error(f"{path}.sourceNamespace", f"{match.source_namespace!r} is no namespace")
 
 
+@independent
 def _check_cors(cors: CorsPolicy | UnsetType, path: str, out: Findings) -> None:
     if isinstance(cors, UnsetType):
         return
@@ -172,6 +178,7 @@ def _check_cors(cors: CorsPolicy | UnsetType, path: str, out: Findings) -> None:
         out.error(f"{path}.maxAge", "is accurate only to seconds")
 
 
+@independent
 def _check_percentage(percentage: Percent | UnsetType, path: str, out: Findings) -> None:
     if isinstance(percentage, UnsetType):
         return
@@ -180,6 +187,7 @@ def _check_percentage(percentage: Percent | UnsetType, path: str, out: Findings)
         out.error(path, f"percentage {value} is neither 0.0, nor in range [0.0001, 100.0]")
 
 
+@independent
 def _check_fault(fault: HTTPFaultInjection | UnsetType, path: str, out: Findings) -> None:
     if isinstance(fault, UnsetType):
         return
@@ -207,16 +215,19 @@ def _check_fault(fault: HTTPFaultInjection | UnsetType, path: str, out: Findings
             out.error(f"{path}.delay.exponentialDelay", "is not supported")
 
 
+@independent
 def _check_percent(percent: int, path: str, out: Findings) -> None:
     if not 0 <= percent <= 100:
         out.error(path, f"percentage {percent} is not in range 0..100")
 
 
+@independent
 def _check_status(status: int, path: str, out: Findings) -> None:
     if not 200 <= status <= 600:
         out.error(path, f"HTTP status {status} is not in range 200-599")
 
 
+@independent
 def _check_mirrors(route: HTTPRoute, path: str, out: Findings) -> None:
     check_destination(route.mirror, f"{path}.mirror", out)
     if route.mirror_percent is not None:
@@ -232,11 +243,13 @@ def _check_mirrors(route: HTTPRoute, path: str, out: Findings) -> None:
         out.error(path, "only one of mirror or mirrors can be set", "Conflict")
 
 
+@independent
 def _check_mirror_share(share: Percent | UnsetType, path: str, out: Findings) -> None:
     if not isinstance(share, UnsetType) and not 0 <= share.value <= 100:
         out.error(path, f"{share.value} must be between 0 and 100")
 
 
+@independent
 def _check_redirect(
     route: HTTPRoute, redirect: HTTPRedirect | UnsetType, path: str, out: Findings
 ) -> None:
@@ -266,6 +279,7 @@ def _check_redirect(
                 out.error(f"{path}.prefixRewrite", message)
 
 
+@independent
 def _check_direct_response(
     response: HTTPDirectResponse | UnsetType, path: str, out: Findings
 ) -> None:
@@ -284,6 +298,7 @@ def _check_direct_response(
         out.warn(f"{path}.body", "large direct responses may impact performance")
 
 
+@independent
 def check_retry(retry: HTTPRetry | UnsetType, path: str, out: Findings) -> None:
     """When and how often a request is tried again."""
     if isinstance(retry, UnsetType):
@@ -304,6 +319,7 @@ def check_retry(retry: HTTPRetry | UnsetType, path: str, out: Findings) -> None:
             out.error(f"{path}.retryOn", f"{policy!r} is not a valid retryOn policy")
 
 
+@independent
 def _check_rewrite(rewrite: HTTPRewrite | UnsetType, path: str, out: Findings) -> None:
     if isinstance(rewrite, UnsetType):
         return
@@ -320,6 +336,7 @@ def _check_rewrite(rewrite: HTTPRewrite | UnsetType, path: str, out: Findings) -
         out.error(f"{path}.uriRegexRewrite.match", problem)
 
 
+@independent
 def _check_authority(route: HTTPRoute, path: str, out: Findings) -> None:
     current = "" if isinstance(route.rewrite, UnsetType) else route.rewrite.authority
     if isinstance(route.headers, UnsetType) or isinstance(route.headers.request, UnsetType):

@@ -6,11 +6,13 @@ Source: https://kubernetes.io/docs/concepts/services-networking/ingress/
 from msgspec import UnsetType
 
 from meshbus.api.ingress import IngressBackend, IngressClassSpec, IngressSpec
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import is_ip, is_namespace, is_subdomain
 from meshbus.validate.report import Findings
 
 
+@independent
 def check(spec: IngressSpec, name: ObjectName, out: Findings) -> None:
     """An Ingress."""
     if isinstance(spec.default_backend, UnsetType) and not spec.rules:
@@ -40,12 +42,14 @@ def check(spec: IngressSpec, name: ObjectName, out: Findings) -> None:
             _check_backend(item.backend, f"{at}.backend", out)
 
 
+@independent
 def check_class(spec: IngressClassSpec, name: ObjectName, out: Findings) -> None:
     """An IngressClass."""
     if not spec.controller:
         out.required("spec.controller")
 
 
+@independent
 def _check_host(host: str, path: str, out: Findings) -> None:
     if is_ip(host):
         out.error(path, f"{host!r} is an address: a name is needed")
@@ -53,6 +57,7 @@ def _check_host(host: str, path: str, out: Findings) -> None:
         out.error(path, f"{host!r}: a name in lower case, maybe after `*.`")
 
 
+@independent
 def _check_backend(backend: IngressBackend, path: str, out: Findings) -> None:
     service = backend.service
     if isinstance(service, UnsetType):

@@ -7,6 +7,7 @@ import re
 
 from meshbus.api.core import ConfigMapContent, SecretContent, ServiceSpec
 from meshbus.api.discovery import EndpointSliceContent
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_ip, is_namespace
 from meshbus.validate.report import Findings
@@ -25,6 +26,7 @@ _NEEDED_KEYS = {
 }
 
 
+@independent
 def check_service(spec: ServiceSpec, name: ObjectName, out: Findings) -> None:
     """A Service."""
     if spec.type == "ExternalName":
@@ -61,6 +63,7 @@ def check_service(spec: ServiceSpec, name: ObjectName, out: Findings) -> None:
             out.error(f"spec.externalIPs[{index}]", f"{address!r} is not an IP address")
 
 
+@independent
 def check_config_map(content: ConfigMapContent, name: ObjectName, out: Findings) -> None:
     """A ConfigMap."""
     _check_keys("data", content.data, out)
@@ -72,6 +75,7 @@ def check_config_map(content: ConfigMapContent, name: ObjectName, out: Findings)
         out.warn("data[mesh]", message, SILENT)
 
 
+@independent
 def check_secret(content: SecretContent, name: ObjectName, out: Findings) -> None:
     """A Secret; no message repeats what it holds."""
     _check_keys("data", content.data, out)
@@ -82,6 +86,7 @@ def check_secret(content: SecretContent, name: ObjectName, out: Findings) -> Non
             out.required(f"data[{key}]", f"a Secret of type {content.type} needs it")
 
 
+@independent
 def _check_keys(field: str, data: dict[str, str], out: Findings) -> None:
     for key in data:
         if not _DATA_KEY.fullmatch(key) or key in (".", ".."):
@@ -90,6 +95,7 @@ def _check_keys(field: str, data: dict[str, str], out: Findings) -> None:
         out.error(field, "is larger than 1 MiB", "TooLong")
 
 
+@independent
 def check_endpoint_slice(content: EndpointSliceContent, name: ObjectName, out: Findings) -> None:
     """An EndpointSlice."""
     for index, endpoint in enumerate(content.endpoints):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import UnsetType
 
 from meshbus.api.networking.destination_rule import LocalityFailover, LocalityLoadBalancerSetting
+from meshbus.validate.malformed import independent
 from meshbus.validate.report import Findings
 
 _TOPOLOGY = frozenset(
@@ -19,6 +20,7 @@ _TOPOLOGY = frozenset(
 )
 
 
+@independent
 def check_locality(
     setting: LocalityLoadBalancerSetting | UnsetType, path: str, out: Findings, *, outliers: bool
 ) -> None:
@@ -45,6 +47,7 @@ def check_locality(
         out.warn(path, "outlier detection policy must be provided for failover")
 
 
+@independent
 def check_failover(failover: Sequence[LocalityFailover], path: str, out: Findings) -> None:
     """The order of regions."""
     for index, step in enumerate(failover):
@@ -57,6 +60,7 @@ def check_failover(failover: Sequence[LocalityFailover], path: str, out: Finding
             out.error(at, "failover regions cannot have wildcards")
 
 
+@independent
 def _check_localities(localities: Iterable[str], path: str, out: Findings) -> None:
     seen: list[tuple[str, ...]] = []
     for locality in localities:

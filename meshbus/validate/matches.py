@@ -8,6 +8,7 @@ import re2
 from msgspec import UnsetType
 
 from meshbus.api.networking.virtual_service import StringMatch
+from meshbus.validate.malformed import independent
 from meshbus.validate.report import Findings
 
 LONGEST_REGEX = 1024
@@ -32,6 +33,7 @@ def _text(error: Exception) -> str:
     return reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
 
 
+@independent
 def check_string_match(
     match: StringMatch | UnsetType, path: str, out: Findings, *, empty_prefix: bool = False
 ) -> None:

@@ -15,6 +15,7 @@ from meshbus.validate.client_tls import check_client_tls
 from meshbus.validate.durations import duration_problem
 from meshbus.validate.http_route import check_retry
 from meshbus.validate.locality import check_locality
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_ip, is_label, wildcard_domain_problem
 from meshbus.validate.report import Findings
@@ -24,6 +25,7 @@ _HOUR_NS = 3600 * SECOND_NS
 _AUTO_ALLOCATE = "ISTIO_META_DNS_AUTO_ALLOCATE"
 
 
+@independent
 def check(spec: MeshConfig, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     _check_port(spec.proxy_listen_port, "spec.proxyListenPort", out)
@@ -58,6 +60,7 @@ def check(spec: MeshConfig, name: ObjectName, out: Findings) -> None:
             seen.add(curve)
 
 
+@independent
 def _check_port(port: int, path: str, out: Findings) -> None:
     if not 1 <= port <= 65535:
         out.error(path, f"{port}: port must be between 1-65535")
@@ -75,11 +78,13 @@ def _address_problem(address: str) -> str | None:
     return None
 
 
+@independent
 def _check_address(address: str, path: str, out: Findings) -> None:
     if problem := _address_problem(address.replace("$(HOST_IP)", "127.0.0.1", 1)):
         out.error(path, problem)
 
 
+@independent
 def check_proxy(proxy: MeshProxyConfig, path: str, out: Findings) -> None:
     """Rules of ProxyConfig, as `defaultConfig` and as an annotation."""
     for field, text in (
@@ -124,6 +129,7 @@ def check_proxy(proxy: MeshProxyConfig, path: str, out: Findings) -> None:
         _check_keys(proxy.private_key_provider, f"{path}.privateKeyProvider", out)
 
 
+@independent
 def _check_tracing(tracing: Tracing, path: str, out: Findings) -> None:
     collectors = {
         "zipkin": tracing.zipkin,
@@ -142,6 +148,7 @@ def _check_tracing(tracing: Tracing, path: str, out: Findings) -> None:
         out.warn(f"{path}.sampling", message)
 
 
+@independent
 def _check_keys(provider: PrivateKeyProvider, path: str, out: Findings) -> None:
     backends = {"cryptomb": provider.cryptomb, "qat": provider.qat}
     set_ = {f: b for f, b in backends.items() if not isinstance(b, UnsetType)}
@@ -156,6 +163,7 @@ def _check_keys(provider: PrivateKeyProvider, path: str, out: Findings) -> None:
             out.error(at, "must be non zero")
 
 
+@independent
 def _check_trust(spec: MeshConfig, out: Findings) -> None:
     domains = {"spec.trustDomain": spec.trust_domain}
     for index, alias in enumerate(spec.trust_domain_aliases):
@@ -174,6 +182,7 @@ def _check_trust(spec: MeshConfig, out: Findings) -> None:
             out.warn(f"{path}.spiffeBundleUrl", "only https:// is fetched")
 
 
+@independent
 def _check_providers(providers: list[ExtensionProvider], out: Findings) -> None:
     seen: set[str] = set()
     for index, provider in enumerate(providers):
@@ -214,6 +223,7 @@ def _service_problem(service: str) -> str | None:
     return None if is_ip(host) else fqdn_problem(host)
 
 
+@independent
 def _check_traffic(policy: TrafficPolicy | UnsetType, path: str, out: Findings) -> None:
     if isinstance(policy, UnsetType):
         return

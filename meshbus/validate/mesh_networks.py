@@ -7,17 +7,20 @@ pkg/config/validation of 1.31, ValidateMeshNetworks.
 from msgspec import UnsetType
 
 from meshbus.api.mesh.mesh_networks import MeshNetworks, Network, NetworkGateway
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_ip, is_label, subnet_problem
 from meshbus.validate.report import Findings
 
 
+@independent
 def check(spec: MeshNetworks, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     for network, held in spec.networks.items():
         _check_network(held, f"spec.networks.{network}", out)
 
 
+@independent
 def _check_network(network: Network, path: str, out: Findings) -> None:
     for index, members in enumerate(network.endpoints):
         at = f"{path}.endpoints[{index}]"
@@ -34,6 +37,7 @@ def _check_network(network: Network, path: str, out: Findings) -> None:
         _check_gateway(gateway, f"{path}.gateways[{index}]", out)
 
 
+@independent
 def _check_gateway(gateway: NetworkGateway, path: str, out: Findings) -> None:
     where, service = gateway.address, gateway.registry_service_name
     if isinstance(service, str):

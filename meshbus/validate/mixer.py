@@ -19,6 +19,7 @@ from meshbus.api.mixer_adapters import (
     QuotaTemplate,
 )
 from meshbus.mixer.syntax import CompileError, parse
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 from meshbus.validate.shape import read_shape
@@ -26,6 +27,7 @@ from meshbus.validate.shape import read_shape
 _QUOTA_ADAPTERS = frozenset({"memquota", "redisquota"})
 
 
+@independent
 def check_handler(spec: Handler, name: ObjectName, out: Findings) -> None:
     """A handler: one adapter, and its parameters."""
     if bool(spec.compiled_adapter) == bool(spec.adapter):
@@ -34,6 +36,7 @@ def check_handler(spec: Handler, name: ObjectName, out: Findings) -> None:
         check_adapter_params(spec.compiled_adapter, spec.params, "spec.params", out)
 
 
+@independent
 def check_instance(spec: Instance, name: ObjectName, out: Findings) -> None:
     """An instance: one template, and its fields."""
     if bool(spec.compiled_template) == bool(spec.template):
@@ -45,22 +48,26 @@ def check_instance(spec: Instance, name: ObjectName, out: Findings) -> None:
             _check_fields(spec.compiled_template, spec.params, out)
 
 
+@independent
 def check_old_quota(spec: QuotaTemplate, name: ObjectName, out: Findings) -> None:
     """An instance of the older form: its kind is `quota`."""
     for field, text in spec.dimensions.items():
         _check_expression(text, f"spec.dimensions[{field}]", out)
 
 
+@independent
 def check_old_listentry(spec: ListEntryTemplate, name: ObjectName, out: Findings) -> None:
     """An instance of the older form: its kind is `listentry`."""
     _check_expression(spec.value, "spec.value", out)
 
 
+@independent
 def check_old_memquota(spec: Memquota, name: ObjectName, out: Findings) -> None:
     """A handler of the older form: its kind is `memquota`."""
     _check_quotas("memquota", msgspec.to_builtins(spec), "spec", out)
 
 
+@independent
 def _check_fields(template: str, params: Mapping[str, Any], out: Findings) -> None:
     if template == "quota":
         for field, text in (params.get("dimensions") or {}).items():
@@ -69,6 +76,7 @@ def _check_fields(template: str, params: Mapping[str, Any], out: Findings) -> No
         _check_expression(str(params.get("value") or ""), "spec.params.value", out)
 
 
+@independent
 def _check_expression(text: str, path: str, out: Findings) -> None:
     """Syntax alone: the types of attributes are in other objects."""
     if not text:
@@ -79,6 +87,7 @@ def _check_expression(text: str, path: str, out: Findings) -> None:
         out.error(path, f"not an expression: {error}")
 
 
+@independent
 def check_rule(spec: Rule, name: ObjectName, out: Findings) -> None:
     """A rule: actions that name a handler."""
     if (
@@ -110,6 +119,7 @@ def check_rule(spec: Rule, name: ObjectName, out: Findings) -> None:
                 _check_expression(text, f"{path}.values[{number}]", out)
 
 
+@independent
 def check_adapter_params(adapter: str, params: Any | UnsetType, path: str, out: Findings) -> None:
     """The parameters of an adapter that is built in."""
     before = len(out.errors)
@@ -118,6 +128,7 @@ def check_adapter_params(adapter: str, params: Any | UnsetType, path: str, out: 
         _check_quotas(adapter, params, path, out)
 
 
+@independent
 def _check_params(
     known: Mapping[str, type[msgspec.Struct]],
     name: str,
@@ -135,6 +146,7 @@ def _field(record: Mapping[str, Any], camel: str, snake: str) -> Any:
     return record.get(camel, record.get(snake))
 
 
+@independent
 def _check_quotas(adapter: str, params: Mapping[str, Any], path: str, out: Findings) -> None:
     for index, quota in enumerate(params.get("quotas") or ()):
         at = f"{path}.quotas[{index}]"

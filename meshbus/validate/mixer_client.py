@@ -17,6 +17,7 @@ from meshbus.api.mixer_client import (
     QuotaSpecBinding,
     SpecReference,
 )
+from meshbus.validate.malformed import independent
 from meshbus.validate.matches import regex_problem
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_label
@@ -24,6 +25,7 @@ from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_labels
 
 
+@independent
 def check_quota_spec(spec: QuotaSpec, name: ObjectName, out: Findings) -> None:
     """Which requests are charged what."""
     if not spec.rules:
@@ -47,18 +49,21 @@ def check_quota_spec(spec: QuotaSpec, name: ObjectName, out: Findings) -> None:
                 out.error(f"{at}.charge", "must be greater than 0")
 
 
+@independent
 def check_quota_spec_binding(spec: QuotaSpecBinding, name: ObjectName, out: Findings) -> None:
     """Services whose requests are charged."""
     _check_services(spec.services, out)
     _check_references(spec.quota_specs, "spec.quotaSpecs", out)
 
 
+@independent
 def check_http_api_spec_binding(spec: HTTPAPISpecBinding, name: ObjectName, out: Findings) -> None:
     """Services of an API."""
     _check_services(spec.services, out)
     _check_references(spec.api_specs, "spec.apiSpecs", out)
 
 
+@independent
 def check_http_api_spec(spec: HTTPAPISpec, name: ObjectName, out: Findings) -> None:
     """Attributes of the operations of an API."""
     _check_attributes(spec.attributes, "spec.attributes", out)
@@ -82,6 +87,7 @@ def check_http_api_spec(spec: HTTPAPISpec, name: ObjectName, out: Findings) -> N
                 out.required(f"spec.apiKeys[{index}].{field}", "must not be empty")
 
 
+@independent
 def _check_attributes(attributes: Attributes | UnsetType, path: str, out: Findings) -> None:
     if isinstance(attributes, UnsetType):
         return
@@ -109,6 +115,7 @@ def _is_empty(value: AttributeValue) -> bool:
     return all(isinstance(item, UnsetType) for item in (*texts, *others))
 
 
+@independent
 def _check_services(services: Sequence[IstioService], out: Findings) -> None:
     if not services:
         out.required("spec.services", "at least one service must be specified")
@@ -129,6 +136,7 @@ def _check_services(services: Sequence[IstioService], out: Findings) -> None:
         check_labels(service.labels, f"{path}.labels", out)
 
 
+@independent
 def _check_references(references: Sequence[SpecReference], path: str, out: Findings) -> None:
     if not references:
         out.required(path, "at least one spec must be specified")

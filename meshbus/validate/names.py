@@ -29,7 +29,7 @@ _PROTOCOLS = _HTTP | _TLS | _TCP | _OTHER
 
 def is_label(value: str) -> bool:
     """Whether it is one label of a DNS name, in any case."""
-    return bool(_LABEL.fullmatch(value))
+    return value != "" and bool(_LABEL.fullmatch(value))
 
 
 def is_namespace(value: str) -> bool:

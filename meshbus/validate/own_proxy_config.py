@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
 from meshbus.api.yaml_text import NotReadableError, read_yaml
+from meshbus.validate.malformed import independent
 from meshbus.validate.mesh_config import check_proxy
 from meshbus.validate.mesh_support import OWN_PROXY_CONFIG as ANNOTATION
 from meshbus.validate.report import Findings
@@ -15,6 +16,7 @@ from meshbus.validate.shape import read_shape
 PATH = f"metadata.annotations[{ANNOTATION}]"
 
 
+@independent
 def check_own_proxy_config(annotations: Mapping[str, str], out: Findings) -> None:
     """What is wrong with the annotation, if there is one."""
     if ANNOTATION not in annotations:

@@ -6,11 +6,13 @@ Source: https://istio.io/latest/docs/reference/config/security/peer_authenticati
 from msgspec import UnsetType
 
 from meshbus.api.security import PeerAuthentication
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_selector
 
 
+@independent
 def check(spec: PeerAuthentication, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     selects = not isinstance(spec.selector, UnsetType) and bool(spec.selector.match_labels)

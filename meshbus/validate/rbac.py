@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from msgspec import UnsetType
 
 from meshbus.api.rbac import AccessRule, RbacConfig, ServiceRole, ServiceRoleBinding
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 
@@ -15,6 +16,7 @@ _DEFAULT = "default"
 _PORT = "destination.port"
 
 
+@independent
 def check_service_role(spec: ServiceRole, name: ObjectName, out: Findings) -> None:
     """What a role may do."""
     if not spec.rules:
@@ -22,6 +24,7 @@ def check_service_role(spec: ServiceRole, name: ObjectName, out: Findings) -> No
     _check_rules(spec.rules, "spec.rules", out)
 
 
+@independent
 def _check_rules(rules: Sequence[AccessRule], path: str, out: Findings) -> None:
     for index, rule in enumerate(rules):
         at = f"{path}[{index}]"
@@ -49,6 +52,7 @@ def _check_rules(rules: Sequence[AccessRule], path: str, out: Findings) -> None:
                 out.error(f"{where}.key", f"{_PORT} cannot be used with ports", "Conflict")
 
 
+@independent
 def check_service_role_binding(spec: ServiceRoleBinding, name: ObjectName, out: Findings) -> None:
     """Who has a role."""
     if not spec.subjects:
@@ -95,6 +99,7 @@ def check_service_role_binding(spec: ServiceRoleBinding, name: ObjectName, out: 
     _check_rules(spec.actions, "spec.actions", out)
 
 
+@independent
 def check_rbac_config(spec: RbacConfig, name: ObjectName, out: Findings) -> None:
     """Where roles are needed."""
     if name.name != _DEFAULT:

@@ -8,6 +8,7 @@ from msgspec import UnsetType
 
 from meshbus.api.security import RequestAuthentication
 from meshbus.validate.durations import duration_problem
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_targets
@@ -15,6 +16,7 @@ from meshbus.validate.targets import check_targets
 _URL = ("https://", "http://")
 
 
+@independent
 def check(spec: RequestAuthentication, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     check_targets(spec.selector, spec.target_ref, spec.target_refs, out)

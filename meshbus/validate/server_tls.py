@@ -5,12 +5,14 @@ Source: https://istio.io/latest/docs/reference/config/networking/gateway/#Server
 
 from meshbus.api.networking.gateway import ServerTLSSettings
 from meshbus.api.tls import CIPHER_SUITES
+from meshbus.validate.malformed import independent
 from meshbus.validate.report import Findings
 
 _MOST_CERTIFICATES = 2
 """One with an RSA key, one with an ECDSA key."""
 
 
+@independent
 def check_server_tls(tls: ServerTLSSettings, path: str, out: Findings) -> None:
     """TLS of connections that are accepted."""
     _check_versions(tls, path, out)
@@ -53,6 +55,7 @@ def check_server_tls(tls: ServerTLSSettings, path: str, out: Findings) -> None:
             out.error(f"{path}.caCrl", "is not supported with SIMPLE TLS", "Conflict")
 
 
+@independent
 def _check_versions(tls: ServerTLSSettings, path: str, out: Findings) -> None:
     if tls.min_protocol_version in ("TLSV1_0", "TLSV1_1") and not tls.cipher_suites:
         message = "TLS below 1.2 needs cipherSuites, as the default ones are not compatible"
@@ -67,6 +70,7 @@ def _check_versions(tls: ServerTLSSettings, path: str, out: Findings) -> None:
         seen.add(suite)
 
 
+@independent
 def _check_sources(tls: ServerTLSSettings, path: str, out: Findings) -> None:
     sources = {
         "credentialName": tls.credential_name,
@@ -86,6 +90,7 @@ def _check_sources(tls: ServerTLSSettings, path: str, out: Findings) -> None:
             out.error(f"{path}.{field}", message, "TooLong")
 
 
+@independent
 def _check_certificates(tls: ServerTLSSettings, path: str, out: Findings) -> None:
     for index, certificate in enumerate(tls.tls_certificates):
         at = f"{path}.tlsCertificates[{index}]"

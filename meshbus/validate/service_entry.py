@@ -6,6 +6,7 @@ Source: https://istio.io/latest/docs/reference/config/networking/service-entry/
 from msgspec import UnsetType
 
 from meshbus.api.networking.service_entry import ServiceEntry
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import (
     fqdn_problem,
@@ -26,6 +27,7 @@ from meshbus.validate.workload_entry import check_entry
 _AUTO_ALLOCATE = "networking.istio.io/enable-autoallocate-ip"
 
 
+@independent
 def check(spec: ServiceEntry, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     check_label_selector(spec.workload_selector, "spec.workloadSelector", out)
@@ -33,18 +35,9 @@ def check(spec: ServiceEntry, name: ObjectName, out: Findings) -> None:
     if selected and spec.endpoints is not None:
         message = "only one of WorkloadSelector or Endpoints can be set"
         out.error("spec", message, "Conflict")
-    for index, host in enumerate(spec.hosts):
-        path = f"spec.hosts[{index}]"
-        if problem := wildcard_domain_problem(host):
-            out.error(path, problem)
-        elif problem := partial_wildcard_problem(host):
-            out.warn(path, problem)
-    for index, address in enumerate(spec.addresses):
-        if problem := subnet_problem(address):
-            out.error(f"spec.addresses[{index}]", problem)
-    if any("/" in a for a in spec.addresses) and spec.resolution not in ("NONE", "STATIC"):
-        message = "CIDR addresses are allowed only for NONE/STATIC resolution types"
-        out.error("spec.addresses", message, "Conflict")
+    _check_hosts(spec, out)
+    _check_addresses(spec, out)
+    check_export_to(spec.export_to, name.namespace, "spec.exportTo", out, none_allowed=True)
     _check_ports(spec, name, out)
     _check_resolution(spec, selected, out)
     plain = [
@@ -52,9 +45,29 @@ def check(spec: ServiceEntry, name: ObjectName, out: Findings) -> None:
     ]
     if spec.resolution != "NONE" and len(spec.hosts) > 1 and plain:
         out.error("spec.ports", "multiple hosts provided with non-HTTP, non-TLS ports", "Conflict")
-    check_export_to(spec.export_to, name.namespace, "spec.exportTo", out, none_allowed=True)
 
 
+@independent
+def _check_hosts(spec: ServiceEntry, out: Findings) -> None:
+    for index, host in enumerate(spec.hosts):
+        path = f"spec.hosts[{index}]"
+        if problem := wildcard_domain_problem(host):
+            out.error(path, problem)
+        elif problem := partial_wildcard_problem(host):
+            out.warn(path, problem)
+
+
+@independent
+def _check_addresses(spec: ServiceEntry, out: Findings) -> None:
+    for index, address in enumerate(spec.addresses):
+        if problem := subnet_problem(address):
+            out.error(f"spec.addresses[{index}]", problem)
+    if any("/" in a for a in spec.addresses) and spec.resolution not in ("NONE", "STATIC"):
+        message = "CIDR addresses are allowed only for NONE/STATIC resolution types"
+        out.error("spec.addresses", message, "Conflict")
+
+
+@independent
 def _check_ports(spec: ServiceEntry, name: ObjectName, out: Findings) -> None:
     names: set[str] = set()
     numbers: set[int] = set()
@@ -82,6 +95,7 @@ def _check_ports(spec: ServiceEntry, name: ObjectName, out: Findings) -> None:
             out.warn(path, "addresses are required for ports serving TCP (or unset) protocol")
 
 
+@independent
 def _check_resolution(spec: ServiceEntry, selected: bool, out: Findings) -> None:
     endpoints = spec.endpoints or []
     if spec.resolution == "NONE":
@@ -101,6 +115,7 @@ def _check_resolution(spec: ServiceEntry, selected: bool, out: Findings) -> None
         _check_dns(spec, out)
 
 
+@independent
 def _check_dynamic(spec: ServiceEntry, selected: bool, out: Findings) -> None:
     if spec.endpoints or selected:
         message = "DYNAMIC_DNS mode cannot set endpoints or workloadSelector"
@@ -114,6 +129,7 @@ def _check_dynamic(spec: ServiceEntry, selected: bool, out: Findings) -> None:
             out.error(f"spec.ports[{index}].protocol", message)
 
 
+@independent
 def _check_dns(spec: ServiceEntry, out: Findings) -> None:
     endpoints = spec.endpoints or []
     if not endpoints:

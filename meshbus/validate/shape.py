@@ -1,7 +1,7 @@
 """Whether a document has the shape of its struct: every violation, with its path.
 
-msgspec's own conversion stops at the first; people want them all. The rules of a kind run only on
-a document whose shape is right, so they work on typed structs.
+msgspec's own conversion stops at the first; people want them all. Rules work on typed structs; a
+value of the wrong shape is one that they cannot read (`meshbus.validate.malformed`).
 """
 
 import re
@@ -15,6 +15,7 @@ from msgspec import inspect
 
 from meshbus.api.shape import Shape
 from meshbus.validate.formats import FORMATS
+from meshbus.validate.malformed import Malformed
 from meshbus.validate.report import Findings
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -36,46 +37,50 @@ class _Reader:
     def read(self, kind: inspect.Type, value: Any, path: str, depth: int = 0) -> Any:
         if depth > _DEEPEST:
             self.out.error(path, "is nested too deeply", "TooLong")
-            return value
+            return Malformed()
         if isinstance(kind, inspect.Metadata):
             before = len(self.out.errors)
             result = self.read(kind.type, value, path, depth)
             name = (kind.extra or {}).get("format")
             if name and len(self.out.errors) == before and (problem := FORMATS[name](result)):
                 self.out.error(path, problem)
+                return Malformed()
             return result
         reader = _READERS.get(type(kind))
-        return value if reader is None else reader(self, kind, value, path, depth)
+        if reader is None:
+            return value
+        before = len(self.out.errors)
+        result = reader(self, kind, value, path, depth)
+        scalar = not isinstance(kind, inspect.UnionType | _HOLDERS)
+        return Malformed() if scalar and len(self.out.errors) > before else result
 
     def union(self, kind: inspect.UnionType, value: Any, path: str, depth: int) -> Any:
-        others = [t for t in kind.types if not isinstance(t, inspect.NoneType)]
-        if value is None and len(others) < len(kind.types):
-            return None
-        if len(others) > 1:
-            fitting = [t for t in others if _fits(t, value)]
-            others = fitting or others
-        return self.read(others[0], value, path, depth)
+        meant = _meant(kind, value)
+        return None if meant is None else self.read(meant, value, path, depth)
 
     def struct(self, kind: inspect.StructType, value: Any, path: str, depth: int) -> Any:
         if not isinstance(value, Mapping):
-            self._wrong(path, "an object", value)
-            return value
+            return self._wrong(path, "an object", value)
         known, cls = _fields_of(kind.cls), kind.cls
         found: dict[str, Any] = {}
+        meant: list[str] = []
         for name, item in value.items():
             field = known.get(str(name))
             if field is None and self.proto_json:
                 field = known.get(_camel(str(name)))
             at = f"{path}.{name}" if path else str(name)
             if field is None:
-                self._unknown(at, str(name), known)
+                meant.append(self._unknown(at, str(name), known))
                 continue
             if item is None and self._drop(field, item):
                 continue
             found[field.encode_name] = self.read(field.type, item, at, depth + 1)
+        # Who misspells a field has set it.
+        found |= {name: Malformed() for name in meant if name and name not in found}
         for name, field in known.items():
             if field.required and name not in found:
                 self.out.required(f"{path}.{name}" if path else name)
+                found[name] = Malformed()
         if issubclass(cls, Shape):
             self._groups(cls, found, path)
         return found
@@ -83,40 +88,41 @@ class _Reader:
     def _drop(self, field: inspect.Field, item: Any) -> bool:
         return item is None and self.null_is_unset and not isinstance(field.type, inspect.AnyType)
 
-    def _groups(self, cls: type[Shape], found: Mapping[str, Any], path: str) -> None:
+    def _groups(self, cls: type[Shape], found: dict[str, Any], path: str) -> None:
         for group in cls.one_of:
             set_ = [name for name in group if name in found]
             if len(set_) > 1:
                 self.out.error(path, f"only one of {', '.join(set_)} can be set", "Conflict")
+                found |= {name: Malformed() for name in set_}
         for group in cls.required_together:
             set_ = [name for name in group if name in found]
             if len(set_) != 1:
                 self.out.error(path, f"exactly one of {', '.join(group)} must be set", "Conflict")
+                found |= {name: Malformed() for name in set_ or group}
 
     def list(self, kind: inspect.ListType, value: Any, path: str, depth: int) -> Any:
         if not isinstance(value, list | tuple):
-            self._wrong(path, "a list", value)
-            return value
-        self._size(kind, len(value), path, "entries")
-        return [
+            return self._wrong(path, "a list", value)
+        right = self._size(kind, len(value), path, "entries")
+        found = [
             self.read(kind.item_type, item, f"{path}[{index}]", depth + 1)
             for index, item in enumerate(value)
         ]
+        return found if right else Malformed()
 
     def map(self, kind: inspect.DictType, value: Any, path: str, depth: int) -> Any:
         if not isinstance(value, Mapping):
-            self._wrong(path, "an object", value)
-            return value
-        self._size(kind, len(value), path, "entries")
-        return {
+            return self._wrong(path, "an object", value)
+        right = self._size(kind, len(value), path, "entries")
+        found = {
             str(key): self.read(kind.value_type, item, f"{path}[{key}]", depth + 1)
             for key, item in value.items()
         }
+        return found if right else Malformed()
 
     def text(self, kind: inspect.StrType, value: Any, path: str, depth: int) -> Any:
         if not isinstance(value, str):
-            self._wrong(path, "a string", value)
-            return value
+            return self._wrong(path, "a string", value)
         self._size(kind, len(value), path, "characters")
         if kind.pattern and not re.search(kind.pattern, value):
             self.out.error(path, f"{_shown(value)} does not match {kind.pattern}")
@@ -128,15 +134,13 @@ class _Reader:
         if self.proto_json and isinstance(value, str) and re.fullmatch(r"-?\d{1,20}", value):
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            self._wrong(path, "an integer", value)
-            return value
+            return self._wrong(path, "an integer", value)
         self._range(kind, value, path)
         return value
 
     def number(self, kind: inspect.FloatType, value: Any, path: str, depth: int) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self._wrong(path, "a number", value)
-            return value
+            return self._wrong(path, "a number", value)
         self._range(kind, value, path)
         return value
 
@@ -148,7 +152,7 @@ class _Reader:
     def literal(self, kind: inspect.LiteralType, value: Any, path: str, depth: int) -> Any:
         if value not in kind.values or isinstance(value, bool):
             names = [str(v) for v in kind.values]
-            hint = _hint(str(value), names)
+            hint = _did_you_mean(_nearest(str(value), names))
             self.out.error(
                 path,
                 f"Unsupported value: {_shown(value)}{hint}; supported: {', '.join(names)}",
@@ -172,7 +176,8 @@ class _Reader:
         size: int,
         path: str,
         unit: str,
-    ) -> None:
+    ) -> bool:
+        before = len(self.out.errors)
         if kind.min_length is not None and size < kind.min_length:
             if kind.min_length == 1:
                 self.out.error(path, "must not be empty", "Required")
@@ -180,13 +185,18 @@ class _Reader:
                 self.out.error(path, f"must have at least {kind.min_length} {unit}")
         if kind.max_length is not None and size > kind.max_length:
             self.out.error(path, f"must have at most {kind.max_length} {unit}", "TooLong")
+        return len(self.out.errors) == before
 
-    def _wrong(self, path: str, wanted: str, value: Any) -> None:
+    def _wrong(self, path: str, wanted: str, value: Any) -> Malformed:
         shown = type(value).__name__ if self.secret else _shown(value)
         self.out.error(path, f"must be {wanted}, is {shown}", "Type")
+        return Malformed()
 
-    def _unknown(self, path: str, name: str, known: Mapping[str, inspect.Field]) -> None:
-        self.out.error(path, f"unknown field {name!r}{_hint(name, list(known))}", "Unknown")
+    def _unknown(self, path: str, name: str, known: Mapping[str, inspect.Field]) -> str:
+        """The field that may have been meant; empty: nobody knows."""
+        meant = _nearest(name, list(known))
+        self.out.error(path, f"unknown field {name!r}{_did_you_mean(meant)}", "Unknown")
+        return meant
 
 
 _READERS: dict[type, Callable[[_Reader, Any, Any, str, int], Any]] = {
@@ -212,6 +222,38 @@ _PLAIN: dict[type, tuple[type, ...]] = {
 }
 
 
+_HOLDERS = inspect.StructType | inspect.ListType | inspect.DictType
+
+
+def _meant(kind: inspect.UnionType, value: Any) -> inspect.Type | None:
+    """Which of several types a value is of; None: it is null, and may be."""
+    others = [t for t in kind.types if not isinstance(t, inspect.NoneType)]
+    if value is None and len(others) < len(kind.types):
+        return None
+    fitting = [t for t in others if _fits(t, value)] if len(others) > 1 else []
+    return (fitting or others)[0]
+
+
+def _built(kind: inspect.Type, value: Any) -> Any:
+    """What a copy is as structs; msgspec's own conversion takes nothing that is malformed."""
+    if type(value) is Malformed:
+        return value
+    if isinstance(kind, inspect.Metadata):
+        return _built(kind.type, value)
+    if isinstance(kind, inspect.UnionType):
+        meant = _meant(kind, value)
+        return None if meant is None else _built(meant, value)
+    if isinstance(kind, inspect.StructType):
+        fields = _fields_of(kind.cls)
+        given = {fields[k].name: _built(fields[k].type, item) for k, item in value.items()}
+        return kind.cls(**given)
+    if isinstance(kind, inspect.ListType):
+        return [_built(kind.item_type, item) for item in value]
+    if isinstance(kind, inspect.DictType):
+        return {key: _built(kind.value_type, item) for key, item in value.items()}
+    return float(value) if isinstance(kind, inspect.FloatType) else value
+
+
 def _fits(kind: inspect.Type, value: Any) -> bool:
     plain = kind.type if isinstance(kind, inspect.Metadata) else kind
     return isinstance(value, _PLAIN.get(type(plain), (object,)))
@@ -235,12 +277,16 @@ def _camel(name: str) -> str:
     return first + "".join(part[:1].upper() + part[1:] for part in rest)
 
 
-def _hint(name: str, known: list[str]) -> str:
+def _nearest(name: str, known: list[str]) -> str:
     lower = {k.lower(): k for k in known}
     if name.lower() in lower:
-        return f" (did you mean {lower[name.lower()]!r}?)"
+        return lower[name.lower()]
     close = get_close_matches(name, known, n=1, cutoff=0.7)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return close[0] if close else ""
+
+
+def _did_you_mean(name: str) -> str:
+    return f" (did you mean {name!r}?)" if name else ""
 
 
 def _shown(value: Any) -> str:
@@ -265,7 +311,8 @@ def read_shape(
     proto_json: bool = False,
     secret: bool = False,
 ) -> S | None:
-    """The document as its struct; None, with the reasons in `out`, if its shape is wrong.
+    """The document as its struct, with what is wrong with its shape in `out`, and malformed values
+    in its place (`meshbus.validate.malformed`). None if nothing of it can be read.
 
     Args:
         null_is_unset: Null stands for a field left out.
@@ -276,7 +323,8 @@ def read_shape(
     reader = _Reader(out, null_is_unset=null_is_unset, proto_json=proto_json, secret=secret)
     copy = reader.read(_type_of(cls), value, path)
     if len(out.errors) > before:
-        return None
+        built = _built(_type_of(cls), copy)
+        return None if type(built) is Malformed else built
     try:
         return msgspec.convert(copy, cls)
     except msgspec.ValidationError as error:

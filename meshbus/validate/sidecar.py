@@ -14,6 +14,7 @@ from meshbus.api.networking.sidecar import (
 )
 from meshbus.validate.client_tls import check_client_tls
 from meshbus.validate.destinations import check_destination
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import (
     fqdn_problem,
@@ -33,6 +34,7 @@ from meshbus.validate.unix_sockets import UNIX_PREFIX, unix_socket_problem
 _LOCAL_HOSTS = frozenset({"", "127.0.0.1", "0.0.0.0", "::1", "::"})  # noqa: S104 - input
 
 
+@independent
 def check(spec: Sidecar, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     check_label_selector(spec.workload_selector, "spec.workloadSelector", out)
@@ -55,6 +57,7 @@ def check(spec: Sidecar, name: ObjectName, out: Findings) -> None:
     _check_outbound(spec.outbound_traffic_policy, "spec.outboundTrafficPolicy", out)
 
 
+@independent
 def _check_port(port: SidecarPort, path: str, out: Findings) -> None:
     if port.target_port:
         out.error(f"{path}.targetPort", "has no effect on Sidecars")
@@ -64,6 +67,7 @@ def _check_port(port: SidecarPort, path: str, out: Findings) -> None:
         out.error(f"{path}.protocol", f"unsupported protocol {port.protocol!r}")
 
 
+@independent
 def _check_number_and_bind(port: SidecarPort, bind: str, path: str, out: Findings) -> None:
     if not 1 <= port.number <= 65535:
         out.error(f"{path}.port.number", f"{port.number}: port must be between 1-65535")
@@ -71,6 +75,7 @@ def _check_number_and_bind(port: SidecarPort, bind: str, path: str, out: Finding
         out.error(f"{path}.bind", f"{bind} is not a valid IP")
 
 
+@independent
 def _check_ingress(ingress: IstioIngressListener, path: str, out: Findings) -> None:
     _check_port(ingress.port, f"{path}.port", out)
     _check_number_and_bind(ingress.port, ingress.bind, path, out)
@@ -118,6 +123,7 @@ def _endpoint_problem(endpoint: str) -> str | None:
     return None
 
 
+@independent
 def _check_egress_listeners(spec: Sidecar, name: ObjectName, out: Findings) -> None:
     ports: set[int] = set()
     sockets: set[str] = set()
@@ -141,6 +147,7 @@ def _check_egress_listeners(spec: Sidecar, name: ObjectName, out: Findings) -> N
         _check_hosts(egress, name, path, out)
 
 
+@independent
 def _check_socket(egress: IstioEgressListener, path: str, out: Findings) -> None:
     if not egress.bind.startswith(UNIX_PREFIX):
         out.error(f"{path}.bind", "ports with 0 value must have a unix domain socket bind address")
@@ -150,6 +157,7 @@ def _check_socket(egress: IstioEgressListener, path: str, out: Findings) -> None
         out.error(f"{path}.captureMode", "must be DEFAULT/NONE for unix domain socket listeners")
 
 
+@independent
 def _check_hosts(egress: IstioEgressListener, name: ObjectName, path: str, out: Findings) -> None:
     if not egress.hosts:
         out.required(f"{path}.hosts", "egress listener must contain at least one host")
@@ -168,6 +176,7 @@ def _check_hosts(egress: IstioEgressListener, name: ObjectName, path: str, out: 
         out.warn(f"{path}.hosts", "`*/*` selects everything, no other hosts can be added")
 
 
+@independent
 def _check_outbound(policy: OutboundTrafficPolicy | UnsetType, path: str, out: Findings) -> None:
     if isinstance(policy, UnsetType):
         return

@@ -9,6 +9,7 @@ from msgspec import UnsetType
 
 from meshbus.api.networking.workload import LabelSelector
 from meshbus.api.selectors import PolicyTargetReference, WorkloadSelector
+from meshbus.validate.malformed import independent
 from meshbus.validate.names import (
     fqdn_problem,
     is_label,
@@ -26,6 +27,7 @@ _TARGETS = (
 )
 
 
+@independent
 def check_labels(labels: Mapping[str, str], path: str, out: Findings) -> None:
     """Labels that a rule names."""
     for key, value in labels.items():
@@ -33,12 +35,14 @@ def check_labels(labels: Mapping[str, str], path: str, out: Findings) -> None:
             out.error(f"{path}[{key}]", problem)
 
 
+@independent
 def check_selector(selector: WorkloadSelector | UnsetType, path: str, out: Findings) -> None:
     """A selector of a policy."""
     if not isinstance(selector, UnsetType) and not selector.match_labels:
         out.warn(path, "workload selector specified without labels: it selects every workload")
 
 
+@independent
 def check_label_selector(selector: LabelSelector | UnsetType, path: str, out: Findings) -> None:
     """A selector of a Sidecar, ServiceEntry or EnvoyFilter."""
     if isinstance(selector, UnsetType):
@@ -52,6 +56,7 @@ def check_label_selector(selector: LabelSelector | UnsetType, path: str, out: Fi
         out.warn(path, "workload selector specified without labels: it selects every workload")
 
 
+@independent
 def check_targets(
     selector: WorkloadSelector | UnsetType,
     target_ref: PolicyTargetReference | UnsetType,
@@ -73,6 +78,7 @@ def check_targets(
         _check_target(ref, f"spec.targetRefs[{index}]", out)
 
 
+@independent
 def _check_target(ref: PolicyTargetReference, path: str, out: Findings) -> None:
     if ref.namespace:
         out.error(f"{path}.namespace", "cross namespace referencing is not currently supported")
@@ -107,6 +113,7 @@ def check_export_to(
     return seen
 
 
+@independent
 def check_gateway_names(names: Sequence[str], path: str, out: Findings) -> None:
     """Names of Gateways, `NAMESPACE/NAME`."""
     for index, name in enumerate(names):

@@ -7,11 +7,13 @@ from msgspec import UnsetType
 
 from meshbus.api.telemetry import Metrics, Telemetry, Tracing
 from meshbus.validate.cel import cel_problem
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_targets
 
 
+@independent
 def check(spec: Telemetry, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     check_targets(spec.selector, spec.target_ref, spec.target_refs, out)
@@ -28,6 +30,7 @@ def check(spec: Telemetry, name: ObjectName, out: Findings) -> None:
             out.error(f"spec.accessLogging[{index}].filter.expression", problem)
 
 
+@independent
 def _check_tracing(tracing: Tracing, path: str, out: Findings) -> None:
     if len(tracing.providers) > 1:
         out.warn(f"{path}.providers", "multiple providers is not currently supported")
@@ -35,6 +38,7 @@ def _check_tracing(tracing: Tracing, path: str, out: Findings) -> None:
         out.error(f"{path}.customTags", "tag name may not be empty")
 
 
+@independent
 def _check_metrics(metrics: Metrics, path: str, out: Findings) -> None:
     for index, override in enumerate(metrics.overrides):
         for tag, change in override.tag_overrides.items():

@@ -23,12 +23,14 @@ from meshbus.api.networking.destination_rule import (
 from meshbus.validate.client_tls import check_client_tls
 from meshbus.validate.durations import duration_problem
 from meshbus.validate.locality import check_failover, check_locality
+from meshbus.validate.malformed import independent
 from meshbus.validate.names import fqdn_problem, is_ip
 from meshbus.validate.report import Findings
 
 _LARGEST_TABLE = 5000011
 
 
+@independent
 def check_traffic_policy(
     policy: TrafficPolicy | UnsetType, path: str, namespace: str, out: Findings
 ) -> None:
@@ -64,6 +66,7 @@ def check_traffic_policy(
         _check_parts(port, at, namespace, out)
 
 
+@independent
 def _check_parts(
     policy: TrafficPolicy | PortTrafficPolicy, path: str, namespace: str, out: Findings
 ) -> None:
@@ -74,11 +77,13 @@ def _check_parts(
     check_client_tls(policy.tls, f"{path}.tls", out, namespace=namespace)
 
 
+@independent
 def _check_duration(value: str | UnsetType, path: str, out: Findings) -> None:
     if isinstance(value, str) and (problem := duration_problem(value)):
         out.error(path, problem)
 
 
+@independent
 def check_outliers(outliers: OutlierDetection | UnsetType, path: str, out: Findings) -> None:
     """When hosts are left out."""
     if isinstance(outliers, UnsetType):
@@ -112,6 +117,7 @@ def _is_status_range(text: str) -> bool:
     return codes == sorted(codes) and all(100 <= code <= 599 for code in codes)
 
 
+@independent
 def check_connection_pool(
     pool: ConnectionPoolSettings | UnsetType, path: str, out: Findings
 ) -> None:
@@ -126,6 +132,7 @@ def check_connection_pool(
         _check_tcp(pool.tcp, f"{path}.tcp", out)
 
 
+@independent
 def _check_http(http: HTTPSettings, path: str, out: Findings) -> None:
     for field, value in (
         ("http1MaxPendingRequests", http.http1_max_pending_requests),
@@ -151,6 +158,7 @@ def _check_http(http: HTTPSettings, path: str, out: Findings) -> None:
             _check_duration(pause, at, out)
 
 
+@independent
 def _check_tcp(tcp: TCPSettings, path: str, out: Findings) -> None:
     if tcp.max_connections < 0:
         out.error(f"{path}.maxConnections", "must be non-negative")
@@ -169,6 +177,7 @@ def _is_off(timeout: str) -> bool:
     return value is not None and abs(value) < MILLISECOND_NS
 
 
+@independent
 def _check_load_balancer(
     balancer: LoadBalancerSettings | UnsetType, path: str, out: Findings, *, outliers: bool
 ) -> None:
@@ -190,6 +199,7 @@ def _check_load_balancer(
             out.error(path, "only one of warmupDurationSecs or warmup can be set", "Conflict")
 
 
+@independent
 def _check_hash(hashing: ConsistentHashLB, path: str, out: Findings) -> None:
     if not isinstance(hashing.http_cookie, UnsetType) and not hashing.http_cookie.name:
         out.required(f"{path}.httpCookie.name", "name required for HttpCookie")
@@ -211,6 +221,7 @@ def _is_prime(number: int) -> bool:
     return all(number % factor for factor in (2, *range(3, isqrt(number) + 1, 2)))
 
 
+@independent
 def _check_tunnel(tunnel: TunnelSettings | UnsetType, path: str, out: Findings) -> None:
     if isinstance(tunnel, UnsetType):
         return
@@ -222,6 +233,7 @@ def _check_tunnel(tunnel: TunnelSettings | UnsetType, path: str, out: Findings) 
         out.error(f"{path}.targetPort", f"{tunnel.target_port}: port must be between 1-65535")
 
 
+@independent
 def _check_retry_budget(budget: RetryBudget | UnsetType, path: str, out: Findings) -> None:
     if not isinstance(budget, UnsetType):
         _check_duration(budget.budget_interval, f"{path}.budgetInterval", out)

@@ -7,9 +7,11 @@ import msgspec
 from msgspec import UnsetType
 
 from meshbus.api.networking.virtual_service import HTTPMatchRequest, StringMatch, VirtualService
+from meshbus.validate.malformed import independent
 from meshbus.validate.report import Findings
 
 
+@independent
 def find_unreachable(spec: VirtualService, out: Findings) -> None:
     """Warns of rules and matches that earlier ones leave nothing for."""
     for field, routes in (("http", spec.http), ("tls", spec.tls), ("tcp", spec.tcp)):
@@ -17,6 +19,7 @@ def find_unreachable(spec: VirtualService, out: Findings) -> None:
     _find_covered(spec, out)
 
 
+@independent
 def _find_duplicates(field: str, routes: Sequence[Any], out: Findings) -> None:
     seen: dict[bytes, int] = {}
     empty: int | None = None
@@ -45,6 +48,7 @@ def _find_duplicates(field: str, routes: Sequence[Any], out: Findings) -> None:
             out.warn(path, message, "VirtualServiceUnreachableRule")
 
 
+@independent
 def _find_covered(spec: VirtualService, out: Findings) -> None:
     prefixes: list[tuple[str, str, HTTPMatchRequest]] = []
     for index, route in enumerate(spec.http):

@@ -16,6 +16,7 @@ from meshbus.api.networking.virtual_service import (
 from meshbus.validate.destinations import check_weighted
 from meshbus.validate.http_headers import is_claim_match
 from meshbus.validate.http_route import check_http_route
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import (
     gateway_domain_problem,
@@ -33,6 +34,7 @@ from meshbus.validate.unreachable import find_unreachable
 _MESH = "mesh"
 
 
+@independent
 def check(spec: VirtualService, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     at_gateway = bool(spec.gateways) and _MESH not in spec.gateways
@@ -62,12 +64,14 @@ def check(spec: VirtualService, name: ObjectName, out: Findings) -> None:
     find_unreachable(spec, out)
 
 
+@independent
 def _check_delegate(spec: VirtualService, out: Findings) -> None:
     for field, value in (("gateways", spec.gateways), ("tls", spec.tls), ("tcp", spec.tcp)):
         if value:
             out.error(f"spec.{field}", f"a delegate (no hosts) must have no {field}", "Conflict")
 
 
+@independent
 def _check_hosts(spec: VirtualService, at_gateway: bool, out: Findings) -> None:
     sni = any(match.sni_hosts for tls in spec.tls for match in tls.match)
     right = True
@@ -90,6 +94,7 @@ def _check_hosts(spec: VirtualService, at_gateway: bool, out: Findings) -> None:
                 out.error("spec.hosts", f"duplicate hosts: {host} & {other}", "Duplicate")
 
 
+@independent
 def _refuse_claims(http: HTTPRoute, path: str, out: Findings) -> None:
     for index, match in enumerate(http.match):
         for field, headers in (
@@ -102,6 +107,7 @@ def _refuse_claims(http: HTTPRoute, path: str, out: Findings) -> None:
                     out.error(at, "JWT claim based routing is only supported for gateways")
 
 
+@independent
 def _check_tls(
     tls: TLSRoute, hosts: Sequence[str], at_gateway: bool, path: str, out: Findings
 ) -> None:
@@ -117,6 +123,7 @@ def _check_tls(
     _check_routes(tls.route, path, out)
 
 
+@independent
 def _check_sni(sni: str, hosts: Sequence[str], at_gateway: bool, path: str, out: Findings) -> None:
     problem = gateway_domain_problem(sni, sni=True) if at_gateway else wildcard_domain_problem(sni)
     if problem and is_ip(sni):
@@ -127,6 +134,7 @@ def _check_sni(sni: str, hosts: Sequence[str], at_gateway: bool, path: str, out:
         out.error(path, f"SNI host {sni!r} is not a subset of the hosts: {', '.join(hosts)}")
 
 
+@independent
 def _check_l4(match: L4MatchAttributes | TLSMatchAttributes, path: str, out: Findings) -> None:
     for index, subnet in enumerate(match.destination_subnets):
         if problem := subnet_problem(subnet):
@@ -141,6 +149,7 @@ def _check_l4(match: L4MatchAttributes | TLSMatchAttributes, path: str, out: Fin
         out.error(f"{path}.sourceNamespace", f"{match.source_namespace!r} is no namespace")
 
 
+@independent
 def _check_routes(routes: Sequence[RouteDestination], path: str, out: Findings) -> None:
     if not routes:
         out.required(f"{path}.route", "a route is required")

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from msgspec import UNSET, UnsetType
 
 from meshbus.api.extensions import TrafficExtension, TrafficSelector, VmConfig, WasmPlugin
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_targets
 
 
+@independent
 def check(spec: WasmPlugin, name: ObjectName, out: Findings) -> None:
     """Everything but the shape of a WasmPlugin."""
     check_targets(spec.selector, spec.target_ref, spec.target_refs, out)
@@ -20,6 +22,7 @@ def check(spec: WasmPlugin, name: ObjectName, out: Findings) -> None:
     _check_match(spec.match, out)
 
 
+@independent
 def check_traffic_extension(spec: TrafficExtension, name: ObjectName, out: Findings) -> None:
     """Everything but the shape of a TrafficExtension."""
     check_targets(spec.selector, UNSET, spec.target_refs, out)
@@ -28,6 +31,7 @@ def check_traffic_extension(spec: TrafficExtension, name: ObjectName, out: Findi
         _check_environment(spec.wasm.vm_config, "spec.wasm.vmConfig", out)
 
 
+@independent
 def _check_match(selectors: Sequence[TrafficSelector], out: Findings) -> None:
     for index, selector in enumerate(selectors):
         seen: set[int] = set()
@@ -38,6 +42,7 @@ def _check_match(selectors: Sequence[TrafficSelector], out: Findings) -> None:
             seen.add(port.number)
 
 
+@independent
 def _check_environment(machine: VmConfig | UnsetType, path: str, out: Findings) -> None:
     if isinstance(machine, UnsetType):
         return

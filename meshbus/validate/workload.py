@@ -1,6 +1,7 @@
 """Rules of Workload: a process on this machine."""
 
 from meshbus.api.standalone import Workload
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_ip, is_namespace, is_subdomain
 from meshbus.validate.own_proxy_config import check_own_proxy_config
@@ -11,6 +12,7 @@ _RESERVED = frozenset(
 )
 
 
+@independent
 def check(spec: Workload, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     check_own_proxy_config(name.annotations, out)

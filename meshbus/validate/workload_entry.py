@@ -6,6 +6,7 @@ Source: https://istio.io/latest/docs/reference/config/networking/workload-entry/
 from collections.abc import Collection
 
 from meshbus.api.networking.workload import WorkloadEntry
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_ip
 from meshbus.validate.own_proxy_config import check_own_proxy_config
@@ -14,12 +15,14 @@ from meshbus.validate.targets import check_labels
 from meshbus.validate.unix_sockets import UNIX_PREFIX, unix_socket_problem
 
 
+@independent
 def check(spec: WorkloadEntry, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     check_own_proxy_config(name.annotations, out)
     check_entry(spec, "spec", out)
 
 
+@independent
 def check_entry(
     entry: WorkloadEntry,
     path: str,

@@ -6,11 +6,13 @@ Source: https://istio.io/latest/docs/reference/config/networking/workload-group/
 from msgspec import UnsetType
 
 from meshbus.api.networking.workload import ReadinessProbe, WorkloadGroup
+from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_labels
 
 
+@independent
 def check(spec: WorkloadGroup, name: ObjectName, out: Findings) -> None:
     """Everything but its shape."""
     if not isinstance(spec.metadata, UnsetType):
@@ -20,6 +22,7 @@ def check(spec: WorkloadGroup, name: ObjectName, out: Findings) -> None:
         check_probe(spec.probe, "spec.probe", out)
 
 
+@independent
 def check_probe(probe: ReadinessProbe, path: str, out: Findings) -> None:
     """A probe: one method, and what it needs."""
     methods = (probe.http_get, probe.tcp_socket, probe.exec, probe.grpc)
