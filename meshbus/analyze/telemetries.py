@@ -5,19 +5,17 @@ Source: Istio, analysis messages IST0002, IST0101, IST0157, IST0159, IST0160.
 
 from collections.abc import Iterator
 
-from meshbus.analyze.messages import Message, about, not_found
+from meshbus.analyze.messages import Message, about
 from meshbus.analyze.objects import (
     TELEMETRY,
     Object,
     Objects,
-    Pod,
     record,
     records,
-    selects,
-    shown,
     strings,
     text,
 )
+from meshbus.analyze.pod_selectors import by_namespace, names_of, selected_pods
 
 _SELECTOR = "spec.selector.matchLabels"
 
@@ -26,36 +24,27 @@ def _all(objects: Objects) -> Iterator[Object]:
     return objects.of(TELEMETRY, "Telemetry")
 
 
+def _selector(one: Object) -> dict[str, str]:
+    return strings(record(one.spec.get("selector")).get("matchLabels"))
+
+
 def selectors(objects: Objects) -> Iterator[Message]:
     """Each with a selector is of some pod, and no pod has two."""
-    of_pods: list[tuple[Pod, list[Object]]] = [(pod, []) for pod in objects.pods]
-    for one in _all(objects):
-        selector = strings(record(one.spec.get("selector")).get("matchLabels"))
-        if not selector:
-            continue
-        found = False
-        for pod, held in of_pods:
-            if pod.namespace == one.namespace and selects(selector, pod.labels):
-                held.append(one)
-                found = True
-        if not found:
-            yield not_found(one, "selector", shown(selector), field=_SELECTOR)
-    for pod, held in of_pods:
-        names = ", ".join(sorted(other.name for other in held))
-        for one in held if len(held) > 1 else ():
+    selected = selected_pods(objects, _all(objects), _selector, _SELECTOR)
+    yield from selected.idle
+    for pod, several in selected.by_pod:
+        names = names_of(several)
+        for one in several if len(several) > 1 else ():
             message = f"pod {pod.namespace}/{pod.name} has several Telemetries: {names}"
             yield about(one, "IST0159", message, _SELECTOR)
 
 
 def without_selector(objects: Objects) -> Iterator[Message]:
     """No namespace has two without a selector."""
-    held: dict[str, list[Object]] = {}
-    for one in _all(objects):
-        free = not one.spec.get("selector") and not one.spec.get("targetRef")
-        if free and not one.spec.get("targetRefs"):
-            held.setdefault(one.namespace, []).append(one)
-    for namespace, several in held.items():
-        names = ", ".join(sorted(other.name for other in several))
+    chosen = ("selector", "targetRef", "targetRefs")
+    free = (one for one in _all(objects) if not any(one.spec.get(field) for field in chosen))
+    for namespace, several in by_namespace(free):
+        names = names_of(several)
         for one in several if len(several) > 1 else ():
             message = f"several Telemetries of namespace {namespace} have no selector: {names}"
             yield about(one, "IST0160", message)

@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from meshbus.cli.validate import Output
-from meshbus.local.manifests import Document, ManifestError, load, read
+from meshbus.local.manifests import Document, ManifestError, load, load_mesh_config
 
 CLEAN, FOUND, WRONG_USE = 0, 1, 2
 
@@ -62,13 +62,9 @@ def analyze(
         fault = f"no analyzer {', '.join(unknown)}: -L lists them" if unknown else "which files?"
         print(f"meshbus analyze: {fault}", file=sys.stderr)
         raise typer.Exit(WRONG_USE)
-    documents: list[Document] = []
     try:
-        mesh = None if mesh_config is None else _mesh(str(mesh_config))
-        for item in read(paths):
-            if isinstance(item, ManifestError):
-                raise item
-            documents.append(item)
+        mesh = None if mesh_config is None else load_mesh_config(str(mesh_config))
+        documents = load(paths)
     except ManifestError as error:
         print(f"meshbus analyze: {error}", file=sys.stderr)
         raise typer.Exit(WRONG_USE) from error
@@ -83,17 +79,6 @@ def analyze(
             print("nothing to say about them")
     if any(said.level == "Error" for said in found):
         raise typer.Exit(FOUND)
-
-
-def _mesh(file: str) -> dict[str, Any]:
-    documents = load([file])
-    if len(documents) != 1:
-        raise ManifestError(file, 0, -1, "must hold one document: the mesh config")
-    content = documents[0].content
-    if content.get("kind") == "MeshConfig":
-        spec = content.get("spec")
-        content = spec if isinstance(spec, dict) else {}
-    return content
 
 
 def judge(

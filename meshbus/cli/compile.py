@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from meshbus.local.manifests import Document, ManifestError, load
+from meshbus.local.manifests import Document, ManifestError, load, load_mesh_config
 
 OK, NO, WRONG_USE = 0, 1, 2
 
@@ -47,7 +47,7 @@ def compile_command(
         _end("exactly one of --workload and --proxy is needed", WRONG_USE)
     try:
         documents = load(places)
-        settings = None if mesh_config is None else _mesh_config(mesh_config)
+        settings = None if mesh_config is None else load_mesh_config(mesh_config)
         described = None if proxy is None else _proxy(proxy)
     except ManifestError as error:
         _end(str(error), WRONG_USE if error.index < 0 else NO)
@@ -89,17 +89,6 @@ def _all_valid(documents: list[Document]) -> bool:
             place = f"{document.file}:{document.line_of(violation.path)}"
             print(f"{place}: {violation.path}: {violation.message}", file=sys.stderr)
     return valid
-
-
-def _mesh_config(file: str) -> dict[str, Any]:
-    documents = load([file])
-    if len(documents) != 1:
-        raise ManifestError(file, 0, -1, "must hold one document: the mesh config")
-    content = documents[0].content
-    if content.get("kind") == "MeshConfig":
-        spec = content.get("spec")
-        content = spec if isinstance(spec, dict) else {}
-    return content
 
 
 def _proxy(file: Path) -> dict[str, Any]:

@@ -88,6 +88,22 @@ def load(paths: Iterable[str | Path]) -> list[Document]:
     return documents
 
 
+def load_mesh_config(file: str) -> dict[str, Any]:
+    """The fields of the mesh config of a file, whether or not they stand in a `MeshConfig`.
+
+    Raises:
+        ManifestError: It cannot be read, or holds other than one document.
+    """
+    documents = load([file])
+    if len(documents) != 1:
+        raise ManifestError(file, 0, -1, "must hold one document: the mesh config")
+    content = documents[0].content
+    if content.get("kind") != "MeshConfig":
+        return content
+    spec = content.get("spec")
+    return spec if isinstance(spec, dict) else {}
+
+
 def read(paths: Iterable[str | Path]) -> Iterator[Document | ManifestError]:
     """All documents of all paths, in order, and in the place of those that cannot be read the
     reason. A directory means its manifests, not those of its directories."""
