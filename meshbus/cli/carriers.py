@@ -289,6 +289,22 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         ],
         ("the sidecar of a pod", f"{ROOT}/unit/inject/test_inject_mesh_config.py"),
     ),
+    **dict.fromkeys(
+        [
+            ("MeshProxyConfig", name)
+            for name in (
+                "envoyMetricsService",
+                "envoyMetricsServiceAddress",
+                "extraStatTags",
+                "fileFlushInterval",
+                "fileFlushMinSizeKb",
+                "statsCompression",
+                "statsEvictionInterval",
+                "statsdUdpAddress",
+            )
+        ],
+        ("Bootstrap", f"{ROOT}/integration/inject/test_reporting_envoy.py"),
+    ),
     ("MeshConfig", "inboundTrafficPolicy"): (
         "Cluster of the application",
         f"{GOLDEN}/sidecar-settings.in.yaml",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from meshbus.api.durations import nanoseconds
 from meshbus.inject.errors import InjectionError
 
 INJECT = "sidecar.istio.io/inject"
@@ -41,6 +42,9 @@ STATS_SUFFIXES = "sidecar.istio.io/statsInclusionSuffixes"
 STATS_REGEXPS = "sidecar.istio.io/statsInclusionRegexps"
 STATS_BUCKETS = "sidecar.istio.io/statsHistogramBuckets"
 EXTRA_TAGS = "sidecar.istio.io/extraStatTags"
+STATS_FLUSH = "sidecar.istio.io/statsFlushInterval"
+STATS_EVICTION = "sidecar.istio.io/statsEvictionInterval"
+STATS_COMPRESSION = "sidecar.istio.io/statsCompression"
 READY_DELAY = "readiness.status.sidecar.istio.io/initialDelaySeconds"
 READY_PERIOD = "readiness.status.sidecar.istio.io/periodSeconds"
 READY_FAILURES = "readiness.status.sidecar.istio.io/failureThreshold"
@@ -174,6 +178,11 @@ def _check_json_map(value: str) -> None:
         raise ValueError("must be a JSON object of objects by name")
 
 
+def _check_length(value: str) -> None:
+    if (nanoseconds(value) or 0) <= 0:
+        raise ValueError("must be a duration, 30s")
+
+
 def _check_buckets(value: str) -> None:
     try:
         msgspec.json.decode(value.encode(), type=dict[str, list[float]])
@@ -281,9 +290,10 @@ KNOWN: dict[str, Known] = {
         refused="Envoy starts from the mesh's bootstrap; change it with proxy.istio.io/config, "
         "EnvoyFilter, or an `istio-proxy` container with `args` of its own",
     ),
-    EXTRA_TAGS: Known(
-        "Further tags of statistics.",
-        without_effect="tags of metrics are set by Telemetry (spec.metrics.overrides)",
+    EXTRA_TAGS: Known("Further tags of statistics, with commas between."),
+    STATS_FLUSH: Known("Time between two reports of statistics.", _check_length),
+    STATS_EVICTION: Known(
+        "Time after which unused statistics go: a multiple of that between reports.", _check_length
     ),
     "sidecar.istio.io/enableCoreDump": Known(
         "Core dumps.",
@@ -295,8 +305,9 @@ KNOWN: dict[str, Known] = {
     "sidecar.istio.io/discoveryAddress": Known(
         "Istio 1.4.", without_effect="use discoveryAddress of proxy.istio.io/config"
     ),
-    "sidecar.istio.io/statsCompression": Known(
-        "Compression of metrics.", without_effect="Envoy compresses when the scraper asks for it"
+    STATS_COMPRESSION: Known(
+        "Compression of metrics, of Istio before 1.26.",
+        without_effect="use statsCompression of proxy.istio.io/config",
     ),
     "readiness.status.sidecar.istio.io/applicationPorts": Known(
         "Istio 1.4.", without_effect="readiness does not look at the application's ports"

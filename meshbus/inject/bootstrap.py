@@ -23,6 +23,7 @@ from meshbus.inject.ads import (
     runtime_layer,
     token_secret,
 )
+from meshbus.inject.reports import NO_REPORTS, Reports
 from meshbus.inject.status_listener import Prober, Scrape, status_resources
 
 FOLDER = "/etc/istio/proxy"
@@ -84,7 +85,9 @@ class OwnBootstrap:
     tls: bool = True
     domain: str = "cluster.local"
     runtime: Mapping[str, str] = field(default_factory=dict)
-    stats: Mapping[str, Any] = field(default_factory=dict)
+    reports: Reports = NO_REPORTS
+    compressed: bool = True
+    """Its metrics are compressed for a scraper that takes it."""
     json_logs: bool = False
     patched: Callable[[dict[str, Any]], dict[str, Any]] = dict
     """What EnvoyFilters make of it."""
@@ -99,6 +102,7 @@ def own_bootstrap(own: OwnBootstrap) -> dict[str, Any]:
         scrapes=own.scrapes,
         captured=own.captured,
         application=own.application,
+        compressed=own.compressed,
     )
     domain = f"$(POD_NAMESPACE).svc.{own.domain}"
     document: dict[str, Any] = {
@@ -120,12 +124,10 @@ def own_bootstrap(own: OwnBootstrap) -> dict[str, Any]:
         document["layered_runtime"] = {
             "layers": [{"name": "own", "static_layer": dict(own.runtime)}]
         }
-    if own.stats:
-        document["stats_config"] = dict(own.stats)
     if own.json_logs:
         keys = {"level": "%l", "time": "%Y-%m-%dT%T.%fZ", "scope": "envoy %n", "msg": "%j"}
         document["application_log_config"] = {"log_format": {"json_format": keys}}
-    return document
+    return own.reports.into(document)
 
 
 def _gateway_cluster(gateway: tuple[str, int]) -> dict[str, Any]:
@@ -161,12 +163,14 @@ def envoy_args(
     log_level: str,
     component_log_level: str,
     drain_s: int,
+    file_flush: Sequence[str] = (),
 ) -> list[str]:
     """The arguments of the proxy's container.
 
     Args:
         concurrency: Worker threads; 0: one per CPU of the node.
         drain_s: How long connections of a listener that goes may take to end.
+        file_flush: When lines of log files are written.
     """
     document = json.dumps(own.patched(own_bootstrap(own)), separators=(",", ":"))
     args = ["-c", f"{FOLDER}/{BOOTSTRAP_FILE}", "--config-yaml", document]
@@ -181,6 +185,7 @@ def envoy_args(
         str(drain_s),
         "--drain-strategy",
         "immediate",
+        *file_flush,
         # One Envoy per pod: no shared memory, no base id.
         "--disable-hot-restart",
     ]

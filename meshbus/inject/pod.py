@@ -33,6 +33,7 @@ from meshbus.inject.probes import (
     rewrite_probes,
 )
 from meshbus.inject.proxy_configs import NO_WISHES, ProxyWishes
+from meshbus.inject.reports import Reporter, file_flush_args, reports_of
 from meshbus.inject.scrape import SCRAPE_VARIABLE, merge_scraping, scrapes_of, scraping_text
 from meshbus.inject.sidecar import (
     ARGS_LATER,
@@ -41,7 +42,6 @@ from meshbus.inject.sidecar import (
     holds_application,
     sidecar_overlay,
 )
-from meshbus.inject.stats import stats_config
 from meshbus.inject.status_listener import READY_PORT
 from meshbus.inject.template_functions import TemplateError
 from meshbus.inject.templates import Template, parse_template
@@ -66,19 +66,12 @@ _WITHOUT_EFFECT = frozenset(
         "connectTimeout",
         "customConfigFile",
         "discoveryRefreshDelay",
-        "envoyAccessLogService",
-        "envoyMetricsService",
-        "envoyMetricsServiceAddress",
-        "fileFlushInterval",
-        "fileFlushMinSizeKb",
         "parentShutdownDuration",
         "privateKeyProvider",
         "proxyBootstrapTemplatePath",
         "readinessProbe",
         "sds",
         "statNameLength",
-        "statsEvictionInterval",
-        "statsdUdpAddress",
     }
 )
 """Fields of ProxyConfig that only an agent beside the proxy, or nobody, carries out."""
@@ -316,6 +309,10 @@ class Injector:
         def patched(document: dict[str, Any]) -> dict[str, Any]:
             return self._patched(document, context, metadata, router, envoy_filters, warnings)
 
+        domain = text(context.value("proxy", "clusterDomain")) or "cluster.local"
+        reporter = Reporter(namespace=context.namespace, domain=domain)
+        reports = reports_of(notes, context.proxy, reporter)
+        warnings += [f"defaultConfig.{problem}" for problem in reports.problems]
         bootstrap = OwnBootstrap(
             type="router" if router else "sidecar",
             cluster=f"{context.labels.get('app') or context.canonical_name}.$(POD_NAMESPACE)",
@@ -327,9 +324,10 @@ class Injector:
             scrapes=scrapes_of(own),
             captured=not router and context.interception != "NONE",
             application="127.0.0.1" if local else "$(INSTANCE_IP)",
-            domain=text(context.value("proxy", "clusterDomain")) or "cluster.local",
+            domain=domain,
             runtime=context.proxy.runtime_values,
-            stats=stats_config(notes, context.proxy),
+            reports=reports,
+            compressed=context.proxy.stats_compression is not False,
             json_logs=bool(context.value("logAsJson")),
             patched=patched if envoy_filters else dict,
         )
@@ -341,6 +339,7 @@ class Injector:
                 a.COMPONENT_LOG_LEVEL, "proxy", "componentLogLevel"
             ),
             drain_s=-(-(nanoseconds(context.proxy.drain_duration) or 0) // SECOND_NS) or 45,
+            file_flush=file_flush_args(context.proxy),
         )
         return warnings
 

@@ -1,9 +1,10 @@
-"""Which statistics Envoy keeps, from annotations and ProxyConfig.
+"""Which statistics Envoy keeps and how they are told apart, from annotations and ProxyConfig.
 
 Source: https://istio.io/latest/docs/ops/configuration/telemetry/envoy-stats/
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ def stats_config(notes: Mapping[str, str], proxy: MeshProxyConfig) -> dict[str, 
         patterns += [{"suffix": word} for word in suffixes]
         patterns += [{"safe_regex": {"regex": word}} for word in regexps]
         config["stats_matcher"] = {"inclusion_list": {"patterns": patterns}}
+    names = [*proxy.extra_stat_tags, *_words(notes, a.EXTRA_TAGS)]
+    if tags := [_tag(name) for name in dict.fromkeys(names) if name]:
+        config["stats_tags"] = tags
     if buckets := json.loads(notes.get(a.STATS_BUCKETS, "{}")):
         config["histogram_bucket_settings"] = [
             {"match": {"prefix": prefix}, "buckets": numbers} for prefix, numbers in buckets.items()
@@ -38,3 +42,13 @@ def stats_config(notes: Mapping[str, str], proxy: MeshProxyConfig) -> dict[str, 
 
 def _words(notes: Mapping[str, str], name: str) -> list[str]:
     return [word.strip() for word in notes.get(name, "").split(",") if word.strip()]
+
+
+def _tag(name: str) -> dict[str, str]:
+    """What takes a tag out of the name of a statistic, as extensions of Istio write it there:
+    `NAME=.=VALUE;.;`.
+
+    Source: Istio, tools/packaging/common/envoy_bootstrap.json.
+    """
+    literal = re.sub(r"([.^$*+?()\[\]{}|\\])", r"\\\1", name)
+    return {"tag_name": name, "regex": rf"({literal}=\.=(.*?);\.;)"}

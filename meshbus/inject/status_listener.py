@@ -92,6 +92,7 @@ def status_resources(
     scrapes: Sequence[Scrape],
     captured: bool,
     application: str,
+    compressed: bool = True,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The listeners and clusters.
 
@@ -99,6 +100,7 @@ def status_resources(
         ports: Where readiness, probes and merged metrics are served.
         captured: Calls to the application come from the address that capture lets through.
         application: Address the application is called at.
+        compressed: Metrics are compressed for a scraper that takes it.
     """
     clusters = [_cluster("envoy-admin", _LOOPBACK, admin_port)]
     own = {"match": {"path": METRICS_PATH}, "route": {"cluster": "envoy-admin"}}
@@ -128,9 +130,10 @@ def status_resources(
             **_lua("post"),
         }
     )
+    squeezed = _compressors() if compressed else []
     listeners = [
-        _listener("status", ports, routes, checks, _targets(scrapes)),
-        _listener("stats", (STATS_PORT,), [own], []),
+        _listener("status", ports, routes, [*checks, *squeezed], _targets(scrapes)),
+        _listener("stats", (STATS_PORT,), [own], squeezed),
     ]
     return listeners, clusters
 
@@ -206,11 +209,34 @@ def _reported(path: str, cluster: str) -> dict[str, Any]:
     }
 
 
+def _compressors() -> list[dict[str, Any]]:
+    """Filters that compress what is answered, as the caller takes it."""
+    libraries = {"brotli": "Brotli", "zstd": "Zstd", "gzip": "Gzip"}
+    kind = f"{TYPE}envoy.extensions.compression"
+    filters = [
+        {
+            "name": f"envoy.filters.http.compressor.{name}",
+            "typed_config": {
+                "@type": f"{TYPE}envoy.extensions.filters.http.compressor.v3.Compressor",
+                "compressor_library": {
+                    "name": name,
+                    "typed_config": {"@type": f"{kind}.{name}.compressor.v3.{message}"},
+                },
+            },
+        }
+        for name, message in libraries.items()
+    ]
+    # The last of them alone: each reads the header that the one before would have removed.
+    last: dict[str, Any] = filters[-1]["typed_config"]  # type: ignore[assignment]
+    last["response_direction_config"] = {"remove_accept_encoding_header": True}
+    return filters
+
+
 def _listener(
     name: str,
     ports: Sequence[int],
     routes: Sequence[Mapping[str, Any]],
-    checks: Sequence[Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]],
     targets: str = "",
 ) -> dict[str, Any]:
     addresses = [
@@ -219,7 +245,7 @@ def _listener(
         for address in ("$(INSTANCE_IP)", _LOOPBACK)
     ]
     filters = f"{TYPE}envoy.extensions.filters.http"
-    http_filters: list[Mapping[str, Any]] = [*checks]
+    http_filters: list[Mapping[str, Any]] = [*before]
     if any("typed_per_filter_config" in route for route in routes):
         http_filters += [
             {"name": "envoy.filters.http.rbac", "typed_config": _local_quits()},

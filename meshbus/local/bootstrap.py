@@ -70,7 +70,7 @@ def envoy_bootstrap(
         start: What ProxyConfig says.
     """
     region, zone, sub_zone = [*identity.locality.split("/"), "", "", ""][:3]
-    return {
+    document = {
         "node": {
             "id": identity.node_id,
             "cluster": f"{identity.workload}.{identity.namespace}",
@@ -100,8 +100,8 @@ def envoy_bootstrap(
             ]
         },
         "overload_manager": connection_limit(),
-        **({"stats_config": dict(start.stats)} if start.stats else {}),
     }
+    return start.reports.into(document)
 
 
 def _gateway_cluster(gateway: tuple[str, int], gateway_name: str, folder: str) -> dict[str, Any]:
@@ -212,12 +212,19 @@ def render(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=1).encode() + b"\n"
 
 
-def envoy_argv(binary: str, *, concurrency: int = 1, log_level: str = "warning") -> list[str]:
+def envoy_argv(
+    binary: str,
+    *,
+    concurrency: int = 1,
+    log_level: str = "warning",
+    file_flush: Sequence[str] = (),
+) -> list[str]:
     """The command line of an Envoy in the folder of its bootstrap. Envoys of one machine share no
     memory (`--disable-hot-restart`), so they need no base id.
 
     Args:
         concurrency: Worker threads; 0: one per CPU.
+        file_flush: When lines of log files are written.
     """
     return [
         binary,
@@ -231,4 +238,5 @@ def envoy_argv(binary: str, *, concurrency: int = 1, log_level: str = "warning")
         "5",
         "--drain-strategy",
         "immediate",
+        *file_flush,
     ]

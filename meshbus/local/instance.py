@@ -141,7 +141,10 @@ class Instance:
     async def _once(self) -> None:
         known = [self._machine.records.get(name) for name in self._process_names()]
         adoptable = any(record is not None and runs(record) for record in known)
-        self._start = self._machine.proxy_start(self.spec)
+        own = "127.0.0.1" if self._machine.in_namespaces else self.addresses.inbound[0]
+        self._start = self._machine.proxy_start(self.spec, own)
+        for problem in self._start.reports.problems:
+            log.warning("of ProxyConfig", instance=self.spec.id, has_no_effect=problem)
         self._make_folders()
         if not adoptable:
             self._tell()
@@ -290,7 +293,9 @@ class Instance:
 
     def _envoy_command(self) -> Command:
         start = self._start
-        argv = bootstrap.envoy_argv(self._machine.envoy, concurrency=start.concurrency)
+        argv = bootstrap.envoy_argv(
+            self._machine.envoy, concurrency=start.concurrency, file_flush=start.file_flush
+        )
         folder = self._proxy_folder
         if self._machine.in_namespaces:
             argv = netns.enter_argv(

@@ -34,8 +34,8 @@ class Machine:
     """Root certificates of the mesh in PEM; empty: not known yet."""
     hosts: Callable[[str], str] = lambda namespace: ""
     """The hosts file for workloads of a namespace."""
-    proxy_start: Callable[[InstanceSpec], ProxyStart] = lambda spec: NO_START
-    """What the Envoy of an instance starts with now."""
+    proxy_start: Callable[[InstanceSpec, str], ProxyStart] = lambda spec, relay: NO_START
+    """What the Envoy of an instance starts with now, that has an address for itself."""
     envoy_filters: Callable[[], list[tuple[Key, ConfigObject]]] = list
     """EnvoyFilters in force: they may patch bootstraps."""
     root_namespace: str = "istio-system"

@@ -5,7 +5,7 @@ What comes by xDS (headers, topology) is not here. A change counts when a proxy 
 time, as on Kubernetes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,7 +15,7 @@ from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.compile.settings import settings_of
 from meshbus.compile.written import fields
 from meshbus.inject.proxy_configs import proxy_wishes
-from meshbus.inject.stats import stats_config
+from meshbus.inject.reports import NO_REPORTS, Reporter, Reports, file_flush_args, reports_of
 from meshbus.local.capture import STANDARD_PORTS, CapturePorts
 from meshbus.local.desired import InstanceSpec
 from meshbus.model.rows import ConfigObject
@@ -33,8 +33,9 @@ class ProxyStart(NamedTuple):
     """Of its node: from variables `ISTIO_META_NAME`."""
     runtime: Mapping[str, str] = {}
     """Settings of Envoy's runtime."""
-    stats: Mapping[str, Any] = {}
-    """`stats_config` of the bootstrap; empty: all statistics are kept."""
+    reports: Reports = NO_REPORTS
+    file_flush: Sequence[str] = ()
+    """Arguments that say when lines of log files are written."""
     capture: CapturePorts = STANDARD_PORTS
     """Where it takes captured traffic in: the mesh says so when the instance is made."""
 
@@ -48,6 +49,7 @@ def proxy_start(
     mesh: Mapping[str, Any],
     objects: Iterable[ConfigObject],
     root: str,
+    relay: str = "127.0.0.1",
 ) -> ProxyStart:
     """What the Envoy of an instance starts with.
 
@@ -55,6 +57,7 @@ def proxy_start(
         mesh: The mesh config.
         objects: ProxyConfig objects.
         root: The namespace whose objects are for the whole mesh.
+        relay: An address of the instance alone.
     """
     wishes = proxy_wishes(objects, spec.labels, spec.namespace, root)
     given = wishes.over(fields(mesh.get("defaultConfig")), _own(spec.proxy_config))
@@ -74,7 +77,8 @@ def proxy_start(
             if name.startswith(_METADATA)
         },
         runtime=proxy.runtime_values,
-        stats=stats_config({}, proxy),
+        reports=reports_of({}, proxy, Reporter(relay, spec.namespace, in_pod=False)),
+        file_flush=file_flush_args(proxy),
         capture=ports,
     )
 

@@ -334,11 +334,12 @@ class Supervisor:
     def _keep_book(self) -> None:
         write_private(self._home.path / "addresses.json", msgspec.json.encode(self._book))
 
-    def _start_of(self, spec: InstanceSpec) -> ProxyStart:
+    def _start_of(self, spec: InstanceSpec, relay: str) -> ProxyStart:
         world = self._mirror.world
         mesh = [entry.row.spec for entry in world.all("mesh.config")]
         objects = [entry.row for entry in world.all("cfg.proxyconfigs")]
-        return proxy_start(spec, mesh[0] if mesh else {}, objects, self._settings.root_namespace)
+        root = self._settings.root_namespace
+        return proxy_start(spec, mesh[0] if mesh else {}, objects, root, relay)
 
     def _hosts_for(self, namespace: str) -> str:
         lines = []

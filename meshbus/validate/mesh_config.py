@@ -21,6 +21,8 @@ from meshbus.validate.names import fqdn_problem, is_ip, is_label, wildcard_domai
 from meshbus.validate.report import Findings
 from meshbus.validate.traffic_policy import check_connection_pool, check_outliers
 
+REPORTS_NS = 5 * SECOND_NS
+"""Envoy's own time between two reports of its statistics."""
 _HOUR_NS = 3600 * SECOND_NS
 _AUTO_ALLOCATE = "ISTIO_META_DNS_AUTO_ALLOCATE"
 
@@ -123,10 +125,27 @@ def check_proxy(proxy: MeshProxyConfig, path: str, out: Findings) -> None:
     _check_port(proxy.status_port, f"{path}.statusPort", out)
     if proxy.control_plane_auth_policy == "INHERIT":
         out.error(f"{path}.controlPlaneAuthPolicy", "must be NONE or MUTUAL_TLS")
+    if isinstance(proxy.stats_eviction_interval, str):
+        problem = eviction_problem(proxy.stats_eviction_interval)
+        if problem:
+            out.warn(f"{path}.statsEvictionInterval", f"has no effect: {problem}")
     if not isinstance(proxy.tracing, UnsetType):
         _check_tracing(proxy.tracing, f"{path}.tracing", out)
     if not isinstance(proxy.private_key_provider, UnsetType):
         _check_keys(proxy.private_key_provider, f"{path}.privateKeyProvider", out)
+
+
+def eviction_problem(interval: str, reports_ns: int = REPORTS_NS) -> str:
+    """Why Envoy cannot forget unused statistics so often; empty: it can.
+
+    Args:
+        reports_ns: Time between two reports.
+    Source: Bootstrap.stats_eviction_interval of Envoy.
+    """
+    length = nanoseconds(interval) or 0
+    if length <= 0 or length % reports_ns:
+        return f"must be a multiple of the time between reports, {reports_ns / SECOND_NS:g}s"
+    return ""
 
 
 @independent

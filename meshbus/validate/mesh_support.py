@@ -71,10 +71,15 @@ PROXY_CARRIED_OUT = frozenset(
         "proxyHeaders",
         "tracing",
         "envoyAccessLogService",
-        # Of these the injector makes the sidecar of a pod.
+        # Of these whoever starts a proxy makes its bootstrap and its container.
         "binaryPath",
         "concurrency",
         "drainDuration",
+        "envoyMetricsService",
+        "envoyMetricsServiceAddress",
+        "extraStatTags",
+        "fileFlushInterval",
+        "fileFlushMinSizeKb",
         "holdApplicationUntilProxyStarts",
         "image",
         "interceptionMode",
@@ -82,6 +87,9 @@ PROXY_CARRIED_OUT = frozenset(
         "proxyMetadata",
         "proxyStatsMatcher",
         "runtimeValues",
+        "statsCompression",
+        "statsEvictionInterval",
+        "statsdUdpAddress",
         "statusPort",
     }
 )
@@ -132,11 +140,18 @@ PROXY_SAYS_NOTHING = {
 _ON_A_MACHINE = frozenset(
     {
         "concurrency",
+        "envoyMetricsService",
+        "envoyMetricsServiceAddress",
+        "extraStatTags",
+        "fileFlushInterval",
+        "fileFlushMinSizeKb",
         "gatewayTopology",
         "proxyHeaders",
         "proxyMetadata",
         "proxyStatsMatcher",
         "runtimeValues",
+        "statsEvictionInterval",
+        "statsdUdpAddress",
     }
 )
 """Fields that count for a Workload: it has neither an image nor a pod."""
