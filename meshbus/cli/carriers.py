@@ -289,6 +289,18 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         ],
         ("the sidecar of a pod", f"{ROOT}/unit/inject/test_inject_mesh_config.py"),
     ),
+    ("MeshProxyConfig", "customConfigFile"): (
+        "the sidecar of a pod, the Envoy of a workload",
+        f"{ROOT}/integration/inject/test_own_bootstrap_envoy.py",
+    ),
+    ("MeshProxyConfig", "readinessProbe"): (
+        "WorkloadEntry of a machine",
+        f"{ROOT}/e2e/test_e2e_machines.py",
+    ),
+    ("MeshProxyConfig", "terminationDrainDuration"): (
+        "preStop of a pod, the end of a process and a machine",
+        f"{ROOT}/e2e/test_e2e_machines.py",
+    ),
     **dict.fromkeys(
         [
             ("MeshProxyConfig", name)

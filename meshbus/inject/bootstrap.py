@@ -164,6 +164,7 @@ def envoy_args(
     component_log_level: str,
     drain_s: int,
     file_flush: Sequence[str] = (),
+    config_file: str = "",
 ) -> list[str]:
     """The arguments of the proxy's container.
 
@@ -171,9 +172,13 @@ def envoy_args(
         concurrency: Worker threads; 0: one per CPU of the node.
         drain_s: How long connections of a listener that goes may take to end.
         file_flush: When lines of log files are written.
+        config_file: A bootstrap of one's own in the container, in place of that of the mesh.
     """
-    document = json.dumps(own.patched(own_bootstrap(own)), separators=(",", ":"))
-    args = ["-c", f"{FOLDER}/{BOOTSTRAP_FILE}", "--config-yaml", document]
+    if config_file:
+        args = ["-c", config_file]
+    else:
+        document = json.dumps(own.patched(own_bootstrap(own)), separators=(",", ":"))
+        args = ["-c", f"{FOLDER}/{BOOTSTRAP_FILE}", "--config-yaml", document]
     if concurrency:
         args += ["--concurrency", str(concurrency)]
     args += ["--log-level", {"warn": "warning", "err": "error"}.get(log_level, log_level)]

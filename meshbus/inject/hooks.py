@@ -47,12 +47,16 @@ def drain_hook(proxy: MeshProxyConfig) -> dict[str, Any]:
     EXIT_ON_ZERO_ACTIVE_CONNECTIONS it waits until the last connection has ended, as long as
     the pod's grace period lets it.
     """
-    metadata = proxy.proxy_metadata
-    idle = metadata.get("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "").lower() == "true"
+    idle = waits_until_idle(proxy)
     seconds = drain_seconds(proxy, idle=idle)
     script = _DRAIN + (_UNTIL_IDLE if idle else "")
     script = script.replace("PORT", str(proxy.proxy_admin_port)).replace("SECONDS", str(seconds))
     return _run(script)
+
+
+def waits_until_idle(proxy: MeshProxyConfig) -> bool:
+    """Whether a proxy that is to end goes on until its last connection has ended."""
+    return proxy.proxy_metadata.get("EXIT_ON_ZERO_ACTIVE_CONNECTIONS", "").lower() == "true"
 
 
 def drain_seconds(proxy: MeshProxyConfig, *, idle: bool) -> int:

@@ -50,6 +50,7 @@ from meshbus.inject.workloads import Owner
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
 from meshbus.validate import validate_object
+from meshbus.validate.mesh_support import PROXY_MISSED
 
 _BUILT_IN = {
     "sidecar": sidecar_overlay,
@@ -61,20 +62,18 @@ _MOST_TEMPLATES = 20
 _WITHOUT_EFFECT = frozenset(
     {
         "availabilityZone",
-        "caCertificatesPem",
         "configPath",
         "connectTimeout",
-        "customConfigFile",
         "discoveryRefreshDelay",
         "parentShutdownDuration",
-        "privateKeyProvider",
-        "proxyBootstrapTemplatePath",
         "readinessProbe",
         "sds",
         "statNameLength",
+        *PROXY_MISSED,
     }
 )
-"""Fields of ProxyConfig that only an agent beside the proxy, or nobody, carries out."""
+"""Fields of ProxyConfig that only an agent beside the proxy, or nobody, carries out, or that are
+for machines."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,7 @@ class Injector:
         context = self._context(written, owner, wishes, cluster, network, identity)
         warnings += [
             f"defaultConfig.{name}: has no effect on proxies that are injected"
+            + (f": it {PROXY_MISSED[name]}" if name in PROXY_MISSED else "")
             for name in context.proxy_given
             if name in _WITHOUT_EFFECT
         ]
@@ -340,6 +340,7 @@ class Injector:
             ),
             drain_s=-(-(nanoseconds(context.proxy.drain_duration) or 0) // SECOND_NS) or 45,
             file_flush=file_flush_args(context.proxy),
+            config_file=context.proxy.custom_config_file,
         )
         return warnings
 

@@ -218,6 +218,7 @@ def envoy_argv(
     concurrency: int = 1,
     log_level: str = "warning",
     file_flush: Sequence[str] = (),
+    config_file: str = BOOTSTRAP_FILE,
 ) -> list[str]:
     """The command line of an Envoy in the folder of its bootstrap. Envoys of one machine share no
     memory (`--disable-hot-restart`), so they need no base id.
@@ -225,11 +226,12 @@ def envoy_argv(
     Args:
         concurrency: Worker threads; 0: one per CPU.
         file_flush: When lines of log files are written.
+        config_file: Its bootstrap.
     """
     return [
         binary,
         "--config-path",
-        BOOTSTRAP_FILE,
+        config_file,
         "--disable-hot-restart",
         *(["--concurrency", str(concurrency)] if concurrency else []),
         "--log-level",

@@ -16,6 +16,7 @@ import structlog
 from meshbus.local import bootstrap, loopback, netns
 from meshbus.local.capture import PROXY_UID, hosts_file, resolver_file
 from meshbus.local.desired import InstanceSpec, application_env, report_of
+from meshbus.local.drain import drain
 from meshbus.local.home import write_in_place, write_private
 from meshbus.local.join import fetch_token, renew_in_s
 from meshbus.local.keeper import Keeper
@@ -28,7 +29,6 @@ from meshbus.runtime.calls import CallError
 
 STARTING_POLL_S = 0.05
 STEADY_POLL_S = 1.0
-DRAIN_S = 0.5
 REPORT_FILE = "report.json"
 
 log = structlog.get_logger("local")
@@ -109,13 +109,7 @@ class Instance:
         while not left() and time.monotonic() < deadline:  # noqa: ASYNC110 - rows have no event
             await asyncio.sleep(0.05)
         if self._envoy is not None and self._envoy.pid:
-            await ask_envoy(
-                self._proxy_folder,
-                bootstrap.ADMIN_SOCKET,
-                "/drain_listeners?inboundonly&graceful&skip_exit",
-                method="POST",
-            )
-            await asyncio.sleep(DRAIN_S)
+            await drain(self._proxy_folder, self._start)
         for keeper in reversed(self._keepers):  # the application first: it may still call out
             await keeper.stop()
         if self._machine.in_namespaces:
@@ -294,7 +288,10 @@ class Instance:
     def _envoy_command(self) -> Command:
         start = self._start
         argv = bootstrap.envoy_argv(
-            self._machine.envoy, concurrency=start.concurrency, file_flush=start.file_flush
+            self._machine.envoy,
+            concurrency=start.concurrency,
+            file_flush=start.file_flush,
+            config_file=start.config_file or bootstrap.BOOTSTRAP_FILE,
         )
         folder = self._proxy_folder
         if self._machine.in_namespaces:

@@ -19,10 +19,13 @@ import httpx
 import msgspec
 import structlog
 
+from meshbus.inject.reports import Reporter
 from meshbus.local import bootstrap
+from meshbus.local.drain import drain
 from meshbus.local.health import Health, Probed, period_s, run_probe
 from meshbus.local.home import write_private
 from meshbus.local.probe import ask_envoy
+from meshbus.local.proxy_start import start_of
 from meshbus.runtime.sealed import Recipient, SealError, recipient
 
 MACHINE_FILE = "machine.json"
@@ -89,8 +92,11 @@ class OutsideMachine:
         self._client = self._open()
         self._path = f"/v1/workloads/{self._about['namespace']}/{self._about['name']}"
         self._probe: Mapping[str, Any] | None = self._about.get("probe")
+        reporter = Reporter(place.address, self._about["namespace"], in_pod=False)
+        self._start = start_of(self._about.get("proxyConfig") or {}, reporter)
         self._health = Health(self._probe or {})
         self._beat_now = asyncio.Event()
+        self._left = False
 
     def _open(self) -> httpx.AsyncClient:
         """A client of the API. What its certificate is checked with may change with the token."""
@@ -115,6 +121,8 @@ class OutsideMachine:
         Raises:
             MachineError: Envoy cannot run.
         """
+        for problem in self._start.reports.problems:
+            log.warning("of ProxyConfig", has_no_effect=problem)
         self._write_bootstrap()
         try:
             async with asyncio.TaskGroup() as group:
@@ -125,10 +133,17 @@ class OutsideMachine:
         except* MachineError as errors:
             raise errors.exceptions[0] from None
         finally:
-            with contextlib.suppress(httpx.HTTPError, TimeoutError):
-                async with asyncio.timeout(END_S):
-                    await self._client.delete(self._path, headers=self._credential())
+            await self._leave()
             await self._client.aclose()
+
+    async def _leave(self) -> None:
+        """Say that it goes, once."""
+        if self._left:
+            return
+        self._left = True
+        with contextlib.suppress(httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(END_S):
+                await self._client.delete(self._path, headers=self._credential())
 
     def _write_bootstrap(self) -> None:
         about, gateway = self._about, self._about["gateway"]
@@ -146,7 +161,9 @@ class OutsideMachine:
         folder, name = str(self._folder), gateway["name"]
         where = (gateway["host"], int(gateway["port"]))
         files = {
-            bootstrap.BOOTSTRAP_FILE: bootstrap.envoy_bootstrap(identity, where, name, folder),
+            bootstrap.BOOTSTRAP_FILE: bootstrap.envoy_bootstrap(
+                identity, where, name, folder, self._start
+            ),
             bootstrap.TOKEN_SDS_FILE: bootstrap.token_sds(folder),
             bootstrap.ROOTS_SDS_FILE: bootstrap.roots_sds(folder, name),
         }
@@ -166,16 +183,23 @@ class OutsideMachine:
             began = time.monotonic()
             with (self._folder / "envoy.log").open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
-                    *bootstrap.envoy_argv(self._envoy),
+                    *bootstrap.envoy_argv(
+                        self._envoy,
+                        concurrency=self._start.concurrency,
+                        file_flush=self._start.file_flush,
+                        config_file=self._start.config_file or bootstrap.BOOTSTRAP_FILE,
+                    ),
                     cwd=self._folder,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env={"PATH": os.environ.get("PATH", "")},
+                    env={"PATH": os.environ.get("PATH", ""), **self._start.environment},
                 )
             try:
                 code = await process.wait()
             except asyncio.CancelledError:
+                await self._leave()  # first nobody new comes
+                await drain(self._folder, self._start)
                 process.terminate()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(END_S):

@@ -9,18 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
-from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.compile.settings import settings_of
 from meshbus.compile.written import fields
-from meshbus.inject.proxy_configs import proxy_wishes
+from meshbus.inject.hooks import drain_seconds, waits_until_idle
+from meshbus.inject.proxy_configs import own_fields, proxy_wishes
 from meshbus.inject.reports import NO_REPORTS, Reporter, Reports, file_flush_args, reports_of
 from meshbus.local.capture import STANDARD_PORTS, CapturePorts
 from meshbus.local.desired import InstanceSpec
 from meshbus.model.rows import ConfigObject
 
 _METADATA = "ISTIO_META_"
+_QUICK_DRAIN_S = 0.5
+"""Callers here are told at once that a process is about to end."""
 
 
 class ProxyStart(NamedTuple):
@@ -36,6 +39,12 @@ class ProxyStart(NamedTuple):
     reports: Reports = NO_REPORTS
     file_flush: Sequence[str] = ()
     """Arguments that say when lines of log files are written."""
+    drain_s: float = _QUICK_DRAIN_S
+    """How long connections may go on when it is to end."""
+    until_idle: bool = False
+    """After that it goes on until the last connection has ended."""
+    config_file: str = ""
+    """A bootstrap of one's own that is used in place of that of the mesh."""
     capture: CapturePorts = STANDARD_PORTS
     """Where it takes captured traffic in: the mesh says so when the instance is made."""
 
@@ -60,14 +69,21 @@ def proxy_start(
         relay: An address of the instance alone.
     """
     wishes = proxy_wishes(objects, spec.labels, spec.namespace, root)
-    given = wishes.over(fields(mesh.get("defaultConfig")), _own(spec.proxy_config))
+    given = wishes.over(fields(mesh.get("defaultConfig")), own_fields(spec.proxy_config))
     settings = settings_of(dict(mesh))
     ports = CapturePorts(settings.outbound_port, settings.inbound_port)
+    return start_of(given, Reporter(relay, spec.namespace, in_pod=False))._replace(capture=ports)
+
+
+def start_of(given: Mapping[str, Any], reporter: Reporter) -> ProxyStart:
+    """What an Envoy starts with, by the fields of ProxyConfig that count for it."""
     try:
         proxy = msgspec.convert(given, MeshProxyConfig, strict=False)
     except msgspec.ValidationError:  # refused where it was written; nothing stops for it here
-        return NO_START._replace(capture=ports)
+        return NO_START
     variables = proxy.proxy_metadata
+    idle = waits_until_idle(proxy)
+    drains = idle or proxy.termination_drain_duration is not UNSET
     return ProxyStart(
         concurrency=1 if proxy.concurrency is None else max(0, proxy.concurrency),
         environment=variables,
@@ -77,15 +93,9 @@ def proxy_start(
             if name.startswith(_METADATA)
         },
         runtime=proxy.runtime_values,
-        reports=reports_of({}, proxy, Reporter(relay, spec.namespace, in_pod=False)),
+        reports=reports_of({}, proxy, reporter),
         file_flush=file_flush_args(proxy),
-        capture=ports,
+        drain_s=drain_seconds(proxy, idle=idle) if drains else _QUICK_DRAIN_S,
+        until_idle=idle,
+        config_file=proxy.custom_config_file,
     )
-
-
-def _own(text: str) -> dict[str, Any]:
-    try:
-        held = read_yaml(text) if text else None
-    except NotReadableError:
-        return {}
-    return held if isinstance(held, dict) else {}

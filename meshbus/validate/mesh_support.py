@@ -74,6 +74,7 @@ PROXY_CARRIED_OUT = frozenset(
         # Of these whoever starts a proxy makes its bootstrap and its container.
         "binaryPath",
         "concurrency",
+        "customConfigFile",
         "drainDuration",
         "envoyMetricsService",
         "envoyMetricsServiceAddress",
@@ -86,11 +87,13 @@ PROXY_CARRIED_OUT = frozenset(
         "proxyAdminPort",
         "proxyMetadata",
         "proxyStatsMatcher",
+        "readinessProbe",
         "runtimeValues",
         "statsCompression",
         "statsEvictionInterval",
         "statsdUdpAddress",
         "statusPort",
+        "terminationDrainDuration",
     }
 )
 """Fields of its `defaultConfig`."""
@@ -137,9 +140,23 @@ PROXY_SAYS_NOTHING = {
     "tracingServiceName": _NO_TAGS,
 }
 """The same of `defaultConfig`."""
+PROXY_MISSED = {
+    "caCertificatesPem": "adds authorities to one proxy: those of the mesh are caCertificates of "
+    "MeshConfig, which every proxy trusts",
+    "connectionSettings": "is sent to proxies, not started with: an EnvoyFilter sets the same "
+    "fields of listeners and clusters",
+    "privateKeyProvider": "needs CryptoMB or QAT, which Envoy has in builds with contrib "
+    "extensions alone: others refuse every certificate that names them",
+    "proxyBootstrapTemplatePath": "is a template that an agent fills in, and sidecars here have "
+    "none: use an EnvoyFilter for BOOTSTRAP, or customConfigFile",
+    "zipkinAddress": "is the old name of tracing.zipkin, and spans go to the telemetry service: no "
+    "Zipkin is sent any",
+}
+"""Fields of `defaultConfig` that would be missed, and why they are not carried out."""
 _ON_A_MACHINE = frozenset(
     {
         "concurrency",
+        "customConfigFile",
         "envoyMetricsService",
         "envoyMetricsServiceAddress",
         "extraStatTags",
@@ -152,6 +169,7 @@ _ON_A_MACHINE = frozenset(
         "runtimeValues",
         "statsEvictionInterval",
         "statsdUdpAddress",
+        "terminationDrainDuration",
     }
 )
 """Fields that count for a Workload: it has neither an image nor a pod."""
@@ -185,7 +203,8 @@ def fields_not_carried_out() -> Iterator[tuple[str, str]]:
             yield f"spec.{name}", SAYS_NOTHING.get(name) or _MISSED.get(name, "")
     for field in msgspec.structs.fields(MeshProxyConfig):
         if field.encode_name not in PROXY_CARRIED_OUT:
-            reason = PROXY_SAYS_NOTHING.get(field.encode_name, "")
+            name = field.encode_name
+            reason = PROXY_SAYS_NOTHING.get(name) or PROXY_MISSED.get(name, "")
             yield f"spec.defaultConfig.{field.encode_name}", reason
     for field in msgspec.structs.fields(Tracing):
         if field.encode_name != "sampling":
@@ -216,7 +235,8 @@ def missed_fields(spec: Mapping[str, Any]) -> Iterator[str]:
 
 def why_missed(path: str) -> str:
     """What to do instead of a field of `missed_fields`; empty: nothing is known."""
-    return _MISSED.get(path.removeprefix("spec."), "")
+    name = path.removeprefix("spec.")
+    return _MISSED.get(name) or PROXY_MISSED.get(name.removeprefix("defaultConfig."), "")
 
 
 def lost_providers(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Machines that join by a WorkloadGroup: registered, called, withdrawn when unhealthy, gone."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from standalone import meshbus, status_of, until
 from meshbus.local.api import MeshApi
 from meshbus.local.end import end_mesh
 from meshbus.local.home import Home, HomeError
+from meshbus.local.probe import ask_envoy
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -90,12 +93,12 @@ def connects(host: str, port: int) -> bool:
     return True
 
 
-def call(home: Home) -> tuple[int, dict[str, str]]:
+def call(home: Home, path: str = "/") -> tuple[int, dict[str, str]]:
     """What the client of the mesh gets from the machine: status, headers that it saw."""
     address = status_of(home).instances["default/client-0"].addresses[0]
-    connection = http.client.HTTPConnection(address, 15080, timeout=10)
+    connection = http.client.HTTPConnection(address, 15080, timeout=20)
     try:
-        connection.request("GET", "http://vm:8080/")
+        connection.request("GET", f"http://vm:8080{path}")
         answer = connection.getresponse()
         body = answer.read()
     except OSError:
@@ -227,6 +230,44 @@ def test_a_machine_that_dies_is_forgotten(
     with MeshApi(home) as api:
         api.delete([group(probe)])
     until(lambda: call(home)[0] == 503, "its group is gone")
+
+
+def test_a_machine_starts_and_ends_as_its_proxy_config_says(
+    home: Home, machine: list[Machine], tmp_path: Path
+) -> None:
+    wish = {
+        "readinessProbe": {"httpGet": {"path": "/status/200", "port": 8080}, "periodSeconds": 1},
+        "terminationDrainDuration": "6s",
+        "extraStatTags": ["color"],
+        "statsdUdpAddress": "127.0.0.1:8125",
+    }
+    document = group(None)
+    document["metadata"]["annotations"] = {"proxy.istio.io/config": json.dumps(wish)}
+    apply(home, document)
+    folder = tmp_path / "m"
+    assert configure(home, folder).returncode == 0
+    machine.append(Machine(folder))
+    until(lambda: healthy(home) == "True", "it is probed as ProxyConfig says")
+    until(lambda: call(home)[0] == 200, "the machine answers")
+    held = json.loads((folder / "bootstrap.json").read_text())
+    assert [tag["tag_name"] for tag in held["stats_config"]["stats_tags"]] == ["color"]
+    assert [sink["name"] for sink in held["stats_sinks"]] == ["envoy.stat_sinks.statsd"]
+    with ThreadPoolExecutor() as pool:
+        long = pool.submit(call, home, "/delay/3")
+        until(lambda: active(folder) == 1, "the request is under way")
+        assert machine[0].end() == 0
+        assert long.result()[0] == 200, "it may end"
+    assert entries(home) == []
+
+
+def active(folder: Path) -> int:
+    """Requests that the machine's Envoy is handing to its application."""
+    name = "cluster.inbound|8080||.upstream_rq_active"
+    _, text = asyncio.run(
+        ask_envoy(folder, "admin.sock", "/stats?filter=inbound.*upstream_rq_active")
+    )
+    counts = [line.rpartition(": ") for line in text.splitlines()]
+    return sum(int(number) for found, _, number in counts if found == name)
 
 
 def test_who_may_say_what(home: Home, machine: list[Machine], tmp_path: Path) -> None:

@@ -18,10 +18,14 @@ from starlette.responses import Response
 
 from meshbus.bus.interface import Bus
 from meshbus.bus.mirror import WorldMirror
+from meshbus.compile.written import fields
+from meshbus.inject.helm_set import merge_values
+from meshbus.inject.proxy_configs import own_fields, proxy_wishes
 from meshbus.model.keys import Key
 from meshbus.model.requests import JOIN_TOKEN, JoinTokenReply, JoinTokenRequest
 from meshbus.model.rows import ConfigObject, ServiceAddress, Trust
 from meshbus.runtime.calls import CallError, call
+from meshbus.validate.mesh_support import OWN_PROXY_CONFIG
 from meshbus_config.answers import read_document, respond
 from meshbus_config.errors import ApiError, bad_request, not_found, unavailable
 from meshbus_config.machine_entries import (
@@ -134,6 +138,7 @@ class Machines:
                 "cluster": self._cluster,
                 "locality": str(template.get("locality") or ""),
                 "probe": group.spec.get("probe"),
+                "proxyConfig": self._proxy_config(group),
                 "token": {"sealed": reply.sealed, "expires": reply.expires},
                 "roots": trust.roots_pem,
                 "apiName": self._api_name,
@@ -191,7 +196,26 @@ class Machines:
         row = self._entries.group(namespace, name)
         if row is None:
             raise not_found(group_kind(), name)
-        return row
+        probe = row.spec.get("probe") or self._proxy_config(row).get("readinessProbe")
+        return msgspec.structs.replace(row, spec={**row.spec, "probe": probe})
+
+    def _proxy_config(self, group: ConfigObject) -> dict[str, Any]:
+        """What the proxies of a group's machines start with. Its own word is in an annotation of
+        the group, and over that in one of its machines.
+
+        Source: Istio, istioctl/pkg/workload (createMeshConfig).
+        """
+        world = self._mirror.world
+        held = [entry.row.spec for entry in world.all("mesh.config")]
+        mesh: dict[str, Any] = held[0] if held else {}
+        objects = [entry.row for entry in world.all("cfg.proxyconfigs")]
+        root = str(mesh.get("rootNamespace") or "istio-system")
+        wishes = proxy_wishes(objects, labels_of(group), group.namespace, root)
+        metadata = group.spec.get("metadata") or {}
+        own: dict[str, Any] = {}
+        for notes in (group.annotations, metadata.get("annotations") or {}):
+            own = merge_values(own, own_fields(notes.get(OWN_PROXY_CONFIG, "")))
+        return wishes.over(fields(mesh.get("defaultConfig")), own)
 
     async def _token(
         self, namespace: str, account: str, instance: str, workload: str, public_key: str
