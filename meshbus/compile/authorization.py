@@ -59,6 +59,7 @@ NETWORK_RBAC_TYPE = TYPE_PREFIX + network_rbac_pb2.RBAC.DESCRIPTOR.full_name
 ASK_HTTP_TYPE = TYPE_PREFIX + "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"
 ASK_NETWORK_TYPE = TYPE_PREFIX + "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"
 _DRY_RUN = "istio.io/dry-run"
+_DRY_RUN_PATH = f"metadata.annotations[{_DRY_RUN}]"
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _ENVOY_ACTIONS = {
     ALLOW: rbac_pb2.RBAC.ALLOW,
@@ -178,8 +179,12 @@ def compiled_policy(reader: Reader, key: Key) -> Compiled:
             findings.append(Finding(key, f"spec.rules[{index}]", str(fault)))
             if action != ALLOW:
                 rules.append((f"{prefix}[{index}]", rule_policies({}, around)))
-    dry_run = row.annotations.get(_DRY_RUN) in _TRUE and action in (ALLOW, DENY)
+    dry_run = row.annotations.get(_DRY_RUN) in _TRUE
     provider = str(fields(row.spec.get("provider")).get("name") or "")
+    if dry_run and action not in (ALLOW, DENY):
+        # Nobody is asked, and nothing is noted, of what shall only be tried.
+        message = f"a policy of action {action} cannot be run dry: it has no effect"
+        return Compiled((), False, provider, (Finding(key, _DRY_RUN_PATH, message),))
     return Compiled(tuple(rules), dry_run, provider, tuple(findings))
 
 
@@ -252,6 +257,7 @@ def asked(reader: Reader, keys: tuple[Key, ...]) -> Asked:
 
     Source: Istio, the tests of its ext_authz builder: one provider for each workload.
     """
+    keys = tuple(key for key in keys if reader.node(compiled_policy, key).rules)
     if not keys:
         return Asked("", (), (), ())
     names = {key: reader.node(provider_of, key) for key in keys}

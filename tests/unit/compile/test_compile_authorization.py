@@ -238,6 +238,20 @@ def test_custom_without_its_provider_is_refused_and_said() -> None:
     assert "opa" in snapshot.findings[0].message
 
 
+@pytest.mark.parametrize("action", ["CUSTOM", "AUDIT"])
+def test_what_cannot_be_run_dry_has_no_effect(action: str) -> None:
+    spec = {"action": action, "rules": [{}]}
+    if action == "CUSTOM":
+        spec["provider"] = {"name": "opa"}
+    snapshot = compiled(policy("ask", spec, **{"istio.io/dry-run": "true"}), httpbin())
+    for slot in ("deny", "audit", "custom"):
+        made = extension(snapshot, f"envoy.filters.http.rbac.{slot}")
+        assert not made.rules.policies
+        assert not made.shadow_rules.policies
+    (finding,) = snapshot.findings
+    assert finding.path == "metadata.annotations[istio.io/dry-run]"
+
+
 # --------------------------------------------------------------------------- what a change costs
 
 
