@@ -15,6 +15,7 @@ from meshbus.analyze import (
     service_entries,
     services,
     sidecars,
+    surroundings,
     telemetries,
     virtual_services,
     webhooks,
@@ -25,6 +26,7 @@ from meshbus.analyze.objects import Objects
 VALIDATION = "schema.ValidationAnalyzer"
 ANALYZERS: dict[str, tuple[Analyzer, ...]] = {
     "annotations.K8sAnalyzer": (annotations.places,),
+    "authn.BlockedCIDRsAnalyzer": (surroundings.key_addresses,),
     "authz.AuthorizationPoliciesAnalyzer": (policies.workloads, policies.namespaces),
     "conditions.ConditionAnalyzer": (conditions.negative,),
     "deployment.ApplicationUIDAnalyzer": (services.user_ids,),
@@ -41,6 +43,7 @@ ANALYZERS: dict[str, tuple[Analyzer, ...]] = {
     "injection.Analyzer": (injection.namespaces,),
     "injection.ImageAnalyzer": (injection.images,),
     "injection.ImageAutoAnalyzer": (injection.automatic,),
+    "k8sgateway.CRDVersionAnalyzer": (surroundings.definitions,),
     "k8sgateway.SelectorAnalyzer": (policies.gateway_selectors,),
     "meshnetworks.MeshNetworksAnalyzer": (networks.registries,),
     VALIDATION: (),

@@ -66,6 +66,8 @@ LEVELS = {
     "IST0171": "Warning",
     "IST0173": "Error",
     "IST0174": "Warning",
+    "IST0175": "Warning",
+    "IST0176": "Warning",
     "IST0177": "Warning",
 }
 """Of each code: Error, Warning or Info."""
