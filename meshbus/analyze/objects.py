@@ -110,11 +110,18 @@ class Pod(msgspec.Struct, frozen=True, eq=False):
 class Objects:
     """Everything that is analysed."""
 
-    def __init__(self, documents: Iterable[Any], mesh: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        documents: Iterable[Any],
+        mesh: Mapping[str, Any] | None = None,
+        *,
+        assumed: bool = True,
+    ) -> None:
         """
         Args:
             documents: As people wrote them.
             mesh: Fields of the mesh config; None: those of a document of kind MeshConfig.
+            assumed: An ingress gateway is taken to be there, unless the mesh config has none.
         """
         self._by_kind: dict[tuple[str, str], dict[str, Object]] = {}
         found: dict[str, Any] = {}
@@ -126,7 +133,7 @@ class Objects:
                 found = dict(one.spec)
             self._put(one)
         self.mesh: Mapping[str, Any] = found if mesh is None else mesh
-        for one in _default_gateway(self.mesh):
+        for one in _default_gateway(self.mesh) if assumed else ():
             if self.find(one.group, one.kind, one.namespace, one.name) is None:
                 self._put(one)
         self.pods: tuple[Pod, ...] = tuple(self._pods())

@@ -259,7 +259,7 @@ def get(
                     api, wanted, namespace, all_namespaces, selector, wide=output == "wide"
                 )
                 return
-            items = _fetch(api, wanted, namespace, all_namespaces, selector)
+            items = fetch(api, wanted, namespace, selector, every=all_namespaces)
     except ApiError as error:
         end("get", error.message, NO)
     if output == "name":
@@ -323,9 +323,19 @@ def path_of(info: Any, namespace: str, name: str, *, every: bool = False) -> str
     return f"{root}{middle}/{info.plural}" + (f"/{name}" if name else "")
 
 
-def _fetch(
-    api: ApiClient, wanted: list[tuple[Any, str]], namespace: str, every: bool, selector: str
+def fetch(
+    api: ApiClient,
+    wanted: list[tuple[Any, str]],
+    namespace: str,
+    selector: str = "",
+    *,
+    every: bool = False,
 ) -> list[dict[str, Any]]:
+    """Objects of the API: (kind, name), or all of a kind where the name is empty.
+
+    Raises:
+        ApiError: One that is named is not there, or there is no answer.
+    """
     items: list[dict[str, Any]] = []
     query = {"labelSelector": selector} if selector else None
     for info, name in wanted:

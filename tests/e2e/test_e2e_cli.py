@@ -82,6 +82,30 @@ def test_live_and_without_effect_is_said_at_once(run: Command, tmp_path: Path) -
     assert run("delete", "-f", str(manifest)).returncode == 0
 
 
+def test_a_mesh_is_analysed_with_files_on_top(run: Command, tmp_path: Path) -> None:
+    def errors(*arguments: str) -> list[tuple[str, str, str, int]]:
+        done = run("analyze", "-o", "json", *arguments)
+        said = [m for m in json.loads(done.stdout)["messages"] if m["level"] == "Error"]
+        assert done.returncode == (1 if said else 0), done.stderr
+        return [(m["code"], m["object"], m["file"], m["line"]) for m in said]
+
+    text = ROUTE.replace("name: reviews", "name: lost").replace("host: reviews", "host: gone")
+    text = text.replace("[reviews]", "[lost.example]").replace(", subset: VERSION", "")
+    assert errors() == []
+    lost = tmp_path / "lost.yaml"
+    lost.write_text(text)
+    at = text[: text.index("host: gone")].count("\n") + 1
+    told = ("IST0101", "VirtualService default/lost")
+    assert errors(str(lost)) == [(*told, str(lost), at)]
+    assert run("apply", "-f", str(lost)).returncode == 0
+    assert errors("--use-kube=true") == [(*told, "", 0)]
+    lost.write_text(text.replace("host: gone", "host: reviews"))
+    assert errors(str(lost)) == []
+    # The files alone do not have the service.
+    assert errors(str(lost), "--use-kube=false") == [(*told, str(lost), at)]
+    assert run("delete", "-f", str(lost)).returncode == 0
+
+
 def test_what_is_refused_is_named_and_the_rest_goes_on(run: Command, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(

@@ -271,6 +271,10 @@ def test_analyze_asks_one_analyzer_alone(tmp_path: Path) -> None:
 
 def test_analyze_ends_with_2_where_it_cannot_look(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", ROUTE)
-    assert run("analyze", path, "--use-kube=true").exit_code == 2
+    away = run("analyze", path, "--use-kube=true", "--home", str(tmp_path))
+    assert away.exit_code == 2
+    assert "no mesh runs in" in away.stderr
+    assert run("analyze", path, "--use-kube=perhaps").exit_code == 2
+    assert run("analyze", path, "--use-kube=false", "--home", str(tmp_path)).exit_code == 1
     assert run("analyze", str(tmp_path / "none.yaml")).exit_code == 2
     assert run("analyze", write(tmp_path, "b.yaml", "a: [\n")).exit_code == 2
