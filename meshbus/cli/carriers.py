@@ -289,6 +289,10 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         ],
         ("the sidecar of a pod", f"{ROOT}/unit/inject/test_inject_mesh_config.py"),
     ),
+    ("MeshProxyConfig", "caCertificatesPem"): (
+        "trusted roots, by SDS",
+        f"{ROOT}/unit/ca/test_ca_bundles.py",
+    ),
     ("MeshProxyConfig", "customConfigFile"): (
         "the sidecar of a pod, the Envoy of a workload",
         f"{ROOT}/integration/inject/test_own_bootstrap_envoy.py",

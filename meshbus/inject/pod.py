@@ -50,7 +50,7 @@ from meshbus.inject.workloads import Owner
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
 from meshbus.validate import validate_object
-from meshbus.validate.mesh_support import PROXY_MISSED
+from meshbus.validate.mesh_support import OF_THE_MESH, PROXY_MISSED
 
 _BUILT_IN = {
     "sidecar": sidecar_overlay,
@@ -149,11 +149,11 @@ class Injector:
             for name in context.proxy_given
             if name in _WITHOUT_EFFECT
         ]
-        if "tracing" in _own_proxy_config(notes.get(a.PROXY_CONFIG, "")):
-            warnings.append(
-                f"metadata.annotations[{a.PROXY_CONFIG}].tracing: has no effect: "
-                "traces are sampled as the mesh config's defaultConfig.tracing says"
-            )
+        own = _own_proxy_config(notes.get(a.PROXY_CONFIG, ""))
+        warnings += [
+            f"metadata.annotations[{a.PROXY_CONFIG}].{name}: has no effect: {OF_THE_MESH[name]}"
+            for name in OF_THE_MESH.keys() & own.keys()
+        ]
         overlay = self._overlay(context, notes)
         if context.native and _has(overlay, "initContainers", PROXY):
             _join_native(overlay)

@@ -125,6 +125,10 @@ def check_proxy(proxy: MeshProxyConfig, path: str, out: Findings) -> None:
     _check_port(proxy.status_port, f"{path}.statusPort", out)
     if proxy.control_plane_auth_policy == "INHERIT":
         out.error(f"{path}.controlPlaneAuthPolicy", "must be NONE or MUTUAL_TLS")
+    for index, pem in enumerate(proxy.ca_certificates_pem):
+        if "-----BEGIN CERTIFICATE-----" not in pem:
+            at = f"{path}.caCertificatesPem[{index}]"
+            out.warn(at, "no PEM certificate is in there: nothing will be trusted")
     if isinstance(proxy.stats_eviction_interval, str):
         problem = eviction_problem(proxy.stats_eviction_interval)
         if problem:

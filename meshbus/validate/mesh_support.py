@@ -73,6 +73,7 @@ PROXY_CARRIED_OUT = frozenset(
         "envoyAccessLogService",
         # Of these whoever starts a proxy makes its bootstrap and its container.
         "binaryPath",
+        "caCertificatesPem",
         "concurrency",
         "customConfigFile",
         "drainDuration",
@@ -141,8 +142,6 @@ PROXY_SAYS_NOTHING = {
 }
 """The same of `defaultConfig`."""
 PROXY_MISSED = {
-    "caCertificatesPem": "adds authorities to one proxy: those of the mesh are caCertificates of "
-    "MeshConfig, which every proxy trusts",
     "connectionSettings": "is sent to proxies, not started with: an EnvoyFilter sets the same "
     "fields of listeners and clusters",
     "privateKeyProvider": "needs CryptoMB or QAT, which Envoy has in builds with contrib "
@@ -153,6 +152,11 @@ PROXY_MISSED = {
     "Zipkin is sent any",
 }
 """Fields of `defaultConfig` that would be missed, and why they are not carried out."""
+OF_THE_MESH = {
+    "caCertificatesPem": "every proxy trusts the same authorities, those of the mesh config",
+    "tracing": "traces are sampled as the mesh config's defaultConfig.tracing says",
+}
+"""Fields that count in `defaultConfig` alone, and not for one proxy; why."""
 _ON_A_MACHINE = frozenset(
     {
         "concurrency",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from meshbus.api.kinds import KindInfo, kind_of
 from meshbus.api.tls import FORGOTTEN_CURVES
 from meshbus.validate.mesh_support import (
+    OF_THE_MESH,
     OWN_PROXY_CONFIG,
     fields_not_carried_out,
     lost_on_a_machine,
@@ -239,7 +240,8 @@ def _special(info: KindInfo, document: Mapping[str, Any]) -> Iterator[Violation]
         notes = metadata.get("annotations") if isinstance(metadata, Mapping) else None
         for name in lost_on_a_machine(notes or {}):
             path = f"metadata.annotations[{OWN_PROXY_CONFIG}]"
-            yield Violation(path, CODE, f"{name} is for pods: it changes nothing for a process")
+            why = OF_THE_MESH.get(name, "it is for pods, and changes nothing for a process")
+            yield Violation(path, CODE, f"{name} has no effect here: {why}")
 
 
 def _named(document: Mapping[str, Any], pattern: str, known: frozenset[str]) -> Iterator[Violation]:

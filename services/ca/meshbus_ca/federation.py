@@ -34,9 +34,10 @@ class Anchor(NamedTuple):
 
 
 def anchors_of(spec: Mapping[str, Any]) -> tuple[Anchor, ...]:
-    """Entries of a MeshConfig, one for each trust domain that they are for.
+    """Entries of a MeshConfig, one for each trust domain that they are for, and the authorities of
+    its `defaultConfig`.
 
-    Source: istio.mesh.v1alpha1 MeshConfig.CertificateData.
+    Source: istio.mesh.v1alpha1 MeshConfig.CertificateData, ProxyConfig.caCertificatesPem.
     """
     found: dict[Anchor, None] = {}
     entries = spec.get("caCertificates")
@@ -47,6 +48,11 @@ def anchors_of(spec: Mapping[str, Any]) -> tuple[Anchor, ...]:
         for domain in entry.get("trustDomains") or ("",):
             if pem or url:
                 found[Anchor(pem, url, str(domain))] = None
+    proxy = spec.get("defaultConfig")
+    authorities = proxy.get("caCertificatesPem") if isinstance(proxy, dict) else None
+    for pem in authorities if isinstance(authorities, list) else ():
+        if pem and isinstance(pem, str):
+            found[Anchor(pem, "", "")] = None
     return tuple(found)
 
 

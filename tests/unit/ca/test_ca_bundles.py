@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from meshbus_ca.bundles import BundleError, bundle_document, read_bundle, read_roots
-from meshbus_ca.federation import EXTRA, Federation, anchors_of
+from meshbus_ca.federation import EXTRA, Anchor, Federation, anchors_of
 from meshbus_ca.issue import make_root
 from prometheus_client import CollectorRegistry
 
@@ -111,3 +111,8 @@ async def test_what_was_got_last_stays_while_an_endpoint_is_away():
 def test_entries_that_say_nothing_are_passed_over():
     assert anchors_of({"caCertificates": [{}, {"trustDomains": ["x"]}, "y"]}) == ()
     assert anchors_of({"caCertificates": "y"}) == ()
+
+
+def test_authorities_of_all_proxies_are_of_the_own_trust_domain():
+    spec = {"defaultConfig": {"caCertificatesPem": ["A", ""]}, "caCertificates": [{"pem": "B"}]}
+    assert anchors_of(spec) == (Anchor("B", "", ""), Anchor("A", "", ""))

@@ -28,7 +28,6 @@ def test_statistics_go_at_a_report(length: str, warned: bool) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("caCertificatesPem", ["x"], "caCertificates of MeshConfig"),
         ("connectionSettings", {"profile": "EDGE"}, "EnvoyFilter"),
         ("privateKeyProvider", {"cryptomb": {"pollDelay": "1ms"}}, "contrib"),
         ("proxyBootstrapTemplatePath", "/etc/mine.tmpl", "customConfigFile"),
@@ -39,6 +38,13 @@ def test_what_cannot_be_had_says_why(field: str, value: Any, reason: str) -> Non
     (found,) = unsupported_fields(mesh(**{field: value}))
     assert found.path == f"spec.defaultConfig.{field}"
     assert reason in found.message
+
+
+def test_authorities_of_all_proxies() -> None:
+    document = mesh(caCertificatesPem=["-----BEGIN CERTIFICATE-----\n", "none"])
+    assert unsupported_fields(document) == []
+    paths = [warning.path for warning in validate_object(document).warnings]
+    assert paths == ["spec.defaultConfig.caCertificatesPem[1]"]
 
 
 def test_what_proxies_start_with_is_carried_out() -> None:
