@@ -255,9 +255,14 @@ def egress_services(
         ranked
         for owner, pattern in hosts
         for ranked in reader.node(imported_services, owner, pattern).seen_from(namespace)
-        if not port or any(held.number == port for held in ranked[1].row.ports)
+        if _has_port(ranked[1].row, port)
     )
     return _best(refs, namespace)
+
+
+def _has_port(row: Service, port: int) -> bool:
+    """A service has a port; 0: any."""
+    return not port or any(held.number == port for held in row.ports)
 
 
 def public_services(reader: Reader) -> dict[str, Ref]:
@@ -300,13 +305,37 @@ def visible_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     """
     if not viewer.egress:
         return _seen_by_all(reader, viewer.namespace)
+    return _as_imported(viewer, lambda egress: _imported(reader, viewer, egress))
+
+
+def visible_service(reader: Reader, viewer: Viewer, host: str) -> Ref | None:
+    """Node: what `visible_services` has for one host; services of other hosts are not read."""
+    held = reader.node(exported_host, host)
+
+    def imported(egress: Egress) -> dict[str, Ref]:
+        owners = {owner for owner, pattern in egress.hosts if covers(pattern, host)}
+        refs = (
+            ranked
+            for ranked in held.seen_from(viewer.namespace)
+            if (ANY in owners or ranked[1].row.namespace in owners)
+            and _has_port(ranked[1].row, egress.only_port)
+        )
+        return _best(refs, viewer.namespace)
+
+    if not viewer.egress:
+        return _best(held.seen_from(viewer.namespace), viewer.namespace).get(host)
+    return _as_imported(viewer, imported).get(host)
+
+
+def _as_imported(viewer: Viewer, imported: Callable[[Egress], Mapping[str, Ref]]) -> dict[str, Ref]:
+    """Services under a Sidecar, of those that each of its egress listeners imports."""
     own = {e.port for e in viewer.egress if e.only_port}
     ports: dict[str, dict[int, ServicePort]] = {}
     chosen: dict[str, Ref] = {}
     for egress in viewer.egress:
         if egress.protocol == HTTP_PROXY or egress.is_socket:
             continue
-        for host, ref in _imported(reader, viewer, egress).items():
+        for host, ref in imported(egress).items():
             if chosen.setdefault(host, ref).key != ref.key:
                 continue
             held = ports.setdefault(host, {})

@@ -24,12 +24,12 @@ from meshbus.bus.nkeys import UserKey
 from meshbus.local import loopback, netns
 from meshbus.local.addresses import AddressBook
 from meshbus.local.binaries import find_envoy, find_nats_server
-from meshbus.local.capture import hosts_file, service_names
 from meshbus.local.control_plane import CLUSTER, ControlPlane
 from meshbus.local.desired import InstanceSpec, instances_of, same_process
 from meshbus.local.forwards import Forwards
 from meshbus.local.guard import SUPERVISOR
 from meshbus.local.home import Home, HomeError, HomeState, write_private
+from meshbus.local.hosts import hosts_for
 from meshbus.local.instance import REPORT_FILE, Instance
 from meshbus.local.keeper import Keeper
 from meshbus.local.machine import Machine
@@ -51,6 +51,7 @@ LOGS_S = 30.0
 FILTERS = (
     f"m.{CLUSTER}.cfg.workloads.>",
     f"m.{CLUSTER}.cfg.proxyconfigs.>",
+    f"m.{CLUSTER}.cfg.sidecars.>",
     f"m.{CLUSTER}.mesh.config.>",
     f"m.{CLUSTER}.cfg.envoyfilters.>",
     f"m.{CLUSTER}.reg.services.>",
@@ -342,16 +343,7 @@ class Supervisor:
         return proxy_start(spec, mesh[0] if mesh else {}, objects, root, relay)
 
     def _hosts_for(self, namespace: str) -> str:
-        lines = []
-        for entry in self._mirror.world.all("reg.services"):
-            service = entry.row
-            names = [service.host]
-            if service.origin == "kubernetes":
-                names = service_names(service.name, service.namespace, service.host, namespace)
-            if "*" in service.host:
-                continue
-            lines += [(address, names) for address in service.addresses if "/" not in address]
-        return hosts_file(lines)
+        return hosts_for(self._mirror.world, namespace, self._settings.root_namespace)
 
 
 def _registry_key(spec: InstanceSpec) -> Key:

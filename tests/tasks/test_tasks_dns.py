@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from dns_client import AAAA, A, ask
@@ -58,12 +59,8 @@ def test_names_of_services_pods_and_the_world(task_mesh: TaskMesh) -> None:
 def test_who_is_outside_the_mesh_is_given_pods(task_mesh: TaskMesh) -> None:
     pods = {task_mesh.address(f"default/tcp-echo-{v}-0") for v in ("v1", "v2")}
     kind = AAAA if task_mesh.family == 6 else A
-    resolver = task_mesh.home.instances / "elsewhere.outside-0" / "app.resolv.conf"
-    server = resolver.read_text().split()[1]
-    family = socket.AF_INET6 if ":" in server else socket.AF_INET
-    sock = socket_in(task_mesh.namespace("elsewhere/outside-0"), family, socket.SOCK_DGRAM)
-    reply = ask((server, 53), "tcp-echo.default.svc.cluster.local", kind, sock=sock)
-    assert set(reply.addresses) == pods
+    found = asked(task_mesh, "elsewhere/outside-0", "tcp-echo.default.svc.cluster.local", kind)
+    assert set(found) == pods
 
 
 def test_allocated_addresses_tell_tcp_services_of_one_port_apart(
@@ -103,3 +100,70 @@ spec:
             for host in ("first", "second")
         ]
         assert said == ["v1 hi", "v2 hi"], family
+
+
+def entry_of(namespace: str, address: str, **spec: Any) -> dict[str, Any]:
+    """A ServiceEntry of one host, in a namespace, that leads to an address."""
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": "claimed", "namespace": namespace},
+        "spec": {
+            "hosts": ["claimed.example.net"],
+            "ports": [{"number": 7000, "targetPort": 9000, "name": "tcp", "protocol": "TCP"}],
+            "resolution": "STATIC",
+            "location": "MESH_INTERNAL",
+            "endpoints": [{"address": address, "labels": {"security.istio.io/tlsMode": "istio"}}],
+            **spec,
+        },
+    }
+
+
+def test_a_name_means_what_it_means_to_the_proxy_of_who_asks(
+    task_mesh: TaskMesh, config: Config
+) -> None:
+    client, name = "default/curl-0", "claimed.example.net"
+    first, second = (task_mesh.address(f"default/tcp-echo-{v}-0") for v in ("v1", "v2"))
+
+    def meant() -> set[tuple[int, str]]:
+        """By family, what UDP and TCP say, and who answers there."""
+        found = set()
+        for family in task_mesh.numbers:
+            kind = AAAA if family == 6 else A
+            said = [asked(task_mesh, client, name, kind, tcp=tcp) for tcp in (False, True)]
+            assert said[0] == said[1]
+            assert len(said[0]) == 1
+            found.add((family, task_mesh.say(said[0][0], 7000, family=family)))
+        return found
+
+    def everywhere(answer: str) -> set[tuple[int, str]]:
+        return {(family, answer) for family in task_mesh.numbers}
+
+    config.apply([entry_of("elsewhere", first)])
+    assert meant() == everywhere("v1 hi")
+    config.apply([entry_of("default", second, exportTo=["."])])
+    assert meant() == everywhere("v2 hi"), "that of its own namespace, though the other is older"
+    config.apply("""
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: elsewhere-alone}
+spec:
+  workloadSelector: {labels: {app: curl}}
+  egress: [{hosts: [elsewhere/*]}]
+""")
+    assert meant() == everywhere("v1 hi"), "what its Sidecar imports"
+    pods = {task_mesh.address(f"default/tcp-echo-{v}-0", task_mesh.family) for v in ("v1", "v2")}
+    kind = AAAA if task_mesh.family == 6 else A
+    hidden = "tcp-echo.default.svc.cluster.local"
+    assert set(asked(task_mesh, client, hidden, kind)) == pods, "no listener, no virtual address"
+    assert pods.isdisjoint(asked(task_mesh, "default/sleep-0", hidden, kind))
+
+
+def asked(mesh: TaskMesh, client: str, name: str, kind: int, *, tcp: bool = False) -> list[str]:
+    """What mesh DNS answers to a client."""
+    resolver = mesh.home.instances / client.replace("/", ".") / "app.resolv.conf"
+    server = resolver.read_text().split()[1]
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    transport = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
+    sock = socket_in(mesh.namespace(client), family, transport)
+    return ask((server, 53), name, kind, sock=sock, tcp=tcp).addresses

@@ -7,23 +7,30 @@
   resolution those of the workloads that it selects.
 - What is below `*.example.com` of a ServiceEntry: the addresses of the entry, when it has some.
 
-Who is outside the mesh, and Envoys themselves, reach no virtual address: they are given endpoints
-of services, and hosts of ServiceEntries are none of the mesh's business.
+A name means what it means to the proxy of the caller: the same function chooses among the services
+of a host (`visible_service`). Who is outside the mesh, and Envoys themselves, reach no virtual
+address: they are given endpoints of services, and hosts of ServiceEntries are none of the mesh's
+business. So it is with what a proxy is not sent: that a Kubernetes service is there everybody
+knows, and calls to it go where the proxy lets unknown traffic go.
 Source: Istio, "DNS proxying"; Kubernetes, "DNS for Services and Pods".
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from meshbus.api.selectors import NAMESPACE_NAME
+from meshbus.compile.engine import Engine, Reader
+from meshbus.compile.families import Families, families_of
 from meshbus.compile.names import CLUSTER_DOMAIN
-from meshbus.compile.namespaces import capped, visibility_of
-from meshbus.compile.written import fields, texts
+from meshbus.compile.scope import Ref, visible_service
+from meshbus.compile.sidecars import Labels, sidecar_of, viewer_of
 from meshbus.model.rows import EndpointShard, Service, WorkloadInstance
 from meshbus.model.world import Query, World
 
 SERVICES_DOMAIN = f"svc.{CLUSTER_DOMAIN}"
 MAX_ALIASES = 8
+_KEPT = 4096
+"""Answers that are kept up to date, the last ones that were asked for."""
 
 
 class Caller(NamedTuple):
@@ -33,6 +40,10 @@ class Caller(NamedTuple):
     """Of its workload; empty: unknown, it sees what is for everybody."""
     virtual: bool = True
     """It reaches virtual addresses, because an Envoy carries its traffic."""
+    labels: Labels = ()
+    """Of its workload: Sidecars choose by them."""
+    families: Families = Families(v4=True, v6=True)
+    """Those that its Envoy listens on."""
 
 
 class Answer(NamedTuple):
@@ -47,39 +58,92 @@ class Answer(NamedTuple):
 NO_SUCH_NAME = Answer(exists=False)
 
 
+class Names:
+    """What hosts mean to callers, in the world of an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._kept: OrderedDict[tuple[str, Labels, str], None] = OrderedDict()
+
+    @property
+    def world(self) -> World:
+        """Its rows."""
+        return self._engine.world
+
+    def seen(self, host: str, caller: Caller) -> Service | None:
+        """The service of a host that the caller's proxy has, as compile chooses it."""
+        if not self.world.keys(Query("reg.services", "host", host)):
+            return None
+        asked = (caller.namespace, caller.labels, host)
+        found = self._engine.get(service_of, *asked)
+        self._kept[asked] = None
+        self._kept.move_to_end(asked)
+        if len(self._kept) > _KEPT:
+            oldest, _ = self._kept.popitem(last=False)
+            self._engine.release(service_of, *oldest)
+        self._engine.take_changed()  # nobody asks which; they would be held
+        return None if found is None else found.row
+
+    def in_cluster(self, host: str) -> Service | None:
+        """The Kubernetes service of a host, whoever sees it."""
+        rows: list[Service] = [
+            entry.row for entry in self.world.entries(Query("reg.services", "host", host))
+        ]
+        return next((row for row in rows if row.origin == "kubernetes"), None)
+
+
+def service_of(reader: Reader, namespace: str, labels: Labels, host: str) -> Ref | None:
+    """Node: the service that a host means to workloads of a namespace that have these labels."""
+    sidecar = sidecar_of(reader, namespace, labels) if namespace else None
+    return reader.node(visible_service, viewer_of(reader, sidecar, namespace), host)
+
+
 def caller_at(world: World, address: str) -> Caller:
     """Who asks from an address."""
     found = world.entries(Query("reg.workloads", "address", address))
     if not found:
         return Caller()
     row: WorkloadInstance = found[0].row
-    return Caller(row.namespace, row.sidecar and not row.gateway and row.capture == "redirect")
+    return Caller(
+        row.namespace,
+        row.sidecar and not row.gateway and row.capture == "redirect",
+        tuple(sorted(row.labels.items())),
+        families_of(row.addresses),
+    )
 
 
-def find(world: World, name: str, caller: Caller) -> Answer | None:
+def find(names: Names, name: str, caller: Caller) -> Answer | None:
     """What a name means; None: it is not the mesh's, others may know it.
 
     Args:
         name: In lower case, without a dot at the end.
     """
+    world = names.world
     for host in _full_names(name, caller):
-        row = _service(world, host, caller)
-        if row is not None:
-            answer = _answer(world, row, caller)
-            if answer is not None:
-                return answer
+        answer = _meaning(names, host, caller)
+        if answer is not None:
+            return answer
     first, _, rest = name.partition(".")
     for host in _full_names(rest, caller):
-        row = _service(world, host, caller)
-        if row is not None and row.headless and row.origin == "kubernetes":
+        row = names.in_cluster(host)
+        if row is not None and row.headless:
             member = _endpoints(world, row, first)
             return Answer(member) if member else NO_SUCH_NAME
-    wildcard = _below_wildcard(world, name, caller)
+    wildcard = _below_wildcard(names, name, caller)
     if wildcard is not None:
         return wildcard
     if name == CLUSTER_DOMAIN or name.endswith((f".{CLUSTER_DOMAIN}", ".svc")):
         return Answer() if _is_above_names(world, name) else NO_SUCH_NAME
     return None
+
+
+def _meaning(names: Names, host: str, caller: Caller) -> Answer | None:
+    row = names.seen(host, caller) if caller.virtual else None
+    answer = None if row is None else _answer(names.world, row, caller)
+    if answer is not None:
+        return answer
+    hidden = names.in_cluster(host)
+    return None if hidden is None else _answer(names.world, hidden, caller._replace(virtual=False))
 
 
 def _full_names(name: str, caller: Caller) -> Iterable[str]:
@@ -93,57 +157,25 @@ def _full_names(name: str, caller: Caller) -> Iterable[str]:
         yield f"{name}.{caller.namespace}.{SERVICES_DOMAIN}"
 
 
-def _service(world: World, host: str, caller: Caller) -> Service | None:
-    """The service of a host that the caller sees: of several the one of its own namespace, then a
-    Kubernetes service, then the oldest."""
-    rows: list[Service] = [
-        entry.row
-        for entry in world.entries(Query("reg.services", "host", host))
-        if _visible(world, entry.row, caller)
-    ]
-    if not rows:
-        return None
-    return min(
-        rows,
-        key=lambda r: (r.namespace != caller.namespace, r.origin != "kubernetes", r.created),
-    )
-
-
-def _visible(world: World, row: Service, caller: Caller) -> bool:
-    """The caller's proxy is sent the service. What is hidden is not refused: others may know it."""
-    targets: Iterable[str] | None = row.export_to
-    for entry in world.all("mesh.config"):
-        settings: Mapping[str, Any] = entry.row.spec
-        targets = targets or texts(settings.get("defaultServiceExportTo"))
-        wish = fields(settings.get("serviceEntryVisibility"))
-        if row.origin == "external" and wish.get("applyToSidecars") is True:
-            labels = {NAMESPACE_NAME: row.namespace}
-            for held in world.all("reg.namespaces"):
-                if held.key.name == row.namespace:
-                    labels = {**held.row.labels, **labels}
-            visibility = visibility_of(wish, labels)
-            targets = capped(targets or ("*",), visibility, row.namespace)
-    if targets is None:
-        return False
-    if not targets or "*" in targets:
-        return True
-    own = caller.namespace
-    return bool(own) and (own in targets or ("." in targets and own == row.namespace))
-
-
 def _answer(world: World, row: Service, caller: Caller) -> Answer | None:
     if row.external_name:
         return Answer(alias=row.external_name.rstrip(".").lower())
     if row.origin == "kubernetes":
         if row.headless or not caller.virtual or not row.addresses:
             return Answer(_endpoints(world, row))
-        return Answer(tuple(row.addresses))
+        return Answer(_listened(row.addresses, caller))
     if not caller.virtual:
         return None
-    single = tuple(address for address in row.addresses if "/" not in address)
+    single = [address for address in row.addresses if "/" not in address] or row.auto_addresses
+    if single:
+        return Answer(_listened(single, caller))
     own = _endpoints(world, row) if row.headless else ()
-    addresses = single or tuple(row.auto_addresses) or own
-    return Answer(addresses) if addresses else None
+    return Answer(own) if own else None
+
+
+def _listened(addresses: Iterable[str], caller: Caller) -> tuple[str, ...]:
+    """Virtual addresses of families that the caller's Envoy has listeners for."""
+    return tuple(address for address in addresses if caller.families.has(address))
 
 
 def _endpoints(world: World, row: Service, instance: str = "") -> tuple[str, ...]:
@@ -159,13 +191,15 @@ def _endpoints(world: World, row: Service, instance: str = "") -> tuple[str, ...
     return tuple(found)
 
 
-def _below_wildcard(world: World, name: str, caller: Caller) -> Answer | None:
+def _below_wildcard(names: Names, name: str, caller: Caller) -> Answer | None:
+    if not caller.virtual:
+        return None
     rest = name
     while "." in rest:
         rest = rest.partition(".")[2]
-        row = _service(world, f"*.{rest}", caller)
+        row = names.seen(f"*.{rest}", caller)
         if row is not None:
-            return _answer(world, row, caller)
+            return _answer(names.world, row, caller)
     return None
 
 

@@ -16,7 +16,6 @@ from typing import NamedTuple, cast
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
-from meshbus.model.world import World
 from meshbus_discovery.dns_messages import (
     AAAA,
     CNAME,
@@ -39,7 +38,7 @@ from meshbus_discovery.dns_messages import (
     parse_query,
     refusal,
 )
-from meshbus_discovery.dns_names import MAX_ALIASES, Answer, Caller, caller_at, find
+from meshbus_discovery.dns_names import MAX_ALIASES, Answer, Caller, Names, caller_at, find
 from meshbus_discovery.dns_upstream import Address, Unanswered, Upstream
 
 TTL_S = 30
@@ -68,19 +67,19 @@ class MeshDns:
         listen: Sequence[Address],
         proxies: Sequence[Address],
         upstream: Upstream,
-        world: Callable[[], World | None],
+        names: Callable[[], Names | None],
         metrics: CollectorRegistry,
     ) -> None:
         """
         Args:
             listen: For applications.
             proxies: For Envoys.
-            world: The model; None before it has been read.
+            names: Of the model; None before it has been read.
         """
         self._listen = [_Listen(*address, False) for address in listen]
         self._listen += [_Listen(*address, True) for address in proxies]
         self._upstream = upstream
-        self._world = world
+        self._names = names
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections = 0
         self._queries = Counter(
@@ -181,29 +180,29 @@ class MeshDns:
     async def _answer(
         self, query: Query, peer: str, proxies: bool, *, tcp: bool
     ) -> tuple[bytes, str]:
-        world = self._world()
+        names = self._names()
         name, kind, klass = query.question
         if klass != IN:
             return answer(query, code=NOTIMP, authoritative=False), "none"
         if not name:
             return await self._upstream.ask(query, tcp=tcp), "upstream"
-        if world is None:
+        if names is None:
             return answer(query, code=SERVFAIL, authoritative=False), "mesh"
-        caller = caller_at(world, peer)
+        caller = caller_at(names.world, peer)
         if proxies:
             caller = caller._replace(virtual=False)
-        found = find(world, name, caller)
+        found = find(names, name, caller)
         if found is None or (kind not in (A, AAAA) and not _is_ours_alone(name)):
             return await self._upstream.ask(query, tcp=tcp), "upstream"
         if not found.exists:
             return answer(query, code=NXDOMAIN), "mesh"
-        records, code, authoritative = await self._follow(query, found, caller, world)
+        records, code, authoritative = await self._follow(query, found, caller, names)
         ttl = TTL_S if found.addresses and caller.virtual else TTL_MOVING_S
         message = answer(query, records, code=code, ttl_s=ttl, authoritative=authoritative)
         return message, "mesh"
 
     async def _follow(
-        self, query: Query, found: Answer, caller: Caller, world: World
+        self, query: Query, found: Answer, caller: Caller, names: Names
     ) -> tuple[list[Record], int, bool]:
         """Records of an answer, behind the aliases that lead to it."""
         kind = query.question.type
@@ -216,7 +215,7 @@ class MeshDns:
             records.append(Record(CNAME, name_bytes(found.alias)))
             if kind not in (A, AAAA):
                 return records, NOERROR, True
-            following = find(world, found.alias, caller)
+            following = find(names, found.alias, caller)
             if following is None:
                 return await self._outside(query, found.alias, records)
             if not following.exists:

@@ -25,6 +25,7 @@ from meshbus.model.status import InstanceReport, Progress, status_subject
 from meshbus.model.world import Query, World
 from meshbus.runtime.events import publish_event
 from meshbus.runtime.service import Context
+from meshbus_discovery.dns_names import Names
 from meshbus_discovery.dns_server import MeshDns, addresses
 from meshbus_discovery.dns_upstream import RESOLVER_FILE, Upstream, resolvers_of
 from meshbus_discovery.files import FilesAdapter
@@ -103,7 +104,7 @@ class DiscoveryService:
         families = tuple(context.settings.ip_families.split(","))
         self._registry = Registry(context.cluster, families=families)
         self._engine = Engine(World())
-        """Over the model: what proxies need to have looked up."""
+        """Over the model: what proxies need to have looked up, and what names mean to them."""
         self._names: GatewayNames | None = None
         self._wake = asyncio.Event()
         self._board = ReportBoard(self._wake.set)
@@ -209,10 +210,11 @@ class DiscoveryService:
 
     async def _serve_names(self, upstream: Upstream) -> None:
         """Mesh DNS: it listens before the model is read, and says so until then."""
+        names = Names(self._engine)
         dns = MeshDns(
             *self._dns_addresses,
             upstream,
-            lambda: self._mirror.world if self._mirror_follower_synced else None,
+            lambda: names if self._mirror_follower_synced else None,
             self._context.metrics,
         )
         await dns.run()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from meshes import (
     Rendered,
@@ -16,13 +17,13 @@ from meshes import (
     sidecar,
 )
 
-from meshbus.compile.engine import Counters, Engine
+from meshbus.compile.engine import Counters, Engine, Reader
 from meshbus.compile.proxy import Snapshot, compile_proxy
 from meshbus.compile.resources import CDS, EDS, LDS, RDS
-from meshbus.compile.scope import Viewer, visible_services
+from meshbus.compile.scope import Viewer, visible_service, visible_services
 from meshbus.compile.sidecars import sidecar_of, viewer_of
 from meshbus.model.keys import Key
-from meshbus.model.world import Put, world_of
+from meshbus.model.world import Put, Query, world_of
 
 PORT = ("http", 9080, "HTTP")
 
@@ -391,3 +392,67 @@ def test_an_http_proxy_of_a_mesh_that_speaks_no_http() -> None:
     (found,) = [h for h in made.routes["http_proxy"]["virtualHosts"] if h["name"] != "allow_any"]
     assert f"{host('db', 'shop')}:5432" in found["domains"]
     assert "connectMatcher" in found["routes"][0]["match"]
+
+
+def entry(name: str, *ports: tuple[str, int, str], **fields: Any) -> Rows:
+    return service(name, *ports, host=name, origin="external", **fields)
+
+
+CLAIMS = rows(
+    service("front", PORT, namespace="shop", addresses=["0.0.1.1"]),
+    service("mail", PORT, namespace="tools", addresses=["0.0.3.1"], export_to=["."]),
+    *(
+        entry("two.example.com", PORT, *more, namespace=namespace, created=age, **fields)
+        for namespace, age, more, fields in (
+            ("tools", 1.0, (), {}),
+            ("shop", 3.0, (("tcp", 5432, "TCP"),), {"export_to": ["."]}),
+            ("bank", 2.0, (("tcp", 5432, "TCP"),), {"export_to": ["shop", "bank"]}),
+        )
+    ),
+    entry("*.wild.example.com", PORT, namespace="bank"),
+)
+SEVERAL = [
+    (),
+    (("*/*",),),
+    (("./*",),),
+    (("bank/*", "tools/two.example.com"),),
+    (("*/*.example.com",),),
+    (("bank/*.wild.example.com", "*/two.example.com"),),
+    (("~/*",),),
+]
+
+
+@pytest.mark.parametrize("wanted", SEVERAL)
+@pytest.mark.parametrize("port", [None, 5432, 9080])
+@pytest.mark.parametrize("namespace", ["shop", "bank", "tools", "elsewhere", ""])
+def test_one_host_means_what_all_together_say(
+    namespace: str, port: int | None, wanted: tuple[tuple[str, ...], ...]
+) -> None:
+    listeners: list[dict[str, Any]] = [{"hosts": list(hosts)} for hosts in wanted]
+    if port and listeners:
+        own = {"number": port, "protocol": "TCP" if port == 5432 else "HTTP", "name": "own"}
+        listeners.insert(0, {"hosts": ["bank/*"], "port": own})
+    objects = config("Sidecar", "default", {"egress": listeners}, namespace) if listeners else {}
+    engine = Engine(world_of(rows(CLAIMS, objects)))
+
+    def compared(reader: Reader) -> tuple[dict[str, Any], dict[str, Any]]:
+        held = sidecar_of(reader, namespace, ())
+        viewer = viewer_of(reader, held, namespace)
+        every = dict(reader.node(visible_services, viewer))
+        hosts = {entry.row.host for entry in reader.entries(Query("reg.services", "all", None))}
+        alone = {h: ref for h in hosts if (ref := reader.node(visible_service, viewer, h))}
+        return every, alone
+
+    every, alone = engine.get(compared)
+    assert alone == every
+
+
+def test_one_host_is_found_without_a_look_at_others() -> None:
+    engine = Engine(world_of(CLAIMS))
+    viewer = Viewer("shop")
+    engine.get(visible_service, viewer, "two.example.com")
+    before = engine.counters.copy()
+    key, row = next(iter(service("mail", PORT, namespace="tools").items()))
+    engine.update(*engine.world.apply([Put(key, 2, 0.0, row)]))
+    engine.get(visible_service, viewer, "two.example.com")
+    assert not engine.counters.since(before).recomputed

@@ -13,11 +13,13 @@ from dns_client import AAAA, CNAME, TXT, A, Reply, Zone, ask, question
 from hypothesis import given
 from hypothesis import strategies as st
 from meshbus_discovery.dns_messages import HEADER_BYTES, Malformed, answer, parse_query, refusal
-from meshbus_discovery.dns_names import Caller, find
+from meshbus_discovery.dns_names import Caller, Names, find
 from meshbus_discovery.dns_server import MeshDns, addresses
 from meshbus_discovery.dns_upstream import Upstream, resolvers_of
 from prometheus_client import CollectorRegistry
 
+from meshbus.compile.engine import Engine
+from meshbus.compile.families import IPV4
 from meshbus.model.keys import Key
 from meshbus.model.rows import (
     Endpoint,
@@ -56,6 +58,10 @@ def workload(name: str, address: str, **fields: Any) -> tuple[Key, Row]:
     return Key(C, "reg", "workloads", "default", name), row
 
 
+def names_in(world: World) -> Names:
+    return Names(Engine(world))
+
+
 REVIEWS = "reviews.default.svc.cluster.local"
 DB = "db.default.svc.cluster.local"
 WORLD = world_of(
@@ -82,6 +88,8 @@ WORLD = world_of(
                     for i in range(500)]),
             service("hidden.other.svc.cluster.local", "other", addresses=["240.240.0.8"],
                     export_to=["."]),
+            endpoints("hidden.other.svc.cluster.local", pod("hidden-0", "10.0.0.4"),
+                      namespace="other"),
             service("shown.other.svc.cluster.local", "other", addresses=["240.240.0.5"]),
             workload("outsider", "127.0.0.1", sidecar=False),
         ]
@@ -118,14 +126,15 @@ WORLD = world_of(
         ("svc.cluster.local", OWN, ()),
         ("default.svc.cluster.local", OWN, ()),
         ("nobody.svc.cluster.local", OWN, "NXDOMAIN"),
-        ("hidden.other.svc.cluster.local", OWN, "NXDOMAIN"),
+        ("hidden.other.svc.cluster.local", OWN, ("10.0.0.4",)),
+        ("reviews", Caller("default", families=IPV4), ("240.240.0.1",)),
         ("hidden.other.svc.cluster.local", Caller("other"), ("240.240.0.8",)),
-        ("hidden.other.svc.cluster.local", Caller(), "NXDOMAIN"),
+        ("hidden.other.svc.cluster.local", Caller(), ("10.0.0.4",)),
         ("shown.other", Caller(), ("240.240.0.5",)),
     ],
 )
 def test_what_a_name_means(name: str, caller: Caller, expected: Any) -> None:
-    found = find(WORLD, name, caller)
+    found = find(names_in(WORLD), name, caller)
     if expected is None:
         assert found is None
     elif expected == "NXDOMAIN":
@@ -149,6 +158,9 @@ class Running:
         )
         self.seconds = 1000.0
 
+    def names(self) -> Names | None:
+        return None if self.world is None else names_in(self.world)
+
     async def ask(self, name: str, kind: int = A, *, proxies: bool = False, **how: Any) -> Reply:
         server = self.dns.bound[1 if proxies else 0]
         return await asyncio.to_thread(partial(ask, server, name, kind, **how))
@@ -160,7 +172,7 @@ async def running() -> AsyncIterator[Running]:
     await made.zone.start()
     upstream = Upstream([made.zone.address], lambda: made.seconds)
     made.dns = MeshDns(
-        [("127.0.0.2", 0)], [("127.0.0.2", 0)], upstream, lambda: made.world, CollectorRegistry()
+        [("127.0.0.2", 0)], [("127.0.0.2", 0)], upstream, made.names, CollectorRegistry()
     )
     task = asyncio.create_task(made.dns.run())
     while len(made.dns.bound) < 2:
@@ -308,5 +320,5 @@ def test_names_are_seen_by_whom_their_services_are(
     held = service("api.example.com", auto_addresses=["240.240.0.9"])
     world = world_of(dict([held, (key, MeshConfigRow(settings))]))
     for namespace, seen in (("default", near), ("far", far)):
-        found = find(world, "api.example.com", Caller(namespace))
+        found = find(names_in(world), "api.example.com", Caller(namespace))
         assert (found is not None and bool(found.addresses)) is seen
