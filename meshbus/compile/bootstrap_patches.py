@@ -19,8 +19,8 @@ from meshbus.compile.envoy_filter_patches import Patch
 from meshbus.compile.findings import Finding, NotCompiledError, Report
 from meshbus.compile.layers import NO_RESOURCES
 from meshbus.compile.proxy_keys import ProxyKeys
-from meshbus.compile.scope import Ref
 from meshbus.compile.shared_parts import SharedPart
+from meshbus.compile.visibility import Ref
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from meshbus.compile.findings import Report
 from meshbus.compile.names import fqdn
-from meshbus.compile.scope import Ref, export_to
 from meshbus.compile.settings import MeshSettings
+from meshbus.compile.visibility import Ref, export_to
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
 

@@ -14,8 +14,9 @@ from envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3 import (
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.families import Families
-from meshbus.compile.scope import Viewer, visible_services
+from meshbus.compile.scope import visible_services
 from meshbus.compile.values import any_of, uint32
+from meshbus.compile.viewers import Viewer
 
 DYNAMIC_DNS = "DYNAMIC_DNS"
 _CACHE = "meshbus"

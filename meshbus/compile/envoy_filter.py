@@ -30,10 +30,10 @@ from meshbus.compile.layers import layer_of
 from meshbus.compile.proxy_keys import ROUTER, ProxyKeys
 from meshbus.compile.quarantine import EVERYTHING, left_out, place_of, told
 from meshbus.compile.resources import CDS, ECDS, LDS, RDS, TYPE_PREFIX, Resource, encode
-from meshbus.compile.scope import Ref, age, istio_objects
 from meshbus.compile.settings import mesh
 from meshbus.compile.shared_parts import SharedPart, merged
 from meshbus.compile.targets import target_of
+from meshbus.compile.visibility import Ref, age, istio_objects
 from meshbus.model.keys import Key
 
 Patches = tuple[tuple[Key, int], ...]

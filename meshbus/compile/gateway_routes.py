@@ -15,8 +15,9 @@ from meshbus.compile.gateway_servers import Router, Server, servers_of
 from meshbus.compile.http_routes import Made, RouteContext, http_routes, joined_routes
 from meshbus.compile.ingress import ingress_headings, ingress_routes
 from meshbus.compile.names import with_port
-from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
+from meshbus.compile.scope import visible_virtual_services
 from meshbus.compile.settings import mesh
+from meshbus.compile.viewers import Viewer
 from meshbus.compile.virtual_hosts import (
     View,
     conduct_of,
@@ -25,6 +26,7 @@ from meshbus.compile.virtual_hosts import (
     encode_tail,
     service_of,
 )
+from meshbus.compile.visibility import Ref
 from meshbus.model.keys import Key
 
 SHARES = 64

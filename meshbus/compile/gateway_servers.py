@@ -10,8 +10,8 @@ from meshbus.compile.inbound import namespace_services, serves
 from meshbus.compile.ingress import ingress_gateways
 from meshbus.compile.names import HTTP, UDP, narrower
 from meshbus.compile.proxy_keys import ProxyKeys
-from meshbus.compile.scope import Ref, age, istio_objects, object_namespaces
 from meshbus.compile.values import UNIX
+from meshbus.compile.visibility import Ref, age, istio_objects, object_namespaces
 from meshbus.model.keys import Key
 
 AUTO_PASSTHROUGH = "AUTO_PASSTHROUGH"

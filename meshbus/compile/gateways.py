@@ -48,11 +48,8 @@ from meshbus.compile.outbound import reporting_of
 from meshbus.compile.proxy_headers import forward_certificate
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
 from meshbus.compile.resources import LDS, Resource, encode
-from meshbus.compile.scope import (
-    Ref,
-    find_rules,
-    visible_services,
-)
+from meshbus.compile.rules_in_force import find_rules
+from meshbus.compile.scope import visible_services
 from meshbus.compile.security_filters import http_security, network_security
 from meshbus.compile.sessions import session_filters
 from meshbus.compile.settings import mesh
@@ -69,6 +66,7 @@ from meshbus.compile.values import address, boolean, listener_address
 from meshbus.compile.virtual_hosts import (
     View,
 )
+from meshbus.compile.visibility import Ref
 
 
 class RouterListeners(NamedTuple):

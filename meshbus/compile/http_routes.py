@@ -26,7 +26,6 @@ from meshbus.compile.names import ClusterName, config_path, fqdn
 from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import field
 from meshbus.compile.route_match import described, is_catch_all, route_match
-from meshbus.compile.scope import Ref
 from meshbus.compile.sessions import Session, keep_session
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.values import (
@@ -38,6 +37,7 @@ from meshbus.compile.values import (
     string_matcher,
     uint32,
 )
+from meshbus.compile.visibility import Ref
 from meshbus.compile.written import pairs
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Service

@@ -50,7 +50,8 @@ from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, forward_certi
 from meshbus.compile.proxy_keys import CAPTURE_NONE, ProxyKeys
 from meshbus.compile.quota import inbound_quota, quota_filters
 from meshbus.compile.resources import CDS, LDS, Resource, encode
-from meshbus.compile.scope import Ref, age, exported_services, find_rules
+from meshbus.compile.rules_in_force import find_rules
+from meshbus.compile.scope import exported_services
 from meshbus.compile.security_filters import (
     NO_SECURITY,
     Security,
@@ -84,6 +85,7 @@ from meshbus.compile.tls_contexts import (
 from meshbus.compile.traffic_policy import merged_rule, policy_in_force
 from meshbus.compile.values import address, boolean, uint32
 from meshbus.compile.virtual_hosts import HostRoutes, encode_host, encode_table
+from meshbus.compile.visibility import Ref, age
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service
 

@@ -13,8 +13,8 @@ from meshbus.compile.findings import Finding, Report
 from meshbus.compile.headings import heading_of
 from meshbus.compile.names import CLUSTER_DOMAIN
 from meshbus.compile.namespaces import is_discovered
-from meshbus.compile.scope import Ref, age
 from meshbus.compile.settings import mesh
+from meshbus.compile.visibility import Ref, age
 from meshbus.compile.written import entries, fields, number, texts
 from meshbus.model.rows import ConfigObject
 from meshbus.model.world import Query

@@ -15,9 +15,11 @@ from meshbus.compile.http_routes import (
     source_matches,
 )
 from meshbus.compile.names import ClusterName, is_wildcard, overlaps
-from meshbus.compile.scope import Ref, Viewer, visible_virtual_services
+from meshbus.compile.scope import visible_virtual_services
 from meshbus.compile.stat_names import outbound_stat_name
 from meshbus.compile.values import uint32
+from meshbus.compile.viewers import Viewer
+from meshbus.compile.visibility import Ref
 from meshbus.model.keys import Key
 
 

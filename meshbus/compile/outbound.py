@@ -54,26 +54,24 @@ from meshbus.compile.on_demand import on_demand_filter
 from meshbus.compile.proxy_headers import ProxyHeaders
 from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import (
-    HTTP_PROXY,
-    Egress,
-    Ref,
     aliased_hosts,
     aliases_of,
     egress_services,
     in_precedence,
-    listener_viewer,
     visible_services,
 )
 from meshbus.compile.sessions import session_filters
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
 from meshbus.compile.values import address, boolean, uint32
+from meshbus.compile.viewers import HTTP_PROXY, Egress, listener_viewer
 from meshbus.compile.virtual_hosts import (
     HTTP_PROXY_ROUTE,
     View,
     mesh_routes,
     sniffed_route_name,
 )
+from meshbus.compile.visibility import Ref
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service, ServicePort
 

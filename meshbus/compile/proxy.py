@@ -72,7 +72,7 @@ from meshbus.compile.proxy_keys import (
 from meshbus.compile.quota import quotas_count
 from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, VHDS, Resource
 from meshbus.compile.route_tables import port_routes
-from meshbus.compile.scope import selecting_rules
+from meshbus.compile.rules_in_force import selecting_rules
 from meshbus.compile.settings import mesh
 from meshbus.compile.shared_parts import (
     SharedPart,

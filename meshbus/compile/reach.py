@@ -11,15 +11,9 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part
 from meshbus.compile.names import most_specific
 from meshbus.compile.one_set import one_set
-from meshbus.compile.scope import (
-    NOBODY,
-    Viewer,
-    find_rules,
-    public_services,
-    reachable_services,
-    rule_hosts,
-    rules_are_public,
-)
+from meshbus.compile.rules_in_force import find_rules, rule_hosts, rules_are_public
+from meshbus.compile.scope import public_services, reachable_services
+from meshbus.compile.viewers import NOBODY, Viewer
 from meshbus.compile.virtual_hosts import View
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service

@@ -20,20 +20,20 @@ from meshbus.compile.names import (
 )
 from meshbus.compile.one_set import one_set
 from meshbus.compile.proxy_headers import NO_WISHES
+from meshbus.compile.rules_in_force import rules_are_common, some_rules_are_for_others
 from meshbus.compile.scope import (
-    HTTP_PROXY,
-    NOBODY,
-    Viewer,
     aliased_hosts,
     aliases_of,
     audiences,
     common_viewer,
+    visible_services,
+)
+from meshbus.compile.viewers import (
+    HTTP_PROXY,
+    NOBODY,
+    Viewer,
     listener_of,
     listener_viewer,
-    object_namespaces,
-    rules_are_common,
-    some_rules_are_for_others,
-    visible_services,
 )
 from meshbus.compile.virtual_hosts import (
     HostRoutes,
@@ -53,6 +53,7 @@ from meshbus.compile.virtual_hosts import (
     service_routes,
     speakers_for,
 )
+from meshbus.compile.visibility import object_namespaces
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service
 

@@ -1,8 +1,7 @@
-"""What a proxy may see: services, virtual services and destination rules.
+"""What a viewer sees: services and virtual services.
 
-A `Viewer` is a namespace and, under a Sidecar, the hosts that it imports. Lookups are nodes cut
-along namespaces and imported hosts, so that a change re-runs what looked there and stops where the
-answer is the same; what a Sidecar does not import is not read.
+Lookups are nodes cut along namespaces and imported hosts, so that a change re-runs what looked
+there and stops where the answer is the same; what a Sidecar does not import is not read.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,146 +10,25 @@ from typing import Any, NamedTuple
 import msgspec
 
 from meshbus.compile.engine import Reader
-from meshbus.compile.headings import ISTIO_NETWORKING, heading, virtual_service_keys
+from meshbus.compile.headings import heading, virtual_service_keys
 from meshbus.compile.names import covers, fqdn, is_http, is_sniffed, is_wildcard, overlaps
-from meshbus.compile.namespaces import capped, entry_visibility, is_discovered
+from meshbus.compile.namespaces import capped, entry_visibility
 from meshbus.compile.settings import mesh
-from meshbus.compile.values import UNIX
+from meshbus.compile.viewers import ANY, HTTP_PROXY, NOBODY, Egress, Import, Viewer, alone
+from meshbus.compile.visibility import (
+    NAMED,
+    PRIVATE,
+    PUBLIC,
+    Ranked,
+    Ref,
+    Visible,
+    age,
+    by_audience,
+    object_namespaces,
+)
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Service, ServicePort
 from meshbus.model.world import Entry, Query
-
-HTTP_PROXY = "HTTP_PROXY"
-ANY = "*"
-
-Import = tuple[str, str]
-"""(namespace or `*`, host, wildcard or `*`) of a Sidecar's egress hosts."""
-
-
-class Egress(NamedTuple):
-    """One egress listener of a Sidecar."""
-
-    port: int
-    """0: every port that no other listener of the Sidecar is for."""
-    protocol: str
-    bind: str
-    captured: bool
-    """Traffic is redirected to it; else it binds its port."""
-    hosts: tuple[Import, ...]
-
-    @property
-    def is_socket(self) -> bool:
-        """It binds a Unix socket: its hosts are called there, at all their ports, and nowhere
-        else."""
-        return self.bind.startswith(UNIX)
-
-    @property
-    def is_everything(self) -> bool:
-        """As without a Sidecar: all that is exported, at every port, by redirection."""
-        plain = self.captured and not self.port and not self.bind
-        return plain and self.hosts == ((ANY, ANY),)
-
-    @property
-    def only_port(self) -> int:
-        """The port without which a service is not imported; 0: a service is, whatever its ports."""
-        return 0 if self.protocol == HTTP_PROXY or self.is_socket else self.port
-
-
-class Viewer(NamedTuple):
-    """Whose eyes: proxies of equal viewers see the same."""
-
-    namespace: str
-    egress: tuple[Egress, ...] = ()
-    """Of the Sidecar in force; empty: everything that is exported to the namespace."""
-
-
-NOBODY = ""
-"""Namespace of a viewer that sees what everybody sees."""
-
-
-def alone(namespace: str, egress: Egress) -> Viewer:
-    """Who imports the hosts of one egress listener, and nothing else."""
-    if egress.hosts == ((ANY, ANY),):
-        return Viewer(namespace)
-    return Viewer(namespace, (Egress(0, "", "", True, egress.hosts),))
-
-
-def listener_viewer(viewer: Viewer, port: int) -> Viewer:
-    """Whose virtual services count for calls to a port: those that the egress listener for it
-    imports.
-
-    Source: Istio, SidecarScope: each egress listener has virtual services of its own.
-    """
-    if not viewer.egress:
-        return viewer
-    egress = listener_of(viewer, port)
-    return alone(viewer.namespace, egress or Egress(0, "", "", True, ()))
-
-
-def listener_of(viewer: Viewer, port: int) -> Egress | None:
-    """The egress listener for calls to a port: the first that is for it, or for every port."""
-    found = (e for e in viewer.egress if not e.is_socket and e.port in (0, port))
-    return next(found, None)
-
-
-class Ref(NamedTuple):
-    """A row with its key: equal when the row is, whenever it was written. Of virtual services in
-    lists the row is their `Heading`."""
-
-    key: Key
-    row: Any
-
-
-PRIVATE, NAMED, PUBLIC = range(3)
-"""Precedence of what a namespace sees: its own that it keeps to itself, what names it, what is for
-everybody. Source: Istio, PushContext.servicesExportedToNamespace and VirtualServicesForGateway."""
-
-Ranked = tuple[int, Ref]
-"""Something that is seen, after its precedence."""
-
-
-class Visible(NamedTuple):
-    """What one namespace exports: to everyone, and to some."""
-
-    public: tuple[Ref, ...]
-    restricted: tuple[tuple[Ref, frozenset[str]], ...]
-    """With the namespaces that see each; `.` stands for its own."""
-
-    def seen_from(self, namespace: str) -> Iterable[Ranked]:
-        """Those that a namespace sees, with their precedence for it."""
-        yield from ((PUBLIC, ref) for ref in self.public)
-        for ref, targets in self.restricted:
-            if ref.row.namespace == namespace and (namespace in targets or "." in targets):
-                yield PRIVATE, ref
-            elif namespace in targets:
-                yield NAMED, ref
-
-
-_NOBODY_SEES = frozenset({"~"})
-
-
-def _split(refs: Iterable[tuple[Ref, Iterable[str]]]) -> Visible:
-    public: list[Ref] = []
-    restricted: list[tuple[Ref, frozenset[str]]] = []
-    for ref, targets in refs:
-        names = frozenset(targets)
-        if "*" in names or not names:
-            public.append(ref)
-        else:
-            restricted.append((ref, _NOBODY_SEES if "~" in names else names))
-    return Visible(tuple(public), tuple(restricted))
-
-
-def age(ref: Ref) -> tuple[float, str, str]:
-    """Sort key: older first, of equal age by name, then namespace (DESIGN §5). The name of a
-    ServiceEntry's service is its host.
-
-    Source: Istio, SortServicesByCreationTime.
-    """
-    row = ref.row
-    name = row.host if isinstance(row, Service) and row.origin == "external" else row.name
-    return (row.created, name, row.namespace)
-
 
 # --------------------------------------------------------------------------- services
 
@@ -169,7 +47,7 @@ def exported_services(reader: Reader, namespace: str) -> Visible:
 
 def _exported(reader: Reader, found: Iterable[Entry]) -> Visible:
     default = reader.node(mesh).service_export_to
-    return _split(
+    return by_audience(
         (Ref(e.key, e.row), targets)
         for e in found
         if (targets := _capped(reader, e.row, e.row.export_to or default)) is not None
@@ -502,38 +380,12 @@ def _service_rank(ranked: Ranked, viewer: str) -> tuple[bool, bool, int, tuple[f
     return (row.namespace != viewer, row.origin != "kubernetes", precedence, age(ref))
 
 
-# --------------------------------------------------------------------------- config objects
-
-
-def istio_objects(reader: Reader, plural: str, namespace: str) -> tuple[Ref, ...]:
-    """Objects of networking.istio.io of one kind in one namespace, older first; none of a namespace
-    that is not looked at."""
-    if not reader.node(is_discovered, namespace):
-        return ()
-    refs = [
-        Ref(e.key, e.row)
-        for e in reader.entries(Query(f"cfg.{plural}", "namespace", namespace))
-        if e.row.api_version.startswith(ISTIO_NETWORKING) and e.row.deletion is None
-    ]
-    return tuple(sorted(refs, key=age))
-
-
-def object_namespaces(reader: Reader, plural: str) -> tuple[str, ...]:
-    """Node: namespaces that hold objects of a kind."""
-    return tuple(
-        sorted({e.key.namespace for e in reader.entries(Query(f"cfg.{plural}", "all", None))})
-    )
-
-
-def export_to(row: ConfigObject, default: tuple[str, ...]) -> tuple[str, ...]:
-    """`spec.exportTo`, or the mesh's default."""
-    value = row.spec.get("exportTo")
-    return tuple(str(v) for v in value) if isinstance(value, list) and value else default
+# --------------------------------------------------------------------------- virtual services
 
 
 def exported_virtual_services(reader: Reader, namespace: str) -> Visible:
     """Node: headings of the virtual services of one namespace, by who sees them."""
-    return _split(reader.node(audiences, namespace))
+    return by_audience(reader.node(audiences, namespace))
 
 
 def audiences(reader: Reader, namespace: str) -> tuple[tuple[Ref, tuple[str, ...]], ...]:
@@ -554,7 +406,7 @@ def virtual_services_by_host(reader: Reader, namespace: str) -> dict[str, Visibl
     for ref, seen_by in reader.node(audiences, namespace):
         for host in ref.row.hosts:
             found.setdefault(host.lower(), []).append((ref, seen_by))
-    return {host: _split(pairs) for host, pairs in sorted(found.items())}
+    return {host: by_audience(pairs) for host, pairs in sorted(found.items())}
 
 
 def imported_virtual_services(reader: Reader, owner: str, pattern: str) -> tuple[Visible, ...]:
@@ -611,208 +463,3 @@ def common_viewer(reader: Reader, viewer: Viewer) -> Viewer:
     if reader.node(visible_virtual_services, viewer) is not reader.node(public_virtual_services):
         return viewer
     return Viewer(NOBODY)
-
-
-# --------------------------------------------------------------------------- destination rules
-
-
-class RuleHosts(NamedTuple):
-    """Hosts that the destination rules of one namespace are about."""
-
-    exact: frozenset[str]
-    wildcards: tuple[str, ...]
-
-
-class Consolidated(NamedTuple):
-    """Rules of one host that are merged: those with equal audience and selector."""
-
-    audience: frozenset[str]
-    """`exportTo`; `.` stands for the namespace of the rules."""
-    selector: tuple[tuple[str, str], ...] | None
-    """`workloadSelector`; None: every workload."""
-    keys: tuple[Key, ...]
-    """Older first."""
-
-    def shown_to(self, viewer: str, owner: str) -> bool:
-        """Proxies of `viewer` see rules of `owner`."""
-        names = self.audience
-        return "*" in names or viewer in names or ("." in names and viewer == owner)
-
-
-def destination_rules(reader: Reader, namespace: str) -> dict[str, tuple[Ref, ...]]:
-    """Node: destination rules of a namespace by full host, older first."""
-    found: dict[str, list[Ref]] = {}
-    for ref in istio_objects(reader, "destinationrules", namespace):
-        host = ref.row.spec.get("host")
-        if isinstance(host, str):
-            found.setdefault(fqdn(host, ref.row.namespace), []).append(ref)
-    return {host: tuple(refs) for host, refs in sorted(found.items())}
-
-
-def rule_hosts(reader: Reader, namespace: str) -> RuleHosts:
-    """Node: the hosts of `destination_rules` alone, which change less often."""
-    hosts = reader.node(destination_rules, namespace)
-    return RuleHosts(
-        frozenset(h for h in hosts if not is_wildcard(h)),
-        tuple(h for h in hosts if is_wildcard(h)),
-    )
-
-
-def rules_of_host(reader: Reader, namespace: str, host: str) -> tuple[Ref, ...]:
-    """Node: rules of exactly this host in a namespace."""
-    return reader.node(destination_rules, namespace).get(host, ())
-
-
-def _selector(ref: Ref) -> tuple[tuple[str, str], ...] | None:
-    selector = ref.row.spec.get("workloadSelector")
-    if not selector:
-        return None
-    return tuple(sorted((str(k), str(v)) for k, v in (selector.get("matchLabels") or {}).items()))
-
-
-def consolidated_rules(reader: Reader, namespace: str, host: str) -> tuple[Consolidated, ...]:
-    """Node: rules of a host in a namespace, grouped into those that are merged, older first.
-
-    A rule joins the older ones of its selector if it is shown to all who see those; it also stands
-    alone for those whom it alone is shown to. A rule for all workloads joins older ones for some.
-    Unlike Istio, what is meant for some workloads is never merged into what holds for all.
-    """
-    default = reader.node(mesh).destination_rule_export_to
-    out: list[Consolidated] = []
-    for ref in reader.node(rules_of_host, namespace, host):
-        audience = frozenset(export_to(ref.row, default))
-        selector = _selector(ref)
-        alone = True
-        for index, held in enumerate(out):
-            joins = held.selector == selector
-            if held.audience != audience and not audience >= held.audience:
-                continue
-            if joins or selector is None:
-                out[index] = held._replace(keys=(*held.keys, ref.key))
-                alone &= not (joins and held.audience == audience)
-        if alone:
-            out.append(Consolidated(audience, selector, (ref.key,)))
-    return tuple(out)
-
-
-def find_rules(
-    reader: Reader, viewer: str, owner: str, host: str, selected: frozenset[Key]
-) -> tuple[Key, ...]:
-    """Rules that proxies of `viewer` follow for a host whose service lives in `owner`.
-
-    Searched in the viewer's namespace, the service's, the root's; the first that shows a rule for
-    the host, or for the longest wildcard that covers it, decides. Proxies of the root namespace
-    look there first only for rules that are private to it, so that rules for the whole mesh do not
-    hide those of the services. Of the merged rules one group counts: that which selects the
-    workload (its rules are in `selected`), else that for all; of several the oldest.
-    """
-    root = reader.node(mesh).root_namespace
-    places = [(namespace, False) for namespace in dict.fromkeys((viewer, owner, root))]
-    if viewer == root:
-        places = [(root, True), *((n, False) for n in dict.fromkeys((owner, root)))]
-    for namespace, private in places:
-        keys = _rules_in(reader, namespace, viewer, host, selected, private)
-        if keys:
-            return keys
-    return ()
-
-
-def _rules_in(
-    reader: Reader,
-    namespace: str,
-    viewer: str,
-    host: str,
-    selected: frozenset[Key],
-    private: bool,
-) -> tuple[Key, ...]:
-    """The rules of the most specific host of a namespace that has any for the viewer."""
-    hosts = reader.node(rule_hosts, namespace)
-    patterns = [host] if host in hosts.exact else []
-    patterns += sorted((w for w in hosts.wildcards if covers(w, host)), key=len, reverse=True)
-    for pattern in patterns:
-        shown = [
-            held
-            for held in reader.node(consolidated_rules, namespace, pattern)
-            if held.shown_to(viewer, namespace) and not (private and held.audience != {"."})
-        ]
-        if not shown:
-            continue
-        for held in shown:
-            if held.selector is not None and namespace == viewer and held.keys[0] in selected:
-                return held.keys
-        for held in shown:
-            if held.selector is None:
-                return held.keys
-        return ()
-    return ()
-
-
-def rules_are_public(reader: Reader, namespace: str) -> bool:
-    """Node: destination rules of a namespace, and of the root's, are exported to everybody."""
-    settings = reader.node(mesh)
-    return all(
-        "*" in export_to(ref.row, settings.destination_rule_export_to)
-        for owner in (namespace, settings.root_namespace)
-        for refs in reader.node(destination_rules, owner).values()
-        for ref in refs
-    )
-
-
-def some_rules_are_for_others(reader: Reader) -> bool:
-    """Node: a destination rule is exported to certain namespaces, besides its own."""
-    owners = reader.node(object_namespaces, "destinationrules")
-    return any(reader.node(rules_are_for_others, owner) for owner in owners)
-
-
-def rules_are_for_others(reader: Reader, namespace: str) -> bool:
-    """Node: a destination rule of a namespace is."""
-    settings = reader.node(mesh)
-    for refs in reader.node(destination_rules, namespace).values():
-        for ref in refs:
-            targets = export_to(ref.row, settings.destination_rule_export_to)
-            if "*" not in targets and not {".", "~", namespace}.issuperset(targets):
-                return True
-    return False
-
-
-def rules_are_common(reader: Reader, namespace: str) -> bool:
-    """Node: destination rules of a namespace are about its own services alone, for everybody:
-    its proxies follow the same rules as those of any other namespace."""
-    if not reader.node(rules_are_public, namespace):
-        return False
-    hosts = reader.node(rule_hosts, namespace)
-    if hosts.wildcards:
-        return False
-    public = reader.node(public_services)
-    for host in hosts.exact:
-        ref = public.get(host)
-        if ref is None or ref.row.namespace != namespace:
-            return False
-        if any(
-            r.row.spec.get("workloadSelector") for r in reader.node(rules_of_host, namespace, host)
-        ):
-            return False
-    return True
-
-
-def rule_selectors(
-    reader: Reader, namespace: str
-) -> tuple[tuple[Key, frozenset[tuple[str, str]]], ...]:
-    """Node: destination rules of a namespace that pick workloads, with the labels they pick by."""
-    found = []
-    for refs in reader.node(destination_rules, namespace).values():
-        for ref in refs:
-            selector = ref.row.spec.get("workloadSelector")
-            if selector:
-                found.append((ref.key, frozenset((selector.get("matchLabels") or {}).items())))
-    return tuple(found)
-
-
-def selecting_rules(
-    reader: Reader, namespace: str, labels: tuple[tuple[str, str], ...]
-) -> frozenset[Key]:
-    """Destination rules whose workloadSelector picks these labels (own namespace only)."""
-    held = set(labels)
-    return frozenset(
-        key for key, picked in reader.node(rule_selectors, namespace) if held.issuperset(picked)
-    )

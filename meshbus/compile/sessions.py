@@ -23,8 +23,11 @@ from msgspec import UNSET
 from meshbus.api.sticky_session import STICKY_SESSION, read_sticky_session
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import NotCompiledError
-from meshbus.compile.scope import Viewer, destination_rules, object_namespaces, visible_services
+from meshbus.compile.rules_in_force import destination_rules
+from meshbus.compile.scope import visible_services
 from meshbus.compile.values import any_of, duration_of_nanos, nanos_of
+from meshbus.compile.viewers import Viewer
+from meshbus.compile.visibility import object_namespaces
 from meshbus.model.rows import Service
 
 SESSION_FILTER = "envoy.filters.http.stateful_session"

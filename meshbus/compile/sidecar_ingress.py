@@ -12,8 +12,8 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import address_pb2
 
 from meshbus.compile.names import with_port
-from meshbus.compile.scope import Ref
 from meshbus.compile.values import address, uint32
+from meshbus.compile.visibility import Ref
 from meshbus.compile.written import entries, fields, number
 
 _UNIX = "unix://"

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from meshbus.compile.engine import Reader
 from meshbus.compile.names import AS_NAMED, BLACK_HOLE, PASSTHROUGH, ClusterName, fqdn
-from meshbus.compile.scope import Egress, Ref, Viewer, istio_objects
 from meshbus.compile.settings import MeshSettings, mesh
+from meshbus.compile.viewers import Egress, Viewer
+from meshbus.compile.visibility import Ref, istio_objects
 from meshbus.compile.written import entries, fields, number, pairs, texts
 from meshbus.model.keys import Key
 

@@ -23,10 +23,11 @@ from meshbus.compile.outbound import (
     unclaimed_chain,
 )
 from meshbus.compile.resources import LDS, encode
-from meshbus.compile.scope import Egress, Viewer, in_precedence, visible_services
+from meshbus.compile.scope import in_precedence, visible_services
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND
 from meshbus.compile.values import listener_address
+from meshbus.compile.viewers import Egress, Viewer
 from meshbus.compile.virtual_hosts import View, proxy_table
 
 

@@ -47,13 +47,10 @@ from meshbus.compile.names import (
 from meshbus.compile.on_demand import EVERYTHING_BEFORE, OnDemand
 from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders
 from meshbus.compile.resources import RDS, Resource, field, resource_of
+from meshbus.compile.rules_in_force import find_rules
 from meshbus.compile.scope import (
-    Ref,
-    Viewer,
     aliased_hosts,
     aliases_of,
-    find_rules,
-    listener_viewer,
     reachable_services,
     visible_services,
     visible_virtual_services,
@@ -67,6 +64,8 @@ from meshbus.compile.traffic_policy import (
     policy_in_force,
 )
 from meshbus.compile.values import ads, boolean, nanos_of, uint32
+from meshbus.compile.viewers import Viewer, listener_viewer
+from meshbus.compile.visibility import Ref
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service, ServicePort
 

@@ -22,8 +22,9 @@ from typing import NamedTuple
 from meshbus.compile.engine import Engine, Reader
 from meshbus.compile.families import Families, families_of
 from meshbus.compile.names import CLUSTER_DOMAIN
-from meshbus.compile.scope import Ref, visible_service
+from meshbus.compile.scope import visible_service
 from meshbus.compile.sidecars import Labels, sidecar_of, viewer_of
+from meshbus.compile.visibility import Ref
 from meshbus.model.rows import EndpointShard, Service, WorkloadInstance
 from meshbus.model.world import Query, World
 

@@ -10,7 +10,7 @@ from meshes import sidecar as proxy
 
 from meshbus.compile.engine import Engine, Reader
 from meshbus.compile.resources import CDS, EDS
-from meshbus.compile.scope import find_rules, selecting_rules
+from meshbus.compile.rules_in_force import find_rules, selecting_rules
 from meshbus.compile.traffic_policy import merged_rule
 from meshbus.model.rows import Endpoint
 from meshbus.model.world import world_of

@@ -20,8 +20,9 @@ from meshes import (
 from meshbus.compile.engine import Counters, Engine, Reader
 from meshbus.compile.proxy import Snapshot, compile_proxy
 from meshbus.compile.resources import CDS, EDS, LDS, RDS
-from meshbus.compile.scope import Viewer, visible_service, visible_services
+from meshbus.compile.scope import visible_service, visible_services
 from meshbus.compile.sidecars import sidecar_of, viewer_of
+from meshbus.compile.viewers import Viewer
 from meshbus.model.keys import Key
 from meshbus.model.world import Put, Query, world_of
 

@@ -30,12 +30,12 @@ from meshbus.compile.ingress import ingresses
 from meshbus.compile.registry import rows_of_objects
 from meshbus.compile.route_match import claim_of
 from meshbus.compile.scope import (
-    Viewer,
     reachable_services,
     visible_services,
     visible_virtual_services,
 )
 from meshbus.compile.sidecars import sidecar_of, viewer_of
+from meshbus.compile.viewers import Viewer
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Service, ServicePort
 from meshbus.model.world import world_of
