@@ -235,11 +235,15 @@ def write_private(path: Path, data: bytes, *, owner: int | None = None) -> None:
     """Write a file of mode 0600 whole or not at all; `owner`: its user and group."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        if owner is not None:
-            os.fchown(descriptor, owner, owner)
-    aside.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            if owner is not None:
+                os.fchown(descriptor, owner, owner)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # it may hold a key
+        raise
 
 
 def write_in_place(path: Path, content: bytes) -> None:

@@ -94,6 +94,13 @@ def test_private_files_are_whole_and_0600(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
 
 
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "key").mkdir()
+    with pytest.raises(OSError, match="key"):
+        write_private(tmp_path / "key", b"secret")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
 def test_kubeconfig_is_one_that_kubectl_reads() -> None:
     document = yaml.safe_load(kubeconfig("https://127.0.0.1:1", "PEM", "secret"))
     assert document["current-context"] == "meshbus"
