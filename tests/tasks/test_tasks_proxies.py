@@ -62,7 +62,12 @@ def marked(started_mesh: TaskMesh, config: Config) -> str:
         return found is not None and found.ready
 
     until(ready, "the workload runs")
-    return "default/marked-0"
+    own = "default/marked-0"
+    until(
+        lambda: started_mesh.get("http://marked:8000", client=own).status == 200,
+        "its proxy knows where it is itself",
+    )
+    return own
 
 
 def test_a_sidecar_writes_the_headers_of_its_annotation(
