@@ -38,6 +38,10 @@ CARRIERS: dict[str, tuple[str, str]] = {
         "ClusterLoadAssignment: weight of localities",
         f"{GOLDEN}/sidecar-locality.in.yaml",
     ),
+    "ZoneAwareLbSetting": (
+        "Cluster.common_lb_config.zone_aware_lb_config, ClusterLoadAssignment",
+        f"{UNIT}/test_compile_zones.py",
+    ),
     "LocalityFailover": (
         "ClusterLoadAssignment: priority of localities",
         f"{GOLDEN}/sidecar-locality.in.yaml",
@@ -148,6 +152,10 @@ CARRIERS: dict[str, tuple[str, str]] = {
 }
 """By message: the object, the test that shows it best."""
 FIELDS: dict[tuple[str, str], tuple[str, str]] = {
+    ("LoadBalancerSettings", "zoneAwareLbSetting"): (
+        "Cluster.common_lb_config.zone_aware_lb_config, ClusterLoadAssignment",
+        "tests/tasks/test_tasks_zones.py",
+    ),
     ("TCPSettings", "connectTimeout"): (
         "Cluster.connect_timeout",
         f"{GOLDEN}/sidecar-policies.in.yaml",

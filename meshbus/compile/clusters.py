@@ -20,7 +20,7 @@ from meshbus.compile.engine import Reader
 from meshbus.compile.families import Families
 from meshbus.compile.findings import Part, Report
 from meshbus.compile.health_checks import apply_health_check
-from meshbus.compile.locality import Place, Ranking, ranking_of
+from meshbus.compile.locality import Place, Ranking, is_on, ranking_of, zone_setting
 from meshbus.compile.names import (
     AS_NAMED,
     BLACK_HOLE,
@@ -62,6 +62,7 @@ from meshbus.compile.traffic_policy import (
     apply_outlier_detection,
     apply_protocol,
     apply_proxy_protocol,
+    apply_zones,
     dns_refresh,
     merged_rule,
     policy_in_force,
@@ -87,6 +88,8 @@ class ClusterStyle(NamedTuple):
     """Where the proxy is, for what is resolved by itself; None for services not ranked by it."""
     keep_case: bool = False
     """See `ProxyHeaders.keep_case`."""
+    zoned: bool = False
+    """The proxy knows the zones of its own kind, for some of its clusters."""
 
 
 def service_clusters(
@@ -171,6 +174,11 @@ def _cluster(
             apply_locality(cluster, ranking)
         if row.resolution != DYNAMIC_DNS:
             apply_load_balancer(cluster, policy, port.protocol)
+        zones = zone_setting(policy, settings, row)
+        heeded = apply_zones(cluster, zones, elsewhere=style.zoned)
+        if not heeded and _chooses(policy):
+            field = f"{place}.trafficPolicy.loadBalancer.zoneAwareLbSetting"
+            report.add(blame, field, f"{row.host}: zones have no say beside {_chooses(policy)}")
     if not cluster.HasField("connect_timeout"):
         cluster.connect_timeout.CopyFrom(seconds(10))
     with report.guard(blame, place):
@@ -185,6 +193,16 @@ def _cluster(
     if is_http(port.protocol) or port.protocol == "" or _has_common(options):
         apply_options(cluster, options)
     return cluster
+
+
+def _chooses(policy: dict[str, Any]) -> str:
+    """What of a load balancer that speaks of zones leaves them no say."""
+    balancer = policy.get("loadBalancer") or {}
+    if not is_on(balancer.get("zoneAwareLbSetting")):
+        return ""
+    if balancer.get("simple") == "PASSTHROUGH":
+        return "simple: PASSTHROUGH"
+    return "consistentHash" if balancer.get("consistentHash") is not None else ""
 
 
 def _without_secrets(policy: dict[str, Any]) -> dict[str, Any]:
@@ -365,9 +383,9 @@ def _identities(reader: Reader, row: Service) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def named_clusters(reader: Reader, service: Key, rules: tuple[Key, ...]) -> Part:
+def named_clusters(reader: Reader, service: Key, rules: tuple[Key, ...], zoned: bool) -> Part:
     """Node: clusters of a service for connections that name it by SNI: the mutual TLS of the caller
-    goes through to the endpoints."""
+    goes through to the endpoints. `zoned`: see `ClusterStyle`."""
     row: Service | None = reader.get(service)
     if row is None or row.external_name or row.resolution != "STATIC":
         return Part()
@@ -383,6 +401,7 @@ def named_clusters(reader: Reader, service: Key, rules: tuple[Key, ...]) -> Part
             )
             cluster.eds_cluster_config.service_name = name.sni
             cluster.eds_cluster_config.eds_config.CopyFrom(ads())
+            apply_zones(cluster, None, elsewhere=zoned)
             out.append(encode(reader, CDS, cluster.name, cluster, [source_key(service, row)]))
     return Part(tuple(out))
 

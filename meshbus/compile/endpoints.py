@@ -1,7 +1,7 @@
 """Endpoints: rows of discovery to cluster load assignments."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from envoy.config.core.v3 import base_pb2, health_check_pb2
@@ -282,8 +282,12 @@ def assignment(
     LocalityLbEndpoints: locality=1, lb_endpoints=2, load_balancing_weight=3, priority=5.
     """
     out = [field(1, name.encode())]
+    renamed = place if ranking is not None and ranking.zones and place and place.said else None
     for group in arranged(endpoints, ranking, place):
-        head, tail = _frame_of(group.locality, group.weight, group.priority)
+        locality = group.locality
+        if renamed is not None and locality == renamed.locality:
+            locality = renamed.said
+        head, tail = _frame_of(locality, group.weight, group.priority)
         out.append(field(2, head + b"".join(m.data for m in group.members) + tail))
     return b"".join(out)
 
@@ -302,16 +306,23 @@ def _frame_of(locality: str, weight: int, priority: int) -> tuple[bytes, bytes]:
 
 def ranks_by_place(reader: Reader, service: Key, rules: tuple[Key, ...]) -> bool:
     """Node: some endpoints of a service are ranked by where the proxy is."""
+    return any(ranking is not None for ranking in _rankings(reader, service, rules))
+
+
+def prefers_zones(reader: Reader, service: Key, rules: tuple[Key, ...]) -> bool:
+    """Node: zones decide which of some endpoints of a service are called."""
+    return any(ranking and ranking.zones for ranking in _rankings(reader, service, rules))
+
+
+def _rankings(reader: Reader, service: Key, rules: tuple[Key, ...]) -> Iterator[Ranking | None]:
     row: Service | None = reader.get(service)
     if row is None:
-        return False
+        return
     rule = reader.node(merged_rule, rules) if rules else NO_RULE
     settings = reader.node(mesh)
-    return any(
-        ranking_of(policy_in_force(rule, port.number, subset), settings, row) is not None
-        for port in row.ports
-        for subset in (None, *rule.subsets)
-    )
+    for port in row.ports:
+        for subset in (None, *rule.subsets):
+            yield ranking_of(policy_in_force(rule, port.number, subset), settings, row)
 
 
 def service_assignments(

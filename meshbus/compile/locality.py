@@ -43,6 +43,9 @@ class Place(NamedTuple):
     """Endpoints are ranked by where it is."""
     cluster: str = ""
     """Where calls to some services stay in their cluster: that of the proxy."""
+    said: str = ""
+    """Where zones decide: the locality that its Envoy takes for its own, if that is another one.
+    What is in the proxy's locality is then told to be there."""
 
 
 class Ranking(NamedTuple):
@@ -54,11 +57,17 @@ class Ranking(NamedTuple):
     """(region of callers, region that takes over)."""
     priority: tuple[str, ...]
     """`failoverPriority`: labels, or `LABEL=VALUE`."""
+    zones: bool = False
+    """Only regions are ranked: among the zones of one Envoy chooses by itself."""
 
     @property
     def weighted(self) -> bool:
         """Envoy shall keep to the weights of localities."""
-        return bool(self.distribute or self.failover or self.priority)
+        return not self.zones and bool(self.distribute or self.failover or self.priority)
+
+
+BY_REGION = Ranking((), (), (), True)
+"""Zones decide, and nothing else is said."""
 
 
 class Located(Protocol):
@@ -114,13 +123,38 @@ def topology_labels(
 # --------------------------------------------------------------------------- settings in force
 
 
+def zone_setting(
+    policy: Mapping[str, Any], settings: MeshSettings, row: Service
+) -> Mapping[str, Any] | None:
+    """`zoneAwareLbSetting` in force for a service under a traffic policy, which comes before the
+    service's trafficDistribution, and that before the mesh's; None: nobody speaks of zones.
+
+    Source: Istio, ZoneAwareLoadBalancerSetting reference.
+    """
+    balancer = policy.get("loadBalancer") or {}
+    own: Mapping[str, Any] | None = balancer.get("zoneAwareLbSetting")
+    if own is not None:
+        return own
+    if balancer.get("localityLbSetting") is not None or distribution_of(row):
+        return None
+    return settings.zone_aware_lb
+
+
+def is_on(setting: Mapping[str, Any] | None) -> bool:
+    """A setting that is written is on unless it says otherwise."""
+    return setting is not None and setting.get("enabled") is not False
+
+
 def ranking_of(policy: Mapping[str, Any], settings: MeshSettings, row: Service) -> Ranking | None:
     """How endpoints of a service are ranked under a traffic policy; None: locality is of no matter.
 
     The policy's setting comes before the service's trafficDistribution, and that before the mesh's.
     Failover needs outlier detection, for without it Envoy never notices that a locality fails;
-    trafficDistribution does without.
+    trafficDistribution does without. Where zones decide, regions are ranked in any case.
     """
+    zones = zone_setting(policy, settings, row)
+    if zones is not None and is_on(zones):
+        return Ranking((), _failover(zones), _priority(zones), True)
     own = (policy.get("loadBalancer") or {}).get("localityLbSetting")
     forced = False
     if own is not None:
@@ -139,14 +173,17 @@ def ranking_of(policy: Mapping[str, Any], settings: MeshSettings, row: Service) 
         return Ranking(distribute, (), ())
     if not forced and policy.get("outlierDetection") is None:
         return None
-    return Ranking(
-        (),
-        tuple(
-            (str(f.get("from") or ""), str(f.get("to") or ""))
-            for f in setting.get("failover") or ()
-        ),
-        tuple(str(p) for p in setting.get("failoverPriority") or ()),
+    return Ranking((), _failover(setting), _priority(setting))
+
+
+def _failover(setting: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (str(f.get("from") or ""), str(f.get("to") or "")) for f in setting.get("failover") or ()
     )
+
+
+def _priority(setting: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(p) for p in setting.get("failoverPriority") or ())
 
 
 def distribution_of(row: Service) -> tuple[str, ...]:
@@ -155,10 +192,16 @@ def distribution_of(row: Service) -> tuple[str, ...]:
 
 
 def place_of(
-    reader: Reader, locality: str, labels: Mapping[str, str], network: str, cluster: str, at: str
+    reader: Reader,
+    locality: str,
+    labels: Mapping[str, str],
+    network: str,
+    cluster: str,
+    at: str,
+    said: str = "",
 ) -> Place | None:
     """Where a proxy is; None while nothing in the mesh asks for it, so that proxies in different
-    places share everything. `at`: its address."""
+    places share everything. `at`: its address; `said`: where its Envoy thinks that it is."""
     wanted = reader.node(ranking_labels)
     known = reader.node(networks)
     reached = known.network_of(network, cluster, at) if known.gateways else ""
@@ -167,7 +210,9 @@ def place_of(
         return Place("", (), reached, False, held) if reached or held else None
     where = topology_labels(labels, locality, network, cluster)
     named = tuple(sorted((k, v) for k, v in where.items() if k in wanted))
-    return Place(locality, named, reached, cluster=held)
+    if said == locality or not reader.node(zones_decide):
+        said = ""
+    return Place(locality, named, reached, cluster=held, said=said)
 
 
 _OF_CLUSTERS = {
@@ -186,9 +231,23 @@ def stays_in_cluster(reader: Reader, host: str) -> bool:
     return found is not None and hosts[found]
 
 
+def zones_decide(reader: Reader) -> bool:
+    """Node: for some service of the mesh zones may decide which endpoints are called."""
+    if is_on(reader.node(mesh).zone_aware_lb):
+        return True
+    return any(
+        is_on((policy.get("loadBalancer") or {}).get("zoneAwareLbSetting"))
+        for entry in reader.entries(Query("cfg.destinationrules", "zones", True))
+        for policy in _policies(entry.row.spec)
+    )
+
+
 def ranking_labels(reader: Reader) -> frozenset[str] | None:
     """Node: labels that some `failoverPriority` names; None: nothing ranks by place."""
-    common = _labels_in(reader.node(mesh).locality_lb)
+    settings = reader.node(mesh)
+    common = _labels_in(settings.locality_lb)
+    if is_on(settings.zone_aware_lb):
+        common = (common or frozenset()) | _named_in(settings.zone_aware_lb or {})
     rules = reader.entries(Query("cfg.destinationrules", "ranking", True))
     services = reader.entries(Query("reg.services", "ranking", True))
     if common is None and not rules and not services:
@@ -196,8 +255,9 @@ def ranking_labels(reader: Reader) -> frozenset[str] | None:
     found = set(common or ())
     for entry in rules:
         for policy in _policies(entry.row.spec):
-            setting = (policy.get("loadBalancer") or {}).get("localityLbSetting")
-            found |= _labels_in(setting or {}) or set()
+            balancer = policy.get("loadBalancer") or {}
+            found |= _labels_in(balancer.get("localityLbSetting") or {}) or set()
+            found |= _named_in(balancer.get("zoneAwareLbSetting") or {})
     for entry in services:
         found.update(distribution_of(entry.row))
     return frozenset(found)
@@ -206,8 +266,11 @@ def ranking_labels(reader: Reader) -> frozenset[str] | None:
 def _labels_in(setting: Mapping[str, Any]) -> frozenset[str] | None:
     if setting.get("distribute"):
         return frozenset()
-    names = setting.get("failoverPriority") or ()
-    return frozenset(str(name).partition("=")[0] for name in names) or None
+    return _named_in(setting) or None
+
+
+def _named_in(setting: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(name.partition("=")[0] for name in _priority(setting))
 
 
 def _policies(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
@@ -234,7 +297,7 @@ def arranged(members: Iterable[M], ranking: Ranking | None, place: Place | None)
         held = _without_gaps(
             [part for group in held for part in _by_labels(group, ranking.priority, place)]
         )
-        if not ranking.failover:
+        if not (ranking.failover or ranking.zones):
             return held
     return _without_gaps(
         [
@@ -294,9 +357,11 @@ def _by_labels(group: Group, priority: tuple[str, ...], place: Place) -> list[Gr
 
 def _distance(group: Group, ranking: Ranking, place: Place) -> int:
     """0: the same sub-zone, 1: zone, 2: region; 3: the region that takes over, or any when none is
-    named for the proxy's; 4: the others."""
+    named for the proxy's; 4: the others. Where zones decide 0 is the whole region."""
     own, other = split_locality(place.locality), split_locality(group.locality)
     if own[0] == other[0]:
+        if ranking.zones:
+            return 0
         return 2 if own[1] != other[1] else 0 if own[2] == other[2] else 1
     for source, target in ranking.failover:
         if source == own[0]:

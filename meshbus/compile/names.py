@@ -11,6 +11,9 @@ PASSTHROUGH = "PassthroughCluster"
 AS_NAMED = "AllowAnyDynamicDNSCluster"
 """Takes requests to unknown hosts to where their names lead."""
 INBOUND_PASSTHROUGH = "InboundPassthroughCluster"
+LOCAL_CLUSTER = "local_cluster"
+"""Of the bootstrap: the instances of a proxy's own workload, of which Envoy wants to know the zones
+(`cluster_manager.local_cluster_name`)."""
 UNKNOWN = frozenset({PASSTHROUGH, AS_NAMED})
 """Clusters that let what nobody claims through."""
 MESH_GATEWAY = "mesh"

@@ -1,7 +1,7 @@
 """Compile without a server: Kubernetes documents in, one proxy's Envoy resources out."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +9,12 @@ from meshbus.api.kinds import kind_of, table_of
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import compile_proxy
-from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_instance, proxy_of_json
+from meshbus.compile.proxy_keys import (
+    SELF_DISCOVERY,
+    ProxyKeys,
+    proxy_of_instance,
+    proxy_of_json,
+)
 from meshbus.compile.registry import rows_of_objects
 from meshbus.compile.render import render_findings, render_snapshot
 from meshbus.compile.written import entries
@@ -169,6 +174,12 @@ def find_instance(world: World, name: str) -> ProxyKeys:
     raise LookupError(f"no workload {namespace}/{short}: {known}")
 
 
+def _as_started(keys: ProxyKeys) -> ProxyKeys:
+    """A proxy with what every bootstrap of ours says, unless it says otherwise."""
+    said = {SELF_DISCOVERY: "true", **dict(keys.metadata)}
+    return replace(keys, metadata=tuple(sorted(said.items())))
+
+
 def compile_documents(
     documents: Iterable[Mapping[str, Any]],
     *,
@@ -190,5 +201,5 @@ def compile_documents(
         keys = find_instance(world, workload)
     else:
         raise ValueError("a workload or a proxy is needed")
-    snapshot = Engine(world).get(compile_proxy, keys)
+    snapshot = Engine(world).get(compile_proxy, _as_started(keys))
     return Compiled(render_snapshot(snapshot), render_findings(snapshot.findings))

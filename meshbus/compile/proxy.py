@@ -94,6 +94,7 @@ from meshbus.compile.sidecars import sidecar_of, unknown_traffic, viewer_of
 from meshbus.compile.socket_listeners import socket_listeners, socket_routes, sockets_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
 from meshbus.compile.virtual_hosts import View, http_proxy_routes, source_selectors
+from meshbus.compile.zones import kind_of, own_kind, zones_concern
 
 Resources = Mapping[str, Resource]
 
@@ -315,9 +316,24 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
     """The plan without EnvoyFilters; `patched`: types that they are about."""
     view = outbound_view(reader, proxy, patched)
     at = proxy.ips[0] if proxy.ips else ""
-    place = place_of(reader, proxy.locality, proxy.label_map, proxy.network, proxy.cluster, at)
+    place = place_of(
+        reader,
+        proxy.locality,
+        proxy.label_map,
+        proxy.network,
+        proxy.cluster,
+        at,
+        proxy.node_locality,
+    )
+    kind = None
+    if place is not None and proxy.has_local_cluster and reader.node(zones_concern, view):
+        kind = kind_of(reader, proxy, place)
+    zoned = kind is not None
+    peers = () if kind is None else (Ask(own_kind, (kind,)),)
     keep_case = view.headers.keep_case
-    style = ClusterStyle(proxy.type == ROUTER, proxy.captured, proxy.families, place, keep_case)
+    style = ClusterStyle(
+        proxy.type == ROUTER, proxy.captured, proxy.families, place, keep_case, zoned
+    )
     clusters = Ask(outbound_clusters, (view, style))
     endpoints = Ask(outbound_assignments, (view, proxy.captured, place))
     labels = reader.node(labels_that_count, proxy.namespace, proxy.labels)
@@ -329,8 +345,8 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
         network = reader.node(networks).network_of(proxy.network, proxy.cluster, at)
         return Plan(
             (
-                (CDS, (clusters, Ask(router_clusters, (router, view)))),
-                (EDS, (endpoints, Ask(router_assignments, (router, view, network)))),
+                (CDS, (clusters, Ask(router_clusters, (router, view, zoned)))),
+                (EDS, (endpoints, Ask(router_assignments, (router, view, network)), *peers)),
                 (LDS, (Ask(listeners_of_router, served),)),
                 (RDS, (Ask(routes_of_router, served),)),
                 (ECDS, (filters,)),
@@ -389,7 +405,7 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
     return Plan(
         (
             (CDS, own),
-            (EDS, (endpoints,)),
+            (EDS, (endpoints, *peers)),
             (LDS, listeners),
             (RDS, routes),
             *hosts,

@@ -10,6 +10,10 @@ from meshbus.compile.families import IPV4, Families, families_of
 from meshbus.model.rows import WorkloadInstance, WorkloadPort
 
 PROXY_CONFIG = "proxy.istio.io/config"
+SELF_DISCOVERY = "ENABLE_SELF_DISCOVERY"
+"""Metadata, as Istio's: "true" where the bootstrap has `LOCAL_CLUSTER`."""
+NODE_LOCALITY = "NODE_LOCALITY"
+"""Metadata: `node.locality`, what a proxy's Envoy takes for its own."""
 SIDECAR = "sidecar"
 ROUTER = "router"
 CAPTURE_REDIRECT = "redirect"
@@ -71,6 +75,17 @@ class ProxyKeys:
     def unprivileged(self) -> bool:
         """It may not bind ports below `FIRST_UNPRIVILEGED`."""
         return dict(self.metadata).get("UNPRIVILEGED_POD", "").lower() == "true"
+
+    @property
+    def has_local_cluster(self) -> bool:
+        """Its bootstrap has `LOCAL_CLUSTER`."""
+        return (SELF_DISCOVERY, "true") in self.metadata
+
+    @property
+    def node_locality(self) -> str:
+        """Where its Envoy thinks that it is: the bootstrap of a pod is written before its node is
+        known. Empty: it is not known, or nowhere."""
+        return dict(self.metadata).get(NODE_LOCALITY, "")
 
     @property
     def speaks_grpc(self) -> bool:

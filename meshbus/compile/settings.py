@@ -85,6 +85,8 @@ class MeshSettings:
     """`proxyInboundListenPort`."""
     locality_lb: dict[str, Any] = field(default_factory=dict)
     """`localityLbSetting`: failover by region is on unless `enabled` is false."""
+    zone_aware_lb: dict[str, Any] | None = field(default=None)
+    """`zoneAwareLbSetting`, which is on unless `enabled` is false; None: it is not written."""
     mesh_tls: TlsLimits = NO_LIMITS
     """`meshMTLS`: servers of mutual TLS between proxies."""
     tls_defaults: TlsLimits = NO_LIMITS
@@ -171,6 +173,7 @@ def settings_of(spec: dict[str, Any]) -> MeshSettings:
         outbound_port=_port(spec.get("proxyListenPort")) or default.outbound_port,
         inbound_port=_port(spec.get("proxyInboundListenPort")) or default.inbound_port,
         locality_lb=_record(spec, "localityLbSetting"),
+        zone_aware_lb=_written(spec, "zoneAwareLbSetting"),
         mesh_tls=limits_of(_record(spec, "meshMTLS")),
         tls_defaults=limits_of(_record(spec, "tlsDefaults")),
         federated=_federated(spec),

@@ -20,6 +20,7 @@ from meshbus.compile.credentials import SecretNeed, united
 from meshbus.compile.endpoints import (
     crosses_networks,
     named_assignments,
+    prefers_zones,
     ranks_by_place,
     service_assignments,
 )
@@ -137,6 +138,8 @@ def _place_for(reader: Reader, member: Reached, place: Place | None) -> Place | 
         place = place._replace(network="")
     if not (place.cluster and reader.node(stays_in_cluster, member.host)):
         place = place._replace(cluster="")
+    if place.said and not reader.node(prefers_zones, member.service, member.rules):
+        place = place._replace(said="")
     if place.ranked and reader.node(ranks_by_place, member.service, member.rules):
         return place
     if not place.network and not place.cluster:
@@ -153,7 +156,8 @@ def _takes_endpoints(row: Service, captured: bool) -> bool:
 def joined_clusters(reader: Reader, reached: tuple[Reach, ...], style: ClusterStyle) -> SharedPart:
     """Node: clusters of all that is reached, and the fixed ones."""
     parts = [reader.node(reach_clusters, reach, style) for reach in reached]
-    return merged([reader.node(fixed_clusters, style._replace(place=None)), *parts])
+    fixed = style._replace(place=None, zoned=False)
+    return merged([reader.node(fixed_clusters, fixed), *parts])
 
 
 def joined_assignments(
@@ -257,14 +261,14 @@ def routes_of_router(
     return merged(reader.node(router_routes, router, view, binds))
 
 
-def router_clusters(reader: Reader, router: Router, view: View) -> SharedPart:
+def router_clusters(reader: Reader, router: Router, view: View, zoned: bool) -> SharedPart:
     """Node: clusters of a router for connections that name a service by SNI; and what is wrong with
-    the secrets of its clusters."""
+    the secrets of its clusters. `zoned`: see `ClusterStyle`."""
     findings = Part((), reader.node(cluster_secrets, view, True).findings)
     if not reader.node(passes_by_name, router):
         return merged([findings]) if findings.findings else NO_PART
     named = [
-        reader.node(named_clusters, m.service, m.rules)
+        reader.node(named_clusters, m.service, m.rules, zoned)
         for reach in reader.node(reaches, view)
         for m in reach.members
     ]

@@ -1,5 +1,6 @@
 """DestinationRule: the policy in force for one port and subset, and what it makes of a cluster."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2, outlier_detection_pb2
@@ -15,7 +16,7 @@ from meshbus.api.health_check import HEALTH_CHECK
 from meshbus.api.sticky_session import STICKY_SESSION
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, NotCompiledError, Report
-from meshbus.compile.locality import Ranking
+from meshbus.compile.locality import Ranking, is_on
 from meshbus.compile.names import HTTP2, is_http
 from meshbus.compile.resources import field as encoded_field
 from meshbus.compile.settings import MeshSettings
@@ -400,6 +401,46 @@ def apply_locality(cluster: cluster_pb2.Cluster, ranking: Ranking | None) -> Non
     """
     if ranking is not None and ranking.weighted:
         cluster.common_lb_config.locality_weighted_lb_config.SetInParent()
+
+
+_BY_ZONES = frozenset(
+    {
+        cluster_pb2.Cluster.LEAST_REQUEST,
+        cluster_pb2.Cluster.ROUND_ROBIN,
+        cluster_pb2.Cluster.RANDOM,
+    }
+)
+"""Load balancers of Envoy that heed zones."""
+_WITH_LOCALITIES = frozenset({cluster_pb2.Cluster.EDS, cluster_pb2.Cluster.STRICT_DNS})
+
+
+def apply_zones(
+    cluster: cluster_pb2.Cluster, setting: Mapping[str, Any] | None, *, elsewhere: bool
+) -> bool:
+    """Prefer the zone of the proxy, as far as its endpoints have their share of all calls.
+
+    Envoy does so wherever it knows the zones of its own kind and nothing says that it shall not.
+
+    Args:
+        setting: `zoneAwareLbSetting` in force; None: nothing is said.
+        elsewhere: Other clusters of the proxy heed zones.
+    Returns:
+        False: it cannot, for the load balancer chooses in another way.
+    Source: envoy.config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig; Istio,
+    ZoneAwareLoadBalancerSetting reference.
+    """
+    common = cluster.common_lb_config
+    if cluster.lb_policy not in _BY_ZONES or cluster.type not in _WITH_LOCALITIES:
+        return not is_on(setting)
+    if is_on(setting):
+        zones = common.zone_aware_lb_config
+        zones.SetInParent()
+        least = (setting or {}).get("minClusterSize")
+        if least is not None:
+            zones.min_cluster_size.value = int(least)
+    elif (setting is not None or elsewhere) and not common.HasField("locality_weighted_lb_config"):
+        common.zone_aware_lb_config.routing_enabled.SetInParent()
+    return True
 
 
 def apply_load_balancer(

@@ -9,6 +9,8 @@ Source: https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filt
 from collections.abc import Mapping
 from typing import Any
 
+from meshbus.compile.names import LOCAL_CLUSTER
+
 TYPE = "type.googleapis.com/"
 GATEWAY = "xds-gateway"
 """Name of the cluster that everything else comes from."""
@@ -34,6 +36,27 @@ def over_ads(base: str, most: str) -> dict[str, Any]:
             "set_node_on_first_message_only": True,
             "grpc_services": [{"envoy_grpc": gateway}],
         },
+    }
+
+
+def zones_of_own_kind() -> dict[str, Any]:
+    """`cluster_manager`: Envoy prefers endpoints of its zone as far as it knows in which zones its
+    like are.
+
+    Source: https://www.envoyproxy.io/docs/envoy/latest/faq/configuration/zone_aware_routing
+    """
+    return {"local_cluster_name": LOCAL_CLUSTER}
+
+
+def local_cluster() -> dict[str, Any]:
+    """The instances of the proxy's own workload, which nobody calls: the gateway says that there
+    are none as long as no rule speaks of zones. Envoy takes it from the bootstrap alone."""
+    source = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
+    return {
+        "name": LOCAL_CLUSTER,
+        "type": "EDS",
+        "connect_timeout": "1s",
+        "eds_cluster_config": {"eds_config": source},
     }
 
 

@@ -12,20 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from meshbus.compile.proxy_keys import SELF_DISCOVERY
 from meshbus.inject.ads import (
     ROOTS,
     TYPE,
     connection_limit,
     from_file,
     gateway_cluster,
+    local_cluster,
     over_ads,
     roots_secret,
     runtime_layer,
     token_secret,
+    zones_of_own_kind,
 )
 from meshbus.inject.reports import NO_REPORTS, Reports
 from meshbus.inject.status_listener import Prober, Scrape, status_resources
 
+OWN_ZONE = "own"
+"""`node.locality.zone` of pods."""
 FOLDER = "/etc/istio/proxy"
 """Where the ConfigMap is mounted."""
 ROOTS_FOLDER = "/var/run/secrets/istio"
@@ -55,6 +60,11 @@ def bootstrap_files(folder: str = FOLDER) -> dict[str, str]:
 
 def _shared_bootstrap() -> dict[str, Any]:
     return {
+        # Where its node is nobody knows before the pod has one: the gateway, which does, tells what
+        # is in the same locality by this name.
+        "node": {"locality": {"zone": OWN_ZONE}, "metadata": {SELF_DISCOVERY: "true"}},
+        "cluster_manager": zones_of_own_kind(),
+        "static_resources": {"clusters": [local_cluster()]},
         "dynamic_resources": over_ads("0.5s", "15s"),
         "layered_runtime": {"layers": [runtime_layer()]},
         "overload_manager": connection_limit(),

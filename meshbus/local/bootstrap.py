@@ -8,16 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meshbus.compile.proxy_keys import SELF_DISCOVERY
 from meshbus.inject.ads import (
     ROOTS,
     TYPE,
     connection_limit,
     from_file,
     gateway_cluster,
+    local_cluster,
     over_ads,
     roots_secret,
     runtime_layer,
     token_secret,
+    zones_of_own_kind,
 )
 from meshbus.local.proxy_start import NO_START, ProxyStart
 
@@ -76,6 +79,7 @@ def envoy_bootstrap(
             "cluster": f"{identity.workload}.{identity.namespace}",
             "locality": {"region": region, "zone": zone, "sub_zone": sub_zone},
             "metadata": {
+                SELF_DISCOVERY: "true",
                 **start.metadata,
                 "NAME": identity.name,
                 "NAMESPACE": identity.namespace,
@@ -92,7 +96,10 @@ def envoy_bootstrap(
             "ignore_global_conn_limit": True,
         },
         "dynamic_resources": over_ads("0.1s", "5s"),
-        "static_resources": {"clusters": [_gateway_cluster(gateway, gateway_name, folder)]},
+        "cluster_manager": zones_of_own_kind(),
+        "static_resources": {
+            "clusters": [_gateway_cluster(gateway, gateway_name, folder), local_cluster()]
+        },
         "layered_runtime": {
             "layers": [
                 runtime_layer(),

@@ -6,7 +6,7 @@ an incremental reader needs to know.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from meshbus.model.keys import Key
@@ -89,14 +89,32 @@ def _by_ranking(key: Key, row: Row) -> Iterable[Hashable]:
     """True for rules and services that rank endpoints by where the caller is."""
     if isinstance(row, Service):
         return (True,) if row.annotations.get(TRAFFIC_DISTRIBUTION) else ()
+    for policy in _traffic_policies(row):
+        balancer = policy.get("loadBalancer") or {}
+        if policy.get("outlierDetection") is not None or _BY_PLACE & balancer.keys():
+            return (True,)
+    return ()
+
+
+_BY_PLACE = frozenset({"localityLbSetting", "zoneAwareLbSetting"})
+
+
+def _by_zones(key: Key, row: Row) -> Iterable[Hashable]:
+    """True for rules that say whether zones decide which endpoints are called."""
+    zones = any(
+        "zoneAwareLbSetting" in (policy.get("loadBalancer") or {})
+        for policy in _traffic_policies(row)
+    )
+    return (True,) if zones else ()
+
+
+def _traffic_policies(row: Row) -> Iterator[dict[str, Any]]:
+    """Those of a DestinationRule, its subsets and its ports."""
     assert isinstance(row, ConfigObject)
     for holder in (row.spec, *_records(row.spec.get("subsets"))):
-        policy = holder.get("trafficPolicy")
-        for part in (*_records([policy]), *_records((policy or {}).get("portLevelSettings"))):
-            balancer = part.get("loadBalancer") or {}
-            if part.get("outlierDetection") is not None or "localityLbSetting" in balancer:
-                return (True,)
-    return ()
+        for policy in _records([holder.get("trafficPolicy")]):
+            yield policy
+            yield from _records(policy.get("portLevelSettings"))
 
 
 def _by_network(key: Key, row: Row) -> Iterable[Hashable]:
@@ -124,7 +142,7 @@ INDEXES: dict[str, dict[str, Callable[[Key, Row], Iterable[Hashable]]]] = {
     "jwks.keys": {"source": _by_source},
     "cfg.endpointslices": {"service": _by_service_name},
     "cfg.virtualservices": {"host": _hosts_of},
-    "cfg.destinationrules": {"host": _hosts_of, "ranking": _by_ranking},
+    "cfg.destinationrules": {"host": _hosts_of, "ranking": _by_ranking, "zones": _by_zones},
     "cfg.serviceentries": {"host": _hosts_of},
 }
 """Indexes by table and name, besides `key`, `all` and `namespace`, which every table has."""

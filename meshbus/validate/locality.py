@@ -1,13 +1,18 @@
-"""Rules of load balancing by locality.
+"""Rules of load balancing by locality, and by zone.
 
 Source: https://istio.io/latest/docs/reference/config/networking/destination-rule/#LocalityLoadBalancerSetting
+and #ZoneAwareLoadBalancerSetting
 """
 
 from collections.abc import Iterable, Sequence
 
 from msgspec import UnsetType
 
-from meshbus.api.networking.destination_rule import LocalityFailover, LocalityLoadBalancerSetting
+from meshbus.api.networking.destination_rule import (
+    LocalityFailover,
+    LocalityLoadBalancerSetting,
+    ZoneAwareLbSetting,
+)
 from meshbus.validate.malformed import independent
 from meshbus.validate.report import Findings
 
@@ -42,13 +47,29 @@ def check_locality(
             out.error(at, f"total locality weight {sum(share.to.values())} != 100")
         _check_localities(share.to, at, out)
     _check_localities([share.from_ for share in setting.distribute], f"{path}.distribute", out)
-    check_failover(setting.failover, f"{path}.failover", out)
+    _check_failover(setting.failover, f"{path}.failover", out)
     if (setting.failover or setting.failover_priority) and not outliers:
         out.warn(path, "outlier detection policy must be provided for failover")
 
 
 @independent
-def check_failover(failover: Sequence[LocalityFailover], path: str, out: Findings) -> None:
+def check_zones(
+    setting: ZoneAwareLbSetting | UnsetType, path: str, out: Findings, *, outliers: bool
+) -> None:
+    """Load balancing by zone; `outliers` says whether failing hosts are detected."""
+    if isinstance(setting, UnsetType):
+        return
+    for index, label in enumerate(setting.failover_priority):
+        if label.partition("=")[0] in _TOPOLOGY:
+            message = f"{label}: regions and zones are told apart in any case"
+            out.error(f"{path}.failoverPriority[{index}]", message, "Conflict")
+    _check_failover(setting.failover, f"{path}.failover", out)
+    if (setting.failover or setting.failover_priority) and not outliers:
+        out.warn(path, "outlier detection policy must be provided for failover")
+
+
+@independent
+def _check_failover(failover: Sequence[LocalityFailover], path: str, out: Findings) -> None:
     """The order of regions."""
     for index, step in enumerate(failover):
         at = f"{path}[{index}]"

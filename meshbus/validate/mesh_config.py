@@ -14,7 +14,7 @@ from meshbus.api.tls import CURVES
 from meshbus.validate.client_tls import check_client_tls
 from meshbus.validate.durations import duration_problem
 from meshbus.validate.http_route import check_retry
-from meshbus.validate.locality import check_locality
+from meshbus.validate.locality import check_locality, check_zones
 from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import fqdn_problem, is_ip, is_label, wildcard_domain_problem
@@ -41,6 +41,7 @@ def check(spec: MeshConfig, name: ObjectName, out: Findings) -> None:
     if not isinstance(spec.default_config, UnsetType):
         check_proxy(spec.default_config, "spec.defaultConfig", out)
     check_locality(spec.locality_lb_setting, "spec.localityLbSetting", out, outliers=True)
+    check_zones(spec.zone_aware_lb_setting, "spec.zoneAwareLbSetting", out, outliers=True)
     for index, setting in enumerate(spec.service_settings):
         for number, host in enumerate(setting.hosts):
             if problem := wildcard_domain_problem(host):

@@ -53,6 +53,7 @@ CARRIED_OUT = frozenset(
         "defaultConfig",
         "extensionProviders",
         "localityLbSetting",
+        "zoneAwareLbSetting",
         "meshMTLS",
         "caCertificates",
         "tlsDefaults",

@@ -63,12 +63,7 @@ _NOT_FOR_ALL = (
 )
 """What MeshConfig.defaultTrafficPolicy must not have: validation refuses it."""
 _NEITHER = "is not carried out by Istio 1.4 either"
-_POLICIES = ("spec.trafficPolicy", "spec.subsets[].trafficPolicy")
 _FIELDS: dict[str, tuple[str, ...]] = {
-    "DestinationRule": (
-        *(f"{policy}.loadBalancer.zoneAwareLbSetting" for policy in _POLICIES),
-        *(f"{policy}.portLevelSettings[].loadBalancer.zoneAwareLbSetting" for policy in _POLICIES),
-    ),
     "EnvoyFilter": (
         "spec.configPatches[].match.waypoint",
         "spec.filters[].listenerMatch.portNamePrefix",
@@ -142,7 +137,6 @@ _SAYS_NOTHING: dict[str, dict[str, str]] = {
 """What changes nothing, here or there: to be warned of."""
 _WHERE = {"spec.image": "outside Kubernetes"}
 _FOR_GATEWAYS = "is for gateways and selected workloads: name files"
-_NEEDS_LOCAL_CLUSTER = "needs a cluster of the proxy's own service in its bootstrap"
 
 
 class Limit(NamedTuple):
@@ -170,8 +164,6 @@ def limits_of(info: KindInfo) -> list[Limit] | None:
 
 
 def _reason(pattern: str) -> str:
-    if pattern.endswith(".zoneAwareLbSetting"):
-        return _NEEDS_LOCAL_CLUSTER
     if pattern == "spec.outboundTrafficPolicy.tls.credentialName":
         return _FOR_GATEWAYS
     if pattern.startswith("spec.defaultTrafficPolicy."):

@@ -22,7 +22,7 @@ from meshbus.api.networking.destination_rule import (
 )
 from meshbus.validate.client_tls import check_client_tls
 from meshbus.validate.durations import duration_problem
-from meshbus.validate.locality import check_failover, check_locality
+from meshbus.validate.locality import check_locality, check_zones
 from meshbus.validate.malformed import independent
 from meshbus.validate.names import fqdn_problem, is_ip
 from meshbus.validate.report import Findings
@@ -188,11 +188,10 @@ def _check_load_balancer(
     locality = f"{path}.localityLbSetting"
     check_locality(balancer.locality_lb_setting, locality, out, outliers=outliers)
     zones = balancer.zone_aware_lb_setting
-    if not isinstance(zones, UnsetType):
-        check_failover(zones.failover, f"{path}.zoneAwareLbSetting.failover", out)
-        if not isinstance(balancer.locality_lb_setting, UnsetType):
-            message = "only one of localityLbSetting or zoneAwareLbSetting can be set"
-            out.error(path, message, "Conflict")
+    check_zones(zones, f"{path}.zoneAwareLbSetting", out, outliers=outliers)
+    if not (isinstance(zones, UnsetType) or isinstance(balancer.locality_lb_setting, UnsetType)):
+        message = "only one of localityLbSetting or zoneAwareLbSetting can be set"
+        out.error(path, message, "Conflict")
     if not isinstance(balancer.warmup, UnsetType):
         _check_duration(balancer.warmup.duration, f"{path}.warmup.duration", out)
         if not isinstance(balancer.warmup_duration_secs, UnsetType):

@@ -14,6 +14,7 @@ from meshbus.api.networking.destination_rule import (
     LocalityLoadBalancerSetting,
     TcpKeepalive,
     TrafficPolicy,
+    ZoneAwareLbSetting,
 )
 from meshbus.api.networking.virtual_service import HTTPRetry
 from meshbus.api.shape import AnyDuration, Free, Int32, Maybe, Shape, UInt32
@@ -169,6 +170,8 @@ class MeshConfig(Shape, frozen=True, kw_only=True):
     """Namespace whose policies concern the whole mesh."""
     locality_lb_setting: Maybe[LocalityLoadBalancerSetting] = UNSET
     """Load balancing by locality."""
+    zone_aware_lb_setting: Maybe[ZoneAwareLbSetting] = UNSET
+    """Load balancing by zone; before `localityLbSetting` where it is on."""
     dns_refresh_rate: Maybe[AnyDuration] = UNSET
     """Time between DNS lookups."""
     h2_upgrade_policy: Literal["DO_NOT_UPGRADE", "UPGRADE"] = "DO_NOT_UPGRADE"

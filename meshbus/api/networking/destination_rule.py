@@ -196,16 +196,17 @@ class LocalityLoadBalancerSetting(Shape, frozen=True, kw_only=True):
 
 
 class ZoneAwareLbSetting(Shape, frozen=True, kw_only=True):
-    """Load balancing that prefers the own zone as far as its capacity goes."""
+    """Load balancing that prefers the own zone as far as its capacity goes. The own region comes
+    before the others."""
 
     enabled: bool | None = None
-    """Whether it is on."""
+    """Whether it is on; it is if this is unset. Overrides the mesh config."""
     failover: list[LocalityFailover] = []
-    """Order of regions."""
+    """Order of the other regions."""
     failover_priority: list[str] = []
-    """Labels by which hosts are ranked."""
+    """Labels by which hosts are ranked first: the more of them equal, the better."""
     min_cluster_size: UInt32 | None = None
-    """Hosts that a service must have."""
+    """Hosts that a service must have in the region; 6 if unset."""
 
 
 class WarmupConfiguration(Shape, frozen=True, kw_only=True):
@@ -235,7 +236,7 @@ class LoadBalancerSettings(Shape, frozen=True, kw_only=True):
     locality_lb_setting: Maybe[LocalityLoadBalancerSetting] = UNSET
     """By locality; overrides the mesh config."""
     zone_aware_lb_setting: Maybe[ZoneAwareLbSetting] = UNSET
-    """By zone."""
+    """By zone; overrides the mesh config."""
     warmup_duration_secs: Maybe[AnyDuration] = UNSET
     """Use `warmup`."""
     warmup: Maybe[WarmupConfiguration] = UNSET

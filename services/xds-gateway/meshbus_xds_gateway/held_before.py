@@ -12,6 +12,7 @@ from typing import Any
 from envoy.service.discovery.v3 import discovery_pb2
 
 from meshbus.compile.layers import Layer, remembered
+from meshbus.compile.names import LOCAL_CLUSTER
 from meshbus_xds_gateway.by_name import UnknownContent
 from meshbus_xds_gateway.content import Content, NameSet, content_of, names_of
 
@@ -113,17 +114,24 @@ def held_by(type_url: str, wanted: Content, known: Mapping[str, str]) -> Content
 
 
 def covered_by(wanted: Content, known: Mapping[str, str], names: NameSet) -> NameSet:
-    """Those of the names of which a client has what it should have."""
+    """Those of the names of which a client has what it should have. An Envoy asks for clusters once
+    it knows about its own kind: who has endpoints of some was told before that there is none."""
+    alone = LOCAL_CLUSTER in names and LOCAL_CLUSTER not in wanted
 
     def compare() -> NameSet:
         kept = []
         for name in names:
             resource = wanted.get(name)
-            if resource is not None and known.get(name) == resource.version:
+            if resource is None:
+                had = alone and name == LOCAL_CLUSTER and name not in known
+            else:
+                had = known.get(name) == resource.version
+            if had:
                 kept.append(name)
         return names if len(kept) == len(names) else names_of(kept)
 
     upload = _as_uploaded(known)
-    if len(names) == len(wanted) and upload.are_those_of(wanted) and names == wanted.names():
+    same = len(names) == len(wanted) + alone and upload.are_those_of(wanted)
+    if same and names >= wanted.names():
         return names
     return remembered(wanted.derived, "covered", (upload, names), compare)

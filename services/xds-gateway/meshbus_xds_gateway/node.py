@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from google.protobuf.json_format import MessageToDict
 
 from meshbus.compile.bootstrap_patches import MARK, NO_PATCHES
-from meshbus.compile.proxy_keys import ProxyKeys, proxy_of_json
+from meshbus.compile.proxy_keys import NODE_LOCALITY, ProxyKeys, proxy_of_json
 from meshbus.model.rows import Trust
 from meshbus.runtime.workload_tokens import TokenError, check_token
 
@@ -68,6 +68,8 @@ class Node(NamedTuple):
     version: str
     """Of Envoy."""
     metadata: dict[str, Any]
+    locality: str = ""
+    """`region/zone/subzone`, what its Envoy takes for its own."""
 
 
 def node_of(node: Any) -> Node:
@@ -89,7 +91,9 @@ def node_of(node: Any) -> Node:
     built = node.user_agent_build_version.version
     version = f"{built.major_number}.{built.minor_number}.{built.patch}"
     metadata = MessageToDict(node.metadata)
-    return Node(kind, address, instance, namespace, version, metadata)
+    where = (node.locality.region, node.locality.zone, node.locality.sub_zone)
+    locality = "/".join(where).rstrip("/")
+    return Node(kind, address, instance, namespace, version, metadata, locality)
 
 
 def asks_safely(version: str) -> bool:
@@ -152,14 +156,16 @@ def check_node(node: Node, identity: Identity) -> None:
 
 
 def metadata_of(node: Node) -> tuple[tuple[str, str], ...]:
-    """What EnvoyFilters match of a proxy's metadata: texts. It is the proxy's own word, which
-    decides over its own configuration alone."""
+    """What EnvoyFilters match of a proxy's metadata: texts; and where it says that it is. It is the
+    proxy's own word, which decides over its own configuration alone."""
     # Thousands of proxies say the same words.
     texts = {
         intern(name): intern(value)
         for name, value in node.metadata.items()
         if isinstance(value, str)
     }
+    if node.locality:
+        texts[NODE_LOCALITY] = intern(node.locality)
     return tuple(sorted({MARK: NO_PATCHES, **texts}.items()))
 
 
@@ -183,6 +189,7 @@ def keys_of_node(node: Node) -> ProxyKeys:
         "ips": addresses,
         "cluster": metadata.get("CLUSTER_ID") or "",
         "network": metadata.get("NETWORK") or "",
+        "locality": node.locality,
         "metadata": {
             **dict(metadata_of(node)),
             "WORKLOAD_NAME": metadata.get("WORKLOAD_NAME") or node.instance,

@@ -56,6 +56,13 @@ def test_what_is_held_is_what_was_uploaded(data: st.DataObject) -> None:
         }
 
 
+def test_who_comes_back_is_not_told_again_that_there_is_nobody_of_its_kind() -> None:
+    names = names_of((*NOW, "local_cluster"))
+    assert covered_by(WANTED, uploaded(NOW, list(NOW)), names) is names
+    fewer = {name: NOW[name] for name in SHARED}
+    assert covered_by(WANTED, uploaded(fewer, list(fewer)), names) == {*SHARED, "local_cluster"}
+
+
 def test_nothing_is_held_of_nothing() -> None:
     nothing = Content(())
     assert held_by(CDS, nothing, {}) is nothing

@@ -73,7 +73,7 @@ def mesh(spec: dict[str, Any]) -> dict[str, Any]:
                     ],
                 },
             ),
-            ["spec.subsets[0].trafficPolicy.loadBalancer.zoneAwareLbSetting"],
+            [],
         ),
         (istio("Sidecar", {"egress": [{"hosts": ["./*"]}]}), []),
         (
