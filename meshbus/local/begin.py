@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -13,7 +14,6 @@ from meshbus.local import netns
 from meshbus.local.addresses import (
     BRIDGE_RANGE,
     LOOPBACK_RANGE,
-    can_bind,
     choose_block,
     choose_block6,
     choose_port,
@@ -40,11 +40,37 @@ POLL_S = 0.05
 PORT_NAMES = ("api", "bus", "xds", "policy", "telemetry", "dns")
 
 
-def prepare(home: Home, capture: str) -> HomeState:
+class Addresses(Protocol):
+    """Addresses of a machine."""
+
+    def is_free(self, port: int, host: str) -> bool:
+        """Whether a server could listen there now; port 0: whether it is an address at all."""
+
+    def can_add(self) -> bool:
+        """Whether this process may give the machine further ones."""
+
+
+class OwnAddresses:
+    """Those of this machine."""
+
+    def is_free(self, port: int, host: str) -> bool:
+        """By listening there."""
+        return port_is_free(port, host)
+
+    def can_add(self) -> bool:
+        """As root, with `ip` of iproute2."""
+        return os.geteuid() == 0 and shutil.which("ip") is not None
+
+
+_OWN_ADDRESSES = OwnAddresses()
+
+
+def prepare(home: Home, capture: str, addresses: Addresses = _OWN_ADDRESSES) -> HomeState:
     """Make a home ready to be run, or check one that runs.
 
     Args:
         capture: `proxy` or `netns`; empty: as before, `proxy` the first time.
+        addresses: What the machine has.
     Raises:
         HomeError: What hinders, and what to do about it.
     """
@@ -62,11 +88,11 @@ def prepare(home: Home, capture: str) -> HomeState:
         assert state is not None
         _runs_as_asked(home, state, mode, settings.ip_families)
         return state
-    families = _families(home, settings.ip_families, mode)
+    families = _families(home, settings.ip_families, mode, addresses)
     if state is None or state.capture != mode or state.families != families:
         state = _new_state(home, state, mode, families)
     if mode == "proxy" and IPV6 in families:
-        _check_loopback(home, state)
+        _check_loopback(home, state, addresses)
     busy = {record.name for record in Records(home.records).all() if runs(record)}
     if before is not None and (before.capture, before.families) != (state.capture, state.families):
         if busy:
@@ -76,7 +102,7 @@ def prepare(home: Home, capture: str) -> HomeState:
             )
         _forget_proxies(home)
     hosts = network_of(state).loopbacks
-    ports = _ports(settings, state, hosts, running=bool(busy))
+    ports = _ports(settings, state, hosts, addresses, running=bool(busy))
     state = msgspec.structs.replace(state, ports=ports)
     home.keep_state(state)
     write_bus_seeds(home)
@@ -104,12 +130,12 @@ def _runs_as_asked(home: Home, state: HomeState, mode: str, families: list[Famil
         )
 
 
-def _families(home: Home, wanted: list[Family], mode: str) -> list[Family]:
+def _families(home: Home, wanted: list[Family], mode: str, addresses: Addresses) -> list[Family]:
     """The families of a home: those of its settings, as far as the machine has them."""
-    if not wanted and mode == "netns" and can_bind(LOOPBACK[IPV6]):
+    if not wanted and mode == "netns" and addresses.is_free(0, LOOPBACK[IPV6]):
         return [IPV4, IPV6]
     for family in wanted:
-        if not can_bind(LOOPBACK[family]):
+        if not addresses.is_free(0, LOOPBACK[family]):
             raise HomeError(
                 f"{home.settings_file}: ipFamilies: this machine has no {family} "
                 f"(nothing can listen on {LOOPBACK[family]}): leave it out, or switch it on"
@@ -117,12 +143,12 @@ def _families(home: Home, wanted: list[Family], mode: str) -> list[Family]:
     return wanted or [IPV4]
 
 
-def _check_loopback(home: Home, state: HomeState) -> None:
+def _check_loopback(home: Home, state: HomeState, addresses: Addresses) -> None:
     """IPv6 addresses of instances are there, or can be added."""
     first = network_of(state).instance(0)
-    if os.geteuid() == 0 and shutil.which("ip"):
+    if addresses.can_add():
         return
-    missing = [a for a in (*first.inbound, first.application) if not can_bind(a)]
+    missing = [a for a in (*first.inbound, first.application) if not addresses.is_free(0, a)]
     if missing:
         raise HomeError(
             f"{home.settings_file}: ipFamilies: IPv6 with --capture proxy needs addresses of its "
@@ -151,7 +177,12 @@ def _new_state(
 
 
 def _ports(
-    settings: HomeSettings, state: HomeState, hosts: Sequence[str], *, running: bool
+    settings: HomeSettings,
+    state: HomeState,
+    hosts: Sequence[str],
+    addresses: Addresses,
+    *,
+    running: bool,
 ) -> dict[str, int]:
     """The ports of a home. One that is fixed and taken by somebody is an error; one that was
     chosen before and is taken now is chosen again.
@@ -161,7 +192,7 @@ def _ports(
     """
 
     def free(port: int) -> bool:
-        return all(port_is_free(port, host) for host in hosts)
+        return all(addresses.is_free(port, host) for host in hosts)
 
     ports: dict[str, int] = {}
     for name in PORT_NAMES:

@@ -1,57 +1,78 @@
 """From settings of a home to what it is made of."""
 
+import socket
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from meshbus.local import begin
+from meshbus.local.begin import OwnAddresses, prepare
 from meshbus.local.home import Home, HomeError
 from meshbus.local.network import network_of
 
 
+class Machine(NamedTuple):
+    """A machine with some addresses, all ports of which are free."""
+
+    present: tuple[str, ...]
+    may_add: bool = False
+
+    def is_free(self, port: int, host: str) -> bool:
+        return host in self.present
+
+    def can_add(self) -> bool:
+        return self.may_add
+
+
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    for finder in ("find_nats_server", "find_envoy"):
-        monkeypatch.setattr(begin, finder, lambda: "found")
+def home(tmp_path: Path) -> Home:
     made = Home(tmp_path / "h")
     made.create()
     return made
 
 
-def addresses(monkeypatch: pytest.MonkeyPatch, *present: str) -> None:
-    """The machine has these addresses."""
-    monkeypatch.setattr(begin, "can_bind", lambda address: address in present)
-    monkeypatch.setattr(begin, "port_is_free", lambda port, host="": host in ("", *present))
-
-
-def test_families_are_those_of_the_settings(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses(monkeypatch, "127.0.0.1", "::1")
-    monkeypatch.setattr(begin, "_check_loopback", lambda home, state: None)
-    assert network_of(begin.prepare(home, "proxy")).families == ("IPv4",)
+def test_families_are_those_of_the_settings(home: Home) -> None:
+    machine = Machine(("127.0.0.1", "::1"), may_add=True)
+    assert network_of(prepare(home, "proxy", machine)).families == ("IPv4",)
     home.settings_file.write_text("ipFamilies: [IPv6, IPv4]")
-    first = begin.prepare(home, "proxy")
+    first = prepare(home, "proxy", machine)
     assert network_of(first).families == ("IPv6", "IPv4")
-    assert begin.prepare(home, "proxy") == first
+    assert prepare(home, "proxy", machine) == first
     home.settings_file.write_text("ipFamilies: [IPv6]")
-    assert network_of(begin.prepare(home, "proxy")).loopbacks == ("::1",)
+    assert network_of(prepare(home, "proxy", machine)).loopbacks == ("::1",)
 
 
-def test_a_machine_without_a_family_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses(monkeypatch, "127.0.0.1")
+def test_a_machine_without_a_family_is_told(home: Home) -> None:
     home.settings_file.write_text("ipFamilies: [IPv4, IPv6]")
     with pytest.raises(HomeError, match=r"settings\.yaml: ipFamilies: this machine has no IPv6"):
-        begin.prepare(home, "proxy")
+        prepare(home, "proxy", Machine(("127.0.0.1",)))
 
 
-def test_who_cannot_add_addresses_is_told_which_to_add(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    addresses(monkeypatch, "127.0.0.1", "::1")
-    monkeypatch.setattr(begin.shutil, "which", lambda name: None)
+def test_who_cannot_add_addresses_is_told_which_to_add(home: Home) -> None:
     home.settings_file.write_text("ipFamilies: [IPv6]")
     with pytest.raises(HomeError, match="ip -6 addr add fd6d:6573:") as refused:
-        begin.prepare(home, "proxy")
+        prepare(home, "proxy", Machine(("127.0.0.1", "::1")))
     first = str(refused.value).partition("ip -6 addr add ")[2].partition("/")[0]
     second = first[:-1] + "5"
-    addresses(monkeypatch, "::1", first, second)
-    assert network_of(begin.prepare(home, "proxy")).instance(0) == ((first,), second)
+    state = prepare(home, "proxy", Machine(("::1", first, second)))
+    assert network_of(state).instance(0) == ((first,), second)
+
+
+def test_a_fixed_port_that_another_program_has_is_told(home: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        home.settings_file.write_text(f"ports: {{api: {port}}}")
+        with pytest.raises(HomeError, match=rf"port {port} \(settings\.yaml: ports\.api\)"):
+            prepare(home, "proxy")
+    assert prepare(home, "proxy").ports["api"] == port
+
+
+def test_a_port_that_was_chosen_and_is_taken_now_is_chosen_again(home: Home) -> None:
+    before = prepare(home, "proxy").ports["bus"]
+    with socket.create_server(("127.0.0.1", before)):
+        assert prepare(home, "proxy").ports["bus"] != before
+
+
+def test_this_machine_has_its_loopback_address_and_not_anybodys() -> None:
+    assert OwnAddresses().is_free(0, "127.0.0.1")
+    assert not OwnAddresses().is_free(0, "192.0.2.1")
