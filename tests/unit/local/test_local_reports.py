@@ -35,7 +35,7 @@ def test_datagrams_to_a_name_are_passed_on_by_an_address_of_its_own() -> None:
     (listener,) = made["static_resources"]["listeners"]
     assert listener["address"]["socket_address"]["address"] == RELAY
     names = [cluster["name"] for cluster in made["static_resources"]["clusters"]]
-    assert names == ["xds-gateway", "statsd"]
+    assert names == ["xds-gateway", "local_cluster", "statsd"]
 
 
 def test_what_a_process_cannot_have_is_told() -> None:
