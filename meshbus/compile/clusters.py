@@ -518,7 +518,12 @@ def _log_service(settings: MeshSettings, style: ClusterStyle) -> cluster_pb2.Clu
     options.explicit_http_config.http2_protocol_options.SetInParent()
     apply_options(cluster, options)
     tls = wish.get("tlsSettings") or {}
-    if tls.get("mode") in ("SIMPLE", "MUTUAL"):
+    if tls.get("mode") == "ISTIO_MUTUAL":
+        sni = str(tls.get("sni") or ("" if _is_address(host) else host))
+        names = tls.get("subjectAltNames") or ()
+        context = mesh_client(sni, names, mesh_alpn("grpc", http2=True))
+        cluster.transport_socket.CopyFrom(socket(context))
+    elif tls.get("mode") in ("SIMPLE", "MUTUAL"):
         cluster.transport_socket.CopyFrom(socket(originated(tls, True, settings.tls_defaults)))
     return cluster
 

@@ -444,12 +444,27 @@ def test_the_log_service_of_envoy() -> None:
     assert "http_grpc" in logs(found)
     cluster = found.clusters["envoy_accesslog_service"]
     assert cluster["type"] == "STATIC"
+    assert "transportSocket" not in cluster
     nowhere = under(enableEnvoyAccessLogService=True)
     assert "http_grpc" not in logs(nowhere)
     bad = {"envoyAccessLogService": {"address": "no-port"}}
     found = under(enableEnvoyAccessLogService=True, defaultConfig=bad)
     assert A in found.clusters
     assert [f.path for f in found.snapshot.findings] == ["defaultConfig.envoyAccessLogService"]
+
+
+def test_the_log_service_of_envoy_by_mutual_tls_of_the_mesh() -> None:
+    tls = {"mode": "ISTIO_MUTUAL", "subjectAltNames": ["spiffe://cluster.local/ns/logs/sa/als"]}
+    where = {"envoyAccessLogService": {"address": "als.logs:15000", "tlsSettings": tls}}
+    found = under(enableEnvoyAccessLogService=True, defaultConfig=where)
+    context = found.clusters["envoy_accesslog_service"]["transportSocket"]["typedConfig"]
+    common = context["commonTlsContext"]
+    assert context["sni"] == "als.logs"
+    assert [s["name"] for s in common["tlsCertificateSdsSecretConfigs"]] == ["default"]
+    peers = common["combinedValidationContext"]
+    assert peers["validationContextSdsSecretConfig"]["name"] == "ROOTCA"
+    (name,) = peers["defaultValidationContext"]["matchTypedSubjectAltNames"]
+    assert name["matcher"] == {"exact": "spiffe://cluster.local/ns/logs/sa/als"}
 
 
 # --------------------------------------------------------------------------- Mixer
