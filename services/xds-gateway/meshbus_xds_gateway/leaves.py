@@ -70,6 +70,7 @@ class Leaves:
         self._changed = changed
         self._proof_key = proof_key
         self._leaves: dict[Holder, _Leaf] = {}
+        self._revoked: frozenset[str] = frozenset()
         self._slots = asyncio.Semaphore(_SIGN_AT_ONCE)
 
     def hold(self, holder: Holder, token: Token | None = None) -> None:
@@ -97,7 +98,9 @@ class Leaves:
         return leaf.resource
 
     def revoked(self, serials: frozenset[str]) -> None:
-        """These are not accepted any more: who has one gets another, with another key."""
+        """These, and no others, are not accepted any more: who has one, or is just being given
+        it, gets another, with another key."""
+        self._revoked = serials
         for leaf in self._leaves.values():
             if leaf.serial in serials:
                 leaf.taken_back.set()
@@ -129,6 +132,8 @@ class Leaves:
             leaf.not_after = reply.not_after
             leaf.serial = _serial_of(chain)
             leaf.taken_back.clear()
+            if leaf.serial in self._revoked:
+                leaf.taken_back.set()
             self._changed(holder)
             life_s = max(reply.not_after - clock.now(), 1.0)
             renew_in_s = life_s * random.uniform(RENEW_FROM, RENEW_TO)  # noqa: S311

@@ -3,7 +3,7 @@ is away."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +55,8 @@ class Ca:
         self.intermediate = make_intermediate(self.root, "cluster.local", clock.now())
         self.away = False
         self.asked: list[SignRequest] = []
+        self.issued: Callable[[int], None] = lambda serial: None
+        """Called with a serial number before anybody has the certificate."""
 
     async def sign(self, request: SignRequest) -> SignReply:
         self.asked.append(request)
@@ -64,6 +66,7 @@ class Ca:
         leaf = issue_leaf(
             self.intermediate, key, Names(request.spiffe_id), request.ttl_s, self.clock.now()
         )
+        self.issued(leaf.serial_number)
         begin, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
         chain = pem_of(leaf) + self.intermediate.pem
         return SignReply(chain, self.root.pem, begin.timestamp(), end.timestamp())
@@ -153,6 +156,18 @@ async def test_a_revoked_one_is_replaced_at_once():
         w.leaves.revoked(frozenset({f"{before:x}"}))
         await w.until_changed()
         assert w.serial() != before
+        assert len(w.ca.asked) == 2
+
+
+async def test_one_that_is_revoked_on_its_way_is_replaced_too():
+    async with world() as w:
+        w.ca.issued = lambda serial: (
+            w.leaves.revoked(frozenset({f"{serial:x}"})) if len(w.ca.asked) == 1 else None
+        )
+        w.leaves.hold(REVIEWS)
+        await w.until_asked(2)
+        await w.until_changed()
+        await w.until_changed()
         assert len(w.ca.asked) == 2
 
 
