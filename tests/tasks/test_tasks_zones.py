@@ -83,15 +83,16 @@ def test_calls_stay_in_the_zone_as_far_as_its_hosts_suffice(
     mesh = started_mesh
     config.apply([*callers(1, 1), *hosts(2, 2, 1)])
     wait_for_hosts(mesh, {HOME: 2, NEXT: 2, FAR: 1})
-    assert set(calls(mesh)) == {"home", "away", "far"}, "no rule speaks of zones"
+    until(lambda: set(calls(mesh)) == {"home", "away", "far"}, "no rule speaks of zones", 60)
     assert known(mesh, "local_cluster") == {}, "and nobody knows of others"
 
     config.apply(RULE.format(setting="enabled: true, minClusterSize: 1"))
-    assert known(mesh, "local_cluster") == {HOME: 1, NEXT: 1}
+    until(lambda: known(mesh, "local_cluster") == {HOME: 1, NEXT: 1}, "both callers", 60)
     assert set(calls(mesh)) == {"home"}, "half of the callers, half of the hosts"
 
     config.apply(hosts(1, 3, 1))
     wait_for_hosts(mesh, {HOME: 1, NEXT: 3, FAR: 1})
+    until(lambda: set(calls(mesh)) == {"home", "away"}, "every host answers", 60)
     got = calls(mesh, 200)
     assert got["far"] == 0, "another region is for the worst"
     # A quarter of the hosts for half of the callers: half of their calls go to the other zone.
