@@ -42,7 +42,7 @@ class PodMachine:
 
     def __init__(self, folder: Path, hosts: Mapping[str, str]) -> None:
         number = os.getpid() % 200
-        self.name = f"mbpod{os.getpid()}"
+        self.name, self._outer = f"mbpod{os.getpid()}", f"mbp{os.getpid()}"
         self.host, self.address = f"10.{213}.{number}.1", f"10.{213}.{number}.2"
         self.host6, self.address6 = f"fd5e:{number:x}::1", f"fd5e:{number:x}::2"
         self.folder = folder
@@ -52,12 +52,20 @@ class PodMachine:
         self._hosts = hosts
 
     def __enter__(self) -> "PodMachine":
-        outer = f"mbp{os.getpid()}"[:15]
+        try:
+            self._set_up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _set_up(self) -> None:
         run("ip", "netns", "add", self.name)
-        run("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        peer = ("peer", "name", "eth0", "netns", self.name)
+        run("ip", "link", "add", self._outer, "type", "veth", *peer)
         inside = ("ip", "-n", self.name)
         for place, address, address6, device in (
-            (("ip",), self.host, self.host6, outer),
+            (("ip",), self.host, self.host6, self._outer),
             (inside, self.address, self.address6, "eth0"),
         ):
             run(*place, "addr", "add", f"{address}/24", "dev", device)
@@ -83,15 +91,16 @@ class PodMachine:
                 part.chmod(part.stat().st_mode | 0o011)
         for name, text in bootstrap_files().items():
             (self.volumes[FOLDER] / name).write_text(text)
-        return self
 
     def __exit__(self, *exc: object) -> None:
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
             process.wait()
-        run("ip", "netns", "del", self.name)
-        shutil.rmtree(self._etc)
+        # A namespace that is deleted takes its end of the cable along, but some time later.
+        for what in (("link", "del", self._outer), ("netns", "del", self.name)):
+            subprocess.run(["ip", *what], check=False, capture_output=True)
+        shutil.rmtree(self._etc, ignore_errors=True)
         for path in reversed(self._made):
             path.rmdir()
 
