@@ -7,6 +7,7 @@ when nothing remembers it.
 import asyncio
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -61,6 +62,16 @@ def namespace_name(home_id: str, index: int) -> str:
     return f"mb-{home_id}-{index}"
 
 
+def bridge_mac(home_id: str) -> str:
+    """The bridge's own link address.
+
+    Linux gives a bridge the lowest one of its ports unless it has been given one: it would change
+    as instances come and go, and those that stay would send to the old one for half a minute.
+    """
+    digest = hashlib.sha256(home_id.encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))  # 02: one of local meaning
+
+
 def mount_point(home_id: str) -> Path:
     """An empty directory; in the mounts of an Envoy its private folder is there, since the user
     that it runs as may not look into the home."""
@@ -77,7 +88,7 @@ async def make_bridge(state: HomeState) -> None:
     mount_point(state.id).mkdir(mode=0o755, exist_ok=True)
     if not Path(f"/sys/class/net/{name}").exists():
         await _ip(f"link add {name} type bridge")
-    lines = [f"link set {name} up"]
+    lines = [f"link set {name} address {bridge_mac(state.id)} up"]
     for bridge, resolver in zip(network.bridges, network.resolvers, strict=True):
         nodad, alone = ("nodad", 128) if ":" in bridge else ("", 32)
         lines += [

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from standalone import all_ready, gateway_port, mesh, meshbus, pid_of, remaining, status_of, until
 
+from meshbus.local.addresses import AddressBook
 from meshbus.local.end import end_mesh
 from meshbus.local.home import Home
-from meshbus.local.netns import namespace_name
+from meshbus.local.netns import bridge_name, namespace_name, socket_in
+from meshbus.local.network import network_of
 from meshbus.local.traffic import Traffic, fetch
 
 pytestmark = [
@@ -108,6 +111,36 @@ def test_an_application_reaches_neither_the_bus_nor_the_pages_of_services(home: 
         [*inside, *probe], capture_output=True, text=True, timeout=60, check=False
     )
     assert json.loads(result.stdout) == [], result.stderr
+
+
+def test_instances_that_come_and_go_cut_nobody_off(home: Home) -> None:
+    state = home.state()
+    assert state is not None
+    bridge, port = bridge_name(state.id), f"mb{state.id}-t"
+    own = Path(f"/sys/class/net/{bridge}/address")
+    before = own.read_text()
+    network = network_of(state)
+    book = msgspec.json.decode((home.path / "addresses.json").read_bytes(), type=AddressBook)
+
+    def reached() -> bool:
+        connection = socket_in(namespace_name(state.id, book.taken["default/productpage-v1-0"]))
+        connection.settimeout(5)
+        with connection:
+            connection.connect((network.bridges[0], state.ports["xds"]))
+        return True
+
+    assert reached()
+    # The lowest address there can be, which Linux would take for the bridge.
+    made = ["ip", "link", "add", port, "address", "02:00:00:00:00:01", "type", "veth"]
+    subprocess.run([*made, "peer", "name", f"{port}p"], check=True)
+    try:
+        subprocess.run(["ip", "link", "set", port, "master", bridge, "up"], check=True)
+        assert own.read_text() == before
+        assert reached()
+    finally:
+        subprocess.run(["ip", "link", "del", port], check=True)
+    assert own.read_text() == before
+    assert reached()
 
 
 def test_the_supervisor_dies_and_nothing_else_does(home: Home) -> None:
