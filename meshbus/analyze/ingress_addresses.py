@@ -3,9 +3,10 @@
 Source: Istio, MeshConfig reference, `ingressService`; Kubernetes, `IngressLoadBalancerStatus`.
 """
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from meshbus.api.addresses import is_ip
 
 DEFAULT_SERVICE = "istio-ingressgateway"
 
@@ -35,12 +36,4 @@ def addresses_of(spec: Mapping[str, Any], balancer: Iterable[Mapping[str, Any]])
 
 def load_balancer_status(addresses: Iterable[str]) -> list[dict[str, str]]:
     """`status.loadBalancer.ingress` of an Ingress that is served at these addresses."""
-    return [{"ip" if _is_address(one) else "hostname": one} for one in addresses]
-
-
-def _is_address(word: str) -> bool:
-    try:
-        ipaddress.ip_address(word)
-    except ValueError:
-        return False
-    return True
+    return [{"ip" if is_ip(one) else "hostname": one} for one in addresses]

@@ -10,11 +10,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Any
 
 import msgspec
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.kinds import table_of
 from meshbus.compile.authorization_check import Answer, Question, RuleMatched, check
 from meshbus.compile.engine import Engine
@@ -160,7 +160,7 @@ def question_of(request: CheckRequest) -> Question:
     if not request.path.startswith("/") and request.path != "*":
         raise ValueError(f"path: must begin with /, not {request.path!r}")
     for name, value in (("sourceIp", request.source_ip), ("remoteIp", request.remote_ip)):
-        if value and not _is_address(value):
+        if value and not is_ip(value):
             raise ValueError(f"{name}: {value!r} is not an address")
     return Question(
         caller=caller,
@@ -174,14 +174,6 @@ def question_of(request: CheckRequest) -> Question:
         remote_ip=request.remote_ip,
         sni=request.sni,
     )
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def document_of(answer: Answer) -> dict[str, Any]:

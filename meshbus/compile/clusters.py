@@ -1,12 +1,12 @@
 """Clusters: one for each port of a service, and for each subset of each port."""
 
 from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
+from meshbus.api.addresses import is_ip
 from meshbus.compile.dynamic_names import DYNAMIC_DNS, resolve_as_named
 from meshbus.compile.endpoints import (
     all_mutual,
@@ -479,7 +479,7 @@ def _control(service: str, host: str, port: int, settings: MeshSettings) -> clus
         type=cluster_pb2.Cluster.STATIC,
         connect_timeout=seconds(5),
     )
-    if not _is_address(host):
+    if not is_ip(host):
         cluster.type = cluster_pb2.Cluster.STRICT_DNS
         cluster.dns_lookup_family = cluster_pb2.Cluster.V4_PREFERRED
         dns_refresh(cluster, settings)
@@ -505,7 +505,7 @@ def _log_service(settings: MeshSettings, style: ClusterStyle) -> cluster_pb2.Clu
     cluster = cluster_pb2.Cluster(name=LOG_SERVICE, connect_timeout=seconds(5))
     host, _, port = str(wish["address"]).rpartition(":")
     host = host.strip("[]")
-    if _is_address(host):
+    if is_ip(host):
         cluster.type = cluster_pb2.Cluster.STATIC
         cluster.load_assignment.ParseFromString(
             assignment(LOG_SERVICE, [bare_endpoint(host, int(port))])
@@ -519,21 +519,13 @@ def _log_service(settings: MeshSettings, style: ClusterStyle) -> cluster_pb2.Clu
     apply_options(cluster, options)
     tls = wish.get("tlsSettings") or {}
     if tls.get("mode") == "ISTIO_MUTUAL":
-        sni = str(tls.get("sni") or ("" if _is_address(host) else host))
+        sni = str(tls.get("sni") or ("" if is_ip(host) else host))
         names = tls.get("subjectAltNames") or ()
         context = mesh_client(sni, names, mesh_alpn("grpc", http2=True))
         cluster.transport_socket.CopyFrom(socket(context))
     elif tls.get("mode") in ("SIMPLE", "MUTUAL"):
         cluster.transport_socket.CopyFrom(socket(originated(tls, True, settings.tls_defaults)))
     return cluster
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _inbound_passthrough(settings: MeshSettings, style: ClusterStyle) -> cluster_pb2.Cluster:

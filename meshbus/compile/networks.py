@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from envoy.config.endpoint.v3 import endpoint_components_pb2
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Report
@@ -99,7 +100,7 @@ class _Collected:
         """A gateway at addresses, or names of them."""
         found = self.gateways.setdefault(network, set())
         for place in places:
-            if _is_address(place):
+            if is_ip(place):
                 found.add(NetworkGateway(place, port))
                 continue
             name = place.lower().rstrip(".")
@@ -226,14 +227,6 @@ def _networks_in(source: Key, path: str, held: Any) -> Iterable[_Written]:
             yield _Written(source, f"{path}.{name}", str(name), spec)
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _parsed(cidr: str) -> IPv4Network | IPv6Network | None:
     try:
         return ip_network(cidr, strict=False)
@@ -248,7 +241,7 @@ def _prefix_length(cidr: str) -> int:
 
 def _within(where: str, cidr: str) -> bool:
     parsed = _parsed(cidr)
-    if parsed is None or not _is_address(where):
+    if parsed is None or not is_ip(where):
         return False
     held = ip_address(where)
     return held.version == parsed.version and held in parsed

@@ -5,7 +5,6 @@ Certificates come by SDS over ADS: `default` (the workload's own), `ROOTCA` (wha
 """
 
 from collections.abc import Iterable, Mapping
-from ipaddress import ip_address
 from typing import Any
 
 from envoy.config.core.v3 import base_pb2
@@ -14,6 +13,7 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
 from envoy.type.matcher.v3 import string_pb2
 
+from meshbus.api.addresses import is_ip
 from meshbus.compile.credential_names import certificate_name, roots_name
 from meshbus.compile.findings import NotCompiledError
 from meshbus.compile.names import is_http
@@ -225,21 +225,13 @@ def any_san(name: str) -> list[common_pb2.SubjectAltNameMatcher]:
     kinds = common_pb2.SubjectAltNameMatcher
     if "://" in name:
         kind = kinds.URI
-    elif _is_address(name):
+    elif is_ip(name):
         kind = kinds.IP_ADDRESS
     elif "@" in name:
         kind = kinds.EMAIL
     else:
         kind = kinds.DNS
     return _uri_sans([name], kind)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def gateway_server(

@@ -1,6 +1,5 @@
 """What the parts of an injection know of the pod and its mesh."""
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,12 +152,3 @@ def cores(quantity: Any) -> Fraction | None:
         return Fraction(word[:-1]) * scale if scale is not None else Fraction(word)
     except (ValueError, ZeroDivisionError):
         return None
-
-
-def is_address(word: str) -> bool:
-    """Whether it is an IP address."""
-    try:
-        ipaddress.ip_address(word)
-    except ValueError:
-        return False
-    return True

@@ -9,11 +9,11 @@ Source: Istio, pkg/bootstrap/config.go and tools/packaging/common/envoy_bootstra
 """
 
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, UnsetType, to_builtins
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.durations import MILLISECOND_NS, SECOND_NS, nanoseconds
 from meshbus.api.mesh.proxy_config import MeshProxyConfig, RemoteService
 from meshbus.api.networking.destination_rule import ClientTLSSettings, TcpKeepalive
@@ -127,7 +127,7 @@ def _statsd(target: str, reporter: Reporter) -> Reports:
     host, port = _split(target)
     if host == HOST_IP and not reporter.in_pod:
         return Reports(problems=(f"statsdUdpAddress: {HOST_IP} is known in pods alone",))
-    named = host != HOST_IP and not _is_address(host)
+    named = host != HOST_IP and not is_ip(host)
     sink: dict[str, Any] = {
         "name": "envoy.stat_sinks.statsd",
         "typed_config": {
@@ -270,14 +270,6 @@ def _split(address: str) -> tuple[str, int]:
 def _address(host: str, port: int, protocol: str = "") -> dict[str, Any]:
     where: dict[str, Any] = {"address": host, "port_value": port}
     return {"socket_address": {"protocol": protocol, **where} if protocol else where}
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _duration(length_ns: int) -> str:

@@ -2,12 +2,12 @@
 sent. Pure: values in, files out.
 """
 
-import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meshbus.api.addresses import is_ip
 from meshbus.compile.proxy_keys import SELF_DISCOVERY
 from meshbus.inject.ads import (
     ROOTS,
@@ -119,18 +119,10 @@ def _gateway_cluster(gateway: tuple[str, int], gateway_name: str, folder: str) -
         roots={"validation_context_sds_secret_config": roots},
         token_sds=f"{folder}/{TOKEN_SDS_FILE}",
         discovery={
-            "type": "STATIC" if _is_address(gateway[0]) else "STRICT_DNS",
+            "type": "STATIC" if is_ip(gateway[0]) else "STRICT_DNS",
             "connect_timeout": "2s",
         },
     )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def token_sds(folder: str) -> dict[str, Any]:

@@ -5,11 +5,11 @@ Source: https://istio.io/latest/docs/reference/config/networking/gateway/
 
 from msgspec import UnsetType
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.networking.gateway import Gateway, Server
 from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import (
-    is_ip,
     is_label,
     label_key_problem,
     label_value_problem,

@@ -5,10 +5,11 @@ Source: https://kubernetes.io/docs/concepts/services-networking/ingress/
 
 from msgspec import UnsetType
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.ingress import IngressBackend, IngressClassSpec, IngressSpec
 from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
-from meshbus.validate.names import is_ip, is_namespace, is_subdomain
+from meshbus.validate.names import is_namespace, is_subdomain
 from meshbus.validate.report import Findings
 
 

@@ -5,11 +5,12 @@ Source: https://kubernetes.io/docs/reference/kubernetes-api/
 
 import re
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.core import ConfigMapContent, SecretContent, ServiceSpec
 from meshbus.api.discovery import EndpointSliceContent
 from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
-from meshbus.validate.names import fqdn_problem, is_ip, is_namespace
+from meshbus.validate.names import fqdn_problem, is_namespace
 from meshbus.validate.report import Findings
 from meshbus.validate.support import SILENT
 from meshbus.validate.targets import check_labels

@@ -5,6 +5,7 @@ Source: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/
 
 from msgspec import UNSET, UnsetType
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.durations import MILLISECOND_NS, SECOND_NS, nanoseconds
 from meshbus.api.mesh.mesh_config import MeshConfig
 from meshbus.api.mesh.providers import ExtensionProvider
@@ -17,7 +18,7 @@ from meshbus.validate.http_route import check_retry
 from meshbus.validate.locality import check_locality, check_zones
 from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
-from meshbus.validate.names import fqdn_problem, is_ip, is_label, wildcard_domain_problem
+from meshbus.validate.names import fqdn_problem, is_label, wildcard_domain_problem
 from meshbus.validate.report import Findings
 from meshbus.validate.traffic_policy import check_connection_pool, check_outliers
 

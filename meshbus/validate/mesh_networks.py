@@ -6,10 +6,11 @@ pkg/config/validation of 1.31, ValidateMeshNetworks.
 
 from msgspec import UnsetType
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.mesh.mesh_networks import MeshNetworks, Network, NetworkGateway
 from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
-from meshbus.validate.names import fqdn_problem, is_ip, is_label, subnet_problem
+from meshbus.validate.names import fqdn_problem, is_label, subnet_problem
 from meshbus.validate.report import Findings
 
 

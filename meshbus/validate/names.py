@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from ipaddress import ip_address
 
+from meshbus.api.addresses import is_ip
+
 _LABEL = re.compile(r"[a-zA-Z0-9](?:[-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?")
 _WILDCARD_LABEL = re.compile(
     r"(?=.{1,63}\Z)(?:\*|(?:\*-?)?[a-zA-Z0-9](?:[-a-zA-Z0-9]*[a-zA-Z0-9])?)"
@@ -51,15 +53,6 @@ def is_header_name(value: str) -> bool:
     """Whether it can be the name of a header that a rule refers to (RFC 9110; Istio lets a comma
     pass as well)."""
     return bool(_HEADER_NAME.fullmatch(value))
-
-
-def is_ip(value: str) -> bool:
-    """Whether it is an IPv4 or IPv6 address."""
-    try:
-        ip_address(value)
-    except ValueError:
-        return False
-    return True
 
 
 def subnet_problem(value: str) -> str | None:

@@ -5,12 +5,12 @@ Source: https://istio.io/latest/docs/reference/config/networking/service-entry/
 
 from msgspec import UnsetType
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.networking.service_entry import ServiceEntry
 from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import (
     fqdn_problem,
-    is_ip,
     is_label,
     partial_wildcard_problem,
     protocol_is_http,

@@ -5,6 +5,7 @@ Source: https://istio.io/latest/docs/reference/config/networking/sidecar/
 
 from msgspec import UnsetType
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.networking.sidecar import (
     IstioEgressListener,
     IstioIngressListener,
@@ -18,7 +19,6 @@ from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
 from meshbus.validate.names import (
     fqdn_problem,
-    is_ip,
     is_label,
     namespaced_host_problem,
     protocol_is_http,

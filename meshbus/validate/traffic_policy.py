@@ -7,6 +7,7 @@ from math import isqrt
 
 from msgspec import UnsetType
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.durations import MILLISECOND_NS, nanoseconds
 from meshbus.api.networking.destination_rule import (
     ConnectionPoolSettings,
@@ -24,7 +25,7 @@ from meshbus.validate.client_tls import check_client_tls
 from meshbus.validate.durations import duration_problem
 from meshbus.validate.locality import check_locality, check_zones
 from meshbus.validate.malformed import independent
-from meshbus.validate.names import fqdn_problem, is_ip
+from meshbus.validate.names import fqdn_problem
 from meshbus.validate.report import Findings
 
 _LARGEST_TABLE = 5000011

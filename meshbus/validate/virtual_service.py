@@ -5,6 +5,7 @@ Source: https://istio.io/latest/docs/reference/config/networking/virtual-service
 
 from collections.abc import Sequence
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.networking.virtual_service import (
     HTTPRoute,
     L4MatchAttributes,
@@ -22,7 +23,6 @@ from meshbus.validate.names import (
     gateway_domain_problem,
     host_is_subset,
     host_matches,
-    is_ip,
     is_label,
     subnet_problem,
     wildcard_domain_problem,

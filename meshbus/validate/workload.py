@@ -1,9 +1,10 @@
 """Rules of Workload: a process on this machine."""
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.standalone import Workload
 from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
-from meshbus.validate.names import fqdn_problem, is_ip, is_namespace, is_subdomain
+from meshbus.validate.names import fqdn_problem, is_namespace, is_subdomain
 from meshbus.validate.own_proxy_config import check_own_proxy_config
 from meshbus.validate.report import Findings
 

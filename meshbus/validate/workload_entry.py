@@ -5,10 +5,11 @@ Source: https://istio.io/latest/docs/reference/config/networking/workload-entry/
 
 from collections.abc import Collection
 
+from meshbus.api.addresses import is_ip
 from meshbus.api.networking.workload import WorkloadEntry
 from meshbus.validate.malformed import independent
 from meshbus.validate.metadata import ObjectName
-from meshbus.validate.names import fqdn_problem, is_ip
+from meshbus.validate.names import fqdn_problem
 from meshbus.validate.own_proxy_config import check_own_proxy_config
 from meshbus.validate.report import Findings
 from meshbus.validate.targets import check_labels

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from meshbus.api.addresses import is_ip
 from meshbus.bus.interface import STATUS, BusError
 from meshbus.bus.mirror import WorldMirror
 from meshbus.model.keys import Key
@@ -239,7 +240,7 @@ class XdsGatewayService:
             context,
             f"spiffe://{context.trust_domain}/ns/{context.root_namespace}/sa/meshbus-{self.name}",
             [base, f"{base}.cluster.local", "localhost", *self._further_names()],
-            [host] if _is_address(host) and not ipaddress.ip_address(host).is_unspecified else [],
+            [host] if is_ip(host) and not ipaddress.ip_address(host).is_unspecified else [],
         )
 
     def _note_refusal(self, refusal: Refusal, objects: frozenset[Key]) -> None:
@@ -283,13 +284,5 @@ def _host_of(listen: str, setting: str) -> str:
     return host.strip("[]")
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+    return host == "localhost" or (is_ip(host) and ipaddress.ip_address(host).is_loopback)

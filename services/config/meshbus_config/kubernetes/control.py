@@ -2,13 +2,13 @@
 
 import asyncio
 import gc
-import ipaddress
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from meshbus.api.addresses import is_ip
 from meshbus.kube.lease import KubeLease
 from meshbus.kube.reviews import Reviews
 from meshbus.model.keys import Key
@@ -136,7 +136,7 @@ class KubernetesControl:
         self._webhook_names = names
         self._api: ServingIdentity | None = None
         if machines is not None:
-            self._api = self._identity([self.api_name, "localhost", *filter(_is_address, machines)])
+            self._api = self._identity([self.api_name, "localhost", *filter(is_ip, machines)])
         self._rejections: asyncio.Queue[tuple[AdmissionRequest, str]] = asyncio.Queue(1000)
         self._url = ""
         admin = context.admin
@@ -308,13 +308,5 @@ class KubernetesControl:
 
 def _names_and_addresses(names: list[str]) -> tuple[list[str], list[str]]:
     """DNS names, and addresses."""
-    addresses = [name for name in names if _is_address(name)]
+    addresses = [name for name in names if is_ip(name)]
     return [name for name in names if name not in addresses], addresses
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
