@@ -4,6 +4,8 @@ import asyncio
 import base64
 import contextlib
 import json
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import msgspec
@@ -230,60 +232,61 @@ async def test_secret_of_a_gateway_is_fetched_sealed_and_follows_its_row(mesh):
     assert {(r.namespace, r.name) for r in asked} == {("default", "web")}
 
 
-async def test_who_answers_with_an_older_secret_is_asked_again(mesh):
-    """A config replica may see the row of a Secret later than the gateway."""
-    pairs = {edition: certificate(f"{edition}.example") for edition in (1, 2)}
-    answers = iter([1, 1, 2])
-    asked: list[int] = []
+class Replica:
+    """A config replica that holds an edition of the Secret, whatever its row says by now."""
 
-    async def credential(request: CredentialRequest) -> CredentialReply:
-        held = next(answers)
-        asked.append(held)
-        data = {name: base64.b64encode(pem).decode() for name, pem in pairs[held].items()}
+    def __init__(self, mesh: Any, held: Callable[[], int]) -> None:
+        self._mesh = mesh
+        self._held = held
+        self._pairs = {number: certificate(f"{number}.example") for number in (1, 2)}
+        self.asked: list[int] = []
+
+    async def serve(self, generation: int) -> Ads:
+        """Start a gateway where the row is of that generation; the client has asked for it."""
+        await answer(self._mesh.buses["config"], CREDENTIAL, CredentialRequest, self._answer)
+        await self._mesh.start_gateway()
+        rows, gateway = router_rows()
+        await self._mesh.write(rows, gateway, secret_row(generation))
+        ads = Ads(self._mesh, await self._mesh.token("edge"))
+        await ads.ask(CDS, node=ROUTER)
+        await ads.next(CDS)
+        await ads.ask(SDS, "kubernetes://web")
+        return ads
+
+    async def _answer(self, request: CredentialRequest) -> CredentialReply:
+        held = self._held()
+        self.asked.append(held)
+        data = {name: base64.b64encode(pem).decode() for name, pem in self._pairs[held].items()}
         sealed = seal(request.public_key, json.dumps(data).encode())
         return CredentialReply(sealed, edition(next(iter(secret_row(held).values()))))
 
-    await answer(mesh.buses["config"], CREDENTIAL, CredentialRequest, credential)
-    await mesh.start_gateway()
-    rows, gateway = router_rows()
-    await mesh.write(rows, gateway, secret_row(1))
-    ads = Ads(mesh, await mesh.token("edge"))
-    await ads.ask(CDS, node=ROUTER)
-    await ads.next(CDS)
-    await ads.ask(SDS, "kubernetes://web")
-    for wanted in (1, 2):
-        await mesh.write(secret_row(wanted))
+    async def is_next(self, ads: Ads, generation: int) -> None:
+        """The client is given that edition."""
         response = await ads.next(SDS)
         await ads.ask(SDS, response_nonce=response.nonce)
         secret = secret_pb2.Secret.FromString(response.resources[0].resource.value)
-        assert secret.tls_certificate.private_key.inline_bytes == pairs[wanted]["tls.key"]
-    assert asked == [1, 1, 2]
+        key = secret.tls_certificate.private_key.inline_bytes
+        assert key == self._pairs[generation]["tls.key"]
+
+
+async def test_who_answers_with_an_older_secret_is_asked_again(mesh):
+    """A config replica may see the row of a Secret later than the gateway."""
+    held = iter([1, 1, 2])
+    replica = Replica(mesh, lambda: next(held))
+    ads = await replica.serve(1)
+    await replica.is_next(ads, 1)
+    await mesh.write(secret_row(2))
+    await replica.is_next(ads, 2)
+    assert replica.asked == [1, 1, 2]
 
 
 async def test_a_gateway_that_has_no_secret_yet_takes_another_edition(mesh):
-    pairs = {edition: certificate(f"{edition}.example") for edition in (1, 2)}
     current = asyncio.Event()
-
-    async def credential(request: CredentialRequest) -> CredentialReply:
-        held = 2 if current.is_set() else 1
-        data = {name: base64.b64encode(pem).decode() for name, pem in pairs[held].items()}
-        sealed = seal(request.public_key, json.dumps(data).encode())
-        return CredentialReply(sealed, edition(next(iter(secret_row(held).values()))))
-
-    await answer(mesh.buses["config"], CREDENTIAL, CredentialRequest, credential)
-    await mesh.start_gateway()
-    rows, gateway = router_rows()
-    await mesh.write(rows, gateway, secret_row(2))
-    ads = Ads(mesh, await mesh.token("edge"))
-    await ads.ask(CDS, node=ROUTER)
-    await ads.next(CDS)
-    await ads.ask(SDS, "kubernetes://web")
-    for wanted in (1, 2):
-        response = await ads.next(SDS)
-        await ads.ask(SDS, response_nonce=response.nonce)
-        secret = secret_pb2.Secret.FromString(response.resources[0].resource.value)
-        assert secret.tls_certificate.private_key.inline_bytes == pairs[wanted]["tls.key"]
-        current.set()
+    replica = Replica(mesh, lambda: 2 if current.is_set() else 1)
+    ads = await replica.serve(2)
+    await replica.is_next(ads, 1)
+    current.set()
+    await replica.is_next(ads, 2)
 
 
 def router_rows():
