@@ -113,18 +113,28 @@ class RouteContext:
     """What the proxy says of itself and callers, in headers."""
 
 
-def source_matches(match: dict[str, Any], context: RouteContext, namespace: str) -> bool:
-    """`gateways`, `sourceLabels` and `sourceNamespace` of a match pick this proxy.
+def names_gateway(match: dict[str, Any], context: RouteContext, namespace: str) -> bool:
+    """`gateways` of a match has where these routes hold."""
+    named = (qualified_gateway(str(g), namespace) for g in match.get("gateways") or ())
+    return any(name in context.gateways for name in named)
 
-    Source: Istio, sourceMatchHTTP: with gateways given, labels do not count.
-    """
-    gateways = match.get("gateways")
-    if gateways:
-        return any(qualified_gateway(str(g), namespace) in context.gateways for g in gateways)
+
+def names_caller(match: dict[str, Any], context: RouteContext) -> bool:
+    """`sourceLabels` and `sourceNamespace` of a match pick this proxy, or say nothing."""
     wanted = pairs(match.get("sourceLabels"))
     if wanted and wanted not in context.sources:
         return False
     return match.get("sourceNamespace") in (None, "", context.namespace)
+
+
+def _source_matches(match: dict[str, Any], context: RouteContext, namespace: str) -> bool:
+    """A match of `http` is for this proxy: with gateways given, who calls does not count.
+
+    Source: Istio, sourceMatchHTTP.
+    """
+    if match.get("gateways"):
+        return names_gateway(match, context, namespace)
+    return names_caller(match, context)
 
 
 class Made(NamedTuple):
@@ -198,7 +208,7 @@ def _route(
     if match is not None:
         if match.get("port") and int(match["port"]) != context.port:
             return None
-        if not source_matches(match, context, vs.row.namespace):
+        if not _source_matches(match, context, vs.row.namespace):
             return None
     rule = {**rule, "headers": all_headers(rule)}
     name = str(rule.get("name") or "")

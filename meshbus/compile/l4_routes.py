@@ -12,9 +12,10 @@ from meshbus.compile.findings import NotCompiledError, Report
 from meshbus.compile.http_routes import (
     RouteContext,
     destination_cluster,
-    source_matches,
+    names_caller,
+    names_gateway,
 )
-from meshbus.compile.names import ClusterName, is_wildcard, overlaps
+from meshbus.compile.names import MESH_GATEWAY, ClusterName, is_wildcard, overlaps
 from meshbus.compile.scope import visible_virtual_services
 from meshbus.compile.stat_names import outbound_stat_name
 from meshbus.compile.values import uint32
@@ -163,8 +164,10 @@ def is_for_all(route: L4Route) -> bool:
 def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> list[L4Route]:
     """Routes of `tls` or `tcp` that hold for this port and proxy, in order.
 
-    For `tcp` the first that matches everything ends the list.
-    Source: Istio, TLSMatchAttributes and L4MatchAttributes references.
+    For `tcp` the first that matches everything ends the list. Who calls counts for sidecars, unlike
+    in `http` beside `gateways` too, and not for gateways.
+    Source: Istio, TLSMatchAttributes and L4MatchAttributes references, matchTLS, matchTCP and
+    l4SingleMatch.
     """
     out: list[L4Route] = []
     for index, rule in enumerate(vs.row.spec.get(section) or ()):
@@ -173,7 +176,9 @@ def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> l
             with report.guard(vs.key, path):
                 if match.get("port") and int(match["port"]) != context.port:
                     continue
-                if not source_matches(match, context, vs.row.namespace):
+                if match.get("gateways") and not names_gateway(match, context, vs.row.namespace):
+                    continue
+                if MESH_GATEWAY in context.gateways and not names_caller(match, context):
                     continue
                 targets = weighted_targets(rule.get("route") or [], vs, context, path)
                 route = L4Route(
