@@ -164,12 +164,13 @@ def is_for_all(route: L4Route) -> bool:
 def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> list[L4Route]:
     """Routes of `tls` or `tcp` that hold for this port and proxy, in order.
 
-    For `tcp` the first that matches everything ends the list. Who calls counts for sidecars, unlike
-    in `http` beside `gateways` too, and not for gateways.
+    For `tcp` the first that matches everything ends the list. Who calls and at what address counts
+    for sidecars, unlike in `http` beside `gateways` too, and not for gateways.
     Source: Istio, TLSMatchAttributes and L4MatchAttributes references, matchTLS, matchTCP and
     l4SingleMatch.
     """
     out: list[L4Route] = []
+    mesh = MESH_GATEWAY in context.gateways
     for index, rule in enumerate(vs.row.spec.get(section) or ()):
         path = f"spec.{section}[{index}]"
         for match in rule.get("match") or ([{}] if section == "tcp" else []):
@@ -178,14 +179,14 @@ def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> l
                     continue
                 if match.get("gateways") and not names_gateway(match, context, vs.row.namespace):
                     continue
-                if MESH_GATEWAY in context.gateways and not names_caller(match, context):
+                if mesh and not names_caller(match, context):
                     continue
                 targets = weighted_targets(rule.get("route") or [], vs, context, path)
                 route = L4Route(
                     tuple(str(n) for n in match.get("sniHosts") or ()),
-                    tuple(str(n) for n in match.get("destinationSubnets") or ()),
+                    tuple(str(n) for n in match.get("destinationSubnets") or ()) if mesh else (),
                     tuple((str(cluster), weight) for cluster, weight in targets),
-                    (str(match["sourceSubnet"]),) if match.get("sourceSubnet") else (),
+                    (str(match["sourceSubnet"]),) if mesh and match.get("sourceSubnet") else (),
                     owner=f"{vs.row.name}.{vs.row.namespace}",
                 )
                 route = _as_asked(route, tuple(cluster for cluster, _ in targets), context)
