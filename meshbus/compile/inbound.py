@@ -332,7 +332,9 @@ def _with_ingress(
     own_address = proxy.ips[0] if proxy.ips else ANY_V4
     uncaptured = proxy.capture == CAPTURE_NONE
     if not side.listeners:
-        return () if uncaptured else tuple(port._replace(pool=side.pool) for port in served)
+        anywhere = proxy.families.anywhere[0]
+        kept = (port._replace(pool=side.pool, named_by=anywhere) for port in served)
+        return () if uncaptured else tuple(kept)
     known = {port.port: port for port in served}
     out = []
     local = bracketed(proxy.families.localhost)
