@@ -262,14 +262,16 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                 if networks:
                     named = port.protocol in TLS
                     by_network.setdefault(number, []).append((host, networks, named))
+            elif row.headless:
+                continue  # Nobody is there: a listener would stand in the way of others.
             elif port.protocol in TLS:
                 by_name.setdefault(number, []).append(host)
             elif is_sniffed(port.protocol):
                 # Beside HTTP that is older there is no chain for its other connections.
-                if not row.headless and number not in http:
+                if number not in http:
                     take_rest(number)
                 http.add(number)
-            elif not row.headless:
+            else:
                 take_rest(number)
     shared = sorted({*http, *by_name, *by_network, *rest})
     proxies = tuple(
