@@ -320,3 +320,5 @@ def _client_validation(
         context.crl.CopyFrom(data_source(str(tls["caCrl"])))
     context.verify_certificate_spki.extend(tls.get("verifyCertificateSpki") or ())
     context.verify_certificate_hash.extend(tls.get("verifyCertificateHash") or ())
+    if tls.get("insecureSkipVerify"):
+        context.trust_chain_verification = common_pb2.CertificateValidationContext.ACCEPT_UNTRUSTED

@@ -374,23 +374,17 @@ def apply_error_codes(
 ) -> None:
     """Which status codes count as errors, when not every 5xx does."""
     codes = (policy.get("outlierDetection") or {}).get("outlierDetectionHttpErrorCodes") or ()
-    matchers = [_status_matcher(str(code)) for code in codes]
+    matchers = [_status_matcher(int(code)) for code in codes]
     if len(matchers) == 1:
         options.outlier_detection.error_matcher.CopyFrom(matchers[0])
     elif matchers:
         options.outlier_detection.error_matcher.or_match.rules.extend(matchers)
 
 
-def _status_matcher(text: str) -> matcher_pb2.MatchPredicate:
-    """`503`, or `500-504` with both ends."""
-    first, dash, last = text.partition("-")
+def _status_matcher(code: int) -> matcher_pb2.MatchPredicate:
     out = matcher_pb2.MatchPredicate()
     header = out.http_response_headers_match.headers.add(name=":status")
-    if dash:
-        header.range_match.start = int(first)
-        header.range_match.end = int(last) + 1
-    else:
-        header.string_match.exact = first
+    header.string_match.exact = str(code)
     return out
 
 

@@ -81,7 +81,7 @@ def _check_match(
         "waypoint": match.waypoint,
     }
     set_ = [field for field, value in objects.items() if not isinstance(value, UnsetType)]
-    if ("waypoint" in set_) != (match.context == "WAYPOINT") and set_:
+    if ("waypoint" in set_) != (match.context == "WAYPOINT"):
         out.error(path, "only support waypointMatch when context is WAYPOINT", "Conflict")
         return
     if match.context == "WAYPOINT":

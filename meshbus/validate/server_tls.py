@@ -8,9 +8,6 @@ from meshbus.api.tls import CIPHER_SUITES
 from meshbus.validate.malformed import independent
 from meshbus.validate.report import Findings
 
-_MOST_CERTIFICATES = 2
-"""One with an RSA key, one with an ECDSA key."""
-
 
 @independent
 def check_server_tls(tls: ServerTLSSettings, path: str, out: Findings) -> None:
@@ -81,13 +78,6 @@ def _check_sources(tls: ServerTLSSettings, path: str, out: Findings) -> None:
     set_ = [name for name, value in sources.items() if value]
     if len(set_) > 1 and tls.mode != "ISTIO_MUTUAL":
         out.error(path, f"only one of {', '.join(set_)} can be set", "Conflict")
-    for field, several in (
-        ("credentialNames", tls.credential_names),
-        ("tlsCertificates", tls.tls_certificates),
-    ):
-        if len(several) > _MOST_CERTIFICATES:
-            message = f"at most {_MOST_CERTIFICATES}: one with an RSA key, one with an ECDSA key"
-            out.error(f"{path}.{field}", message, "TooLong")
 
 
 @independent

@@ -104,18 +104,6 @@ def check_outliers(outliers: OutlierDetection | UnsetType, path: str, out: Findi
     ):
         if not 0 <= value <= 100:
             out.error(f"{path}.{field}", f"percentage {value} is not in range 0..100")
-    for index, code in enumerate(outliers.outlier_detection_http_error_codes):
-        if not _is_status_range(code):
-            at = f"{path}.outlierDetectionHttpErrorCodes[{index}]"
-            out.error(at, f"{code!r} is not a status code or a range of them")
-
-
-def _is_status_range(text: str) -> bool:
-    ends = text.split("-")
-    if len(ends) > 2 or not all(end.isascii() and end.isdigit() for end in ends):
-        return False
-    codes = [int(end) for end in ends]
-    return codes == sorted(codes) and all(100 <= code <= 599 for code in codes)
 
 
 @independent
@@ -235,5 +223,7 @@ def _check_tunnel(tunnel: TunnelSettings | UnsetType, path: str, out: Findings) 
 
 @independent
 def _check_retry_budget(budget: RetryBudget | UnsetType, path: str, out: Findings) -> None:
-    if not isinstance(budget, UnsetType):
-        _check_duration(budget.budget_interval, f"{path}.budgetInterval", out)
+    if isinstance(budget, UnsetType) or isinstance(budget.budget_interval, UnsetType):
+        return
+    if (nanoseconds(budget.budget_interval) or 0) < 0:
+        out.error(f"{path}.budgetInterval", "must not be negative")

@@ -100,8 +100,8 @@ class OutlierDetection(Shape, frozen=True, kw_only=True):
     """Share of the hosts that may be out at the same time; 10 if unset."""
     min_health_percent: Int32 = 0
     """Below this share of healthy hosts detection stops."""
-    outlier_detection_http_error_codes: list[str] = []
-    """Status codes, or ranges of them, that count as errors."""
+    outlier_detection_http_error_codes: list[Annotated[int, Meta(ge=100, le=599)]] = []
+    """Status codes that count as errors, and no others; 5xx if empty."""
 
 
 class HTTPCookieAttribute(Shape, frozen=True, kw_only=True):
@@ -205,7 +205,7 @@ class ZoneAwareLbSetting(Shape, frozen=True, kw_only=True):
     """Order of the other regions."""
     failover_priority: list[str] = []
     """Labels by which hosts are ranked first: the more of them equal, the better."""
-    min_cluster_size: UInt32 | None = None
+    min_cluster_size: Annotated[int, Meta(ge=1, le=2**32 - 1)] | None = None
     """Hosts that a service must have in the region; 6 if unset."""
 
 
@@ -237,7 +237,7 @@ class LoadBalancerSettings(Shape, frozen=True, kw_only=True):
     """By locality; overrides the mesh config."""
     zone_aware_lb_setting: Maybe[ZoneAwareLbSetting] = UNSET
     """By zone; overrides the mesh config."""
-    warmup_duration_secs: Maybe[AnyDuration] = UNSET
+    warmup_duration_secs: Maybe[Duration] = UNSET
     """Use `warmup`."""
     warmup: Maybe[WarmupConfiguration] = UNSET
     """Slow start of new hosts."""
@@ -291,8 +291,8 @@ class RetryBudget(Shape, frozen=True, kw_only=True):
     """Share of the active requests; 20 if unset."""
     min_retry_concurrency: UInt32 = 0
     """Retries that are always allowed; 3 if unset."""
-    budget_interval: Maybe[Duration] = UNSET
-    """Time over which requests are counted."""
+    budget_interval: Maybe[AnyDuration] = UNSET
+    """Time over which requests are counted; those that are active alone, if 0s or unset."""
 
 
 class PortTrafficPolicy(Shape, frozen=True, kw_only=True):

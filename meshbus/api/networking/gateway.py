@@ -3,9 +3,9 @@
 Source: https://istio.io/latest/docs/reference/config/networking/gateway/
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import UNSET
+from msgspec import UNSET, Meta
 
 from meshbus.api.shape import Maybe, Shape, UInt32
 
@@ -37,6 +37,8 @@ class TLSCertificate(Shape, frozen=True, kw_only=True):
 class ServerTLSSettings(Shape, frozen=True, kw_only=True):
     """TLS of connections that are accepted."""
 
+    one_of = (("credentialNames", "tlsCertificates"), ("credentialName", "credentialNames"))
+
     https_redirect: bool = False
     """Answers every HTTP request with a redirect to HTTPS."""
     mode: Literal[
@@ -53,9 +55,9 @@ class ServerTLSSettings(Shape, frozen=True, kw_only=True):
     """File of revoked certificates of clients."""
     credential_name: str = ""
     """Secret with certificate, key and authorities."""
-    credential_names: list[str] = []
+    credential_names: Annotated[list[str], Meta(min_length=1, max_length=2)] = []
     """Several Secrets, for certificates with keys of different kinds."""
-    tls_certificates: list[TLSCertificate] = []
+    tls_certificates: Annotated[list[TLSCertificate], Meta(min_length=1, max_length=2)] = []
     """Several certificates, as files."""
     ca_cert_credential_name: str = ""
     """Secret with the authorities of clients alone."""
@@ -75,6 +77,8 @@ class ServerTLSSettings(Shape, frozen=True, kw_only=True):
     """Highest version of TLS."""
     cipher_suites: list[str] = []
     """Cipher suites, as BoringSSL names them."""
+    insecure_skip_verify: bool | None = None
+    """Whether clients are let in whose certificate cannot be verified; the application is told."""
 
 
 class Server(Shape, frozen=True, kw_only=True):

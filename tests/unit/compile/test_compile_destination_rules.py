@@ -160,12 +160,12 @@ def test_a_tunnel_opens_http_towards_the_destination() -> None:
 
 
 def test_error_codes_say_what_counts_as_an_error() -> None:
-    codes = {"outlierDetectionHttpErrorCodes": ["500-503", "429"], "consecutive5xxErrors": 3}
+    codes = {"outlierDetectionHttpErrorCodes": [503, 429], "consecutive5xxErrors": 3}
     options = cluster_of({"outlierDetection": codes})["typedExtensionProtocolOptions"]
     (held,) = options.values()
     rules = held["outlierDetection"]["errorMatcher"]["orMatch"]["rules"]
     first, second = (r["httpResponseHeadersMatch"]["headers"][0] for r in rules)
-    assert first["rangeMatch"] == {"start": "500", "end": "504"}
+    assert first["stringMatch"] == {"exact": "503"}
     assert second["stringMatch"] == {"exact": "429"}
 
 

@@ -20,6 +20,14 @@ def gateway(protocol: str, tls: dict[str, Any], *hosts: str) -> Rows:
     return config("Gateway", "edge", {"selector": {"istio": "ingressgateway"}, "servers": [server]})
 
 
+def common_of(tls: dict[str, Any]) -> dict[str, Any]:
+    found = Rendered(rows(MESH, gateway("HTTPS", tls, "*")), router(namespace="default"))
+    (listener,) = found.listeners.values()
+    (chain,) = listener["filterChains"]
+    held: dict[str, Any] = chain["transportSocket"]["typedConfig"]["commonTlsContext"]
+    return held
+
+
 def test_several_certificates_and_a_revocation_list() -> None:
     tls = {
         "mode": "MUTUAL",
@@ -27,13 +35,17 @@ def test_several_certificates_and_a_revocation_list() -> None:
         "caCertificates": "/certs/ca.pem",
         "caCrl": "/certs/crl.pem",
     }
-    found = Rendered(rows(MESH, gateway("HTTPS", tls, "*")), router(namespace="default"))
-    (listener,) = found.listeners.values()
-    (chain,) = listener["filterChains"]
-    common = chain["transportSocket"]["typedConfig"]["commonTlsContext"]
+    common = common_of(tls)
     names = [c["certificateChain"]["filename"] for c in common["tlsCertificates"]]
     assert names == ["/certs/rsa.pem", "/certs/ec.pem"]
     assert common["validationContext"]["crl"] == {"filename": "/certs/crl.pem"}
+
+
+def test_clients_may_be_let_in_without_a_certificate_that_is_trusted() -> None:
+    tls = {"mode": "MUTUAL", "tlsCertificates": FILES, "caCertificates": "/certs/ca.pem"}
+    strict = common_of(tls)["validationContext"]
+    lenient = common_of(tls | {"insecureSkipVerify": True})["validationContext"]
+    assert lenient == strict | {"trustChainVerification": "ACCEPT_UNTRUSTED"}
 
 
 def test_connections_are_passed_on_to_the_cluster_that_their_sni_names() -> None:
