@@ -5,7 +5,7 @@ does; the objects behind them are read off the names of the rules.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -125,6 +125,13 @@ def facts(reader: Reader, target: ProxyKeys, port: int) -> Facts:
     return Facts(served, mode, settings.trust_domain, settings.path_normalization, resources)
 
 
+def _called(addresses: Sequence[str], caller: str) -> str:
+    """The address of a workload that is called from an address: one of the same family, if it has
+    any."""
+    same = [address for address in addresses if (":" in address) == (":" in caller)]
+    return (same or [*addresses, "127.0.0.1"])[0]
+
+
 def check(engine: Engine, target: ProxyKeys, question: Question) -> Answer:
     """What a workload's Envoy does with the request."""
     known = engine.get(facts, target, question.port)
@@ -147,7 +154,7 @@ def check(engine: Engine, target: ProxyKeys, question: Question) -> Answer:
         identity=identity,
         source_ip=question.source_ip,
         remote_ip=question.remote_ip,
-        destination_ip=target.ips[0] if target.ips else "127.0.0.1",
+        destination_ip=_called(target.ips, question.source_ip),
         port=served.port,
         sni=question.sni,
         headers={} if tcp else _headers(question, known.normalization, target),

@@ -1,5 +1,6 @@
 """`authz check`: who may do what, by which rule; that it equals Envoy is an integration test."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -61,6 +62,16 @@ def test_plain_text_is_nobody() -> None:
     assert asked(strict).outcome == "allowed"
     off = policy("default", {"mtls": {"mode": "DISABLE"}}, "PeerAuthentication")
     assert asked(anybody, off).outcome == "denied", "without mutual TLS nobody is known"
+
+
+@pytest.mark.parametrize(("source", "called"), [("10.9.9.9", "10.0.0.9"), ("fd00::1", "fd00::9")])
+def test_a_workload_is_called_by_the_family_of_its_caller(source: str, called: str) -> None:
+    when = {"when": [{"key": "destination.ip", "values": [called]}]}
+    world = world_of_documents([WORKLOAD, policy("d", {"action": "DENY", "rules": [when]})])
+    found = find_instance(world, "default/server")
+    target = dataclasses.replace(found, ips=("10.0.0.9", "fd00::9"))
+    answer = check(Engine(world), target, Question(caller=CLIENT, source_ip=source))
+    assert answer.outcome == "denied"
 
 
 def test_tcp_fails_safe() -> None:
