@@ -34,9 +34,14 @@ sys.path.insert(0, str(Path(__file__).parent / "tools"))
 from build import Unavailable as Unavailable
 from build import program
 
+from meshbus.local.network import host_port
+
 AUDIENCE = "meshbus"
 _ISSUER = "https://kubernetes.default.svc.cluster.local"
 _START_S = 120
+_SERVICES = {"IPv4": "10.96.0.0/16", "IPv6": "fd00:10:96::/112"}
+"""Ranges of addresses of Services."""
+DUAL = ("IPv4", "IPv6")
 _CONTROLLERS = (
     "serviceaccount-controller,serviceaccount-token-controller,namespace-controller,"
     "root-ca-certificate-publisher-controller,endpointslice-controller,"
@@ -46,14 +51,15 @@ _CONTROLLERS = (
 )
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on now, and that the system gives to nobody who asks
-    for any: these programs are told their ports before they listen."""
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port of a loopback address that nobody listens on now, and that the system gives to nobody
+    who asks for any: these programs are told their ports before they listen."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         port = random.randrange(10000, lowest)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", port))
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family) as sock, contextlib.suppress(OSError):
+            sock.bind((address, port))
             return port
 
 
@@ -69,12 +75,21 @@ class Refused(Exception):
 class Cluster:
     """An API server on loopback with a disk of its own."""
 
-    def __init__(self, folder: Path, *, controllers: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, controllers: bool = True, families: tuple[str, ...] = DUAL
+    ) -> None:
+        """Args:
+        families: `IPv4`, `IPv6` or both: those of its Services; by the first one it is reached.
+        """
         self.folder = folder
+        self.families = families
+        self.host = "::1" if families[0] == "IPv6" else "127.0.0.1"
+        """The address that it listens on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._controllers = controllers
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.port, self._etcd_port, self._peer_port = free_port(), free_port(), free_port()
+        self.port = free_port(self.host)
+        self._etcd_port, self._peer_port = free_port(), free_port()
         self._manager_port = free_port()
         self._make_keys()
         self._write_kubeconfig()
@@ -84,7 +99,7 @@ class Cluster:
     @property
     def server(self) -> str:
         """Its address."""
-        return f"https://127.0.0.1:{self.port}"
+        return f"https://{host_port(self.host, self.port)}"
 
     @property
     def ca_file(self) -> Path:
@@ -141,8 +156,8 @@ class Cluster:
         self._run(
             "kube-apiserver",
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--bind-address={self.host}",
+            f"--advertise-address={self.host}",
             f"--secure-port={self.port}",
             f"--tls-cert-file={self.folder / 'server.crt'}",
             f"--tls-private-key-file={self.folder / 'server.key'}",
@@ -151,7 +166,7 @@ class Cluster:
             f"--service-account-key-file={self.folder / 'sa.pub'}",
             f"--service-account-signing-key-file={self.folder / 'sa.key'}",
             f"--api-audiences={_ISSUER}",
-            "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112",
+            f"--service-cluster-ip-range={','.join(map(_SERVICES.__getitem__, self.families))}",
             "--authorization-mode=RBAC",
             "--allow-privileged=true",
             "--endpoint-reconciler-type=none",
@@ -325,7 +340,7 @@ class Cluster:
     def pod_env(self, folder: Path) -> dict[str, str]:
         """What a process of such a pod has in its environment."""
         return {
-            "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+            "KUBERNETES_SERVICE_HOST": self.host,
             "KUBERNETES_SERVICE_PORT": str(self.port),
             "MESHBUS_KUBERNETES": "in-cluster",
             "MESHBUS_KUBERNETES_ACCOUNT": str(folder),
@@ -356,7 +371,7 @@ class Cluster:
             _certificate(name, name, authority, authority, authority=True, names=[])
         )
         for file, subject, names in (
-            ("server", _name("kube-apiserver"), ["localhost", "127.0.0.1", "10.96.0.1"]),
+            ("server", _name("kube-apiserver"), ["localhost", "127.0.0.1", "::1", "10.96.0.1"]),
             ("admin", _name("admin", "system:masters"), []),
         ):
             key = ec.generate_private_key(ec.SECP256R1())
@@ -457,11 +472,13 @@ def _post(url: str, body: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def running_cluster(*, controllers: bool = True) -> Iterator[Cluster]:
+def running_cluster(
+    *, controllers: bool = True, families: tuple[str, ...] = DUAL
+) -> Iterator[Cluster]:
     """A cluster that ends with its test."""
     base = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="meshbus-kube-", dir=base))
-    cluster = Cluster(folder, controllers=controllers)
+    cluster = Cluster(folder, controllers=controllers, families=families)
     try:
         cluster.start()
         yield cluster

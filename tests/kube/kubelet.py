@@ -1,6 +1,6 @@
 """What a kubelet does for a test: pods of a real API server as processes of this machine.
 
-Each pod gets a network namespace with its address and what its init container does, its real
+Each pod gets a network namespace with its addresses and what its init container does, its real
 Envoy with the bootstrap, ConfigMaps and bound token that its spec names, and, as the application,
 the Bookinfo service that its labels name. Root, Linux.
 """
@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,33 @@ from cluster import Cluster, Refused
 
 from meshbus.local.binaries import find_envoy
 from meshbus.local.capture import PROXY_UID
+from meshbus.local.network import host_port
 
 INIT = Path(__file__).parents[2] / "deploy" / "docker" / "init" / "meshbus-init"
 """What the image of `istio-init` runs."""
 NODE = "local-node"
 PREFIX = "mbk"
-NETWORK = "10.166"
+NETWORKS = {"IPv4": "10.166.{}.{}/16", "IPv6": "fd66:6d62:6b::{}:{}/64"}
+"""Addresses of the network of the pods, of each family: two numbers, and how long the prefix is."""
+BOTH = ("IPv4", "IPv6")
 
 
 def _run(command: str, stdin: str = "") -> None:
     done = subprocess.run(command, shell=True, input=stdin, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def _blocks(families: Iterable[str], *numbers: int) -> list[str]:
+    return [str(ip_interface(NETWORKS[family].format(*numbers))) for family in families]
+
+
+def _addresses(families: Iterable[str], *numbers: int) -> list[str]:
+    return [block.partition("/")[0] for block in _blocks(families, *numbers)]
+
+
+def _at_once(block: str) -> str:
+    """An IPv6 address is used without a look for somebody else who has it."""
+    return " nodad" if ":" in block else ""
 
 
 class RunningPod:
@@ -45,11 +62,17 @@ class RunningPod:
         self.name = pod["metadata"]["name"]
         self.netns = f"{PREFIX}-{index}"
         self.outer = f"{PREFIX}{index}"
-        self.address = f"{NETWORK}.{1 + index // 250}.{1 + index % 250}"
+        self._numbers = (1 + index // 250, 1 + index % 250)
+        self.addresses = _addresses(kubelet.families, *self._numbers)
         self.folder = kubelet.folder / self.name
         self.processes: list[subprocess.Popen[bytes]] = []
         self.ready = False
         self._envoy: list[str] = []
+
+    @property
+    def address(self) -> str:
+        """The first of its addresses."""
+        return self.addresses[0]
 
     @property
     def namespace(self) -> str:
@@ -62,14 +85,19 @@ class RunningPod:
         hosts = Path("/etc/netns") / self.netns
         hosts.mkdir(parents=True, exist_ok=True)
         (hosts / "hosts").write_text(self.kubelet.hosts())
+        # What is not in it has no address, which is said at once.
+        (hosts / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         _run(f"ip netns add {self.netns}")
         _run(f"ip link add {self.outer} type veth peer name eth0 netns {self.netns}")
         _run(f"ip link set {self.outer} master {PREFIX}-br up")
         inside = f"ip -n {self.netns}"
         _run(f"{inside} link set lo up")
-        _run(f"{inside} addr add {self.address}/16 dev eth0")
+        families = self.kubelet.families
+        for block in _blocks(families, *self._numbers):
+            _run(f"{inside} addr add {block} dev eth0{_at_once(block)}")
         _run(f"{inside} link set eth0 up")
-        _run(f"{inside} route add default via {NETWORK}.0.1")
+        for way in _addresses(families, 0, 1):
+            _run(f"{inside} route add default via {way}")
         proxy = self._proxy()
         if proxy is not None:
             self._capture()
@@ -172,8 +200,8 @@ class RunningPod:
             "metadata.namespace": metadata["namespace"],
             "metadata.uid": metadata["uid"],
             "status.podIP": self.address,
-            "status.podIPs": self.address,
-            "status.hostIP": f"{NETWORK}.0.1",
+            "status.podIPs": ",".join(self.addresses),
+            "status.hostIP": self.kubelet.host,
             "spec.serviceAccountName": spec.get("serviceAccountName", "default"),
             "spec.nodeName": NODE,
         }.get(source, "")
@@ -182,7 +210,7 @@ class RunningPod:
         labels = self.pod["metadata"]["labels"]
         env = {
             **os.environ,
-            "MESHBUS_BIND_ADDRESS": "0.0.0.0",
+            "MESHBUS_BIND_ADDRESS": "::" if "IPv6" in self.kubelet.families else "0.0.0.0",
             "POD_NAME": self.name,
             "POD_NAMESPACE": self.namespace,
             "SERVICE_VERSION": labels.get("version", "v1"),
@@ -192,23 +220,31 @@ class RunningPod:
 
     def probe(self) -> bool:
         """Envoy has its configuration, and the application answers through it."""
+        where = host_port(self.address, 15021)
         try:
-            with urllib.request.urlopen(f"http://{self.address}:15021/healthz/ready", timeout=2):
+            with urllib.request.urlopen(f"http://{where}/healthz/ready", timeout=2):
                 return True
         except OSError:
             return False
 
-    def call(self, url: str) -> tuple[int, str]:
-        """A request of its application: status and body."""
+    def call(self, url: str, family: str = "") -> tuple[int, str]:
+        """A request of its application: status and body.
+
+        Args:
+            family: Of the addresses that the name in the URL is looked up to; empty: any.
+        """
         code = (
-            "import sys, urllib.request as u, urllib.error as e\n"
+            "import socket, sys, urllib.request as u, urllib.error as e\n"
+            "find, wanted = socket.getaddrinfo, {'IPv4': 2, 'IPv6': 10}.get(sys.argv[2], 0)\n"
+            "socket.getaddrinfo = lambda host, port, family=0, *more: "
+            "find(host, port, wanted, *more)\n"
             "try:\n  r = u.urlopen(sys.argv[1], timeout=10)\n"
             "  print(r.status); print(r.read().decode())\n"
             "except e.HTTPError as x: print(x.code); print(x.read().decode())\n"
             "except OSError as x: print(0); print(x)\n"
         )
         done = subprocess.run(
-            ["ip", "netns", "exec", self.netns, sys.executable, "-c", code, url],
+            ["ip", "netns", "exec", self.netns, sys.executable, "-c", code, url, family],
             capture_output=True,
             text=True,
             timeout=30,
@@ -233,11 +269,19 @@ class RunningPod:
 class Kubelet:
     """Runs the pods of a namespace."""
 
-    def __init__(self, cluster: Cluster, namespace: str, folder: Path) -> None:
+    def __init__(
+        self, cluster: Cluster, namespace: str, folder: Path, families: tuple[str, ...] = BOTH
+    ) -> None:
+        """Args:
+        families: Of the addresses of its pods, the preferred one first.
+        """
         self.cluster = cluster
+        self.families = families
+        self.host = _addresses(families, 0, 1)[0]
+        """The address of this machine in the network of the pods."""
         self.namespace = namespace
         self.folder = folder
-        self.gateways = {"": f"{NETWORK}.0.1"}
+        self.gateways = {"": self.host}
         """Address of the xds-gateway of each revision, by the suffix of its name."""
         self.pods: dict[str, RunningPod] = {}
         self._index = 0
@@ -252,9 +296,10 @@ class Kubelet:
             lines.append(f"{address} xds-gateway{revision}.istio-system.svc")
         path = f"/api/v1/namespaces/{self.namespace}/services"
         for item in self.cluster.get(path)["items"]:
-            name, address = item["metadata"]["name"], item["spec"].get("clusterIP")
-            if address and address != "None":
-                lines.append(f"{address} {name} {name}.{self.namespace}.svc.cluster.local")
+            name = item["metadata"]["name"]
+            names = f"{name} {name}.{self.namespace}.svc.cluster.local"
+            addresses = [a for a in item["spec"].get("clusterIPs", ()) if a != "None"]
+            lines += [f"{address} {names}" for address in addresses]
         return "\n".join(lines) + "\n"
 
     def start(self) -> None:
@@ -329,8 +374,8 @@ class Kubelet:
         status = {
             "phase": "Running",
             "podIP": pod.address,
-            "podIPs": [{"ip": pod.address}],
-            "hostIP": f"{NETWORK}.0.1",
+            "podIPs": [{"ip": address} for address in pod.addresses],
+            "hostIP": self.host,
             "startTime": pod.pod["metadata"]["creationTimestamp"],
             "conditions": [
                 {"type": kind, "status": "True" if ready or kind == "PodScheduled" else "False"}
@@ -347,13 +392,14 @@ class Kubelet:
 
 
 @contextlib.contextmanager
-def bridge() -> Iterator[str]:
-    """The network of the pods; the address of this machine in it."""
+def bridge(families: tuple[str, ...] = BOTH) -> Iterator[str]:
+    """The network of the pods; the first address of this machine in it."""
     _run(f"ip link add {PREFIX}-br type bridge")
     try:
-        _run(f"ip addr add {NETWORK}.0.1/16 dev {PREFIX}-br")
+        for block in _blocks(families, 0, 1):
+            _run(f"ip addr add {block} dev {PREFIX}-br{_at_once(block)}")
         _run(f"ip link set {PREFIX}-br up")
-        yield f"{NETWORK}.0.1"
+        yield _addresses(families, 0, 1)[0]
     finally:
         subprocess.run(["ip", "link", "del", f"{PREFIX}-br"], capture_output=True, check=False)
 
@@ -361,12 +407,12 @@ def bridge() -> Iterator[str]:
 @contextlib.contextmanager
 def second_address() -> Iterator[str]:
     """One more address of this machine in the network of the pods."""
-    address = f"{NETWORK}.0.2"
-    _run(f"ip addr add {address}/16 dev {PREFIX}-br")
+    (block,), (address,) = _blocks(("IPv4",), 0, 2), _addresses(("IPv4",), 0, 2)
+    _run(f"ip addr add {block} dev {PREFIX}-br")
     try:
         yield address
     finally:
-        _run(f"ip addr del {address}/16 dev {PREFIX}-br")
+        _run(f"ip addr del {block} dev {PREFIX}-br")
 
 
 def can_run() -> str:

@@ -9,20 +9,26 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 from cluster import Cluster
-from kubelet import NODE, Kubelet, RunningPod, bridge, can_run, second_address
-from nats_process import NatsServer
+from kubelet import RunningPod, can_run, second_address
+from pods_mesh import (
+    EDGE,
+    NAMESPACE,
+    ROOT,
+    World,
+    injects,
+    pods_mesh,
+    readable_folder,
+)
 from test_kube_chart import helm_program, sets
-from test_kube_crds import install_definitions
 from webhooks import injection_values, injector_webhooks, webhook_of
 
 from meshbus.cli.cluster_keys import authority, leaf
@@ -34,17 +40,6 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(bool(can_run()), reason=can_run()),
 ]
-ROOT = "istio-system"
-NAMESPACE = "bookinfo"
-
-
-class World(NamedTuple):
-    """A mesh on a cluster, with Bookinfo."""
-
-    cluster: Cluster
-    kubelet: Kubelet
-    gateway: Process
-    nats: NatsServer
 
 
 def injected(document: dict[str, Any], values: Path) -> dict[str, Any]:
@@ -64,38 +59,6 @@ def injected(document: dict[str, Any], values: Path) -> dict[str, Any]:
     return found
 
 
-EDGE: list[dict[str, Any]] = [
-    {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": "edge"},
-        "spec": {
-            "selector": {"istio": "ingressgateway"},
-            "ports": [
-                {"name": "http", "port": 80, "targetPort": 8080},
-                {"name": "https", "port": 443, "targetPort": 8443},
-            ],
-        },
-    },
-    {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "edge"},
-        "spec": {
-            "selector": {"matchLabels": {"app": "edge"}},
-            "template": {
-                "metadata": {
-                    "labels": {"app": "edge", "version": "v1", "istio": "ingressgateway"},
-                    "annotations": {"inject.istio.io/templates": "gateway"},
-                },
-                "spec": {"containers": [{"name": "istio-proxy", "image": "auto"}]},
-            },
-        },
-    },
-]
-"""A gateway of one's own: its pod is made a gateway by the webhook."""
-
-
 def documents_of(source: Path, values: Path) -> list[dict[str, Any]]:
     """Bookinfo, one of its workloads injected by hand, and a gateway."""
     documents = [d for d in yaml.safe_load_all(source.read_text()) if d]
@@ -107,83 +70,16 @@ def documents_of(source: Path, values: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Envoys run as a user of their own, who may not look into the folders of pytest."""
-    with tempfile.TemporaryDirectory(prefix="meshbus-bookinfo-") as made:
-        Path(made).chmod(0o755)
-        yield Path(made)
+    with readable_folder() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def world(cluster: Cluster, helm_program: str, shared_data: Path, folder: Path) -> Iterator[World]:
-    install_definitions(cluster)
-    for name, labels in ((ROOT, {}), (NAMESPACE, {"istio-injection": "enabled"})):
-        metadata = {"name": name, "labels": labels}
-        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-    cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
-    nats = NatsServer(folder / "nats")
-    with contextlib.ExitStack() as ends:
-        ends.callback(nats.kill)
-        nats.start()
-        address = ends.enter_context(bridge())
-        values = folder / "values.yaml"
-        values.write_text(injection_values(helm_program, ROOT))
-        api = {
-            "MESHBUS_CONFIG_API": "127.0.0.1:0",
-            "MESHBUS_CONFIG_WEBHOOKS": "127.0.0.1:0",
-            "MESHBUS_CONFIG_WEBHOOK_NAMES": "127.0.0.1",
-            "MESHBUS_CONFIG_INJECTION": str(values),
-        }
-        listen = {"MESHBUS_XDS_GATEWAY_LISTEN": f"{address}:15012"}
-        with (
-            serving(cluster, nats, "ca", folder / "ca", root=ROOT),
-            serving(cluster, nats, "config", folder / "config", root=ROOT, env=api) as config,
-            serving(cluster, nats, "discovery", folder / "discovery", root=ROOT),
-            serving(
-                cluster, nats, "xds-gateway", folder / "gateway", root=ROOT, env=listen
-            ) as gateway,
-        ):
-            gateway.wait_ready()
-            kubelet = Kubelet(cluster, NAMESPACE, folder / "pods")
-            (folder / "pods").mkdir(mode=0o755)
-            source = shared_data / "samples" / "bookinfo" / "platform" / "kube" / "bookinfo.yaml"
-            config.wait_ready()
-            webhooks = injector_webhooks(helm_program, ROOT, webhook_of(folder / "config"))
-            for document in webhooks:
-                cluster.apply(document)
-            cluster.wait(lambda: injects(cluster), 30)
-            manifests = yaml.safe_dump_all(documents_of(source, values))
-            cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=manifests)
-            kubelet.start()
-            try:
-                cluster.wait(
-                    lambda: len(kubelet.pods) == 7 and all(p.ready for p in kubelet.pods.values()),
-                    90,
-                )
-                yield World(cluster, kubelet, gateway, nats)
-            finally:
-                print(kubelet.problem)
-                for path in sorted(folder.glob("**/*log"))[:40]:
-                    tail = path.read_text(errors="replace")[-1500:]
-                    print(f"--- {path.relative_to(folder)}\n{tail}")
-                for document in webhooks:
-                    cluster.delete(document)
-                kubelet.stop()
-
-
-def injects(cluster: Cluster, revision: str = "default") -> bool:
-    """Whether the API server has taken up the webhooks of a revision for pods of the namespace."""
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "try"},
-        "spec": {"containers": [{"name": "a", "image": "a"}]},
-    }
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods?dryRun=All"
-    made = cluster.request("POST", path, pod)
-    status = json.loads(
-        made["metadata"].get("annotations", {}).get("sidecar.istio.io/status", "{}")
-    )
-    return status.get("revision") == revision
+    with pods_mesh(cluster, helm_program, folder) as running:
+        source = shared_data / "samples" / "bookinfo" / "platform" / "kube" / "bookinfo.yaml"
+        running.begin(documents_of(source, folder / "values.yaml"), 7)
+        yield running
 
 
 def restart(cluster: Cluster, deployment: str) -> None:

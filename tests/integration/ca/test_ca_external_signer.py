@@ -6,10 +6,7 @@ import pytest
 import pytest_asyncio
 from ca_mesh import CaMesh, made
 from cryptography import x509
-from gateway_mesh import (
-    envoy_binary,
-    mesh_on,
-)
+from gateway_mesh import by, envoy_binary, mesh_on
 from meshbus_ca.authority import fingerprint
 from test_ca_ledger import REVIEWS, sign
 from test_gateway_envoys import Pair, serving
@@ -22,7 +19,7 @@ pytestmark = pytest.mark.real
 
 
 @pytest_asyncio.fixture
-async def elsewhere(bus_for, tmp_path):
+async def elsewhere(family, bus_for, tmp_path):
     root, middle = made(time.time())
     async with vault(root, middle, time.time()) as running:
         (tmp_path / "token").write_text(TOKEN + "\n")
@@ -59,6 +56,7 @@ async def test_traffic_with_certificates_of_a_signer_elsewhere(elsewhere):
         assert {q["uri_sans"] for q in running.asked} == {r.identity for r in workloads}
 
 
+@by(4)
 async def test_what_a_signer_does_wrong_reaches_nobody(elsewhere, tmp_path):
     mesh, running = elsewhere
     token = await mesh.token("reviews")

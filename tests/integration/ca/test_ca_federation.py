@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from gateway_mesh import (
     CLUSTER,
     IDENTITIES,
+    LOOPBACK,
     application,
     config,
     endpoints,
@@ -30,6 +31,7 @@ from meshbus_ca.bundles import Bundle, BundleError
 from meshbus_ca.issue import make_root
 from test_gateway_envoys import Pair
 
+from meshbus.local.network import host_port
 from meshbus.model.keys import Key
 from meshbus.model.rows import MeshConfigRow
 from meshbus.runtime.settings import ProcessSettings
@@ -64,7 +66,7 @@ async def make(folder: Path, bus_for: Any, domain: str) -> DomainMesh:
     )
     mesh.ca_settings = {
         "require_proof": True,
-        "bundle_listen": "127.0.0.1:0",
+        "bundle_listen": host_port(LOOPBACK.own, 0),
         "bundle_refresh_s": 1,
     }
     await mesh.start()
@@ -73,7 +75,7 @@ async def make(folder: Path, bus_for: Any, domain: str) -> DomainMesh:
 
 
 @pytest_asyncio.fixture
-async def meshes(bus_for, second_bus_for, tmp_path):
+async def meshes(family, bus_for, second_bus_for, tmp_path):
     envoy_binary()
     async with contextlib.AsyncExitStack() as stack:
         made = []
@@ -89,7 +91,7 @@ async def got(*question: str) -> Bundle:
 
 
 def endpoint(mesh: DomainMesh) -> str:
-    return f"https://127.0.0.1:{mesh.ca.bundle_port}/"
+    return f"https://{host_port(LOOPBACK.own, mesh.ca.bundle_port)}/"
 
 
 def entries(mesh: DomainMesh, pem: str) -> list[dict[str, Any]]:
@@ -211,8 +213,9 @@ async def test_the_endpoint_proves_who_it_is(meshes, tmp_path):
     for bad in (url.replace("https", "http"), "https:///", "file:///etc/passwd", "https://u:p@h/"):
         with pytest.raises(BundleError, match="must be https"):
             await got(bad, "b.example", roots)
+    nobody = host_port(LOOPBACK.own, free_port(LOOPBACK.own))
     with pytest.raises(BundleError):
-        await got(f"https://127.0.0.1:{free_port('127.0.0.1')}/", "b.example", roots)
+        await got(f"https://{nobody}/", "b.example", roots)
 
 
 async def test_a_bundle_endpoint_of_the_web(bus_for, tmp_path):

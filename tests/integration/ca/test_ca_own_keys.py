@@ -11,6 +11,7 @@ from gateway_mesh import envoy_binary, mesh_on
 from test_gateway_envoys import Pair, serving
 
 from meshbus.cli.own_key import OwnKeyError, request_certificate
+from meshbus.local.network import host_port
 from meshbus.model.rows import KEYS_ANNOTATION, WorkloadInstance
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -18,13 +19,15 @@ SERVER = "spiffe://cluster.local/ns/default/sa/server"
 
 
 @pytest_asyncio.fixture
-async def mesh(bus_for, tmp_path):
+async def mesh(family, bus_for, tmp_path):
     envoy_binary()
+    everywhere = "::" if family == 6 else "0.0.0.0"
     async with mesh_on(bus_for, tmp_path, CaMesh) as running:
         running.ca_settings = {
             "require_proof": True,
-            "csr_listen": "127.0.0.1:0",
-            "csr_mutual_listen": "127.0.0.1:0",
+            # The name that is called, localhost, is of IPv4 on many machines.
+            "csr_listen": host_port(everywhere, 0),
+            "csr_mutual_listen": host_port(everywhere, 0),
         }
         await running.start()
         yield running

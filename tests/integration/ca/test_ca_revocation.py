@@ -16,8 +16,9 @@ from ca_mesh import CaMesh, made, plug
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from gateway_mesh import CLUSTER, config, envoy_binary, host, mesh_on
+from gateway_mesh import CLUSTER, by, config, envoy_binary, host, mesh_on
 from meshbus_ca.issue import Signer, make_intermediate, make_root
+from security_mesh import listener_stat
 from test_gateway_envoys import Pair, serving
 
 from meshbus.bus.interface import CERTS, BusError
@@ -38,10 +39,16 @@ pytestmark = pytest.mark.real
 THIEF = "spiffe://cluster.local/ns/default/sa/thief"
 CLIENT = "spiffe://cluster.local/ns/default/sa/client"
 SERVER = "spiffe://cluster.local/ns/default/sa/server"
+by_family_and_federation = pytest.mark.parametrize(
+    ("family", "federated"),
+    [(4, False), (6, True)],
+    ids=["ipv4", "ipv6-federated"],
+    indirect=["family"],
+)
 
 
 @pytest_asyncio.fixture
-async def mesh(bus_for, tmp_path):
+async def mesh(family, bus_for, tmp_path):
     envoy_binary()
     async with mesh_on(bus_for, tmp_path, CaMesh) as running:
         running.ca_settings = {"leaf_ttl_s": 3600, "require_proof": True}
@@ -101,7 +108,7 @@ class Stolen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("federated", [False, True])
+@by_family_and_federation
 async def test_a_revoked_certificate_is_refused_on_new_connections(mesh, tmp_path, federated):
     if federated:
         other = {"pem": make_root("b.example", time.time()).pem, "trustDomains": ["b.example"]}
@@ -126,9 +133,8 @@ async def test_a_revoked_certificate_is_refused_on_new_connections(mesh, tmp_pat
             return not await stolen.enters(pair.server, pair.port)
 
         await mesh.until(refused, "the certificate is refused")
-        assert await server.stat(f"listener.{pair.server}_{pair.port}.ssl.fail_verify_error"), (
-            "because of what it shows"
-        )
+        listener = listener_stat(pair.server, pair.port)
+        assert await server.stat(f"{listener}.ssl.fail_verify_error"), "because of what it shows"
         assert (await pair.get()).status_code == 200
         assert (await pair.get()).status_code == 200, "others get in, on new connections too"
         (record,) = (await mesh.certificates(serial=stolen.serial)).certificates
@@ -170,6 +176,7 @@ async def test_a_revoked_certificate_is_refused_on_new_connections(mesh, tmp_pat
         await mesh.until(back, "it has a certificate again", timeout_s=30)
 
 
+@by(4)
 async def test_who_is_blocked_gets_no_certificate(mesh):
     stolen = Stolen(mesh.folder)
     await stolen.get(mesh, "thief")
@@ -180,6 +187,7 @@ async def test_who_is_blocked_gets_no_certificate(mesh):
     assert mesh.trust.crl_pem.count("BEGIN X509 CRL") == 2, "of the signer and of the root"
 
 
+@by(4)
 async def test_what_cannot_be_revoked_is_said(mesh):
     for question, message in (
         ({"serial": "ffff"}, "no certificate ffff"),
@@ -222,8 +230,8 @@ def crl(by: Signer, serials: Iterable[int] = ()) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("federated", [False, True])
-async def test_lists_of_a_plugged_in_ca_reach_every_proxy(bus_for, tmp_path, federated):
+@by_family_and_federation
+async def test_lists_of_a_plugged_in_ca_reach_every_proxy(family, bus_for, tmp_path, federated):
     """`ca-crl.pem`: of leaves, and of a signing certificate; also where other trust domains are
     trusted, which takes a list of every CA up to the root."""
     envoy_binary()

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from ca_mesh import CaMesh, made, plug
 from cryptography import x509
-from gateway_mesh import envoy_binary, mesh_on
+from gateway_mesh import by, envoy_binary, mesh_on
 from meshbus_ca.authority import fingerprint
 from meshbus_ca.issue import make_intermediate
 from test_gateway_envoys import Pair, serving
@@ -19,7 +19,7 @@ LEAF_S = 60
 
 
 @pytest_asyncio.fixture
-async def mesh(bus_for, tmp_path):
+async def mesh(family, bus_for, tmp_path):
     envoy_binary()
     async with mesh_on(bus_for, tmp_path, CaMesh) as running:
         running.ca_settings = {"leaf_ttl_s": LEAF_S, "require_proof": True}
@@ -72,6 +72,7 @@ def roots_of(mesh: CaMesh) -> set[str]:
     return {fingerprint(certificate) for certificate in loaded}
 
 
+@by(6)
 async def test_self_signed_root_changes_under_traffic_also_when_the_ca_dies(mesh):
     await mesh.start()
     async with under_traffic(mesh) as (_, client, traffic):
@@ -112,6 +113,7 @@ async def test_self_signed_root_changes_under_traffic_also_when_the_ca_dies(mesh
         assert await client.stat("cluster.xds-gateway.upstream_cx_connect_fail") <= 0
 
 
+@by(4)
 async def test_plugged_in_intermediate_and_root_change_under_traffic(mesh, tmp_path):
     folder = tmp_path / "cacerts"
     root, intermediate = made(time.time())

@@ -1,22 +1,12 @@
 """Tests here share modules of this folder."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from meshbus_xds_gateway.carrier_choice import native_is_installed
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-from gateway_mesh import LOOPBACK
-
-
-@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
-def family(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The family of all addresses."""
-    with LOOPBACK.of(request.param) as number:
-        yield number
 
 
 @pytest.fixture(params=["grpc", "native"])

@@ -193,6 +193,12 @@ def loopback() -> str:
     return f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{random.randint(1, 250)}"
 
 
+def by(*families: int) -> pytest.MarkDecorator:
+    """A test that is worth its time by these families alone."""
+    ids = [f"ipv{family}" for family in families]
+    return pytest.mark.parametrize("family", families, ids=ids, indirect=True)
+
+
 class Mesh:
     """What a test may do with the mesh."""
 

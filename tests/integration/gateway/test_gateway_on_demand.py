@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from gateway_mesh import (
     CLUSTER,
+    LOOPBACK,
     Envoy,
     Mesh,
     Rows,
@@ -28,6 +29,7 @@ from gateway_mesh import (
 )
 
 from meshbus.compile.proxy_keys import PROXY_CONFIG
+from meshbus.local.network import host_port
 from meshbus.model.keys import Key
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -37,7 +39,7 @@ CLUSTERS = {"MESHBUS_CLUSTERS": "on-demand"}
 
 
 @pytest_asyncio.fixture
-async def mesh(carrier, bus_for, tmp_path):
+async def mesh(carrier, family, bus_for, tmp_path):
     envoy_binary()
     async with mesh_on(bus_for, tmp_path) as running:
         running.transport = carrier
@@ -79,7 +81,7 @@ class World:
             return await self.call(session, name, path, content)
 
     def session(self, client: str) -> httpx.AsyncClient:
-        proxy = f"http://{self.at[client]}:{self.proxy[client]}"
+        proxy = f"http://{host_port(self.at[client], self.proxy[client])}"
         return httpx.AsyncClient(proxy=proxy, timeout=10, verify=False)
 
     async def call(
@@ -181,7 +183,7 @@ async def test_an_asking_envoy_survives_a_gateway_that_starts_again(mesh):
         port = mesh.gateway.port
         await mesh.stop("xds-gateway")
         assert (await world.get("s0")).text == "hello", "what it has it keeps"
-        await mesh.start_gateway(listen=f"127.0.0.1:{port}")
+        await mesh.start_gateway(listen=host_port(LOOPBACK.own, port))
 
         async def connected() -> bool:
             return "one-0.default" in await mesh.proxies()

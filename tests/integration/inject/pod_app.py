@@ -54,6 +54,10 @@ class Server(ThreadingHTTPServer):
     address_family = socket.AF_INET6
 
 
+class TcpServer(socketserver.ThreadingTCPServer):
+    address_family = socket.AF_INET6
+
+
 class Health(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         if details.method != "/grpc.health.v1.Health/Check":
@@ -62,9 +66,9 @@ class Health(grpc.GenericRpcHandler):
 
 
 if __name__ == "__main__":
-    tcp = socketserver.ThreadingTCPServer(("0.0.0.0", 9090), socketserver.BaseRequestHandler)
+    tcp = TcpServer(("::", 9090), socketserver.BaseRequestHandler)
     threading.Thread(target=tcp.serve_forever, daemon=True).start()
     server = grpc.server(ThreadPoolExecutor(2), handlers=[Health()])
-    server.add_insecure_port("0.0.0.0:9091")
+    server.add_insecure_port("[::]:9091")
     server.start()
     Server(("::", 8080), Handler).serve_forever()

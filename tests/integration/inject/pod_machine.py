@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,36 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
 class PodMachine:
     """A network namespace with a cable to this one, and the volumes of a pod."""
 
-    def __init__(self, folder: Path, hosts: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, hosts: Mapping[str, str], families: Sequence[int] = (4, 6)
+    ) -> None:
+        """
+        Args:
+            hosts: Addresses by name; `HOST` is this machine's own.
+            families: Of the pod's addresses, the preferred one first.
+        """
         number = os.getpid() % 200
         self.name, self._outer = f"mbpod{os.getpid()}", f"mbp{os.getpid()}"
-        self.host, self.address = f"10.{213}.{number}.1", f"10.{213}.{number}.2"
-        self.host6, self.address6 = f"fd5e:{number:x}::1", f"fd5e:{number:x}::2"
+        known = {4: f"10.213.{number}.", 6: f"fd5e:{number:x}::"}
+        self.hosts = [f"{known[family]}1" for family in families]
+        """Addresses of this machine that the pod reaches it by."""
+        self.addresses = [f"{known[family]}2" for family in families]
+        """Those of the pod."""
         self.folder = folder
         self._etc = Path("/etc/netns") / self.name
         self._made: list[Path] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._hosts = hosts
+        self._names = hosts
+
+    @property
+    def host(self) -> str:
+        """The first of this machine's addresses."""
+        return self.hosts[0]
+
+    @property
+    def address(self) -> str:
+        """The first of the pod's addresses."""
+        return self.addresses[0]
 
     def __enter__(self) -> "PodMachine":
         try:
@@ -64,19 +84,23 @@ class PodMachine:
         peer = ("peer", "name", "eth0", "netns", self.name)
         run("ip", "link", "add", self._outer, "type", "veth", *peer)
         inside = ("ip", "-n", self.name)
-        for place, address, address6, device in (
-            (("ip",), self.host, self.host6, self._outer),
-            (inside, self.address, self.address6, "eth0"),
+        for place, addresses, device in (
+            (("ip",), self.hosts, self._outer),
+            (inside, self.addresses, "eth0"),
         ):
-            run(*place, "addr", "add", f"{address}/24", "dev", device)
-            run(*place, "addr", "add", f"{address6}/64", "dev", device, "nodad")
+            for address in addresses:
+                block = (f"{address}/64", "nodad") if ":" in address else (f"{address}/24",)
+                run(*place, "addr", "add", *block, "dev", device)
             run(*place, "link", "set", device, "up")
         run(*inside, "link", "set", "lo", "up")
-        run(*inside, "route", "add", "default", "via", self.host)
+        for host in self.hosts:
+            run(*inside, "route", "add", "default", "via", host)
         self._etc.mkdir(parents=True)
-        lines = [f"{address} {name}" for name, address in self._hosts.items()]
+        lines = [f"{address} {name}" for name, address in self._names.items()]
         hosts = "\n".join(["127.0.0.1 localhost", *lines]).replace("HOST", self.host)
         (self._etc / "hosts").write_text(hosts + "\n")
+        # What is not in it has no address, which is said at once.
+        (self._etc / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         self.volumes = {
             FOLDER: self.folder / "proxy",
             ROOTS_FOLDER: self.folder / "roots",

@@ -25,6 +25,7 @@ from gateway_mesh import (
 from pod_machine import INIT, PodMachine
 
 from meshbus.inject import Injector, Owner
+from meshbus.local.network import host_port
 from meshbus.model.keys import Key
 from meshbus.model.rows import WorkloadInstance, WorkloadPort
 
@@ -93,7 +94,7 @@ class Pod:
             "metadata.namespace": "default",
             "metadata.uid": "8d1e",
             "status.podIP": machine.address,
-            "status.podIPs": f"{machine.address},{machine.address6}",
+            "status.podIPs": ",".join(machine.addresses),
             "status.hostIP": machine.host,
             "spec.serviceAccountName": "web",
             "spec.nodeName": "node-1",
@@ -113,7 +114,7 @@ class Pod:
 
     def asks(self, address: str, path: str) -> str:
         """What the application's container gets when it asks."""
-        host, _, port = address.rpartition(":")
+        host, _, port = address.replace("[", "").replace("]", "").rpartition(":")
         request = r"GET %s HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
         script = f'exec 3<>"/dev/tcp/$0/$1"; printf "{request}" "$2" >&3; cat <&3'
         command = ["bash", "-c", script, host, port, path]
@@ -123,7 +124,7 @@ class Pod:
         """As the kubelet does it: from outside, following redirects of the host."""
         ask = self.container(container)[kind]["httpGet"]
         headers = {h["name"]: h["value"] for h in ask.get("httpHeaders", ())}
-        url = f"http://{self.machine.address}:{ask['port']}{ask['path']}"
+        url = f"http://{host_port(self.machine.address, ask['port'])}{ask['path']}"
         return httpx.get(url, headers=headers, timeout=3, follow_redirects=True)
 
 
@@ -141,9 +142,9 @@ def rows(pod: PodMachine) -> list[Any]:
         workload="web",
         service_account="web",
         labels={"app": "web"},
-        addresses=[pod.address, pod.address6],
+        addresses=pod.addresses,
         ports=[WorkloadPort("http", 8080, "HTTP")],
-        dual_stack=True,
+        dual_stack=len(pod.addresses) == 2,
     )
     return [
         service("web", 8080),
@@ -152,9 +153,10 @@ def rows(pod: PodMachine) -> list[Any]:
     ]
 
 
-async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
+@pytest.mark.parametrize("families", [(4,), (6,), (4, 6)], ids=["ipv4", "ipv6", "both"])
+async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path, families: tuple[int, ...]) -> None:
     (tmp_path / "pod").mkdir()
-    with PodMachine(tmp_path / "pod", {GATEWAY: "HOST"}) as machine:
+    with PodMachine(tmp_path / "pod", {GATEWAY: "HOST"}, families) as machine:
         port = free_port(machine.host)
         await mesh.write(*rows(machine))
         pod = Pod(machine, port)
@@ -173,14 +175,14 @@ async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
 
         with pytest.raises(httpx.TransportError):
             pod.probe("istio-proxy", "startupProbe")
-        await mesh.start_gateway(listen=f"{machine.host}:{port}")
+        await mesh.start_gateway(listen=host_port(machine.host, port))
         await mesh.until(answers("istio-proxy", "startupProbe"), "the sidecar is ready", 30)
         mode = {"mtls": {"mode": "STRICT"}}
         strict = config("PeerAuthentication", "peerauthentications", "default", mode)
         await mesh.converged(await mesh.write(strict))
-        for address in (machine.address, f"[{machine.address6}]"):
+        for address in machine.addresses:
             with pytest.raises(httpx.TransportError):
-                httpx.get(f"http://{address}:8080/", timeout=3)
+                httpx.get(f"http://{host_port(address, 8080)}/", timeout=3)
 
         # Probes pass where plain text does not, and tell what the application tells.
         await mesh.until(answers("app", "livenessProbe"), "HTTP probe")
@@ -196,20 +198,24 @@ async def test_a_pod_lives_its_life(mesh: Mesh, tmp_path: Path) -> None:
         await mesh.until(answers("app", "readinessProbe", 503), "TCP probe fails")
 
         # Metrics of both at one place, those of Envoy alone at another.
-        metrics = httpx.get(f"http://{machine.address}:15020/stats/prometheus", timeout=5)
+        def url(port: int, path: str) -> str:
+            return f"http://{host_port(machine.address, port)}{path}"
+
+        metrics = httpx.get(url(15020, "/stats/prometheus"), timeout=5)
         assert metrics.status_code == 200
         assert "my_app_total 7" in metrics.text
         assert "envoy_server_live" in metrics.text
-        own = httpx.get(f"http://{machine.address}:15090/stats/prometheus", timeout=5).text
+        own = httpx.get(url(15090, "/stats/prometheus"), timeout=5).text
         assert "envoy_server_live" in own
         assert "my_app_total" not in own
-        assert httpx.get(f"http://{machine.address}:15020/nothing", timeout=5).status_code == 404
+        assert httpx.get(url(15020, "/nothing"), timeout=5).status_code == 404
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"http://{machine.address}:15000/", timeout=2)
-        assert httpx.post(f"http://{machine.address}:15020/quitquitquit").status_code == 403
+            httpx.get(url(15000, "/"), timeout=2)
+        assert httpx.post(url(15020, "/quitquitquit")).status_code == 403
 
         # The application's own calls go through the sidecar: it is a client with an identity.
-        assert "HTTP/1.1 200" in pod.asks(f"{machine.address}:8080", "/peer")
+        for address in machine.addresses:
+            assert "HTTP/1.1 200" in pod.asks(host_port(address, 8080), "/peer")
 
         # Drain: refused no connection, told to go elsewhere, unready.
         container = pod.container("istio-proxy")
@@ -235,18 +241,17 @@ async def test_whom_the_application_sees(mesh: Mesh, tmp_path: Path, mode: str) 
         pod.start("istio-proxy", envoy_binary())
         app = pod.container("app")
         machine.start(app, pod.fields, program=[machine.python, "-c", APPLICATION.read_text()])
-        await mesh.start_gateway(listen=f"{machine.host}:{port}")
+        await mesh.start_gateway(listen=host_port(machine.host, port))
 
         async def ready() -> bool:
             reply = await asyncio.to_thread(pod.probe, "app", "livenessProbe")
             return reply.status_code == 200
 
         await mesh.until(ready, "sidecar and application are ready", 30)
-        for address, client, own in (
-            (machine.address, machine.host, "127.0.0.6"),
-            (f"[{machine.address6}]", machine.host6, "::6"),
-        ):
-            seen = await asyncio.to_thread(httpx.get, f"http://{address}:8080/client", timeout=5)
+        for address, client in zip(machine.addresses, machine.hosts, strict=True):
+            url = f"http://{host_port(address, 8080)}/client"
+            seen = await asyncio.to_thread(httpx.get, url, timeout=5)
+            own = "::6" if ":" in address else "127.0.0.6"
             assert seen.text == (client if mode == "tproxy" else own)
         # Its own calls to itself arrive too.
         own_call = await asyncio.to_thread(pod.asks, f"{machine.address}:8080", "/client")

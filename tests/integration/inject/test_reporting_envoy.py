@@ -1,5 +1,6 @@
 """What ProxyConfig says of reports, in real Envoys: those of a pod, and what reaches a receiver."""
 
+import contextlib
 import datetime
 import socket
 import threading
@@ -16,17 +17,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from started_envoy import STATS, StartedEnvoy
 
+from meshbus.local.network import host_port
+
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 STREAM = "/envoy.service.metrics.v3.MetricsService/StreamMetrics"
 METRICS = "/stats/prometheus"
 
 
-@pytest.fixture
-def statsd() -> Iterator[socket.socket]:
-    """A receiver of datagrams."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(("127.0.0.1", 0))
+@contextlib.contextmanager
+def datagrams(address: str) -> Iterator[socket.socket]:
+    """A receiver of them."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((address, 0))
         receiver.settimeout(60)
         yield receiver
 
@@ -94,24 +98,13 @@ class MetricsService:
         self.server.stop(None).wait()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_statistics_reach_statsd_by_address_and_by_name(
-    tmp_path: Path, statsd: socket.socket, host: str
-) -> None:
-    # Written otherwise: the text 127.0.0.1 stands for the pod's own here.
-    target = f"{host.replace('127.0.0.1', '127.0.0.2')}:{statsd.getsockname()[1]}"
-    if host != "localhost":
-        statsd = rebound(statsd, "127.0.0.2")
-    with StartedEnvoy(tmp_path, {"statsdUdpAddress": target}):
-        assert b"envoy." in statsd.recv(4096)
-
-
-def rebound(held: socket.socket, host: str) -> socket.socket:
-    """The receiver at another address of the same port."""
-    other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    other.bind((host, held.getsockname()[1]))
-    other.settimeout(60)
-    return other
+# Not 127.0.0.1: that text stands for the pod's own here.
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1", "localhost"])
+def test_statistics_reach_statsd_by_address_and_by_name(tmp_path: Path, host: str) -> None:
+    with datagrams("127.0.0.1" if host == "localhost" else host) as statsd:
+        target = host_port(host, statsd.getsockname()[1])
+        with StartedEnvoy(tmp_path, {"statsdUdpAddress": target}):
+            assert b"envoy." in statsd.recv(4096)
 
 
 @pytest.mark.parametrize("field", ["envoyMetricsService", "envoyMetricsServiceAddress"])

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import random
 
 import grpc
 import httpx
@@ -12,12 +11,14 @@ from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 from gateway_mesh import (
     CLUSTER,
+    LOOPBACK,
     Mesh,
     application,
     config,
     endpoints,
     envoy_binary,
     free_port,
+    loopback,
     mesh_on,
     service,
     workload,
@@ -25,6 +26,7 @@ from gateway_mesh import (
 from meshbus_policy.service import PolicyService, PolicySettings
 from workload_identity import identity_of
 
+from meshbus.local.network import host_port
 from meshbus.model.keys import Key
 from meshbus.model.requests import REVOKE, RevokeReply, RevokeRequest
 from meshbus.runtime.calls import call
@@ -110,9 +112,7 @@ class Policed:
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        self.client, self.server, self.app = (
-            f"127.{random.randint(10, 250)}.{random.randint(1, 250)}.{i}" for i in (1, 2, 3)
-        )
+        self.client, self.server, self.app = loopback(), loopback(), loopback()
         self.proxy_port = free_port(self.client)
         self.port = free_port(self.server)
 
@@ -125,7 +125,7 @@ class Policed:
         )
 
     async def get(self, path="/", **headers: str) -> httpx.Response:
-        proxy = f"http://{self.client}:{self.proxy_port}"
+        proxy = f"http://{host_port(self.client, self.proxy_port)}"
         async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
             return await client.get(f"http://server:{self.port}{path}", headers=headers)
 
@@ -143,7 +143,7 @@ class Policed:
 
 
 @pytest_asyncio.fixture
-async def mesh(bus_for, tmp_path):
+async def mesh(family, bus_for, tmp_path):
     envoy_binary()
     async with mesh_on(bus_for, tmp_path, Mesh, "policy") as running:
         await running.start()
@@ -152,7 +152,7 @@ async def mesh(bus_for, tmp_path):
 
 @contextlib.asynccontextmanager
 async def policy_service(mesh: Mesh):
-    settings = PolicySettings(listen="127.0.0.1:0")
+    settings = PolicySettings(listen=host_port(LOOPBACK.own, 0))
     context = make_context(PolicyService, settings, mesh.process, mesh.buses["policy"])
     task = asyncio.create_task(PolicyService(context).run())
     try:
@@ -246,8 +246,8 @@ async def test_only_workloads_of_the_mesh_may_ask(mesh):
     async with policy_service(mesh) as context:
         key = Key(CLUSTER, "mesh", "addresses", "", "policy")
         address = await mesh.until(lambda: mesh.mirror.world.get(key), "its address is known")
-        assert address.host == "127.0.0.1"
-        target = f"127.0.0.1:{address.port}"
+        assert address.host == LOOPBACK.own
+        target = host_port(address.host, address.port)
         for credentials in (
             None,
             grpc.ssl_channel_credentials(mesh.trust.roots_pem.encode()),
@@ -304,7 +304,7 @@ async def test_checks_of_rules_by_ext_authz(mesh):
         key = Key(CLUSTER, "mesh", "addresses", "", "policy")
         address = await mesh.until(lambda: mesh.mirror.world.get(key), "its address is known")
         async with grpc.aio.secure_channel(
-            f"127.0.0.1:{address.port}",
+            host_port(address.host, address.port),
             await identity_of(mesh, "ratings"),
             [("grpc.ssl_target_name_override", "policy.istio-system.svc")],
         ) as channel:

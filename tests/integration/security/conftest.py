@@ -3,20 +3,12 @@
 import sys
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
 
 sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("security", "gateway", "ca")]
 
-from gateway_mesh import LOOPBACK, envoy_binary, mesh_on  # noqa: E402 - only now on the path
+from gateway_mesh import envoy_binary, mesh_on  # noqa: E402 - only now on the path
 from security_mesh import serving  # noqa: E402
-
-
-@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
-def family(request):
-    """The family of all addresses."""
-    with LOOPBACK.of(request.param) as number:
-        yield number
 
 
 @pytest_asyncio.fixture

@@ -35,8 +35,8 @@ _SOURCE: dict[str, tuple[str, ...]] = {
     ),
     "namespaces": ("default", "bank", "bank*", "*2", "*", "none"),
     "requestPrincipals": (f"{ISSUER}/ann", f"{ISSUER}/*", "*", "*/bob", f"{OTHER_ISSUER}/ann"),
-    "ipBlocks": ("127.0.0.1", "127.0.0.0/8", "10.0.0.0/8", "::1"),
-    "remoteIpBlocks": ("127.0.0.0/8", "10.1.0.0/16", "10.1.2.3"),
+    "ipBlocks": ("127.0.0.1", "127.0.0.0/8", "10.0.0.0/8", "::1", "::/64"),
+    "remoteIpBlocks": ("127.0.0.0/8", "10.1.0.0/16", "10.1.2.3", "::1"),
     "trustDomains": ("cluster.local", "cluster*", "*.local", "other"),
 }  # fmt: skip
 _ACCOUNTS_FIELD = ("client", "web", "bank/teller", "default/web", "none/none")
@@ -53,8 +53,8 @@ _CONDITIONS: dict[str, tuple[str, ...]] = {
     "request.headers[x-team]": ("red", "red*", "*er", "*", "blue"),
     "request.headers[X-Other]": ("1",),
     "request.experimental.inline.headers[x-team]": ("red", "red*", "*er", "*", "blue", "pink"),
-    "source.ip": ("127.0.0.1", "10.0.0.0/8"),
-    "remote.ip": ("127.0.0.0/8", "10.1.2.3"),
+    "source.ip": ("127.0.0.1", "10.0.0.0/8", "::/96"),
+    "remote.ip": ("127.0.0.0/8", "10.1.2.3", "::1"),
     "source.namespace": ("default", "bank*"),
     "source.principal": ("cluster.local/ns/default/sa/*", "old.local/ns/bank/sa/teller"),
     "source.serviceAccount": ("client", "bank/teller"),
@@ -64,7 +64,7 @@ _CONDITIONS: dict[str, tuple[str, ...]] = {
     "request.auth.claims[team]": ("red", "red*", "*", "blue"),
     "request.auth.claims[org][unit]": ("u1", "u2", "u*"),
     "request.auth.claims[scope]": ("read", "write"),
-    "destination.ip": ("127.0.0.1", "10.0.0.0/8"),
+    "destination.ip": ("127.0.0.1", "10.0.0.0/8", "::1"),
     "destination.port": ("80", "8080", "0"),
     "connection.sni": ("server", "*.server", "ser*"),
 }

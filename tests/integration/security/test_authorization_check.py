@@ -31,6 +31,8 @@ from meshbus.validate import validate_object
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 WORLDS, REQUESTS = 80, 60
+ADDRESSES = ("127.0.0.1", "::1")
+"""Where the server is, and who calls it: in one world by IPv4, in the next by IPv6."""
 _MATCHED = re.compile(r"rbac_access_denied_matched_policy\[(.*)\]$")
 
 
@@ -92,7 +94,7 @@ class Authority:
 
 
 def documents(
-    port: int, jwks: str, written: list[dict[str, Any]], protocol: str = "http"
+    address: str, port: int, jwks: str, written: list[dict[str, Any]], protocol: str = "http"
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -100,7 +102,7 @@ def documents(
             "apiVersion": "standalone.meshbus.io/v1alpha1",
             "metadata": {"name": "server", "namespace": "default", "labels": {"app": "server"}},
             "spec": {
-                "address": "127.0.0.1",
+                "address": address,
                 "serviceAccount": "server",
                 "ports": [{"name": protocol, "port": port}],
             },
@@ -189,7 +191,10 @@ def listener(
             "validationContext": {"trustedCa": {"filename": root}},
         },
     }
-    address = {"socketAddress": {"address": "127.0.0.1", "portValue": port}}
+    first, *others = (
+        {"address": {"socketAddress": {"address": address, "portValue": port}}}
+        for address in ADDRESSES
+    )
     chain = {
         "filters": [
             {"name": f"envoy.filters.network.{name}", "typedConfig": config} for config in filters
@@ -205,7 +210,8 @@ def listener(
     }
     return {
         "name": str(port),
-        "address": address,
+        **first,
+        "additionalAddresses": others,
         "listenerFilters": [inspector],
         "filterChains": [chain],
     }
@@ -229,7 +235,7 @@ def running(folder: Path, config: dict[str, Any], port: int) -> Iterator[None]:
         deadline = time.monotonic() + 60
         while True:
             assert process.poll() is None, (folder / "envoy.log").read_text()[-3000:]
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            with contextlib.suppress(OSError), socket.create_connection((ADDRESSES[0], port), 1):
                 break
             assert time.monotonic() < deadline, "Envoy does not listen"
             time.sleep(0.05)
@@ -245,7 +251,7 @@ class Caller:
     def __init__(self, port: int, authority: Authority) -> None:
         self.port, self.authority = port, authority
         self._contexts: dict[str, ssl.SSLContext] = {}
-        self._connections: dict[str, http.client.HTTPSConnection] = {}
+        self._connections: dict[tuple[str, str], http.client.HTTPSConnection] = {}
 
     def _context(self, account: str) -> ssl.SSLContext:
         context = self._contexts.get(account)
@@ -260,31 +266,31 @@ class Caller:
             self._contexts[account] = context
         return context
 
-    def connected(self, account: str, port: int) -> ssl.SSLSocket:
+    def connected(self, account: str, address: str, port: int) -> ssl.SSLSocket:
         """A connection of its own."""
-        raw = socket.create_connection(("127.0.0.1", port), 10)
+        raw = socket.create_connection((address, port), 10)
         return self._context(account).wrap_socket(raw, server_hostname="server")
 
-    def _connection(self, account: str) -> http.client.HTTPSConnection:
-        held = self._connections.get(account)
+    def _connection(self, account: str, address: str) -> http.client.HTTPSConnection:
+        held = self._connections.get((account, address))
         if held is None:
-            held = http.client.HTTPSConnection("127.0.0.1", self.port)
-            held.sock = self.connected(account, self.port)
-            self._connections[account] = held
+            held = http.client.HTTPSConnection(address, self.port)
+            held.sock = self.connected(account, address, self.port)
+            self._connections[account, address] = held
         return held
 
-    def echoed(self, account: str, port: int) -> bool:
+    def echoed(self, account: str, address: str, port: int) -> bool:
         """A TCP connection gets back what it sends."""
-        with self.connected(account, port) as connection:
+        with self.connected(account, address, port) as connection:
             try:
                 connection.sendall(b"x")
                 return connection.recv(1) == b"x"
             except OSError:
                 return False
 
-    def ask(self, case: int, asked: dict[str, Any]) -> tuple[int, str]:
+    def ask(self, case: int, address: str, asked: dict[str, Any]) -> tuple[int, str]:
         """Status, and the response's details."""
-        connection = self._connection(asked["account"])
+        connection = self._connection(asked["account"], address)
         connection.putrequest(asked["method"], asked["path"], skip_host=True)
         connection.putheader("host", asked["host"])
         connection.putheader("x-case", str(case))
@@ -297,11 +303,11 @@ class Caller:
         answer = connection.getresponse()
         text = answer.read().decode()
         if answer.getheader("connection") == "close":
-            del self._connections[asked["account"]]
+            del self._connections[asked["account"], address]
         return answer.status, text
 
 
-def question(asked: dict[str, Any], port: int) -> Question:
+def question(asked: dict[str, Any], address: str, port: int) -> Question:
     namespace, _, account = asked["account"].partition("/")
     return Question(
         caller=(namespace, account) if account else None,
@@ -311,23 +317,25 @@ def question(asked: dict[str, Any], port: int) -> Question:
         host=asked["host"],
         headers=asked["headers"],
         claims=asked["claims"],
+        source_ip=address,
         sni="server",
     )
 
 
 def test_the_answer_is_what_envoy_does(tmp_path):
     rng = random.Random(13)
-    port = free_port("127.0.0.1")
+    port = free_port(ADDRESSES[0])
     authority = Authority(tmp_path)
     worlds, extensions = [], []
-    for _ in range(WORLDS):
+    for number in range(WORLDS):
+        address = ADDRESSES[number % 2]
         written = policies(rng, port)
         for document in written:
             report = validate_object(document)
             assert report.valid, (document, report.errors)
-        given = documents(port, authority.jwks, written)
+        given = documents(address, port, authority.jwks, written)
         world = world_of_documents(given, SETTINGS)
-        worlds.append((written, Engine(world), find_instance(world, "default/server")))
+        worlds.append((address, written, Engine(world), find_instance(world, "default/server")))
         compiled = compile_documents(given, workload="default/server", mesh_config=SETTINGS)
         assert not compiled.findings
         extensions.append({e["name"]: e["typedConfig"] for e in compiled.document["extensions"]})
@@ -337,11 +345,11 @@ def test_the_answer_is_what_envoy_does(tmp_path):
     wrong = []
     with running(tmp_path, config, port):
         caller = Caller(port, authority)
-        for number, (written, engine, proxy) in enumerate(worlds):
+        for number, (address, written, engine, proxy) in enumerate(worlds):
             for _ in range(REQUESTS):
                 asked = request(rng)
-                answer = check(engine, proxy, question(asked, port))
-                status, details = caller.ask(number, asked)
+                answer = check(engine, proxy, question(asked, address, port))
+                status, details = caller.ask(number, address, asked)
                 found = _MATCHED.search(details)
                 rule = found[1] if found else ""
                 expected = ""
@@ -367,27 +375,29 @@ def test_the_answer_about_tcp_is_what_envoy_does(tmp_path):
     root = str(tmp_path / "root.pem")
     worlds, listeners, taken = [], [], set()
     while len(worlds) < WORLDS:
-        port = free_port("127.0.0.1")
+        address = ADDRESSES[len(worlds) % 2]
+        port = free_port(ADDRESSES[0])
         if port in taken:
             continue
         taken.add(port)
         written = policies(rng, port)
-        given = documents(port, authority.jwks, written, "tcp")
+        given = documents(address, port, authority.jwks, written, "tcp")
         world = world_of_documents(given, SETTINGS)
-        worlds.append((port, written, Engine(world), find_instance(world, "default/server")))
+        found = find_instance(world, "default/server")
+        worlds.append((address, port, written, Engine(world), found))
         compiled = compile_documents(given, workload="default/server", mesh_config=SETTINGS)
         configs = {e["name"]: e["typedConfig"] for e in compiled.document["extensions"]}
         filters = [configs[f"envoy.filters.network.rbac.{action}"] for action in _ACTIONS]
         listeners.append(listener(port, server, root, "of_tcp", [*filters, _ECHO]))
     seen = {True: 0, False: 0}
     wrong = []
-    with running(tmp_path, static(listeners), worlds[-1][0]):
+    with running(tmp_path, static(listeners), port):
         caller = Caller(0, authority)
-        for port, written, engine, proxy in worlds:
+        for address, port, written, engine, proxy in worlds:
             for account in ("", *ACCOUNTS):
                 asked = {**request(rng), "account": account, "claims": None}
-                answer = check(engine, proxy, question(asked, port))
-                passed = caller.echoed(account, port)
+                answer = check(engine, proxy, question(asked, address, port))
+                passed = caller.echoed(account, address, port)
                 seen[passed] += 1
                 if passed != (answer.outcome == "allowed"):
                     wrong.append((passed, account, answer, written))
