@@ -144,10 +144,7 @@ def _cluster(
     report: Report,
 ) -> cluster_pb2.Cluster | None:
     settings = reader.node(mesh)
-    policy = {
-        **settings.default_traffic,
-        **policy_in_force(rule, port.number, subset, affinity=row.session_affinity),
-    }
+    policy = _policy(row, rule, port, subset, settings)
     ranking = ranking_of(policy, settings, row)
     name = ClusterName(port.number, subset.name if subset else "", row.host)
     cluster = cluster_pb2.Cluster(name=str(name))
@@ -170,12 +167,7 @@ def _cluster(
         apply_outlier_detection(cluster, policy)
         apply_error_codes(options, policy)
     with report.guard(blame, place):
-        if cluster.type != cluster_pb2.Cluster.ORIGINAL_DST and row.resolution != DYNAMIC_DNS:
-            apply_locality(cluster, ranking)
-        if row.resolution != DYNAMIC_DNS:
-            apply_load_balancer(cluster, policy, port.protocol)
-        zones = zone_setting(policy, settings, row)
-        heeded = apply_zones(cluster, zones, elsewhere=style.zoned)
+        heeded = _choose_endpoints(cluster, row, port, policy, settings, zoned=style.zoned)
         if not heeded and _chooses(policy):
             field = f"{place}.trafficPolicy.loadBalancer.zoneAwareLbSetting"
             report.add(blame, field, f"{row.host}: zones have no say beside {_chooses(policy)}")
@@ -193,6 +185,30 @@ def _cluster(
     if is_http(port.protocol) or port.protocol == "" or _has_common(options):
         apply_options(cluster, options)
     return cluster
+
+
+def _policy(
+    row: Service, rule: Rule, port: ServicePort, subset: Subset | None, settings: MeshSettings
+) -> dict[str, Any]:
+    own = policy_in_force(rule, port.number, subset, affinity=row.session_affinity)
+    return {**settings.default_traffic, **own}
+
+
+def _choose_endpoints(
+    cluster: cluster_pb2.Cluster,
+    row: Service,
+    port: ServicePort,
+    policy: dict[str, Any],
+    settings: MeshSettings,
+    *,
+    zoned: bool,
+) -> bool:
+    """Which endpoint is called. False: zones are asked for, and have no say."""
+    if row.resolution != DYNAMIC_DNS:
+        if cluster.type != cluster_pb2.Cluster.ORIGINAL_DST:
+            apply_locality(cluster, ranking_of(policy, settings, row))
+        apply_load_balancer(cluster, policy, port.protocol)
+    return apply_zones(cluster, zone_setting(policy, settings, row), elsewhere=zoned)
 
 
 def _chooses(policy: dict[str, Any]) -> str:
@@ -237,11 +253,7 @@ def _discovery(
         _dns(cluster, [(row.external_name, port.number, None)], style, settings, logical=True)
         return True
     if row.resolution.startswith("DNS"):
-        targets: list[tuple[str, int, Endpoint | None]] = [
-            (e.addresses[0], e.ports.get(port.name, port.target_port or port.number), e)
-            for e in row.dns_endpoints
-            if e.addresses and (subset is None or subset.labels.items() <= e.labels.items())
-        ]
+        targets = _dns_targets(row.dns_endpoints, port, subset)
         if not row.dns_endpoints:
             targets = [(row.host, port.target_port or port.number, None)]
         logical = row.resolution == "DNS_ROUND_ROBIN"
@@ -268,6 +280,17 @@ def _discovery(
     cluster.eds_cluster_config.service_name = cluster.name
     cluster.eds_cluster_config.eds_config.CopyFrom(ads())
     return True
+
+
+def _dns_targets(
+    endpoints: Iterable[Endpoint], port: ServicePort, subset: Subset | None
+) -> list[tuple[str, int, Endpoint | None]]:
+    """Name, port and endpoint of each of a subset."""
+    return [
+        (e.addresses[0], e.ports.get(port.name, port.target_port or port.number), e)
+        for e in endpoints
+        if e.addresses and (subset is None or subset.labels.items() <= e.labels.items())
+    ]
 
 
 def _original_destination(cluster: cluster_pb2.Cluster) -> None:
@@ -383,27 +406,71 @@ def _identities(reader: Reader, row: Service) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def named_clusters(reader: Reader, service: Key, rules: tuple[Key, ...], zoned: bool) -> Part:
-    """Node: clusters of a service for connections that name it by SNI: the mutual TLS of the caller
-    goes through to the endpoints. `zoned`: see `ClusterStyle`."""
+def is_named(row: Service) -> bool:
+    """Gateways pass on connections that name it by SNI: a service of this mesh.
+
+    Source: Istio, buildOutboundSniDnatClusters.
+    """
+    return not (row.external or row.external_name or row.resolution == DYNAMIC_DNS)
+
+
+def named_clusters(
+    reader: Reader, service: Key, rules: tuple[Key, ...], style: ClusterStyle, network: str
+) -> Part:
+    """Node: clusters of a service for connections that name it by SNI at a gateway of a network:
+    the mutual TLS of the caller goes through to the endpoints. What destination rules say of how
+    the service is called holds, but for TLS; what cannot be followed is told where its own clusters
+    are made."""
     row: Service | None = reader.get(service)
-    if row is None or row.external_name or row.resolution != "STATIC":
+    if row is None or not is_named(row):
         return Part()
     rule = reader.node(merged_rule, rules) if rules else NO_RULE
+    settings = reader.node(mesh)
     out = []
     for port in row.ports:
         if port.protocol == UDP:
             continue
         for subset in (None, *rule.subsets):
-            name = ClusterName(port.number, subset.name if subset else "", row.host)
-            cluster = cluster_pb2.Cluster(
-                name=name.sni, type=cluster_pb2.Cluster.EDS, connect_timeout=seconds(10)
-            )
-            cluster.eds_cluster_config.service_name = name.sni
-            cluster.eds_cluster_config.eds_config.CopyFrom(ads())
-            apply_zones(cluster, None, elsewhere=zoned)
-            out.append(encode(reader, CDS, cluster.name, cluster, [source_key(service, row)]))
+            policy = _policy(row, rule, port, subset, settings)
+            built = _named_cluster(row, port, subset, policy, settings, style, network)
+            origins = _origins(service, row, rule, subset)
+            out.append(encode(reader, CDS, built.name, built, origins))
     return Part(tuple(out))
+
+
+def _named_cluster(
+    row: Service,
+    port: ServicePort,
+    subset: Subset | None,
+    policy: dict[str, Any],
+    settings: MeshSettings,
+    style: ClusterStyle,
+    network: str,
+) -> cluster_pb2.Cluster:
+    name = ClusterName(port.number, subset.name if subset else "", row.host).sni
+    cluster = cluster_pb2.Cluster(name=name, connect_timeout=seconds(10))
+    if row.resolution.startswith("DNS"):
+        mutual = [e for e in row.dns_endpoints if e.tls_mode == "istio"]
+        near = [e for e in mutual if e.network in ("", network)]
+        targets = _dns_targets(near, port, subset)
+        logical, ranking = row.resolution == "DNS_ROUND_ROBIN", ranking_of(policy, settings, row)
+        _dns(cluster, targets, style, settings, logical=logical, ranking=ranking)
+    else:
+        cluster.type = cluster_pb2.Cluster.EDS
+        cluster.eds_cluster_config.service_name = name
+        cluster.eds_cluster_config.eds_config.CopyFrom(ads())
+    elsewhere = Report()
+    with elsewhere.guard(MESH, name):
+        options = http_protocol_options_pb2.HttpProtocolOptions()
+        apply_connection_pool(cluster, options, policy, settings)
+    with elsewhere.guard(MESH, name):
+        apply_outlier_detection(cluster, policy)
+    with elsewhere.guard(MESH, name):
+        if (policy.get("loadBalancer") or {}).get("simple") == "PASSTHROUGH":
+            # Connections come to the gateway's own address.
+            policy = {**policy, "loadBalancer": {}}
+        _choose_endpoints(cluster, row, port, policy, settings, zoned=style.zoned)
+    return cluster
 
 
 # --------------------------------------------------------------------------- fixed clusters

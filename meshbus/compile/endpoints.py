@@ -358,13 +358,21 @@ def service_assignments(
     return Part(tuple(out))
 
 
-def named_assignments(reader: Reader, service: Key, rules: tuple[Key, ...], network: str) -> Part:
+def named_assignments(
+    reader: Reader,
+    service: Key,
+    rules: tuple[Key, ...],
+    network: str,
+    place: Place | None = None,
+) -> Part:
     """Node: endpoints of a service for connections that name it by SNI at a gateway of a network:
-    those there that take mutual TLS, for it is passed on as it comes."""
+    those there that take mutual TLS, for it is passed on as it comes. `place`: where the gateway
+    is, if they are ranked by it."""
     row: Service | None = reader.get(service)
-    if row is None or row.external_name or row.resolution != "STATIC":
+    if row is None or row.external or row.external_name or row.resolution not in ("STATIC", "NONE"):
         return Part()
     rule = reader.node(merged_rule, rules) if rules else NO_RULE
+    settings = reader.node(mesh)
     out: list[Resource] = []
     for port in row.ports:
         if port.protocol == UDP:
@@ -378,8 +386,11 @@ def named_assignments(reader: Reader, service: Key, rules: tuple[Key, ...], netw
                 for e in endpoints
                 if wanted <= e.labels and e.data and e.mutual and e.network in ("", network)
             ]
+            ranking = None
+            if place is not None and place.ranked:
+                ranking = ranking_of(policy_in_force(rule, port.number, subset), settings, row)
             reader.encoded("eds")
-            out.append(resource_of(EDS, name, assignment(name, chosen)))
+            out.append(resource_of(EDS, name, assignment(name, chosen, ranking, place)))
     return Part(tuple(out))
 
 

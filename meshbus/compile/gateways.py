@@ -10,6 +10,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
 
+from meshbus.compile.clusters import is_named
 from meshbus.compile.connections import (
     Reporting,
     client_filters,
@@ -313,7 +314,7 @@ def _named_chains(
     out = []
     for host, ref in reader.node(visible_services, view.viewer).items():
         row = ref.row
-        if row.external or row.external_name or row.resolution != "STATIC":
+        if not is_named(row):
             continue
         if not any(covers(name, host) for name in server.host_names()):
             continue

@@ -345,8 +345,8 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
         network = reader.node(networks).network_of(proxy.network, proxy.cluster, at)
         return Plan(
             (
-                (CDS, (clusters, Ask(router_clusters, (router, view, zoned)))),
-                (EDS, (endpoints, Ask(router_assignments, (router, view, network)), *peers)),
+                (CDS, (clusters, Ask(router_clusters, (router, view, style, network)))),
+                (EDS, (endpoints, Ask(router_assignments, (router, view, network, place)), *peers)),
                 (LDS, (Ask(listeners_of_router, served),)),
                 (RDS, (Ask(routes_of_router, served),)),
                 (ECDS, (filters,)),

@@ -4,7 +4,7 @@ A node for a view is thin: it finds out what the view reaches and hands over to 
 that, which other views that reach the same share.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from envoy.config.listener.v3 import listener_pb2
 
@@ -261,29 +261,37 @@ def routes_of_router(
     return merged(reader.node(router_routes, router, view, binds))
 
 
-def router_clusters(reader: Reader, router: Router, view: View, zoned: bool) -> SharedPart:
-    """Node: clusters of a router for connections that name a service by SNI; and what is wrong with
-    the secrets of its clusters. `zoned`: see `ClusterStyle`."""
+def router_clusters(
+    reader: Reader, router: Router, view: View, style: ClusterStyle, network: str
+) -> SharedPart:
+    """Node: clusters of a router for connections that name a service by SNI, as seen from a
+    network; and what is wrong with the secrets of its clusters."""
     findings = Part((), reader.node(cluster_secrets, view, True).findings)
     if not reader.node(passes_by_name, router):
         return merged([findings]) if findings.findings else NO_PART
-    named = [
-        reader.node(named_clusters, m.service, m.rules, zoned)
-        for reach in reader.node(reaches, view)
-        for m in reach.members
-    ]
+    named = []
+    for m in _members(reader, view):
+        own = style._replace(place=_place_for(reader, m, style.place))
+        named.append(reader.node(named_clusters, m.service, m.rules, own, network))
     return merged([findings, *named])
 
 
-def router_assignments(reader: Reader, router: Router, view: View, network: str) -> SharedPart:
-    """Node: endpoints of those clusters, as seen from a network."""
+def router_assignments(
+    reader: Reader, router: Router, view: View, network: str, place: Place | None
+) -> SharedPart:
+    """Node: endpoints of those clusters, for routers at a place."""
     if not reader.node(passes_by_name, router):
         return NO_PART
-    return merged(
-        reader.node(named_assignments, m.service, m.rules, network)
-        for reach in reader.node(reaches, view)
-        for m in reach.members
-    )
+    parts = []
+    for m in _members(reader, view):
+        own = _place_for(reader, m, place)
+        parts.append(reader.node(named_assignments, m.service, m.rules, network, own))
+    return merged(parts)
+
+
+def _members(reader: Reader, view: View) -> Iterator[Reached]:
+    for reach in reader.node(reaches, view):
+        yield from reach.members
 
 
 def router_secrets(

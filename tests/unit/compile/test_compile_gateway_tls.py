@@ -68,6 +68,41 @@ def test_connections_are_passed_on_to_the_cluster_that_their_sni_names() -> None
         assert "transportSocketMatches" not in cluster
 
 
+def test_passed_on_connections_follow_destination_rules() -> None:
+    policy = {
+        "tls": {"mode": "ISTIO_MUTUAL"},
+        "connectionPool": {"tcp": {"maxConnections": 7, "connectTimeout": "3s"}},
+        "outlierDetection": {"consecutive5xxErrors": 4},
+    }
+    subsets = [
+        {"name": "v1", "trafficPolicy": {"loadBalancer": {"simple": "PASSTHROUGH"}}},
+        {"name": "v2", "trafficPolicy": {"loadBalancer": {"simple": "RANDOM"}}},
+    ]
+    mesh = rows(
+        MESH,
+        gateway("TLS", {"mode": "AUTO_PASSTHROUGH"}, "*.local"),
+        config(
+            "DestinationRule", "web", {"host": "web", "trafficPolicy": policy, "subsets": subsets}
+        ),
+    )
+    found = Rendered(mesh, router(namespace="default"))
+    for subset, balancer in (("", "LEAST_REQUEST"), ("v1", "LEAST_REQUEST"), ("v2", "RANDOM")):
+        cluster = found.clusters[f"outbound_.80_.{subset}_.{host('web')}"]
+        assert cluster["type"] == "EDS"
+        assert cluster["lbPolicy"] == balancer
+        assert cluster["circuitBreakers"]["thresholds"][0]["maxConnections"] == 7
+        assert cluster["connectTimeout"] == "3s"
+        assert cluster["outlierDetection"]["consecutive5xx"] == 4
+        assert "transportSocket" not in cluster
+
+
+def test_passed_on_connections_have_no_limit_of_their_own() -> None:
+    mesh = rows(MESH, gateway("TLS", {"mode": "AUTO_PASSTHROUGH"}, "*.local"))
+    found = Rendered(mesh, router(namespace="default"))
+    cluster = found.clusters[f"outbound_.80_._.{host('web')}"]
+    assert cluster["circuitBreakers"]["thresholds"][0]["maxConnections"] == 2**32 - 1
+
+
 def test_other_routers_have_no_clusters_by_name() -> None:
     mesh = rows(MESH, gateway("TLS", {"mode": "PASSTHROUGH"}, "*.local"))
     found = Rendered(mesh, router(namespace="default"))
