@@ -52,7 +52,7 @@ class ObjectMeta(Shape, frozen=True, kw_only=True):
 class HTTPHeader(Shape, frozen=True, kw_only=True):
     """A header of a probe."""
 
-    name: Annotated[str, Meta(pattern=r"^[-_A-Za-z0-9]+$")] = ""
+    name: Annotated[str, Meta(pattern=r"^[-A-Za-z0-9]+$")] = ""
     """Its name."""
     value: str = ""
     """Its value."""
