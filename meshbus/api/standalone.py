@@ -3,7 +3,7 @@
 Environment variables, arguments and names are those of the process; its sidecar needs nothing said.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -21,6 +21,14 @@ class WorkloadPort(Shape, frozen=True, kw_only=True):
     """Port that the process listens on; `port` if 0."""
 
 
+class Strategy(Shape, frozen=True, kw_only=True):
+    """How instances are replaced when what they run has changed."""
+
+    type: Literal["RollingUpdate", "Recreate"] = "RollingUpdate"
+    """`RollingUpdate`: one ready instance after the other, with one more meanwhile. `Recreate`: all
+    at once, the old ones first."""
+
+
 class Workload(Shape, frozen=True, kw_only=True):
     """A process, or several equal ones, in the mesh."""
 
@@ -36,6 +44,8 @@ class Workload(Shape, frozen=True, kw_only=True):
     """Ports that it listens on."""
     replicas: Annotated[int, Meta(ge=0, le=1000)] = 1
     """How many of it run."""
+    strategy: Strategy = Strategy()
+    """How instances are replaced when what they run has changed, as in a Deployment."""
     sidecar: bool = True
     """False: outside the mesh."""
     gateway: bool = False

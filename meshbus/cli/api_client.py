@@ -64,10 +64,22 @@ def find_api(home: Path | None) -> Path:
     Raises:
         ApiError: There is none; says where it was looked for.
     """
+    return find_of_home(home, "api.json")
+
+
+def find_of_home(home: Path | None, name: str) -> Path:
+    """A file that is in the home of a mesh while it runs.
+
+    Args:
+        home: What `--home` says.
+        name: The file, from the home on.
+    Raises:
+        ApiError: There is none; says where it was looked for.
+    """
     named = home or (Path(os.environ["MESHBUS_HOME"]) if os.environ.get("MESHBUS_HOME") else None)
     places = [named] if named is not None else list(HOMES)
     for place in places:
-        file = place.expanduser() / "api.json"
+        file = place.expanduser() / name
         if file.is_file():
             return file
     looked = ", ".join(str(place) for place in places)

@@ -19,6 +19,7 @@ from meshbus.cli.node_capture import node_capture
 from meshbus.cli.objects import apply, delete, get
 from meshbus.cli.proxies import proxy_config, proxy_status
 from meshbus.cli.serve import serve
+from meshbus.cli.status import status
 from meshbus.cli.up import up
 from meshbus.cli.validate import validate
 from meshbus.cli.version import version
@@ -44,6 +45,7 @@ _RUN, _CONFIG, _LOOK, _OFFLINE, _SERVER = (
 app.command("demo", rich_help_panel=_RUN)(demo)
 app.command("up", rich_help_panel=_RUN)(up)
 app.command("down", rich_help_panel=_RUN)(down)
+app.command("status", rich_help_panel=_RUN)(status)
 app.command("precheck", rich_help_panel=_KUBERNETES)(precheck)
 app.command("install", rich_help_panel=_KUBERNETES)(install)
 app.command("upgrade", rich_help_panel=_KUBERNETES)(upgrade)

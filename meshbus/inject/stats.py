@@ -15,6 +15,12 @@ from meshbus.inject import annotations as a
 
 _ALWAYS = ("cluster_manager", "listener_manager", "server", "cluster.xds-gateway", "istio", "wasm")
 """Those that are kept in any case: the proxy's state, and the mesh's own metrics."""
+_TO_END = (
+    {"suffix": "downstream_cx_active"},
+    {"suffix": "downstream_rq_active"},
+    {"safe_regex": {"regex": r"cluster\.[iI]nbound.*\.upstream_rq_(active|total)"}},
+)
+"""Kept too: who is still connected tells whether a proxy may end."""
 
 
 def stats_config(notes: Mapping[str, str], proxy: MeshProxyConfig) -> dict[str, Any]:
@@ -27,7 +33,7 @@ def stats_config(notes: Mapping[str, str], proxy: MeshProxyConfig) -> dict[str, 
     config: dict[str, Any] = {}
     if prefixes or suffixes or regexps:
         patterns: list[dict[str, Any]] = [{"prefix": word} for word in (*_ALWAYS, *prefixes)]
-        patterns += [{"suffix": word} for word in suffixes]
+        patterns += [*_TO_END, *({"suffix": word} for word in suffixes)]
         patterns += [{"safe_regex": {"regex": word}} for word in regexps]
         config["stats_matcher"] = {"inclusion_list": {"patterns": patterns}}
     names = [*proxy.extra_stat_tags, *_words(notes, a.EXTRA_TAGS)]

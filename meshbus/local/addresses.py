@@ -56,6 +56,11 @@ class AddressBook(msgspec.Struct):
         self.taken[instance] = index
         return index
 
+    @property
+    def has_room(self) -> bool:
+        """One more can be given."""
+        return len(self.taken) < MAX_INSTANCES
+
     def release(self, instance: str) -> None:
         """Forget an instance that is gone."""
         self.taken.pop(instance, None)

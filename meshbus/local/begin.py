@@ -233,24 +233,28 @@ def wait_status(
     home: Home,
     until: Callable[[SupervisorStatus], bool],
     *,
-    deadline: float,
+    patience_s: float,
     process: "subprocess.Popen[bytes] | None" = None,
     seen: Callable[[SupervisorStatus], None] = lambda status: None,
+    done: Callable[[SupervisorStatus], int] = lambda status: 0,
 ) -> SupervisorStatus:
     """Wait until the status of the supervisor is as wanted.
 
     Args:
-        deadline: Of `time.monotonic()`.
+        patience_s: How long at most; anew each time that more is `done`.
         process: The supervisor if this process started it: its end is noticed.
         seen: Called with each status that was read.
     Raises:
         HomeError: The supervisor ended, or the time is over; the message says what is missing.
     """
-    status = None
+    status, most = None, 0
+    deadline = time.monotonic() + patience_s
     while True:
         status = read_status(home) or status
         if status is not None:
             seen(status)
+            if done(status) > most:
+                most, deadline = done(status), time.monotonic() + patience_s
             if until(status):
                 return status
             if status.problem:
@@ -272,5 +276,10 @@ def missing(status: SupervisorStatus | None) -> list[str]:
         f"{name}: {instance.problem or 'starting'}"
         for name, instance in status.instances.items()
         if not instance.ready
+    ]
+    lines += [
+        f"Workload {name}: {of.updated} of {of.replicas} run what was asked for last"
+        for name, of in status.workloads.items()
+        if of.updated < of.replicas
     ]
     return lines or ["nothing is missing"]

@@ -30,6 +30,7 @@ TOKEN_SDS_FILE = "token-sds.json"  # noqa: S105
 ROOTS_FILE = "roots.pem"
 ROOTS_SDS_FILE = "roots-sds.json"
 ADMIN_SOCKET = "admin.sock"
+FORWARDS_FILE = "targets.json"
 
 
 @dataclass(frozen=True)
@@ -135,16 +136,22 @@ def roots_sds(folder: str, gateway_name: str) -> dict[str, Any]:
     return roots_secret(f"{folder}/{ROOTS_FILE}", folder, (gateway_name,))
 
 
-def forward_bootstrap(
-    forwards: Mapping[int, tuple[str, int]], hosts: Sequence[str] = ("127.0.0.1",)
-) -> dict[str, Any]:
+def forward_bootstrap(ports: Sequence[int], folder: str, hosts: Sequence[str]) -> dict[str, Any]:
     """The bootstrap of the Envoy that takes `localhost:PORT` to gateways.
 
     Args:
-        forwards: (address, port) of a gateway by local port.
+        ports: Local ports; where each leads to is in `forward_targets`.
+        folder: Where Envoy finds its files, as an absolute path.
         hosts: Addresses of `localhost`.
     """
     first, *others = hosts
+    targets = {
+        "path_config_source": {
+            "path": f"{folder}/{FORWARDS_FILE}",
+            "watched_directory": {"path": folder},
+        },
+        "resource_api_version": "V3",
+    }
     return {
         "node": {"id": "forwards", "cluster": "forwards"},
         "admin": {"address": {"pipe": {"path": ADMIN_SOCKET, "mode": 0o600}}},
@@ -167,42 +174,56 @@ def forward_bootstrap(
                                         "tcp_proxy.v3.TcpProxy",
                                         "stat_prefix": f"forward_{local}",
                                         "cluster": f"forward_{local}",
+                                        "max_connect_attempts": 3,
                                     },
                                 }
                             ]
                         }
                     ],
                 }
-                for local in sorted(forwards)
+                for local in ports
             ],
             "clusters": [
                 {
                     "name": f"forward_{local}",
-                    "type": "STATIC",
+                    "type": "EDS",
                     "connect_timeout": "2s",
-                    "load_assignment": {
-                        "cluster_name": f"forward_{local}",
-                        "endpoints": [
-                            {
-                                "lb_endpoints": [
-                                    {
-                                        "endpoint": {
-                                            "address": {
-                                                "socket_address": {
-                                                    "address": address,
-                                                    "port_value": port,
-                                                }
-                                            }
-                                        }
-                                    }
-                                ]
-                            }
-                        ],
-                    },
+                    "eds_cluster_config": {"eds_config": targets},
                 }
-                for local, (address, port) in sorted(forwards.items())
+                for local in ports
             ],
         },
+    }
+
+
+def forward_targets(targets: Mapping[int, Sequence[tuple[str, int]]]) -> dict[str, Any]:
+    """Where local ports lead to, as the file that the forwards' Envoy follows.
+
+    Args:
+        targets: (address, port) of gateways by local port.
+    """
+    return {
+        "resources": [
+            {
+                "@type": f"{TYPE}envoy.config.endpoint.v3.ClusterLoadAssignment",
+                "cluster_name": f"forward_{local}",
+                "endpoints": [
+                    {
+                        "lb_endpoints": [
+                            {
+                                "endpoint": {
+                                    "address": {
+                                        "socket_address": {"address": address, "port_value": port}
+                                    }
+                                }
+                            }
+                            for address, port in places
+                        ]
+                    }
+                ],
+            }
+            for local, places in sorted(targets.items())
+        ]
     }
 
 

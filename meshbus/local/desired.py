@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from meshbus.api.standalone import Workload
+from meshbus.api.standalone import Strategy, Workload
 from meshbus.compile.proxy_keys import PROXY_CONFIG
 from meshbus.local.addresses import InstanceAddresses
 from meshbus.local.network import host_port
@@ -25,6 +25,8 @@ class InstanceSpec(msgspec.Struct, frozen=True):
     spec: Workload
     proxy_config: str = ""
     """Annotation `proxy.istio.io/config`."""
+    surge: bool = False
+    """One more than was asked for, while others are replaced."""
 
     @property
     def id(self) -> str:
@@ -86,11 +88,13 @@ def instances_of(row: ConfigObject, *, capture: str) -> list[InstanceSpec]:
 
 def same_process(old: InstanceSpec, new: InstanceSpec) -> bool:
     """What runs can go on: only what the registry says of it differs, or what its Envoy is to start
-    with the next time, or how many others run."""
+    with the next time, or how many others run and how they are replaced."""
 
     def essence(instance: InstanceSpec) -> InstanceSpec:
-        spec = msgspec.structs.replace(instance.spec, replicas=1, weight=0, network="", locality="")
-        return msgspec.structs.replace(instance, labels={}, spec=spec, proxy_config="")
+        spec = msgspec.structs.replace(
+            instance.spec, replicas=1, strategy=Strategy(), weight=0, network="", locality=""
+        )
+        return msgspec.structs.replace(instance, labels={}, spec=spec, proxy_config="", surge=False)
 
     return essence(old) == essence(new)
 
@@ -101,6 +105,7 @@ def report_of(
     *,
     capture: str,
     ready: bool,
+    draining: bool = False,
     gone: bool = False,
 ) -> InstanceReport:
     """What discovery is told about an instance.
@@ -135,6 +140,7 @@ def report_of(
         dual_stack=len(addresses.inbound) > 1,
         locality=spec.locality,
         ready=ready,
+        draining=draining,
         gone=gone,
         network=spec.network,
         dns=not by_proxy and instance.has_envoy and not spec.gateway,

@@ -32,27 +32,40 @@ class Forwards:
         self._fixed = fixed
         self._folder = machine.home.run / NAME
         self._hosts = network_of(machine.state).loopbacks
-        self._targets: dict[int, tuple[str, int]] = {}
+        self._targets: dict[int, list[tuple[str, int]]] = {}
         self._keeper: Keeper | None = None
         self.ports: dict[str, int] = {}
         """Local port by `NAMESPACE/WORKLOAD:PORT`."""
 
     def follow(self, instances: Iterable["Instance"]) -> None:
-        """Make the forwards those of the gateways among these instances (the first of each)."""
-        wanted: dict[str, tuple[str, int]] = {}
+        """Make the forwards those of the gateways among these instances: the ready ones of each,
+        or all while none is."""
+        wanted: dict[str, list[Instance]] = {}
         for instance in instances:
             if not instance.spec.spec.gateway:
                 continue
             for port in instance.spec.spec.ports:
                 name = f"{instance.spec.namespace}/{instance.spec.workload}:{port.port}"
-                wanted.setdefault(name, (instance.addresses.inbound[0], port.port))
-        ports = {name: self._port_of(name) for name in sorted(wanted)}
-        targets = {ports[name]: target for name, target in wanted.items()}
-        self.ports = ports
+                wanted.setdefault(name, []).append(instance)
+        self.ports = ports = {name: self._port_of(name) for name in sorted(wanted)}
+        if not all(instance.looked for held in wanted.values() for instance in held):
+            return  # adopted just now: what leads to them goes on as it is
+        targets = {
+            ports[name]: [
+                (instance.addresses.inbound[0], int(name.rpartition(":")[2]))
+                for instance in [i for i in held if i.ready] or held
+            ]
+            for name, held in wanted.items()
+        }
         if targets == self._targets:
             return
+        others = targets.keys() != self._targets.keys()
         self._targets = targets
-        self._restart()
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        content = bootstrap.render(bootstrap.forward_targets(targets))
+        write_private(self._folder / bootstrap.FORWARDS_FILE, content)
+        if others:
+            self._restart()
 
     def _port_of(self, name: str) -> int:
         held = self.ports.get(name) or self._fixed.get(name)
@@ -90,8 +103,9 @@ class Forwards:
             self._keeper = None
         if not self._targets:
             return
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        content = bootstrap.render(bootstrap.forward_bootstrap(self._targets, self._hosts))
+        folder = str(self._folder.absolute())
+        document = bootstrap.forward_bootstrap(sorted(self._targets), folder, self._hosts)
+        content = bootstrap.render(document)
         write_private(self._folder / bootstrap.BOOTSTRAP_FILE, content)
         command = Command(
             NAME,

@@ -17,7 +17,7 @@ from meshbus.local import bootstrap, loopback, netns
 from meshbus.local.capture import PROXY_UID, hosts_file, resolver_file
 from meshbus.local.desired import InstanceSpec, application_env, report_of
 from meshbus.local.drain import drain
-from meshbus.local.home import write_in_place, write_private
+from meshbus.local.home import Home, write_in_place, write_private
 from meshbus.local.join import fetch_token, renew_in_s
 from meshbus.local.keeper import Keeper
 from meshbus.local.machine import Machine
@@ -25,30 +25,41 @@ from meshbus.local.network import network_of
 from meshbus.local.probe import ask_envoy, takes_connections
 from meshbus.local.processes import Command, runs
 from meshbus.local.proxy_start import NO_START
+from meshbus.model.status import InstanceReport
 from meshbus.runtime.calls import CallError
 
 STARTING_POLL_S = 0.05
 STEADY_POLL_S = 1.0
+LEFT_S = 3.0
+"""How long the registry may take to say that nobody is to call an instance any more."""
+SPEC_FILE = "spec.json"
+"""What an instance runs, of its folder: whoever comes next goes on with that."""
 REPORT_FILE = "report.json"
 
 log = structlog.get_logger("local")
 
 
 class Instance:
-    """`start` it; `stop` it when it is not wanted any more. Its processes outlive this object."""
+    """`start` it; `retire` it when it is not wanted any more. Its processes outlive this object."""
 
-    def __init__(self, machine: Machine, spec: InstanceSpec, index: int) -> None:
+    def __init__(
+        self, machine: Machine, spec: InstanceSpec, index: int, *, adopted: bool = False
+    ) -> None:
+        """`adopted`: a supervisor before this one has started it."""
         self.spec = spec
         self.index = index
         self.ready = False
+        self.looked = not adopted
+        """Somebody has looked whether it is ready."""
         self.problem = ""
         """Why it is not ready, for people."""
         self._machine = machine
+        self._adopted = adopted
         self._task: asyncio.Task[None] | None = None
         self._moved = asyncio.Event()
         self._network = network_of(machine.state)
         self.addresses = self._network.instance(index)
-        self.folder = machine.home.instances / f"{spec.namespace}.{spec.name}"
+        self.folder = folder_of(machine.home, spec.id)
         self._proxy_folder = self.folder / "proxy"
         self._start = NO_START
         self._owner = PROXY_UID if machine.in_namespaces else None
@@ -60,7 +71,13 @@ class Instance:
             self._application = self._keeper(self._application_command)
 
     def _keeper(self, command: Callable[[], Command]) -> Keeper:
-        return Keeper(self._machine.state.id, self._machine.records, command, self._process_moved)
+        return Keeper(
+            self._machine.state.id,
+            self._machine.records,
+            command,
+            self._process_moved,
+            as_it_runs=self._adopted,
+        )
 
     @property
     def _keepers(self) -> list[Keeper]:
@@ -93,23 +110,26 @@ class Instance:
     def relabel(self, spec: InstanceSpec) -> None:
         """Only its labels have changed: nothing is restarted."""
         self.spec = spec
+        self._write_spec()
         self._tell()
 
-    async def retire(self, *, gone: bool, left: Callable[[], bool] = lambda: True) -> None:
-        """End it: first callers are told, then connections drain, then processes end.
+    async def retire(self, left: Callable[[], bool]) -> None:
+        """End it: first callers are told, then requests that are under way end, then processes.
+        It can be started again, or forgotten (`forget_instance`).
 
         Args:
-            gone: It leaves the registry; else it will be started again.
-            left: Whether the registry has let go of it.
+            left: Whether the registry says that nobody is to call it any more.
         """
         await self.release()
-        self.ready = False
-        self._tell(gone=gone)
-        deadline = time.monotonic() + 3
+        self.ready, self.looked = False, True
+        self._tell(draining=True)
+        deadline = time.monotonic() + LEFT_S
         while not left() and time.monotonic() < deadline:  # noqa: ASYNC110 - rows have no event
             await asyncio.sleep(0.05)
-        if self._envoy is not None and self._envoy.pid:
-            await drain(self._proxy_folder, self._start)
+        if self._envoy is not None:
+            start = self._machine.proxy_start(self.spec, self._relay)
+            await drain(self._proxy_folder, start, gateway=self.spec.spec.gateway)
+        self._tell()
         for keeper in reversed(self._keepers):  # the application first: it may still call out
             await keeper.stop()
         if self._machine.in_namespaces:
@@ -117,8 +137,7 @@ class Instance:
             (self.folder / "namespace").unlink(missing_ok=True)
         else:
             loopback.remove_addresses(self._own_addresses())
-        if gone:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / SPEC_FILE).unlink(missing_ok=True)
 
     async def _run(self) -> None:
         pause = 0.2
@@ -126,17 +145,15 @@ class Instance:
             try:
                 await self._once()
             except (netns.NetworkError, OSError) as error:
-                self.problem = str(error)
+                self.problem, self.looked = str(error), True
                 log.error("instance cannot start", instance=self.spec.id, error=str(error))
                 self._machine.changed()
             await asyncio.sleep(pause)
             pause = min(15.0, pause * 2)
 
     async def _once(self) -> None:
-        known = [self._machine.records.get(name) for name in self._process_names()]
-        adoptable = any(record is not None and runs(record) for record in known)
-        own = "127.0.0.1" if self._machine.in_namespaces else self.addresses.inbound[0]
-        self._start = self._machine.proxy_start(self.spec, own)
+        adoptable = self.runs
+        self._start = self._machine.proxy_start(self.spec, self._relay)
         for problem in self._start.reports.problems:
             log.warning("of ProxyConfig", instance=self.spec.id, has_no_effect=problem)
         self._make_folders()
@@ -156,8 +173,17 @@ class Instance:
             if self._envoy is not None:
                 group.create_task(self._renew_token())
 
-    def _process_names(self) -> list[str]:
-        return [f"{kind}/{self.spec.id}" for kind in ("envoy", "app")]
+    @property
+    def runs(self) -> bool:
+        """One of its processes does."""
+        names = [f"{kind}/{self.spec.id}" for kind in ("envoy", "app")]
+        known = [self._machine.records.get(name) for name in names]
+        return any(record is not None and runs(record) for record in known)
+
+    @property
+    def _relay(self) -> str:
+        """An address of its own."""
+        return "127.0.0.1" if self._machine.in_namespaces else self.addresses.inbound[0]
 
     # ------------------------------------------------------------------ files and network
 
@@ -166,6 +192,12 @@ class Instance:
         self._proxy_folder.mkdir(mode=0o700, exist_ok=True)
         if self._owner is not None:
             os.chown(self._proxy_folder, self._owner, self._owner)
+        self._write_spec()
+
+    def _write_spec(self) -> None:
+        if not self.folder.is_dir():
+            return  # it has not started yet
+        write_private(self.folder / SPEC_FILE, msgspec.json.encode(self.spec))
 
     @property
     def _seen_folder(self) -> str:
@@ -349,6 +381,7 @@ class Instance:
             problem = await self._why_not_ready()
             if problem:
                 problem = problem if told else await self._second_look(problem)
+            self.looked = True
             if (problem == "") != self.ready or problem != self.problem or not told:
                 self.ready, self.problem, told = problem == "", problem, True
                 self._tell()
@@ -405,18 +438,48 @@ class Instance:
                 return False
         return True
 
-    def _tell(self, *, gone: bool = False) -> None:
+    def _tell(self, *, draining: bool = False) -> None:
         report = report_of(
             self.spec,
             self.addresses,
             capture=self._machine.state.capture,
             ready=self.ready,
-            gone=gone,
+            draining=draining,
         )
         if self.folder.is_dir():
             write_private(self.folder / REPORT_FILE, msgspec.json.encode(report))
         self._machine.report(report)
         self._machine.changed()
+
+
+def folder_of(home: Home, name: str) -> Path:
+    """The folder of an instance (`NAMESPACE/NAME`)."""
+    return home.instances / name.replace("/", ".", 1)
+
+
+def recorded(folder: Path) -> InstanceSpec | None:
+    """What an instance of this folder was started with, that has not ended in order."""
+    try:
+        return msgspec.json.decode((folder / SPEC_FILE).read_bytes(), type=InstanceSpec)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def last_report(folder: Path) -> InstanceReport | None:
+    """What was told last of an instance of this folder."""
+    try:
+        return msgspec.json.decode((folder / REPORT_FILE).read_bytes(), type=InstanceReport)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def forget_instance(machine: Machine, name: str) -> None:
+    """Tell that an instance (`NAMESPACE/NAME`) that has ended is gone, and take its folder away."""
+    folder = folder_of(machine.home, name)
+    report = last_report(folder)
+    if report is not None:
+        machine.report(msgspec.structs.replace(report, ready=False, draining=False, gone=True))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _text_of(path: Path) -> str:

@@ -29,12 +29,21 @@ class Keeper:
         records: Records,
         command: Callable[[], Command],
         changed: Callable[[], None] = lambda: None,
+        *,
+        as_it_runs: bool = False,
     ) -> None:
-        """`command` is asked before each start; `changed` is called when it started or died."""
+        """
+        Args:
+            command: Asked before each start.
+            changed: Called when it has started or died.
+            as_it_runs: What runs is adopted, also when it would be started in another way now;
+                else it is ended.
+        """
         self._home_id = home_id
         self._records = records
         self._command = command
         self._changed = changed
+        self._as_it_runs = as_it_runs
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
         self._task: asyncio.Task[None] | None = None
@@ -88,7 +97,7 @@ class Keeper:
         record = self._records.get(command.name)
         if record is None or not runs(record):
             return False
-        if record.fingerprint != command.fingerprint:
+        if record.fingerprint != command.fingerprint and not self._as_it_runs:
             signal_session(record.pid, signal.SIGKILL)  # started for what was asked before
             return False
         self._pid, self._process, self.adopted, self.error = record.pid, None, True, ""

@@ -22,8 +22,9 @@ from meshbus.local.desired import InstanceSpec
 from meshbus.model.rows import ConfigObject
 
 _METADATA = "ISTIO_META_"
-_QUICK_DRAIN_S = 0.5
-"""Callers here are told at once that a process is about to end."""
+_IDLE_DRAIN_S = 30.0
+"""How long an Envoy waits at most until nobody is connected, where nothing else is said: as long as
+Kubernetes gives a pod."""
 
 
 class ProxyStart(NamedTuple):
@@ -39,10 +40,12 @@ class ProxyStart(NamedTuple):
     reports: Reports = NO_REPORTS
     file_flush: Sequence[str] = ()
     """Arguments that say when lines of log files are written."""
-    drain_s: float = _QUICK_DRAIN_S
-    """How long connections may go on when it is to end."""
+    shortest_drain_s: float = 0.0
+    """How long it goes on at least when it is to end."""
+    longest_drain_s: float = 5.0
+    """How long requests may go on at most when it is to end; 5 s as in Istio."""
     until_idle: bool = False
-    """After that it goes on until the last connection has ended."""
+    """It goes on until the last connection has ended, not the last request alone."""
     config_file: str = ""
     """A bootstrap of one's own that is used in place of that of the mesh."""
     capture: CapturePorts = STANDARD_PORTS
@@ -83,7 +86,9 @@ def start_of(given: Mapping[str, Any], reporter: Reporter) -> ProxyStart:
         return NO_START
     variables = proxy.proxy_metadata
     idle = waits_until_idle(proxy)
-    drains = idle or proxy.termination_drain_duration is not UNSET
+    shortest = drain_seconds(proxy, idle=True) if idle else 0
+    said = proxy.termination_drain_duration is not UNSET
+    longest = drain_seconds(proxy, idle=False) if said or not idle else _IDLE_DRAIN_S
     return ProxyStart(
         concurrency=1 if proxy.concurrency is None else max(0, proxy.concurrency),
         environment=variables,
@@ -95,7 +100,8 @@ def start_of(given: Mapping[str, Any], reporter: Reporter) -> ProxyStart:
         runtime=proxy.runtime_values,
         reports=reports_of({}, proxy, reporter),
         file_flush=file_flush_args(proxy),
-        drain_s=drain_seconds(proxy, idle=idle) if drains else _QUICK_DRAIN_S,
+        shortest_drain_s=shortest,
+        longest_drain_s=max(shortest, longest),
         until_idle=idle,
         config_file=proxy.custom_config_file,
     )

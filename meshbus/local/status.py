@@ -3,6 +3,7 @@
 import msgspec
 
 from meshbus.local.home import Home, write_private
+from meshbus.local.rollout import WorkloadStatus
 
 
 class InstanceStatus(msgspec.Struct, frozen=True):
@@ -32,12 +33,21 @@ class SupervisorStatus(msgspec.Struct, frozen=True):
     """Version of the model that they are of."""
     instances: dict[str, InstanceStatus]
     """By `NAMESPACE/NAME`."""
+    workloads: dict[str, WorkloadStatus]
+    """Of those that can be run, by `NAMESPACE/NAME`."""
     workload_problems: dict[str, str]
     """Workload objects that cannot be run, and why."""
     forwards: dict[str, int]
     """Local port by `NAMESPACE/WORKLOAD:PORT` of a gateway."""
     problem: str = ""
     """Why waiting for it is of no use; empty: it is."""
+
+    @property
+    def workloads_ready(self) -> bool:
+        """Every instance is ready, and runs what was asked for last."""
+        return all(instance.ready for instance in self.instances.values()) and all(
+            workload.updated == workload.replicas for workload in self.workloads.values()
+        )
 
     @property
     def control_plane_ready(self) -> bool:

@@ -7,13 +7,13 @@ it leaves everything running, and the next one adopts it.
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from ipaddress import IPv6Network
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -25,22 +25,23 @@ from meshbus.local import loopback, netns
 from meshbus.local.addresses import AddressBook
 from meshbus.local.binaries import find_envoy, find_nats_server
 from meshbus.local.control_plane import CLUSTER, ControlPlane
-from meshbus.local.desired import InstanceSpec, instances_of, same_process
+from meshbus.local.desired import InstanceSpec, instances_of
 from meshbus.local.forwards import Forwards
 from meshbus.local.guard import SUPERVISOR
 from meshbus.local.home import Home, HomeError, HomeState, write_private
 from meshbus.local.hosts import hosts_for
-from meshbus.local.instance import REPORT_FILE, Instance
+from meshbus.local.instance import Instance, forget_instance, last_report, recorded
 from meshbus.local.keeper import Keeper
 from meshbus.local.machine import Machine
 from meshbus.local.network import host_port, network_of
 from meshbus.local.processes import Command, Records, limit_logs, record_of_self
 from meshbus.local.proxy_start import ProxyStart, proxy_start
 from meshbus.local.reports import Reporter
+from meshbus.local.rollout import Running, Steps, WorkloadStatus, next_steps
+from meshbus.local.rollout import status_of as progress_of
 from meshbus.local.status import InstanceStatus, SupervisorStatus, write_status
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
-from meshbus.model.status import InstanceReport
 from meshbus.model.world import Query, World
 from meshbus.runtime.logs import configure_logs
 
@@ -60,6 +61,13 @@ FILTERS = (
 )
 
 log = structlog.get_logger("local")
+
+
+class Leaving(NamedTuple):
+    """An instance that is being ended."""
+
+    instance: Instance
+    task: asyncio.Task[None]
 
 
 class Supervisor:
@@ -99,7 +107,7 @@ class Supervisor:
             gateway=(network.proxies_reach, state.ports["xds"]),
             gateway_name=f"xds-gateway.{self._settings.root_namespace}.svc",
             report=self._reporter.put,
-            changed=self._moved.set,
+            changed=self._instance_moved,
             hosts=self._hosts_for,
             proxy_start=self._start_of,
             envoy_filters=self._envoy_filters,
@@ -108,7 +116,9 @@ class Supervisor:
         self._forwards = Forwards(self._machine, self._settings.ports.forwards)
         self._guard = Keeper(state.id, self._records, self._guard_command)
         self._instances: dict[str, Instance] = {}
-        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._leaving: dict[str, Leaving] = {}
+        self._adopted = False
+        self._workloads: dict[str, WorkloadStatus] = {}
         self._workload_problems: dict[str, str] = {}
         self._book = self._read_book()
         self._synced = False
@@ -142,12 +152,14 @@ class Supervisor:
         """End everything: workloads, services, the bus; then the namespaces."""
         self._guard.release()
         await self._guard.stop(grace_s=0.5)
-        await asyncio.gather(*self._leaving.values(), return_exceptions=True)
-        for instance in self._instances.values():
+        leaving = list(self._leaving.values())
+        everyone = [*self._instances.values(), *(one.instance for one in leaving)]
+        for one in leaving:
+            one.task.cancel()
+        await asyncio.gather(*(one.task for one in leaving), return_exceptions=True)
+        for instance in everyone:
             await instance.release()
-        await asyncio.gather(
-            self._forwards.stop(), *(instance.end() for instance in self._instances.values())
-        )
+        await asyncio.gather(self._forwards.stop(), *(instance.end() for instance in everyone))
         await self._bus.close()
         await self._control_plane.stop()
         if self._state.capture == "netns":
@@ -198,6 +210,7 @@ class Supervisor:
                 )
                 for name, instance in sorted(self._instances.items())
             },
+            workloads=self._workloads,
             workload_problems=self._workload_problems,
             forwards=self._forwards.ports,
             problem=self._control_plane.hopeless(),
@@ -214,16 +227,25 @@ class Supervisor:
     def _world_changed(self, world: World, touched: frozenset[Query]) -> None:
         self._world_moved.set()
 
+    def _instance_moved(self) -> None:
+        self._moved.set()
+        self._world_moved.set()
+
     async def _reconcile(self) -> None:
-        """Make what runs equal to what the model asks for, each time it changes."""
+        """Make what runs equal to what the model asks for, each time something has changed."""
         while True:
             await self._world_moved.wait()
             self._world_moved.clear()
             world = self._mirror.world
             self._take_roots(world)
-            await self._bring_about(self._wanted(world))
-            self._retire_forgotten()
-            self._forwards.follow(self._instances.values())
+            wanted = self._wanted(world)
+            if not self._adopted:
+                self._adopted = True
+                self._adopt({spec.id for specs in wanted.values() for spec in specs})
+            self._bring_about(wanted)
+            self._forget_ended(wanted)
+            ending = (one.instance for one in self._leaving.values())
+            self._forwards.follow([*self._instances.values(), *ending])
             self._synced_at = world.sequence
             for instance in self._instances.values():
                 instance.write_hosts()
@@ -242,88 +264,95 @@ class Supervisor:
     def _envoy_filters(self) -> list[tuple[Key, ConfigObject]]:
         return [(entry.key, entry.row) for entry in self._mirror.world.all("cfg.envoyfilters")]
 
-    def _wanted(self, world: World) -> dict[str, InstanceSpec]:
-        wanted: dict[str, InstanceSpec] = {}
+    def _wanted(self, world: World) -> dict[str, list[InstanceSpec]]:
+        """Instances by workload."""
+        wanted: dict[str, list[InstanceSpec]] = {}
         problems = {}
         for entry in world.all("cfg.workloads"):
+            name = f"{entry.row.namespace}/{entry.row.name}"
             try:
-                for spec in instances_of(entry.row, capture=self._state.capture):
-                    wanted[spec.id] = spec
+                wanted[name] = instances_of(entry.row, capture=self._state.capture)
             except ValueError as error:
-                problems[f"{entry.row.namespace}/{entry.row.name}"] = str(error)
+                problems[name] = str(error)
         self._workload_problems = problems
         return wanted
 
-    async def _bring_about(self, wanted: dict[str, InstanceSpec]) -> None:
-        for name in sorted(set(self._instances) - set(wanted)):
-            self._leave(name, self._instances.pop(name), gone=True)
-        for name, spec in sorted(wanted.items()):
-            running = self._instances.get(name)
-            if running is not None and running.spec == spec:
+    def _adopt(self, wanted: Set[str]) -> None:
+        """Go on with what a supervisor before this one ran, as it is, and with what it was about to
+        end."""
+        for folder in sorted(self._home.instances.iterdir()):
+            spec = recorded(folder)
+            if spec is None:
                 continue
-            if running is not None and same_process(running.spec, spec):
-                running.relabel(spec)
-                continue
-            if running is not None:
-                self._leave(name, self._instances.pop(name), gone=False)
-            if name in self._leaving:
-                continue  # begun again when it has left
+            instance = Instance(self._machine, spec, self._book.index_of(spec.id), adopted=True)
+            report = last_report(folder)
+            if instance.runs and not (report is not None and report.draining):
+                self._instances[spec.id] = instance
+                instance.start()
+            elif instance.runs or spec.id not in wanted:
+                self._leave(instance)
+        self._keep_book()
+
+    def _bring_about(self, wanted: Mapping[str, Sequence[InstanceSpec]]) -> None:
+        running: dict[str, dict[str, Running]] = {}
+        for name, instance in self._instances.items():
+            spec = instance.spec
+            of_workload = running.setdefault(f"{spec.namespace}/{spec.workload}", {})
+            of_workload[name] = Running(spec, self._readiness(instance), instance.problem)
+        self._workloads = {}
+        for workload in sorted({*wanted, *running} - set(self._workload_problems)):
+            asked, held = wanted.get(workload, ()), running.get(workload, {})
+            self._take(next_steps(asked, held, self._leaving.keys(), room=self._book.has_room))
+            if asked:
+                self._workloads[workload] = progress_of(asked, held, self._leaving.keys())
+
+    def _readiness(self, instance: Instance) -> bool | None:
+        if instance.ready:
+            return True if self._is_listed(instance.spec) else None
+        return False if instance.looked else None
+
+    def _take(self, steps: Steps) -> None:
+        for spec in steps.relabel:
+            self._instances[spec.id].relabel(spec)
+        for name in (*steps.replace, *steps.remove):
+            self._leave(self._instances.pop(name))
+        for spec in steps.start:
             try:
-                index = self._book.index_of(name)
+                index = self._book.index_of(spec.id)
             except ValueError as error:
                 self._workload_problems[f"{spec.namespace}/{spec.workload}"] = str(error)
                 continue
             self._keep_book()
             instance = Instance(self._machine, spec, index)
-            self._instances[name] = instance
+            self._instances[spec.id] = instance
             instance.start()
 
-    def _leave(self, name: str, instance: Instance, *, gone: bool) -> None:
-        key = _registry_key(instance.spec)
+    def _leave(self, instance: Instance) -> None:
+        name, key = instance.spec.id, _registry_key(instance.spec)
 
         def left() -> bool:
             row = self._mirror.world.get(key)
-            return row is None or (not gone and not row.ready)
+            return row is None or not row.ready
 
         async def retire() -> None:
             try:
-                await instance.retire(gone=gone, left=left)
+                await instance.retire(left)
             except (netns.NetworkError, OSError) as error:
                 log.error("instance not ended cleanly", instance=name, error=str(error))
-            if gone and name not in self._instances:
-                self._book.release(name)
-                self._keep_book()
-            self._leaving.pop(name, None)
+            del self._leaving[name]
             self._world_moved.set()
 
-        self._leaving[name] = asyncio.create_task(retire())
+        self._leaving[name] = Leaving(instance, asyncio.create_task(retire()))
 
-    def _retire_forgotten(self) -> None:
-        """Instances that a supervisor before this one ran and that nobody wants any more."""
-        for folder in self._home.instances.iterdir():
-            path = folder / REPORT_FILE
-            try:
-                report = msgspec.json.decode(path.read_bytes(), type=InstanceReport)
-            except (OSError, msgspec.MsgspecError):
-                continue
-            name = f"{report.namespace}/{report.name}"
-            if name in self._instances or name in self._leaving:
-                continue
-            self._reporter.put(msgspec.structs.replace(report, ready=False, gone=True))
-            self._leaving[name] = asyncio.create_task(self._clear_away(name, folder))
-
-    async def _clear_away(self, name: str, folder: Path) -> None:
-        for kind in ("app", "envoy"):
-            command = Command(f"{kind}/{name}", [], {}, folder, folder)
-            await Keeper(self._state.id, self._records, lambda c=command: c).stop()  # type: ignore[misc]
-        if self._state.capture == "netns" and name in self._book.taken:
-            with contextlib.suppress(netns.NetworkError):
-                await netns.remove_namespace(self._state.id, self._book.taken[name])
-        shutil.rmtree(folder, ignore_errors=True)
-        self._book.release(name)
-        self._keep_book()
-        self._leaving.pop(name, None)
-        self._world_moved.set()
+    def _forget_ended(self, wanted: Mapping[str, Sequence[InstanceSpec]]) -> None:
+        """Instances that have ended and that nobody asks for any more."""
+        known = {spec.id for specs in wanted.values() for spec in specs}
+        ended = set(self._book.taken) - known - self._instances.keys() - self._leaving.keys()
+        for name in sorted(ended):
+            forget_instance(self._machine, name)
+            self._book.release(name)
+        if ended:
+            self._keep_book()
 
     def _read_book(self) -> AddressBook:
         try:

@@ -59,7 +59,7 @@ def start(home: Home, manifests: Sequence[Document], capture: str, progress: Pro
     wait_status(
         home,
         lambda status: status.control_plane_ready,
-        deadline=time.monotonic() + CONTROL_PLANE_S,
+        patience_s=CONTROL_PLANE_S,
         process=process,
         seen=progress.show,
     )
@@ -94,9 +94,10 @@ def wait_workloads(
     return wait_status(
         home,
         lambda status: workloads_ready(status, newest),
-        deadline=time.monotonic() + WORKLOADS_S,
+        patience_s=WORKLOADS_S,
         process=process,
         seen=progress.show,
+        done=lambda status: sum(of.updated for of in status.workloads.values()),
     )
 
 
@@ -105,11 +106,7 @@ def workloads_ready(status: SupervisorStatus, newest: int) -> bool:
 
     A Workload that cannot be run at all is shown, not waited for.
     """
-    return (
-        status.synced
-        and status.sequence >= newest
-        and all(instance.ready for instance in status.instances.values())
-    )
+    return status.synced and status.sequence >= newest and status.workloads_ready
 
 
 def apply_mesh_config(home: Home, api: MeshApi) -> None:

@@ -35,6 +35,8 @@ class InstanceReport(msgspec.Struct, frozen=True):
     locality: str
     ready: bool
     """The process runs and takes connections."""
+    draining: bool = False
+    """It is about to end: nobody new is to come, who is there may go on."""
     gone: bool = False
     """It was stopped on purpose: its rows are removed (a dead one stays, not ready)."""
     network: str = ""

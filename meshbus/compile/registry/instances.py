@@ -49,6 +49,7 @@ def instance_of_report(report: InstanceReport, cluster: str, workload: ConfigObj
         cluster=cluster,
         locality=report.locality,
         ready=report.ready,
+        draining=report.draining,
         dual_stack=report.dual_stack,
         weight=integer(spec.get("weight")),
         origin="workload",
