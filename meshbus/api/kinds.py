@@ -35,8 +35,8 @@ class KindInfo(msgspec.Struct, frozen=True, kw_only=True):
     served: bool = True
     """False for kinds of Kubernetes that a manifest may hold and that nothing here reads."""
     proto_json: bool = False
-    """Whether the content is protobuf JSON: null means unset, and snake_case names are taken too.
-    So it is with the kinds of Istio 1.4 and the mesh config."""
+    """Whether the content is protobuf JSON: snake_case names, and integers as strings, are taken
+    too. So it is with the kinds of Istio 1.4 and the mesh config."""
     struct: str = ""
     """`module:Class` of the shape of the content; empty if any shape is taken."""
 
@@ -51,12 +51,6 @@ class KindInfo(msgspec.Struct, frozen=True, kw_only=True):
         another group, earlier in this file, has that plural."""
         owner = _groups_by_plural().get(self.plural, self.group)
         return self.plural if owner == self.group else f"{self.plural}.{self.group}"
-
-    @property
-    def null_is_unset(self) -> bool:
-        """Whether null stands for a field left out, as in Kubernetes' own kinds; elsewhere it is
-        an error but for the fields that allow it."""
-        return self.proto_json or self.group in ("", "discovery.k8s.io")
 
     @property
     def list_kind(self) -> str:

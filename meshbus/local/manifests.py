@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from meshbus.api.nulls import without_nulls
 from meshbus.api.yaml_lines import Place, at_path, line_of, places
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 
@@ -198,7 +199,7 @@ def _documents(file: str, text: str) -> Iterator[Document | ManifestError]:
         written = _Text(line, part)
         for within, item in _items(content):
             if isinstance(item, dict):
-                yield Document(file, index, line, item, written, within)
+                yield Document(file, index, line, without_nulls(item), written, within)
             else:
                 message = f"must be an object with apiVersion and kind, is {_kind_of(item)}"
                 at = line_of(written.root, within)

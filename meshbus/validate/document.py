@@ -83,7 +83,6 @@ def validate_object(document: Mapping[str, Any]) -> Report:
         content,
         path,
         out,
-        null_is_unset=info.null_is_unset,
         proto_json=info.proto_json,
         secret=info.group == "" and info.kind == "Secret",
     )
@@ -133,8 +132,7 @@ def _read_content(info: KindInfo, document: Mapping[str, Any], out: Findings) ->
     for field in document:
         if field not in _TOP:
             out.error(str(field), f"unknown field {field!r}", "Unknown")
-    if "spec" in document and not (document["spec"] is None and info.null_is_unset):
-        spec = document["spec"]
+    if (spec := document.get("spec")) is not None:
         if info.shape() is None and not isinstance(spec, Mapping):
             out.error("spec", "must be an object", "Type")
         return spec, "spec"

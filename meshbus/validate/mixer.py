@@ -139,7 +139,7 @@ def _check_params(
     shape = known.get(name)
     if shape is not None:
         content = {} if isinstance(params, UnsetType) or params is None else params
-        read_shape(shape, content, path, out, null_is_unset=True, proto_json=True)
+        read_shape(shape, content, path, out, proto_json=True)
 
 
 def _field(record: Mapping[str, Any], camel: str, snake: str) -> Any:

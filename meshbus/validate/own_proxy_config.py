@@ -31,6 +31,6 @@ def check_own_proxy_config(annotations: Mapping[str, str], out: Findings) -> Non
     if not isinstance(held, dict):
         out.error(PATH, "must hold fields of ProxyConfig", "Type")
         return
-    proxy = read_shape(MeshProxyConfig, held, PATH, out, null_is_unset=True, proto_json=True)
+    proxy = read_shape(MeshProxyConfig, held, PATH, out, proto_json=True)
     if proxy is not None:
         check_proxy(proxy, PATH, out)

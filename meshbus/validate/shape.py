@@ -26,12 +26,9 @@ _DEEPEST = 64
 class _Reader:
     """Walks one document; collects findings and a copy that converts to the struct."""
 
-    def __init__(
-        self, out: Findings, *, null_is_unset: bool, proto_json: bool, secret: bool
-    ) -> None:
+    def __init__(self, out: Findings, *, proto_json: bool, secret: bool) -> None:
         self.out = out
         self.secret = secret
-        self.null_is_unset = null_is_unset
         self.proto_json = proto_json
 
     def read(self, kind: inspect.Type, value: Any, path: str, depth: int = 0) -> Any:
@@ -72,7 +69,7 @@ class _Reader:
             if field is None:
                 meant.append(self._unknown(at, str(name), known))
                 continue
-            if item is None and self._drop(field, item):
+            if item is None and not isinstance(field.type, inspect.AnyType):
                 continue
             found[field.encode_name] = self.read(field.type, item, at, depth + 1)
         # Who misspells a field has set it.
@@ -84,9 +81,6 @@ class _Reader:
         if issubclass(cls, Shape):
             self._groups(cls, found, path)
         return found
-
-    def _drop(self, field: inspect.Field, item: Any) -> bool:
-        return item is None and self.null_is_unset and not isinstance(field.type, inspect.AnyType)
 
     def _groups(self, cls: type[Shape], found: dict[str, Any], path: str) -> None:
         for group in cls.one_of:
@@ -307,20 +301,19 @@ def read_shape(
     path: str,
     out: Findings,
     *,
-    null_is_unset: bool = False,
     proto_json: bool = False,
     secret: bool = False,
 ) -> S | None:
     """The document as its struct, with what is wrong with its shape in `out`, and malformed values
-    in its place (`meshbus.validate.malformed`). None if nothing of it can be read.
+    in its place (`meshbus.validate.malformed`). None if nothing of it can be read. A field that is
+    null is left out (`meshbus.api.nulls`).
 
     Args:
-        null_is_unset: Null stands for a field left out.
         proto_json: snake_case names, and integers as strings, are taken too.
         secret: Values are never repeated in messages.
     """
     before = len(out.errors)
-    reader = _Reader(out, null_is_unset=null_is_unset, proto_json=proto_json, secret=secret)
+    reader = _Reader(out, proto_json=proto_json, secret=secret)
     copy = reader.read(_type_of(cls), value, path)
     if len(out.errors) > before:
         built = _built(_type_of(cls), copy)

@@ -8,6 +8,7 @@ config that is accepted has an effect.
 from collections.abc import Sequence
 
 from meshbus.api.kinds import KindInfo, by_plural
+from meshbus.api.nulls import without_nulls
 from meshbus.validate import validate_object
 from meshbus.validate.report import Violation
 from meshbus.validate.support import silent_fields_of, unsupported_fields
@@ -42,6 +43,7 @@ def admit(info: KindInfo, document: Document, field_validation: str) -> tuple[Do
     Raises:
         ApiError: 400 for unknown fields when Strict, 422 for broken rules.
     """
+    document = without_nulls(document)
     name = _name_of(document)
     warnings: list[str] = []
     report = validate_object(document)

@@ -64,6 +64,13 @@ async def test_an_object_is_created_read_and_deleted(api):
     assert (await api.client.get(f"{VIRTUAL_SERVICES}/reviews")).status_code == 404
 
 
+async def test_a_field_that_is_null_is_not_kept(api):
+    document = virtual_service()
+    document["spec"] |= {"gateways": None}
+    document["spec"]["http"][0]["timeout"] = None
+    assert (await create(api, document))["spec"] == virtual_service()["spec"]
+
+
 async def test_every_served_version_shows_the_same_object(api):
     made = await create(api)
     path = VIRTUAL_SERVICES.replace("/v1/", "/v1alpha3/")

@@ -42,7 +42,6 @@ def errors_of_shape(document: dict[str, Any]) -> set[tuple[str, str]]:
         content,
         "spec" if info.spec_field else "",
         out,
-        null_is_unset=info.null_is_unset,
         proto_json=info.proto_json,
     )
     return {(error.path, error.code) for error in out.errors}

@@ -18,6 +18,7 @@ from meshbus.validate.http_headers import header_value_problem
 from meshbus.validate.names import host_is_subset, host_matches, namespaced_host_problem
 from meshbus.validate.support import unsupported_fields
 
+ROUTE = [{"destination": {"host": "a"}}]
 GOLDEN = Path(__file__).parents[2] / "golden" / "validate"
 
 
@@ -43,6 +44,32 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "validate"
 )
 def test_durations(text: str, value: int | None) -> None:
     assert nanoseconds(text) == value
+
+
+@pytest.mark.parametrize(
+    ("spec", "refused"),
+    [
+        ({"hosts": ["a"], "gateways": None, "http": [{"name": None, "route": ROUTE}]}, ""),
+        ({"hosts": ["a"], "http": [{"route": ROUTE, "timeout": None, "fault": None}]}, ""),
+        ({"hosts": ["a"], "http": [{"route": [{"destination": None}]}]}, "spec.http[0].route[0]"),
+        ({"hosts": ["a"], "http": [None]}, "spec.http[0]"),
+        ({"hosts": [None], "http": [{"route": ROUTE}]}, "spec.hosts[0]"),
+        (
+            {"hosts": ["a"], "http": [{"route": ROUTE, "match": [{"headers": {"b": None}}]}]},
+            "spec.http[0].match[0].headers[b]",
+        ),
+    ],
+)
+def test_a_field_that_is_null_is_left_out(spec: dict[str, Any], refused: str) -> None:
+    document = {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "metadata": {"name": "a"},
+        "spec": spec,
+    }
+    paths = [error.path for error in validate_object(document).errors]
+    assert all(path.startswith(refused) for path in paths)
+    assert bool(paths) == bool(refused)
 
 
 def test_durations_of_rules_are_whole_milliseconds() -> None:
