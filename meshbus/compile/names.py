@@ -19,6 +19,7 @@ UNKNOWN = frozenset({PASSTHROUGH, AS_NAMED})
 MESH_GATEWAY = "mesh"
 """The name that stands for all sidecars in `VirtualService.gateways`."""
 CLUSTER_DOMAIN = "cluster.local"
+_SERVICES = f".svc.{CLUSTER_DOMAIN}"
 
 HTTP = frozenset({"HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTP_PROXY"})
 HTTP2 = frozenset({"HTTP2", "GRPC", "GRPC-WEB"})
@@ -131,16 +132,20 @@ def service_domains(host: str, namespace: str) -> tuple[str, ...]:
     Source: Istio, GenerateAltVirtualHosts.
     """
     full = full_names(host)
-    suffix = f".svc.{CLUSTER_DOMAIN}"
-    if not host.endswith(suffix):
+    owner = namespace_in(host)
+    if not owner:
         return full
-    base = host[: -len(suffix)]
-    name, dot, owner = base.partition(".")
-    if not dot:
-        return full
+    base = host.removesuffix(_SERVICES)
     if owner == namespace:
-        return (*full, name, f"{base}.svc", base)
+        return (*full, base.partition(".")[0], f"{base}.svc", base)
     return (*full, base, f"{base}.svc")
+
+
+def namespace_in(host: str) -> str:
+    """The namespace that a host names, `NAME.NAMESPACE.svc.cluster.local`; empty: it names none."""
+    if not host.endswith(_SERVICES):
+        return ""
+    return host.removesuffix(_SERVICES).partition(".")[2]
 
 
 def full_names(host: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from meshbus.compile.names import (
     full_names,
     is_wildcard,
     most_specific,
+    namespace_in,
     with_port,
 )
 from meshbus.compile.one_set import one_set
@@ -26,6 +27,7 @@ from meshbus.compile.scope import (
     aliases_of,
     audiences,
     common_viewer,
+    public_services,
     visible_services,
 )
 from meshbus.compile.viewers import (
@@ -88,9 +90,17 @@ def route_view(reader: Reader, view: View) -> View:
         return view
     if not reader.node(rules_are_common, view.namespace):
         return view
-    if reader.node(has_aliases, view.viewer):
+    if reader.node(has_aliases, view.viewer) or view.namespace in reader.node(named_by_others):
         return view
     return EVERYBODY if view.headers.attempt_count else UNCOUNTED
+
+
+def named_by_others(reader: Reader) -> frozenset[str]:
+    """Node: namespaces that hosts of services elsewhere name, so that their proxies have short
+    names for these which nobody else has."""
+    public = reader.node(public_services)
+    named = ((namespace_in(host), ref.row.namespace) for host, ref in public.items())
+    return frozenset(namespace for namespace, owner in named if namespace != owner)
 
 
 def has_aliases(reader: Reader, viewer: Viewer) -> bool:
