@@ -83,13 +83,26 @@ ELSEWHERE = Egress(0, "", "", False, ())
 """Where a port that no Sidecar speaks of is bound."""
 
 
+class Placed(NamedTuple):
+    """A service at an address and port."""
+
+    host: str
+    protocol: str
+    service: Key
+
+
 class Bound(NamedTuple):
-    """One service port on addresses of its own."""
+    """A port on addresses of its own."""
 
     addresses: tuple[str, ...]
-    host: str
     port: int
-    protocol: str
+    services: tuple[Placed, ...]
+    """Those who have it, in precedence: what one does not take goes to the next."""
+
+    @property
+    def http(self) -> str:
+        """The host whose routes HTTP takes; empty: it is not looked for."""
+        return next((s.host for s in self.services if is_sniffed(s.protocol)), "")
 
 
 _STATIC_PORTS = (15021, 15090)
@@ -146,12 +159,38 @@ class Plan(NamedTuple):
         """(name, host, port) of the route configurations that the listeners ask for; the host is
         empty for those that are shared by a port."""
         out = [(str(port), "", port) for port, shared in self.shared if shared.http]
-        out += [
-            (sniffed_route_name(b.host, b.port), b.host, b.port)
-            for b in self.bound
-            if is_sniffed(b.protocol)
-        ]
+        out += [(sniffed_route_name(b.http, b.port), b.http, b.port) for b in self.bound if b.http]
         return tuple(sorted(set(out)))
+
+
+class _Places:
+    """Ports on addresses of their own, while it is found out who has them.
+
+    Source: Istio, buildSidecarOutboundListener: who declares TCP shares with others what it does
+    not take itself, of those who declare nothing one has the place, and servers that speak first
+    share with nobody.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, int], tuple[tuple[str, ...], list[Placed]]] = {}
+
+    def add(self, addresses: tuple[str, ...], port: int, service: Placed) -> str:
+        """Give a service a place. Returns the host that stands in its way; empty: nobody does."""
+        _, held = self._held.setdefault((addresses[0], port), (addresses, []))
+        sniffed = next((s for s in held if is_sniffed(s.protocol)), None)
+        if sniffed is not None and is_sniffed(service.protocol):
+            return sniffed.host
+        if held:
+            both = {service.protocol, "" if sniffed is not None else held[0].protocol}
+            if len(both) > 1 and not both.isdisjoint(SPEAK_FIRST):
+                return held[0].host
+        held.append(service)
+        return ""
+
+    def bound(self) -> tuple[Bound, ...]:
+        """What there is, in order of address and port."""
+        made = (Bound(a, port, tuple(held)) for (_, port), (a, held) in self._held.items())
+        return tuple(sorted(made))
 
 
 def _reserved(reader: Reader, view: View, placed: Mapping[int, Egress]) -> set[int]:
@@ -177,13 +216,12 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     its virtual ones or, without, those of its endpoints; external hosts without address share a
     port, by SNI where they have TLS. Of two that cannot be told apart the older has the port.
     """
-    bound: list[Bound] = []
+    places = _Places()
     http: set[int] = set()
     by_name: dict[int, list[str]] = {}
     by_network: dict[int, list[tuple[str, tuple[str, ...], bool]]] = {}
     rest: dict[int, str] = {}
     lost: list[Lost] = []
-    places: dict[tuple[str, int], str] = {}
     listened: dict[int, str] = {}
     unheard: dict[int, str] = {}
     own = {e.port: e for e in view.viewer.egress if e.port and e.protocol != HTTP_PROXY}
@@ -248,16 +286,16 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             elif number in placed and host in placed_hosts.get(number, visible):
                 _place(host, port, http, by_name, rest)
             elif row.headless and single:
-                bound += [Bound((a,), host, number, port.protocol) for a in single]
+                for a in single:
+                    places.add((a,), number, Placed(host, port.protocol, ref.key))
             elif single or networks:
                 together = _v4_first(single)
                 # Each address of a ServiceEntry stands for itself.
                 groups = [(a,) for a in together] if row.origin == "external" else [together]
                 for addresses in filter(None, groups):
-                    winner = places.setdefault((addresses[0], number), host)
-                    if winner == host:
-                        bound.append(Bound(addresses, host, number, port.protocol))
-                    else:
+                    service = Placed(host, port.protocol, ref.key)
+                    winner = places.add(addresses, number, service)
+                    if winner:
                         lost.append(Lost(ref.key, number, winner))
                 if networks:
                     named = port.protocol in TLS
@@ -280,7 +318,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         if e.protocol == HTTP_PROXY and e.port and view.may_bind(e.port) and e.port not in shared
     )
     return Plan(
-        tuple(sorted(bound, key=lambda b: (b.addresses, b.port))),
+        places.bound(),
         proxies
         + tuple(
             (
@@ -337,17 +375,11 @@ def captured_listeners(reader: Reader, view: View) -> Part:
     reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
     out = [_virtual_outbound(reader, view, reporting)]
     plan = reader.node(capture_plan, view)
-    taken: set[str] = set()
-    for bound in plan.bound:
-        name = listener_name(bound.addresses[0], bound.port)
-        if name not in taken:
-            taken.add(name)
-            out.append(_bound_listener(reader, view, name, bound, reporting, report))
+    out += [_bound_listener(reader, view, bound, reporting, report) for bound in plan.bound]
     for port, shared in plan.shared:
         out.append(_shared_listener(reader, view, port, shared, reporting, report))
     for loser in plan.lost:
-        row: Service = reader.get(loser.service)
-        report.add(source_key(loser.service, row), "spec.ports", loser.message)
+        _tell(reader, loser, report)
     resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
     return Part(resources, report.findings())
 
@@ -524,19 +556,33 @@ def distinct_chains(chains: list[lc_pb2.FilterChain]) -> list[lc_pb2.FilterChain
 
 
 def _bound_listener(
-    reader: Reader, view: View, name: str, bound: Bound, reporting: Reporting, report: Report
+    reader: Reader, view: View, bound: Bound, reporting: Reporting, report: Report
 ) -> listener_pb2.Listener:
-    out = _listener(name, bound.addresses, bound.port, False)
-    host, port, protocol = bound.host, bound.port, bound.protocol
-    if is_sniffed(protocol):
+    port = bound.port
+    name = listener_name(bound.addresses[0], port)
+    out = _listener(name, bound.addresses, port, False)
+    if bound.http:
         stat = f"outbound_{name};"
-        route = sniffed_route_name(host, port)
+        route = sniffed_route_name(bound.http, port)
         out.filter_chains.append(http_chain(reader, view, port, stat, route, reporting))
-    chains = service_chains(reader, view, host, port, protocol, reporting, report)
+    chains: list[lc_pb2.FilterChain] = []
+    for host, protocol, service in bound.services:
+        own = service_chains(reader, view, host, port, protocol, reporting, report)
+        together = distinct_chains([*chains, *own])
+        if len(together) == len(chains) and host != bound.http:
+            row: Service = reader.get(service)
+            if not row.headless:  # Who else has an endpoint leads to it as well.
+                _tell(reader, Lost(service, port, bound.services[0].host), report)
+        chains = together
     add_chains(out, chains, unclaimed_chain(PASSED_ON, view.unknown_tcp, reporting))
-    if is_sniffed(protocol) or protocol in TLS:
-        inspect(out, reader.node(mesh), http=is_sniffed(protocol))
+    if bound.http or any(service.protocol in TLS for service in bound.services):
+        inspect(out, reader.node(mesh), http=bool(bound.http))
     return out
+
+
+def _tell(reader: Reader, loser: Lost, report: Report) -> None:
+    row: Service = reader.get(loser.service)
+    report.add(source_key(loser.service, row), "spec.ports", loser.message)
 
 
 def _shared_listener(
