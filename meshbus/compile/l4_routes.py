@@ -183,7 +183,7 @@ def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> l
                     continue
                 targets = weighted_targets(rule.get("route") or [], vs, context, path)
                 route = L4Route(
-                    tuple(str(n) for n in match.get("sniHosts") or ()),
+                    tuple(dict.fromkeys(str(n).lower() for n in match.get("sniHosts") or ())),
                     tuple(str(n) for n in match.get("destinationSubnets") or ()) if mesh else (),
                     tuple((str(cluster), weight) for cluster, weight in targets),
                     (str(match["sourceSubnet"]),) if mesh and match.get("sourceSubnet") else (),

@@ -10,6 +10,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
 
+from meshbus.compile.chains import add_chains, distinct_chains, unclaimed_chain
 from meshbus.compile.clusters import source_key
 from meshbus.compile.connections import (
     HTTP_ALPN,
@@ -525,34 +526,6 @@ def service_chains(
     if by_name and names and host in reader.node(named_as_met, view.viewer):
         resolve_sni(chains[0], port, view.families)
     return chains
-
-
-def add_chains(
-    listener: listener_pb2.Listener,
-    chains: list[lc_pb2.FilterChain],
-    unclaimed: lc_pb2.FilterChain,
-) -> None:
-    """Put chains into a listener: one that matches everything takes what no other does, else
-    `unclaimed`. Envoy refuses two chains with the same match: the first stays."""
-    distinct = distinct_chains(chains)
-    listener.filter_chains.extend(c for c in distinct if c.filter_chain_match.ByteSize())
-    last = next((c for c in distinct if not c.filter_chain_match.ByteSize()), unclaimed)
-    listener.default_filter_chain.CopyFrom(last)
-    if last is not unclaimed:
-        listener.default_filter_chain.ClearField("filter_chain_match")
-
-
-def unclaimed_chain(name: str, cluster: str, reporting: Reporting) -> lc_pb2.FilterChain:
-    """What no chain of a listener is for goes to a cluster."""
-    return lc_pb2.FilterChain(name=name, filters=[tcp_proxy(cluster, [(cluster, 1)], reporting)])
-
-
-def distinct_chains(chains: list[lc_pb2.FilterChain]) -> list[lc_pb2.FilterChain]:
-    """Envoy refuses two chains with the same match: the first stays."""
-    seen: dict[bytes, lc_pb2.FilterChain] = {}
-    for chain in chains:
-        seen.setdefault(chain.filter_chain_match.SerializeToString(deterministic=True), chain)
-    return list(seen.values())
 
 
 def _bound_listener(

@@ -10,17 +10,16 @@ from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 
+from meshbus.compile.chains import add_chains, unclaimed_chain
 from meshbus.compile.connections import Reporting
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part, Report
 from meshbus.compile.names import BLACK_HOLE, TLS, UDP, is_http, is_sniffed
 from meshbus.compile.outbound import (
-    add_chains,
     http_chain,
     inspect,
     reporting_of,
     service_chains,
-    unclaimed_chain,
 )
 from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import in_precedence, visible_services
