@@ -85,6 +85,10 @@ CARRIERS: dict[str, tuple[str, str]] = {
     "ProxyConfig": ("the start of Envoy", "tests/tasks/test_tasks_proxies.py"),
     "ProxyImage": ("container istio-proxy", "tests/kube/test_kube_injection.py"),
     "ProxyHeaders": ("HttpConnectionManager", f"{UNIT}/test_compile_proxy_headers.py"),
+    "ConnectionSettings": (
+        "HttpConnectionManager",
+        f"{UNIT}/test_compile_connection_settings.py",
+    ),
     "HeaderSwitch": ("HttpConnectionManager", f"{UNIT}/test_compile_proxy_headers.py"),
     "HeaderWish": ("HttpConnectionManager", f"{UNIT}/test_compile_proxy_headers.py"),
     "ServerHeader": ("HttpConnectionManager", f"{UNIT}/test_compile_proxy_headers.py"),
@@ -366,6 +370,30 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
     ("MeshProxyConfig", "gatewayTopology"): (
         "HttpConnectionManager of a router",
         f"{GOLDEN}/router-settings.in.yaml",
+    ),
+    ("MeshProxyConfig", "connectionSettings"): (
+        "HttpConnectionManager, Listener, Cluster, Runtime, overload_manager",
+        f"{GOLDEN}/router-connection-settings.in.yaml",
+    ),
+    ("ConnectionSettings", "profile"): (
+        "what a router gets of the rest",
+        f"{UNIT}/test_compile_connection_settings.py",
+    ),
+    ("ConnectionSettings", "listenerPerConnectionBufferLimitBytes"): (
+        "Listener.per_connection_buffer_limit_bytes",
+        f"{UNIT}/test_compile_connection_settings.py",
+    ),
+    ("ConnectionSettings", "clusterPerConnectionBufferLimitBytes"): (
+        "Cluster.per_connection_buffer_limit_bytes",
+        f"{UNIT}/test_compile_connection_settings.py",
+    ),
+    ("ConnectionSettings", "listenerConnectionLimit"): (
+        "envoy.resource_limits.listener.NAME.connection_limit, by RTDS",
+        f"{TASKS}/test_tasks_connections.py",
+    ),
+    ("ConnectionSettings", "globalDownstreamConnectionLimit"): (
+        "overload_manager of the bootstrap",
+        f"{TASKS}/test_tasks_connections.py",
     ),
     ("MeshProxyConfig", "proxyHeaders"): (
         "HttpConnectionManager",

@@ -17,6 +17,7 @@ from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb
 
 from meshbus.compile.authorization_matchers import JWT_METADATA, JWT_PAYLOAD
 from meshbus.compile.authorization_providers import RBAC_HTTP, RBAC_NETWORK
+from meshbus.compile.connection_settings import connection_settings_of
 from meshbus.compile.engine import Engine, Reader
 from meshbus.compile.inbound import ServedPort, served_ports
 from meshbus.compile.names import is_http, is_sniffed
@@ -24,7 +25,7 @@ from meshbus.compile.peer_authentication import DISABLE, STRICT, mutual_tls
 from meshbus.compile.proxy_keys import ROUTER, ProxyKeys
 from meshbus.compile.rbac_decision import Asked, decide, header_matches
 from meshbus.compile.request_authentication import TOKENS
-from meshbus.compile.request_paths import normalized
+from meshbus.compile.request_paths import PathRules, normalized
 from meshbus.compile.resources import ECDS, Resource
 from meshbus.compile.security_filters import security_extensions, security_of
 from meshbus.compile.settings import mesh
@@ -111,7 +112,7 @@ class Facts(NamedTuple):
     mode: str
     """Of mutual TLS, at the port."""
     trust_domain: str
-    normalization: str
+    paths: PathRules
     resources: tuple[Resource, ...]
 
 
@@ -122,7 +123,11 @@ def facts(reader: Reader, target: ProxyKeys, port: int) -> Facts:
     mode = mutual_tls(reader, target.namespace, target.labels).at(served.port)
     part = reader.node(security_extensions, security_of(reader, target.namespace, target.labels))
     resources = tuple(r for r in part.resources if r.type_url == ECDS)
-    return Facts(served, mode, settings.trust_domain, settings.path_normalization, resources)
+    treatment = connection_settings_of(
+        settings.proxy_config, target.proxy_config, router=target.type == ROUTER
+    )
+    paths = treatment.paths(settings.path_normalization)
+    return Facts(served, mode, settings.trust_domain, paths, resources)
 
 
 def _called(addresses: Sequence[str], caller: str) -> str:
@@ -143,6 +148,7 @@ def check(engine: Engine, target: ProxyKeys, question: Question) -> Answer:
     if question.caller is not None and known.mode != DISABLE:
         namespace, account = question.caller
         identity = f"spiffe://{known.trust_domain}/ns/{namespace}/sa/{account}"
+    path = normalized(question.path, known.paths)
     tcp = not (is_http(served.protocol) or is_sniffed(served.protocol))
     filters = _Filters(
         {
@@ -157,23 +163,26 @@ def check(engine: Engine, target: ProxyKeys, question: Question) -> Answer:
         destination_ip=_called(target.ips, question.source_ip),
         port=served.port,
         sni=question.sni,
-        headers={} if tcp else _headers(question, known.normalization, target),
+        headers={} if tcp else _headers(question, path or question.path, target),
     )
     if tcp:
         return _decided(filters, asked, tcp=True)
     if "#" in question.path:
         why = "a path with a fragment is not taken by any Envoy"
         return Answer(DENIED, 400, why, None, "", None, ())
+    if path is None:
+        why = "httpPathWithEscapedSlashesAction REJECT_REQUEST: the path has escaped slashes"
+        return Answer(DENIED, 400, why, None, "", None, ())
     answer, asked = _with_token(filters.tokens(), asked, question.claims)
     return answer or _decided(filters, asked, tcp=False)
 
 
-def _headers(question: Question, normalization: str, target: ProxyKeys) -> dict[str, str]:
+def _headers(question: Question, path: str, target: ProxyKeys) -> dict[str, str]:
     host = question.host or f"{target.workload or target.name}.{target.namespace}"
     return {
         **{name.lower(): value for name, value in question.headers.items()},
         ":method": question.method,
-        ":path": normalized(question.path, normalization),
+        ":path": path,
         ":authority": host,
     }
 

@@ -90,6 +90,14 @@ class ClusterStyle(NamedTuple):
     """See `ProxyHeaders.keep_case`."""
     zoned: bool = False
     """The proxy knows the zones of its own kind, for some of its clusters."""
+    buffer: int | None = None
+    """See `ConnectionSettings.cluster_buffer`."""
+
+
+def limit_buffers(cluster: cluster_pb2.Cluster, size: int | None) -> None:
+    """How many bytes are kept of a connection to it; None: as many as Envoy likes."""
+    if size is not None:
+        cluster.per_connection_buffer_limit_bytes.CopyFrom(uint32(size))
 
 
 def service_clusters(
@@ -109,6 +117,7 @@ def service_clusters(
         for subset in (None, *rule.subsets):
             built = _cluster(reader, service, row, port, rule, subset, style, report)
             if built is not None:
+                limit_buffers(built, style.buffer)
                 origins = _origins(service, row, rule, subset)
                 out.append(encode(reader, CDS, built.name, built, origins))
     return Part(tuple(out), report.findings())
@@ -433,6 +442,7 @@ def named_clusters(
         for subset in (None, *rule.subsets):
             policy = _policy(row, rule, port, subset, settings)
             built = _named_cluster(row, port, subset, policy, settings, style, network)
+            limit_buffers(built, style.buffer)
             origins = _origins(service, row, rule, subset)
             out.append(encode(reader, CDS, built.name, built, origins))
     return Part(tuple(out))
@@ -505,6 +515,9 @@ def fixed_clusters(reader: Reader, style: ClusterStyle) -> Part:
         cluster.connect_timeout.CopyFrom(seconds(10))
     if style.captured:
         out.append(_inbound_passthrough(settings, style))
+    for cluster in out:
+        if cluster.name != BLACK_HOLE:
+            limit_buffers(cluster, style.buffer)
     if settings.log_service.get("address") and any(
         log.cluster == LOG_SERVICE for log in settings.logs.remote
     ):

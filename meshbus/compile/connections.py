@@ -24,11 +24,19 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import duration_pb2
 
+from meshbus.compile.connection_settings import (
+    NOTHING_SAID,
+    ConnectionSettings,
+    apply_to_manager,
+)
+from meshbus.compile.engine import Reader
 from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, apply_headers
 from meshbus.compile.proxy_logs import NO_LOGS, ProxyLogs
+from meshbus.compile.resources import LDS, Resource, encode
 from meshbus.compile.settings import MeshSettings
 from meshbus.compile.telemetry import TCP_REPORT_S, http_access_log, tcp_access_log, tracing
-from meshbus.compile.values import ads, any_of, boolean, duration_of_nanos, seconds
+from meshbus.compile.values import ads, any_of, boolean, duration_of_nanos, seconds, uint32
+from meshbus.model.keys import Key
 
 HTTP_FILTERS = (
     "envoy.filters.http.rbac.custom",
@@ -80,7 +88,7 @@ class Tunnel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reporting:
-    """Whether and as which side connections are reported."""
+    """Whether and as which side connections are reported, and what else holds of all of them."""
 
     log_name: str
     enabled: bool
@@ -89,6 +97,8 @@ class Reporting:
     """Where the mesh config wants them."""
     headers: ProxyHeaders = NO_WISHES
     """What the proxy says of itself and callers, in headers."""
+    treatment: ConnectionSettings = NOTHING_SAID
+    """How it treats connections."""
 
 
 def http_filter(name: str, config: Any) -> hcm_pb2.HttpFilter:
@@ -132,6 +142,8 @@ def connection_manager(
     reporting: Reporting,
 ) -> hcm_pb2.HttpConnectionManager:
     """An HTTP connection manager whose routes come by RDS."""
+    paths = reporting.treatment.paths(settings.path_normalization)
+    actions = hcm_pb2.HttpConnectionManager.PathWithEscapedSlashesAction
     router = router_pb2.Router(suppress_envoy_headers=not reporting.headers.debug_headers)
     manager = hcm_pb2.HttpConnectionManager(
         stat_prefix=stat_prefix,
@@ -141,15 +153,12 @@ def connection_manager(
         ],
         stream_idle_timeout=duration_pb2.Duration(),
         upgrade_configs=[hcm_pb2.HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
-        normalize_path=boolean(settings.path_normalization != "NONE"),
+        normalize_path=boolean(paths.normalize),
+        merge_slashes=paths.merge_slashes,
+        path_with_escaped_slashes_action=actions.Value(paths.escaped_slashes),
         use_remote_address=boolean(False),
     )
-    if settings.path_normalization in {"MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"}:
-        manager.merge_slashes = True
-    if settings.path_normalization == "DECODE_AND_MERGE_SLASHES":
-        manager.path_with_escaped_slashes_action = (
-            hcm_pb2.HttpConnectionManager.UNESCAPE_AND_FORWARD
-        )
+    apply_to_manager(manager, reporting.treatment)
     apply_headers(manager, reporting.headers)
     manager.rds.route_config_name = route_name
     manager.rds.config_source.CopyFrom(ads())
@@ -159,6 +168,19 @@ def connection_manager(
         if settings.tracing:
             manager.tracing.CopyFrom(tracing(settings))
     return manager
+
+
+def encode_listener(
+    reader: Reader,
+    listener: listener_pb2.Listener,
+    reporting: Reporting,
+    origins: Iterable[Key] = (),
+) -> Resource:
+    """The resource of a listener, with what holds of every one."""
+    size = reporting.treatment.listener_buffer
+    if size is not None:
+        listener.per_connection_buffer_limit_bytes.CopyFrom(uint32(size))
+    return encode(reader, LDS, listener.name, listener, origins)
 
 
 def manager_filter(manager: hcm_pb2.HttpConnectionManager) -> lc_pb2.Filter:

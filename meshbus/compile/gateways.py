@@ -15,6 +15,7 @@ from meshbus.compile.connections import (
     Reporting,
     client_filters,
     connection_manager,
+    encode_listener,
     log_refused,
     manager_filter,
     proxy_protocol_filter,
@@ -48,7 +49,7 @@ from meshbus.compile.names import UDP, ClusterName, covers, listener_name
 from meshbus.compile.outbound import reporting_of
 from meshbus.compile.proxy_headers import forward_certificate
 from meshbus.compile.proxy_keys import CAPTURE_PROXY, ProxyKeys
-from meshbus.compile.resources import LDS, Resource, encode
+from meshbus.compile.resources import Resource
 from meshbus.compile.rules_in_force import find_rules
 from meshbus.compile.scope import visible_services
 from meshbus.compile.security_filters import http_security, network_security
@@ -90,7 +91,7 @@ def router_listeners(
     servers, findings = reader.node(servers_of, router)
     report.extend(findings)
     report.extend(reader.node(ingress_routes).findings)
-    reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
+    reporting = reporting_of(reader, LOG_OUTBOUND, view)
     secrets: list[SecretNeed] = []
     resources: list[Resource] = []
     ports: dict[tuple[str, int], list[int]] = {}
@@ -119,13 +120,13 @@ def router_listeners(
             listener.listener_filters.append(tls_inspector_filter())
         log_refused(listener, reporting)
         origins = {s.gateway for s in members}
-        resources.append(encode(reader, LDS, listener.name, listener, origins))
+        resources.append(encode_listener(reader, listener, reporting, origins))
     for (bind, port), members in sorted(over_udp.items()):
         origins = {s.gateway for s in members}
         for own in _addresses(bind, proxy, binds):
             made = _quic_listener(reader, view, own, port, members, reporting, report)
             if made.filter_chains:
-                resources.append(encode(reader, LDS, made.name, made, origins))
+                resources.append(encode_listener(reader, made, reporting, origins))
     tables = tuple((name, tuple(routed[name])) for name in sorted(routed))
     return RouterListeners(Part(tuple(resources), report.findings()), united(secrets), tables)
 

@@ -7,11 +7,17 @@ from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2 as rc_pb2
 
-from meshbus.compile.clusters import inbound_application
+from meshbus.compile.clusters import inbound_application, limit_buffers
+from meshbus.compile.connection_settings import (
+    NOTHING_SAID,
+    ConnectionSettings,
+    connection_settings_of,
+)
 from meshbus.compile.connections import (
     HTTP_ALPN,
     Reporting,
     connection_manager,
+    encode_listener,
     http_inspector_filter,
     log_refused,
     manager_filter,
@@ -49,7 +55,7 @@ from meshbus.compile.peer_authentication import (
 from meshbus.compile.proxy_headers import NO_WISHES, ProxyHeaders, forward_certificate, headers_of
 from meshbus.compile.proxy_keys import CAPTURE_NONE, ProxyKeys
 from meshbus.compile.quota import inbound_quota, quota_filters
-from meshbus.compile.resources import CDS, LDS, Resource, encode
+from meshbus.compile.resources import CDS, Resource, encode
 from meshbus.compile.rules_in_force import find_rules
 from meshbus.compile.scope import exported_services
 from meshbus.compile.security_filters import (
@@ -153,6 +159,8 @@ class ListenerView(NamedTuple):
     """What the proxy says of itself and callers, in headers."""
     transparent: bool = False
     """Connections keep the address of their client."""
+    treatment: ConnectionSettings = NOTHING_SAID
+    """How the proxy treats connections."""
 
     @property
     def origins(self) -> tuple[Key, ...]:
@@ -168,6 +176,8 @@ class ClusterView(NamedTuple):
     sidecar: tuple[Key, ...]
     keep_case: bool
     """See `ProxyHeaders.keep_case`."""
+    buffer: int | None = None
+    """See `ConnectionSettings.cluster_buffer`."""
 
 
 class RouteView(NamedTuple):
@@ -180,6 +190,8 @@ class RouteView(NamedTuple):
     """Where a port has no service that requests could be called by."""
     counted: ProxyKeys | None
     """Whose requests quotas count, without what tells replicas apart; None: there are none."""
+    timed: bool = False
+    """Streams end in the time that the connection manager gives them."""
 
 
 def _only(ports: tuple[ServedPort, ...], **without: Any) -> tuple[ServedPort, ...]:
@@ -203,6 +215,8 @@ class InboundView(NamedTuple):
     """WasmPlugins and TrafficExtensions on the server side."""
     headers: ProxyHeaders = NO_WISHES
     """What the proxy says of itself and callers, in headers."""
+    treatment: ConnectionSettings = NOTHING_SAID
+    """How the proxy treats connections."""
 
     @property
     def listeners(self) -> ListenerView:
@@ -216,13 +230,20 @@ class InboundView(NamedTuple):
             self.extensions,
             self.headers,
             self.proxy.transparent,
+            self.treatment,
         )
 
     @property
     def clusters(self) -> ClusterView:
         """What of it decides the clusters."""
         ports = _only(self.ports, bind="", bound=False, named_by=ANY_V4, tls="", path="")
-        return ClusterView(ports, self.proxy.families, self.sidecar, self.headers.keep_case)
+        return ClusterView(
+            ports,
+            self.proxy.families,
+            self.sidecar,
+            self.headers.keep_case,
+            self.treatment.cluster_buffer,
+        )
 
     def routes(self, *, counted: bool) -> RouteView:
         """What of it decides the route configurations; `counted`: quotas may count requests."""
@@ -230,7 +251,9 @@ class InboundView(NamedTuple):
             self.ports, bind="", bound=False, named_by=ANY_V4, tls="", path="", endpoint="", pool=""
         )
         workload = "" if all(port.services for port in ports) else self.proxy.workload
-        return RouteView(ports, self.proxy.captured, workload, self.proxy if counted else None)
+        counts = self.proxy if counted else None
+        timed = self.treatment.stream_lifetime_ns is not None
+        return RouteView(ports, self.proxy.captured, workload, counts, timed)
 
 
 def namespace_services(reader: Reader, namespace: str) -> tuple[Ref, ...]:
@@ -309,6 +332,7 @@ def inbound_view(reader: Reader, proxy: ProxyKeys) -> InboundView:
             if extension.is_on(SERVER)
         ),
         headers_of(reader.node(mesh).proxy_config, proxy.proxy_config),
+        connection_settings_of(reader.node(mesh).proxy_config, proxy.proxy_config, router=False),
     )
 
 
@@ -390,7 +414,7 @@ def _chains(
     Source: Istio, getMTLSInfo and the inbound filter chain options of 1.31.
     """
     settings = reader.node(mesh)
-    reporting = reporting_of(reader, LOG_INBOUND, view.headers)
+    reporting = reporting_of(reader, LOG_INBOUND, view)
     mode = view.mutual.at(served.port)
     cluster = served.cluster
     before = network_security(reader, view.extensions, SERVER, served.port)
@@ -461,7 +485,7 @@ def _guarded_chains(
         closed = lc_pb2.FilterChain(name=served.chain_name(False))
         if not bound:
             closed.filter_chain_match.destination_port.CopyFrom(uint32(served.port))
-        reporting = reporting_of(reader, LOG_INBOUND, view.headers)
+        reporting = reporting_of(reader, LOG_INBOUND, view)
         closed.filters.append(tcp_proxy(BLACK_HOLE, [(BLACK_HOLE, 1)], reporting))
         return [closed]
 
@@ -518,7 +542,7 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
     if view.transparent:
         out.transparent.CopyFrom(boolean(True))
         out.listener_filters.append(original_source_filter())
-    reporting = reporting_of(reader, LOG_INBOUND, view.headers)
+    reporting = reporting_of(reader, LOG_INBOUND, view)
     log_refused(out, reporting)
     for port in (settings.inbound_port, settings.outbound_port):
         loop = out.filter_chains.add(name="virtualInbound-blackhole")
@@ -536,7 +560,7 @@ def virtual_inbound(reader: Reader, view: ListenerView) -> Part:
         for served in view.ports
         if served.bound
     ]
-    return Part((encode(reader, LDS, out.name, out, view.origins), *own), report.findings())
+    return Part((encode_listener(reader, out, reporting, view.origins), *own), report.findings())
 
 
 def _report_of(view: ListenerView) -> Report:
@@ -585,7 +609,8 @@ def _bound_listener(
         listener.additional_addresses.add().address.CopyFrom(address(other, served.port))
     listener.filter_chains.extend(_guarded_chains(reader, view, served, True, report))
     _inspect(listener, reader.node(mesh))
-    return encode(reader, LDS, listener.name, listener, view.origins)
+    reporting = reporting_of(reader, LOG_INBOUND, view)
+    return encode_listener(reader, listener, reporting, view.origins)
 
 
 # --------------------------------------------------------------------------- routes, clusters
@@ -622,7 +647,8 @@ def _application_route(reader: Reader, view: RouteView, served: ServedPort) -> r
     route.decorator.operation = operation
     route.route.cluster = served.cluster
     route.route.timeout.SetInParent()
-    route.route.max_stream_duration.max_stream_duration.SetInParent()
+    if not view.timed:
+        route.route.max_stream_duration.max_stream_duration.SetInParent()
     route.route.max_stream_duration.grpc_timeout_header_max.SetInParent()
     wanted = reader.node(mesh).inbound_retry_policy
     if wanted is None:
@@ -655,6 +681,7 @@ def inbound_clusters(reader: Reader, view: ClusterView, app_address: str) -> Par
             pool_policy(served.pool) or said or settings.default_pool,
             keep_case=view.keep_case,
         )
+        limit_buffers(cluster, view.buffer)
         cluster.alt_stat_name = served.counted
         if served.endpoint:
             send_to_endpoint(cluster, served.endpoint, app_address)

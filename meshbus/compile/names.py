@@ -14,6 +14,8 @@ INBOUND_PASSTHROUGH = "InboundPassthroughCluster"
 LOCAL_CLUSTER = "local_cluster"
 """Of the bootstrap: the instances of a proxy's own workload, of which Envoy wants to know the zones
 (`cluster_manager.local_cluster_name`)."""
+LISTENER_LIMITS = "listener-limits"
+"""Runtime values where listeners have limits, and the layer of the bootstrap for them."""
 UNKNOWN = frozenset({PASSTHROUGH, AS_NAMED})
 """Clusters that let what nobody claims through."""
 MESH_GATEWAY = "mesh"

@@ -1,7 +1,7 @@
 """Listeners for what an application calls: captured traffic, or an HTTP proxy."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
@@ -12,11 +12,13 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 
 from meshbus.compile.chains import add_chains, distinct_chains, unclaimed_chain
 from meshbus.compile.clusters import source_key
+from meshbus.compile.connection_settings import ConnectionSettings
 from meshbus.compile.connections import (
     HTTP_ALPN,
     Reporting,
     client_filters,
     connection_manager,
+    encode_listener,
     http_inspector_filter,
     log_refused,
     manager_filter,
@@ -53,7 +55,6 @@ from meshbus.compile.names import (
 )
 from meshbus.compile.on_demand import on_demand_filter
 from meshbus.compile.proxy_headers import ProxyHeaders
-from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import (
     aliased_hosts,
     aliases_of,
@@ -363,17 +364,29 @@ def _v4_first(addresses: tuple[str, ...]) -> tuple[str, ...]:
 # --------------------------------------------------------------------------- captured
 
 
-def reporting_of(reader: Reader, log_name: str, headers: ProxyHeaders) -> Reporting:
+class Manners(Protocol):
+    """What of a view holds of all connections of its proxies."""
+
+    @property
+    def headers(self) -> ProxyHeaders:
+        """What they say of themselves and callers."""
+
+    @property
+    def treatment(self) -> ConnectionSettings:
+        """How they treat connections."""
+
+
+def reporting_of(reader: Reader, log_name: str, view: Manners) -> Reporting:
     """What is reported, when there is somebody to report to."""
     settings = reader.node(mesh)
     told = reader.node(has_service, "telemetry")
-    return Reporting(log_name, told, settings.logs, headers)
+    return Reporting(log_name, told, settings.logs, view.headers, view.treatment)
 
 
 def captured_listeners(reader: Reader, view: View) -> Part:
     """Node: listeners for captured traffic of a view."""
     report = Report()
-    reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
+    reporting = reporting_of(reader, LOG_OUTBOUND, view)
     out = [_virtual_outbound(reader, view, reporting)]
     plan = reader.node(capture_plan, view)
     out += [_bound_listener(reader, view, bound, reporting, report) for bound in plan.bound]
@@ -381,7 +394,7 @@ def captured_listeners(reader: Reader, view: View) -> Part:
         out.append(_shared_listener(reader, view, port, shared, reporting, report))
     for loser in plan.lost:
         _tell(reader, loser, report)
-    resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
+    resources = tuple(encode_listener(reader, listener, reporting) for listener in out)
     return Part(resources, report.findings())
 
 
@@ -389,13 +402,13 @@ def placed_listeners(reader: Reader, view: View, own_address: str) -> Part:
     """Node: listeners of a Sidecar that bind their port, for a proxy whose traffic is not captured.
     Without `bind` that is at the address at which the application reaches its proxy."""
     report = Report()
-    reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
+    reporting = reporting_of(reader, LOG_OUTBOUND, view)
     out = []
     for port, shared in reader.node(capture_plan, view).placed():
         bind = own_address if shared.bind == view.families.localhost else shared.bind
         placed = shared._replace(bind=bind)
         out.append(_shared_listener(reader, view, port, placed, reporting, report))
-    resources = tuple(encode(reader, LDS, listener.name, listener) for listener in out)
+    resources = tuple(encode_listener(reader, listener, reporting) for listener in out)
     return Part(resources, report.findings())
 
 
@@ -606,12 +619,12 @@ def _sni_of(reader: Reader, view: View, host: str) -> tuple[str, ...]:
 
 def http_proxy_listener(reader: Reader, view: View, bind: str, port: int) -> Part:
     """Node: the HTTP proxy that an application uses when its traffic is not captured."""
-    reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
+    reporting = reporting_of(reader, LOG_OUTBOUND, view)
     cache = None
     if view.unknown in UNKNOWN:
         cache = names_cache(view.families)
     out = _proxy_listener(view, reader, bind, port, HTTP_PROXY_ROUTE, reporting, cache)
-    return Part((encode(reader, LDS, out.name, out),))
+    return Part((encode_listener(reader, out, reporting),))
 
 
 def _proxy_listener(

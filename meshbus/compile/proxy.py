@@ -20,6 +20,7 @@ from meshbus.compile.asked_clusters import (
 from meshbus.compile.asked_hosts import Tables, first_hosts
 from meshbus.compile.bootstrap_patches import MARK, bootstrap_findings
 from meshbus.compile.clusters import ClusterStyle
+from meshbus.compile.connection_settings import ConnectionSettings, connection_settings_of
 from meshbus.compile.credentials import SecretNeed
 from meshbus.compile.engine import Reader, the_one
 from meshbus.compile.envoy_filter import (
@@ -49,6 +50,7 @@ from meshbus.compile.inbound import (
     virtual_inbound,
 )
 from meshbus.compile.layers import Layer
+from meshbus.compile.listener_limits import listener_limits
 from meshbus.compile.locality import place_of
 from meshbus.compile.names import BLACK_HOLE
 from meshbus.compile.networks import networks
@@ -70,7 +72,7 @@ from meshbus.compile.proxy_keys import (
     proxy_of_json,
 )
 from meshbus.compile.quota import quotas_count
-from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, VHDS, Resource
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, RTDS, VHDS, Resource
 from meshbus.compile.route_tables import port_routes
 from meshbus.compile.rules_in_force import selecting_rules
 from meshbus.compile.settings import mesh
@@ -122,7 +124,8 @@ class Plan(NamedTuple):
     """What a proxy's snapshot is put together from. Proxies of equal plans are of one class."""
 
     layers: tuple[tuple[str, tuple[Ask, ...]], ...]
-    """For each of `TYPES`, and VHDS for who asks for virtual hosts, the parts of that type: nodes
+    """For each of `TYPES`, VHDS for who asks for virtual hosts, and RTDS for whose listeners have a
+    limit, the parts of that type: nodes
     whose value is a `SharedPart`. Names of parts of one type are disjoint."""
     secrets: Ask | None = None
     """Gives the secrets that its objects name."""
@@ -181,9 +184,15 @@ def outbound_view(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> 
         proxy.capture == CAPTURE_NONE,
         _asks(reader, proxy, patched),
         proxy.unprivileged,
+        _treatment(reader, proxy),
     )
     made: View = reader.node(the_one, view)
     return made
+
+
+def _treatment(reader: Reader, proxy: ProxyKeys) -> ConnectionSettings:
+    settings = reader.node(mesh).proxy_config
+    return connection_settings_of(settings, proxy.proxy_config, router=proxy.type == ROUTER)
 
 
 def _asks(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> OnDemand:
@@ -283,6 +292,10 @@ def plan_proxy(reader: Reader, proxy: ProxyKeys) -> Plan:
     ]
     # What versions of a service, or a whole namespace, have in common.
     layers = [layer if layer[0] in (CDS, RDS) else reader.node(the_one, layer) for layer in layers]
+    most = _treatment(reader, proxy).listener_connections
+    if most is not None:
+        listeners = tuple(ask for kind, asks in layers if kind == LDS for ask in asks)
+        layers.insert(0, (RTDS, (Ask(listener_limits, (listeners, most)),)))
     told = []
     if chosen.unfit:
         told.append(Ask(unfit_patches, (chosen.unfit,)))
@@ -331,8 +344,9 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
     zoned = kind is not None
     peers = () if kind is None else (Ask(own_kind, (kind,)),)
     keep_case = view.headers.keep_case
+    buffer = view.treatment.cluster_buffer
     style = ClusterStyle(
-        proxy.type == ROUTER, proxy.captured, proxy.families, place, keep_case, zoned
+        proxy.type == ROUTER, proxy.captured, proxy.families, place, keep_case, zoned, buffer
     )
     clusters = Ask(outbound_clusters, (view, style))
     endpoints = Ask(outbound_assignments, (view, proxy.captured, place))

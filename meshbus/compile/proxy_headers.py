@@ -64,7 +64,7 @@ def headers_of(settings: Mapping[str, Any], own: str = "") -> ProxyHeaders:
 
     Source: Istio, MergeProxyConfig (pkg/config/mesh).
     """
-    mine = _read(own)
+    mine = own_fields(own)
     both = {**settings, **mine}
     topology = _record(both.get("gatewayTopology"))
     said = {**_record(settings.get("proxyHeaders")), **_set(mine.get("proxyHeaders"))}
@@ -87,7 +87,9 @@ def headers_of(settings: Mapping[str, Any], own: str = "") -> ProxyHeaders:
     )
 
 
-def _read(text: str) -> dict[str, Any]:
+def own_fields(text: str) -> dict[str, Any]:
+    """What an annotation `proxy.istio.io/config` says, names of fields as JSON has them. Not for
+    fields that are maps: their keys are changed as well."""
     try:
         held = read_yaml(text) if text else None
     except NotReadableError:

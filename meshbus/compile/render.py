@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 
 from meshbus.compile.findings import Finding
 from meshbus.compile.proxy import Snapshot
-from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, TYPE_PREFIX, VHDS, Resource
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, RTDS, TYPE_PREFIX, VHDS, Resource
 from meshbus.compile.traffic_policy import budget_intervals
 
 _SECTIONS = (
@@ -28,6 +28,7 @@ _MODULES = {
     RDS: "envoy.config.route.v3.route_pb2",
     ECDS: "envoy.config.core.v3.extension_pb2",
     VHDS: "envoy.config.route.v3.route_components_pb2",
+    RTDS: "envoy.service.runtime.v3.rtds_pb2",
 }
 REDACTED = "[redacted]"
 _SECRET_FIELDS = frozenset({"privateKey", "password", "tokenSecret", "hmacSecret"})
@@ -55,7 +56,7 @@ def render_resource(resource: Resource) -> dict[str, Any]:
 
 def render_snapshot(snapshot: Snapshot) -> dict[str, Any]:
     """All resources of a proxy, each section in order of name; virtual hosts that came by
-    themselves stand in their route configurations."""
+    themselves stand in their route configurations. `runtime` is there where values of it are."""
     out: dict[str, Any] = {}
     for section, type_url in _SECTIONS:
         resources = snapshot.resources.get(type_url, {})
@@ -65,6 +66,8 @@ def render_snapshot(snapshot: Snapshot) -> dict[str, Any]:
         hosts = [n for n in sorted(asked) if n.rpartition("/")[0] == table["name"]]
         if hosts:
             table.setdefault("virtualHosts", []).extend(render_resource(asked[n]) for n in hosts)
+    if runtime := snapshot.resources.get(RTDS, {}):
+        out["runtime"] = [render_resource(runtime[name]) for name in sorted(runtime)]
     out["secrets"] = [
         {"name": need.name, **_secret_body(need.part)} for need in sorted(snapshot.secrets)
     ]

@@ -7,6 +7,7 @@ Source: Envoy, HttpConnectionManager `normalize_path`, `merge_slashes`,
 
 import re
 import string
+from typing import NamedTuple
 
 _UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
 _ESCAPED = frozenset(' "<>`{}^|')
@@ -15,16 +16,40 @@ _MANY = re.compile("/{2,}")
 _ENCODED = re.compile("%([0-9a-fA-F]{2})")
 
 
-def normalized(path: str, how: str) -> str:
-    """A path (with its query) after `NONE`, `BASE`, `MERGE_SLASHES` or
+class PathRules(NamedTuple):
+    """What a connection manager does to paths."""
+
+    normalize: bool = True
+    """As RFC 3986 says."""
+    merge_slashes: bool = False
+    escaped_slashes: str = "IMPLEMENTATION_SPECIFIC_DEFAULT"
+    """A `PathWithEscapedSlashesAction` of Envoy's connection manager."""
+
+
+def rules_of(normalization: str) -> PathRules:
+    """What `pathNormalization` says: `NONE`, `BASE`, `MERGE_SLASHES` or
     `DECODE_AND_MERGE_SLASHES`."""
-    if how == "NONE" or not path.startswith("/"):
+    decoded = normalization == "DECODE_AND_MERGE_SLASHES"
+    return PathRules(
+        normalization != "NONE",
+        decoded or normalization == "MERGE_SLASHES",
+        "UNESCAPE_AND_FORWARD" if decoded else "IMPLEMENTATION_SPECIFIC_DEFAULT",
+    )
+
+
+def normalized(path: str, rules: PathRules) -> str | None:
+    """A path (with its query) as filters see it; a client that is redirected comes with that path.
+    None: the request is refused for its escaped slashes."""
+    if not path.startswith("/"):
         return path
     plain, mark, query = path.partition("?")
-    if how == "DECODE_AND_MERGE_SLASHES":
+    if rules.escaped_slashes == "REJECT_REQUEST" and _SLASHES.search(plain):
+        return None
+    if rules.escaped_slashes in {"UNESCAPE_AND_FORWARD", "UNESCAPE_AND_REDIRECT"}:
         plain = _SLASHES.sub(lambda found: {"2f": "/", "5c": "\\"}[found[1].lower()], plain)
-    plain = _canonical(plain)
-    if how in {"MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"}:
+    if rules.normalize:
+        plain = _canonical(plain)
+    if rules.merge_slashes:
         plain = _MANY.sub("/", plain)
     return plain + mark + query
 

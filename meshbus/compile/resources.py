@@ -23,6 +23,7 @@ RDS = TYPE_PREFIX + "envoy.config.route.v3.RouteConfiguration"
 SDS = TYPE_PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
 ECDS = TYPE_PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 VHDS = TYPE_PREFIX + "envoy.config.route.v3.VirtualHost"
+RTDS = TYPE_PREFIX + "envoy.service.runtime.v3.Runtime"
 
 SHORT_NAMES = {
     CDS: "cds",
@@ -32,6 +33,7 @@ SHORT_NAMES = {
     SDS: "sds",
     ECDS: "ecds",
     VHDS: "vhds",
+    RTDS: "rtds",
 }
 """Type URLs as counters and logs name them."""
 

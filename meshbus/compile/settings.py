@@ -12,7 +12,7 @@ from meshbus.compile.values import nanos_of
 from meshbus.compile.written import entries, fields, texts
 from meshbus.model.world import Query
 
-_OF_PROXIES = frozenset({"gatewayTopology", "proxyHeaders", "proxyMetadata"})
+_OF_PROXIES = frozenset({"connectionSettings", "gatewayTopology", "proxyHeaders", "proxyMetadata"})
 """Fields of `defaultConfig` that decide what a proxy is sent."""
 
 
@@ -46,7 +46,8 @@ class MeshSettings:
     default_traffic: dict[str, Any] = field(default_factory=dict)
     """`defaultTrafficPolicy`: connectionPool and outlierDetection where no rule has them."""
     proxy_config: dict[str, Any] = field(default_factory=dict)
-    """Fields of `defaultConfig`: see `proxy_headers.headers_of` and `on_demand.on_demand_of`."""
+    """Fields of `defaultConfig`: see `proxy_headers.headers_of`, `on_demand.on_demand_of` and
+    `connection_settings.connection_settings_of`."""
     logs: ProxyLogs = NO_LOGS
     """`accessLogFile`, `accessLogFormat`, `accessLogEncoding`, `disableEnvoyListenerLog`,
     `enableEnvoyAccessLogService`, `defaultProviders.accessLogging`."""

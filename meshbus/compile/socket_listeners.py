@@ -11,7 +11,7 @@ from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 
 from meshbus.compile.chains import add_chains, unclaimed_chain
-from meshbus.compile.connections import Reporting
+from meshbus.compile.connections import Reporting, encode_listener
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part, Report
 from meshbus.compile.names import BLACK_HOLE, TLS, UDP, is_http, is_sniffed
@@ -21,7 +21,6 @@ from meshbus.compile.outbound import (
     reporting_of,
     service_chains,
 )
-from meshbus.compile.resources import LDS, encode
 from meshbus.compile.scope import in_precedence, visible_services
 from meshbus.compile.settings import mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND
@@ -38,9 +37,9 @@ def sockets_of(view: View) -> tuple[Egress, ...]:
 def socket_listeners(reader: Reader, view: View) -> Part:
     """Node: the listeners."""
     report = Report()
-    reporting = reporting_of(reader, LOG_OUTBOUND, view.headers)
+    reporting = reporting_of(reader, LOG_OUTBOUND, view)
     made = [_listener(reader, view, egress, reporting, report) for egress in sockets_of(view)]
-    out = tuple(encode(reader, LDS, listener.name, listener) for listener in made)
+    out = tuple(encode_listener(reader, listener, reporting) for listener in made)
     return Part(out, report.findings())
 
 

@@ -12,6 +12,7 @@ from envoy.config.route.v3 import route_components_pb2 as rc_pb2
 from envoy.config.route.v3 import route_pb2
 from google.protobuf import duration_pb2
 
+from meshbus.compile.connection_settings import NOTHING_SAID, ConnectionSettings
 from meshbus.compile.connections import Tunnel
 from meshbus.compile.engine import Reader
 from meshbus.compile.extensions import Extension
@@ -97,6 +98,8 @@ class View(NamedTuple):
     on_demand: OnDemand = EVERYTHING_BEFORE
     unprivileged: bool = False
     """Ports below 1024 cannot be bound."""
+    treatment: ConnectionSettings = NOTHING_SAID
+    """How the proxies treat connections."""
 
     def may_bind(self, port: int) -> bool:
         """The proxies are allowed to."""

@@ -9,13 +9,19 @@ Source: https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filt
 from collections.abc import Mapping
 from typing import Any
 
-from meshbus.compile.names import LOCAL_CLUSTER
+from msgspec import UNSET
+
+from meshbus.api.mesh.proxy_config import MeshProxyConfig
+from meshbus.compile.names import LISTENER_LIMITS, LOCAL_CLUSTER
 
 TYPE = "type.googleapis.com/"
 GATEWAY = "xds-gateway"
 """Name of the cluster that everything else comes from."""
 ROOTS, TOKEN = "xds-roots", "xds-token"
-_CONNECTIONS = 50_000
+CONNECTIONS = 50_000
+"""That a proxy takes where nobody says how many."""
+_IN_METADATA = "ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS"
+_IN_RUNTIME = "overload.global_downstream_max_connections"
 
 
 def over_ads(base: str, most: str) -> dict[str, Any]:
@@ -65,14 +71,45 @@ def runtime_layer() -> dict[str, Any]:
     return {"name": "static", "static_layer": {"envoy.deprecated_features:warn": False}}
 
 
-def connection_limit() -> dict[str, Any]:
+def listener_limits_layer() -> dict[str, Any]:
+    """The layer of a proxy whose listeners have limits: they come when the listeners do."""
+    source = {"ads": {}, "resource_api_version": "V3"}
+    return {"name": LISTENER_LIMITS, "rtds_layer": {"name": LISTENER_LIMITS, "rtds_config": source}}
+
+
+def limits_listeners(proxy: MeshProxyConfig) -> bool:
+    """Its listeners have limits."""
+    said = proxy.connection_settings
+    return said is not UNSET and said.listener_connection_limit is not None
+
+
+def connections_of(proxy: MeshProxyConfig) -> int | None:
+    """How many connections a proxy takes, if it is said: in `connectionSettings`, or in the ways
+    that were there before.
+
+    Source: Istio,
+    https://istio.io/latest/docs/ops/configuration/traffic-management/edge-proxy/
+    """
+    said = proxy.connection_settings
+    if said is not UNSET and said.global_downstream_connection_limit is not None:
+        return said.global_downstream_connection_limit
+    for text in (
+        proxy.proxy_metadata.get(_IN_METADATA, ""),
+        proxy.runtime_values.get(_IN_RUNTIME, ""),
+    ):
+        if text.isascii() and text.isdigit() and 0 < int(text) < 2**31:
+            return int(text)
+    return None
+
+
+def connection_limit(most: int | None = None) -> dict[str, Any]:
     """`overload_manager`: how many connections a proxy takes."""
     limit = f"{TYPE}envoy.extensions.resource_monitors.downstream_connections.v3"
     monitor = {
         "name": "envoy.resource_monitors.global_downstream_max_connections",
         "typed_config": {
             "@type": f"{limit}.DownstreamConnectionsConfig",
-            "max_active_downstream_connections": _CONNECTIONS,
+            "max_active_downstream_connections": CONNECTIONS if most is None else most,
         },
     }
     return {"resource_monitors": [monitor]}

@@ -19,6 +19,7 @@ from meshbus.inject.ads import (
     connection_limit,
     from_file,
     gateway_cluster,
+    listener_limits_layer,
     local_cluster,
     over_ads,
     roots_secret,
@@ -37,8 +38,9 @@ ROOTS_FOLDER = "/var/run/secrets/istio"
 ROOTS_FILE = "root-cert.pem"
 TOKEN_FOLDER = "/var/run/secrets/tokens"  # noqa: S105 - a path
 TOKEN_FILE = "istio-token"  # noqa: S105
-BOOTSTRAP_FILE, ROOTS_SDS_FILE, TOKEN_SDS_FILE = (
+BOOTSTRAP_FILE, UNLIMITED_FILE, ROOTS_SDS_FILE, TOKEN_SDS_FILE = (
     "bootstrap.json",
+    "bootstrap-unlimited.json",
     "roots-sds.json",
     "token-sds.json",
 )
@@ -50,8 +52,11 @@ def bootstrap_files(folder: str = FOLDER) -> dict[str, str]:
     Args:
         folder: Where the proxy sees them.
     """
+    shared = _shared_bootstrap()
     documents = {
-        BOOTSTRAP_FILE: _shared_bootstrap(),
+        BOOTSTRAP_FILE: {**shared, "overload_manager": connection_limit()},
+        # Envoy adds lists of its two documents: who says a limit itself starts from one without.
+        UNLIMITED_FILE: shared,
         ROOTS_SDS_FILE: roots_secret(f"{ROOTS_FOLDER}/{ROOTS_FILE}", ROOTS_FOLDER),
         TOKEN_SDS_FILE: token_secret(f"{TOKEN_FOLDER}/{TOKEN_FILE}", TOKEN_FOLDER),
     }
@@ -67,7 +72,6 @@ def _shared_bootstrap() -> dict[str, Any]:
         "static_resources": {"clusters": [local_cluster()]},
         "dynamic_resources": over_ads("0.5s", "15s"),
         "layered_runtime": {"layers": [runtime_layer()]},
-        "overload_manager": connection_limit(),
     }
 
 
@@ -95,6 +99,10 @@ class OwnBootstrap:
     tls: bool = True
     domain: str = "cluster.local"
     runtime: Mapping[str, str] = field(default_factory=dict)
+    connections: int | None = None
+    """How many connections it takes; None: as all do."""
+    listeners_limited: bool = False
+    """It asks how many each of its listeners takes."""
     reports: Reports = NO_REPORTS
     compressed: bool = True
     """Its metrics are compressed for a scraper that takes it."""
@@ -130,10 +138,13 @@ def own_bootstrap(own: OwnBootstrap) -> dict[str, Any]:
             "listeners": listeners,
         },
     }
+    layers = [listener_limits_layer()] if own.listeners_limited else []
     if own.runtime:
-        document["layered_runtime"] = {
-            "layers": [{"name": "own", "static_layer": dict(own.runtime)}]
-        }
+        layers.append({"name": "own", "static_layer": dict(own.runtime)})
+    if layers:
+        document["layered_runtime"] = {"layers": layers}
+    if own.connections is not None:
+        document["overload_manager"] = connection_limit(own.connections)
     if own.json_logs:
         keys = {"level": "%l", "time": "%Y-%m-%dT%T.%fZ", "scope": "envoy %n", "msg": "%j"}
         document["application_log_config"] = {"log_format": {"json_format": keys}}
@@ -188,7 +199,8 @@ def envoy_args(
         args = ["-c", config_file]
     else:
         document = json.dumps(own.patched(own_bootstrap(own)), separators=(",", ":"))
-        args = ["-c", f"{FOLDER}/{BOOTSTRAP_FILE}", "--config-yaml", document]
+        shared = BOOTSTRAP_FILE if own.connections is None else UNLIMITED_FILE
+        args = ["-c", f"{FOLDER}/{shared}", "--config-yaml", document]
     if concurrency:
         args += ["--concurrency", str(concurrency)]
     args += ["--log-level", {"warn": "warning", "err": "error"}.get(log_level, log_level)]

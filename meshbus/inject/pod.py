@@ -16,6 +16,7 @@ from meshbus.api.durations import SECOND_NS, nanoseconds
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
 from meshbus.api.yaml_text import read_yaml
 from meshbus.inject import annotations as a
+from meshbus.inject.ads import connections_of, limits_listeners
 from meshbus.inject.bootstrap import OwnBootstrap, envoy_args
 from meshbus.inject.capture import INIT, VALIDATION
 from meshbus.inject.context import PROXY_ID, PodContext, cores
@@ -326,6 +327,8 @@ class Injector:
             application="127.0.0.1" if local else "$(INSTANCE_IP)",
             domain=domain,
             runtime=context.proxy.runtime_values,
+            connections=connections_of(context.proxy),
+            listeners_limited=limits_listeners(context.proxy),
             reports=reports,
             compressed=context.proxy.stats_compression is not False,
             json_logs=bool(context.value("logAsJson")),

@@ -19,6 +19,9 @@ _FIELDS = {
 }
 """Fields of ProxyConfig and those of the mesh config that they go over."""
 
+_WHOLE = ("connectionSettings",)
+"""Fields of an annotation that stand in place of the mesh's, with all that is in them."""
+
 
 class ProxyWishes(NamedTuple):
     """What the objects say of one proxy, as fields of the mesh config's ProxyConfig."""
@@ -35,7 +38,8 @@ class ProxyWishes(NamedTuple):
             default: `defaultConfig` of the mesh config, over which everything goes.
             own: Its annotation `proxy.istio.io/config`: over the general, under the chosen.
         """
-        return merge_values(merge_values(merge_values(default, self.general), own), self.chosen)
+        merged = merge_values(merge_values(merge_values(default, self.general), own), self.chosen)
+        return {**merged, **{name: own[name] for name in _WHOLE if name in own}}
 
 
 NO_WISHES = ProxyWishes()

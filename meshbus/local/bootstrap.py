@@ -15,6 +15,7 @@ from meshbus.inject.ads import (
     connection_limit,
     from_file,
     gateway_cluster,
+    listener_limits_layer,
     local_cluster,
     over_ads,
     roots_secret,
@@ -104,10 +105,11 @@ def envoy_bootstrap(
         "layered_runtime": {
             "layers": [
                 runtime_layer(),
+                *([listener_limits_layer()] if start.listeners_limited else []),
                 *([{"name": "own", "static_layer": dict(start.runtime)}] if start.runtime else []),
             ]
         },
-        "overload_manager": connection_limit(),
+        "overload_manager": connection_limit(start.connections),
     }
     return start.reports.into(document)
 

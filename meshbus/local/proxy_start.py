@@ -14,6 +14,7 @@ from msgspec import UNSET
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
 from meshbus.compile.settings import settings_of
 from meshbus.compile.written import fields
+from meshbus.inject.ads import connections_of, limits_listeners
 from meshbus.inject.hooks import drain_seconds, waits_until_idle
 from meshbus.inject.proxy_configs import own_fields, proxy_wishes
 from meshbus.inject.reports import NO_REPORTS, Reporter, Reports, file_flush_args, reports_of
@@ -37,6 +38,10 @@ class ProxyStart(NamedTuple):
     """Of its node: from variables `ISTIO_META_NAME`."""
     runtime: Mapping[str, str] = {}
     """Settings of Envoy's runtime."""
+    connections: int | None = None
+    """How many connections it takes; None: as all do."""
+    listeners_limited: bool = False
+    """It asks how many each of its listeners takes."""
     reports: Reports = NO_REPORTS
     file_flush: Sequence[str] = ()
     """Arguments that say when lines of log files are written."""
@@ -98,6 +103,8 @@ def start_of(given: Mapping[str, Any], reporter: Reporter) -> ProxyStart:
             if name.startswith(_METADATA)
         },
         runtime=proxy.runtime_values,
+        connections=connections_of(proxy),
+        listeners_limited=limits_listeners(proxy),
         reports=reports_of({}, proxy, reporter),
         file_flush=file_flush_args(proxy),
         shortest_drain_s=shortest,

@@ -13,6 +13,7 @@ from meshbus.api.mesh.proxy_config import MeshProxyConfig, PrivateKeyProvider, T
 from meshbus.api.networking.destination_rule import TrafficPolicy
 from meshbus.api.tls import CURVES
 from meshbus.validate.client_tls import check_client_tls
+from meshbus.validate.connection_settings import check_connection_settings
 from meshbus.validate.durations import duration_problem
 from meshbus.validate.http_route import check_retry
 from meshbus.validate.locality import check_locality, check_zones
@@ -135,6 +136,8 @@ def check_proxy(proxy: MeshProxyConfig, path: str, out: Findings) -> None:
         problem = eviction_problem(proxy.stats_eviction_interval)
         if problem:
             out.warn(f"{path}.statsEvictionInterval", f"has no effect: {problem}")
+    if not isinstance(proxy.connection_settings, UnsetType):
+        check_connection_settings(proxy.connection_settings, f"{path}.connectionSettings", out)
     if not isinstance(proxy.tracing, UnsetType):
         _check_tracing(proxy.tracing, f"{path}.tracing", out)
     if not isinstance(proxy.private_key_provider, UnsetType):

@@ -68,6 +68,7 @@ CARRIED_OUT = frozenset(
 """Fields of MeshConfig."""
 PROXY_CARRIED_OUT = frozenset(
     {
+        "connectionSettings",
         "gatewayTopology",
         "proxyHeaders",
         "tracing",
@@ -143,8 +144,6 @@ PROXY_SAYS_NOTHING = {
 }
 """The same of `defaultConfig`."""
 PROXY_MISSED = {
-    "connectionSettings": "is sent to proxies, not started with: an EnvoyFilter sets the same "
-    "fields of listeners and clusters",
     "privateKeyProvider": "needs CryptoMB or QAT, which Envoy has in builds with contrib "
     "extensions alone: others refuse every certificate that names them",
     "proxyBootstrapTemplatePath": "is a template that an agent fills in, and sidecars here have "
@@ -161,6 +160,7 @@ OF_THE_MESH = {
 _ON_A_MACHINE = frozenset(
     {
         "concurrency",
+        "connectionSettings",
         "customConfigFile",
         "envoyMetricsService",
         "envoyMetricsServiceAddress",

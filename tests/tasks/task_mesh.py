@@ -5,7 +5,6 @@ workload: captured and carried as that workload's own.
 """
 
 import asyncio
-import functools
 import http.client
 import json
 import socket
@@ -300,7 +299,6 @@ class TaskMesh:
         assert state is not None
         return next(a for a in network_of(state).bridges if (":" in a) == (self.family == 6))
 
-    @functools.cache  # noqa: B019 - one mesh per session
     def namespace(self, instance: str) -> str:
         """The network namespace of an instance."""
         book = msgspec.json.decode(

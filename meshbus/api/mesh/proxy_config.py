@@ -3,14 +3,23 @@
 Source: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#ProxyConfig
 """
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from msgspec import UNSET, field
+from msgspec import UNSET, Meta, field
 
 from meshbus.api.networking.destination_rule import ClientTLSSettings, TcpKeepalive
 from meshbus.api.networking.proxy_config import ProxyImage
 from meshbus.api.networking.workload import ReadinessProbe
-from meshbus.api.shape import AnyDuration, Free, Int32, Maybe, Shape, UInt32
+from meshbus.api.shape import (
+    AnyDuration,
+    Duration,
+    Free,
+    Int32,
+    Maybe,
+    NonNegative,
+    Shape,
+    UInt32,
+)
 from meshbus.api.telemetry import CustomTag
 
 
@@ -203,6 +212,69 @@ class ProxyHeaders(Shape, frozen=True, kw_only=True):
     """`x-forwarded-port`: the port that a request came to."""
 
 
+AtLeastOne: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+WindowSize: TypeAlias = Annotated[int, Meta(ge=2**16 - 1, le=2**31 - 1)]
+"""A window of flow control in bytes. Source: RFC 9113, 6.9.2."""
+
+
+class ConnectionSettings(Shape, frozen=True, kw_only=True):
+    """How a proxy treats the connections that it takes, and what it buffers."""
+
+    profile: Literal["SIDECAR", "EDGE"] = "SIDECAR"
+    """What holds of fields that are not set: EDGE gives gateways what Envoy advises for untrusted
+    clients, SIDECAR and sidecars get nothing."""
+    listener_per_connection_buffer_limit_bytes: NonNegative | None = None
+    """Bytes kept of a connection from a client; 0: without limit; EDGE: 32768."""
+    cluster_per_connection_buffer_limit_bytes: NonNegative | None = None
+    """Bytes kept of a connection to a server; 0: without limit; EDGE: 32768."""
+    http_idle_timeout: Maybe[AnyDuration] = UNSET
+    """How long a connection without requests is kept; 0: for ever; EDGE: 1h."""
+    http_max_connection_duration: Maybe[Duration] = UNSET
+    """How long a connection is kept at most: it ends once its requests have."""
+    http_drain_timeout: Maybe[AnyDuration] = UNSET
+    """How long a connection that is to end still takes requests."""
+    http_request_timeout: Maybe[AnyDuration] = UNSET
+    """How long a whole request may take to arrive; 0: for ever; EDGE: 5m."""
+    http_request_headers_timeout: Maybe[AnyDuration] = UNSET
+    """How long its headers may take; 0: for ever; EDGE: 1m."""
+    http_stream_idle_timeout: Maybe[AnyDuration] = UNSET
+    """How long nothing may come in a request or its answer; 0: for ever; EDGE: 5m."""
+    http_max_stream_duration: Maybe[AnyDuration] = UNSET
+    """How long a request and its answer may take together; 0: for ever."""
+    http_max_concurrent_streams: AtLeastOne | None = None
+    """Requests at once on a connection of HTTP/2; EDGE: 100."""
+    http2_initial_stream_window_size: WindowSize | None = field(
+        name="http2InitialStreamWindowSize", default=None
+    )
+    """Window of a request of HTTP/2; EDGE: 65536."""
+    http2_initial_connection_window_size: WindowSize | None = field(
+        name="http2InitialConnectionWindowSize", default=None
+    )
+    """Window of a connection of HTTP/2; EDGE: 1048576."""
+    http_headers_with_underscores_action: Literal[
+        "HEADERS_WITH_UNDERSCORES_UNSPECIFIED",
+        "HEADERS_WITH_UNDERSCORES_ALLOW",
+        "HEADERS_WITH_UNDERSCORES_REJECT_REQUEST",
+        "HEADERS_WITH_UNDERSCORES_DROP_HEADER",
+    ] = "HEADERS_WITH_UNDERSCORES_UNSPECIFIED"
+    """What is done with headers that have `_` in their name; EDGE: the request is refused."""
+    http_merge_slashes: bool | None = None
+    """Whether `//` in paths becomes `/`; over `pathNormalization`; EDGE: it does."""
+    http_path_with_escaped_slashes_action: Literal[
+        "PATH_WITH_ESCAPED_SLASHES_UNSPECIFIED",
+        "KEEP_UNCHANGED",
+        "REJECT_REQUEST",
+        "UNESCAPE_AND_REDIRECT",
+        "UNESCAPE_AND_FORWARD",
+    ] = "PATH_WITH_ESCAPED_SLASHES_UNSPECIFIED"
+    """What is done with `%2F` and `%5C` in paths; over `pathNormalization`; EDGE:
+    UNESCAPE_AND_REDIRECT."""
+    listener_connection_limit: AtLeastOne | None = None
+    """Connections that a listener takes at once."""
+    global_downstream_connection_limit: AtLeastOne | None = None
+    """Connections that all listeners of a proxy take at once."""
+
+
 class MeshProxyConfig(Shape, frozen=True, kw_only=True):
     """How proxies start."""
 
@@ -294,5 +366,5 @@ class MeshProxyConfig(Shape, frozen=True, kw_only=True):
     """Size of writes of logs."""
     stats_eviction_interval: Maybe[AnyDuration] = UNSET
     """Time after which unused statistics go."""
-    connection_settings: Maybe[Free] = field(default=UNSET)
-    """Limits of connections."""
+    connection_settings: Maybe[ConnectionSettings] = UNSET
+    """How connections are treated. Those of a proxy stand in place of the mesh's, all of them."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from meshbus.compile.render import render_snapshot
-from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, SHORT_NAMES, VHDS
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, RTDS, SDS, SHORT_NAMES, VHDS
 from meshbus.model.requests import (
     CONVERGED,
     PROXIES,
@@ -30,7 +30,8 @@ from meshbus_xds_gateway.nacks import is_undecided, problems_of_client, quaranti
 
 MAX_WAIT_S = 30.0
 MAX_NAMES = 10
-_TYPES = (CDS, EDS, LDS, RDS, SDS, ECDS, VHDS)
+_TYPES = (CDS, EDS, LDS, RDS, SDS, ECDS, VHDS, RTDS)
+_ASKED_BY_SOME = frozenset({VHDS, RTDS})
 _RECHECK_S = 0.05
 """A session may give up waiting for its client without anything else happening."""
 
@@ -143,7 +144,7 @@ class Questions:
         types = {}
         for type_url in _TYPES:
             status, nonce, error = client.session.status(type_url)
-            if type_url != VHDS or nonce:
+            if nonce or type_url not in _ASKED_BY_SOME:
                 types[SHORT_NAMES[type_url]] = {"status": status, "nonce": nonce, "error": error}
         return ProxyInfo(
             id=client.id,

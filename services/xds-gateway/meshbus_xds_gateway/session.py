@@ -32,7 +32,7 @@ Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS, VHDS, Resource
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, RTDS, SDS, VHDS, Resource
 from meshbus_xds_gateway.by_name import GATED, ByName, collapse, expand
 from meshbus_xds_gateway.client_refusals import Blocked, ClientRefusals, Named
 from meshbus_xds_gateway.content import (
@@ -74,10 +74,10 @@ MAX_AUTHORITY_BYTES = 128 * 1024
 """Of a virtual host's name, which ends in what a caller has written: longer than headers of a
 request are allowed to be, for it is not the caller who would be turned away."""
 
-_ORDER = (CDS, EDS, SDS, ECDS, RDS, VHDS, LDS)
+_ORDER = (RTDS, CDS, EDS, SDS, ECDS, RDS, VHDS, LDS)
 """Routes that a client already watches come before listeners: one that comes back finds its old
 routes still there, held by the listener that is being drained, and would serve them."""
-_SHARED = frozenset({CDS, EDS, ECDS, LDS, RDS, VHDS})
+_SHARED = frozenset({CDS, EDS, ECDS, LDS, RDS, RTDS, VHDS})
 """Types whose contents clients share. Secrets are each client's own."""
 _WILDCARD_TYPES = frozenset({CDS, LDS, VHDS})
 _SINGLY = frozenset({RDS, ECDS})

@@ -181,6 +181,7 @@ class Rendered:
         self.listeners = {c["name"]: c for c in document["listeners"]}
         self.routes = {c["name"]: c for c in document["routes"]}
         self.endpoints = {c["clusterName"]: c for c in document["endpoints"]}
+        self.runtime = {c["name"]: c["layer"] for c in document.get("runtime", ())}
         self.secrets = [c["name"] for c in document["secrets"]]
 
     def virtual_host(self, table: str, domain: str) -> dict[str, Any]:

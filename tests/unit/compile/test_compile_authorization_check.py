@@ -9,7 +9,7 @@ from meshbus.compile.authorization_check import Answer, Question, check
 from meshbus.compile.authorization_questions import CheckRequest, answer_of, proposed
 from meshbus.compile.engine import Engine
 from meshbus.compile.offline import CLUSTER, find_instance, world_of_documents
-from meshbus.compile.request_paths import normalized
+from meshbus.compile.request_paths import normalized, rules_of
 
 WORKLOAD = {
     "apiVersion": "standalone.meshbus.io/v1alpha1",
@@ -202,4 +202,4 @@ def test_proposed_objects_hold_and_others_are_refused() -> None:
     ],
 )
 def test_paths_are_seen_as_envoy_sees_them(path: str, how: str, wanted: str) -> None:
-    assert normalized(path, how) == wanted
+    assert normalized(path, rules_of(how)) == wanted

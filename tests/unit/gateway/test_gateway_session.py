@@ -9,7 +9,7 @@ from meshbus_xds_gateway.session_state import ProtocolError
 from meshbus_xds_gateway.verdicts import Verdicts
 from xds_client import Client, Stream, mesh, res
 
-from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, SDS
+from meshbus.compile.resources import CDS, ECDS, EDS, LDS, RDS, RTDS, SDS
 
 TYPES = (CDS, EDS, LDS, RDS)
 
@@ -555,3 +555,15 @@ def test_reason_of_a_refusal_is_told_without_the_content():
     assert reason_of(f"{head}{content}: Proto constraint: x: y") == f"{head}Proto constraint: x: y"
     assert "constraint" in reason_of(head + content), "cut by Envoy"
     assert "load_assignment" not in reason_of(head + content)
+
+
+def test_who_asks_for_runtime_values_that_there_are_not_is_told_so():
+    # Envoy waits for them before it asks for anything else.
+    stream = Stream(Client(), None, "p")
+    stream.session.update(mesh(cds_a="1"), 1, stream.now)
+    stream.client.open(RTDS, ("limits",))
+    stream.settle()
+    assert stream.client.absent[RTDS] == {"limits"}
+    stream.session.update({RTDS: {"limits": res(RTDS, "limits", "1")}}, 2, stream.now)
+    stream.settle()
+    assert set(stream.client.held[RTDS]) == {"limits"}

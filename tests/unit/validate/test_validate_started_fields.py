@@ -28,7 +28,6 @@ def test_statistics_go_at_a_report(length: str, warned: bool) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("connectionSettings", {"profile": "EDGE"}, "EnvoyFilter"),
         ("privateKeyProvider", {"cryptomb": {"pollDelay": "1ms"}}, "contrib"),
         ("proxyBootstrapTemplatePath", "/etc/mine.tmpl", "customConfigFile"),
         ("zipkinAddress", "zipkin:9411", "tracing.zipkin"),
