@@ -66,6 +66,8 @@ class Server(NamedTuple):
     """Namespace and name of the gateway."""
     udp_port: int = 0
     """The UDP port on which it speaks HTTP/3; 0: it does not."""
+    given_name: str = ""
+    """`name` of the server."""
 
     @property
     def name(self) -> str:
@@ -93,6 +95,12 @@ class Server(NamedTuple):
     def redirects(self) -> bool:
         """Plaintext requests are sent to https."""
         return bool((self.tls or {}).get("httpsRedirect"))
+
+    @property
+    def stat_prefix(self) -> str:
+        """Begins the names of its statistics: its own name, where a chain is for it alone."""
+        own = self.given_name if self.ends_https else ""
+        return own or f"outbound_{self.bind or '0.0.0.0'}_{self.port};"  # noqa: S104 - a name
 
     def route_name(self) -> str:
         """The route configuration of its HTTP, as Istio names it."""
@@ -292,4 +300,5 @@ def _server(ref: Ref, spec: dict[str, Any], path: str, number: int, listens: int
         tls=spec.get("tls"),
         bind=str(spec.get("bind") or ""),
         owner=(ref.row.namespace, ref.row.name),
+        given_name=str(spec.get("name") or ""),
     )

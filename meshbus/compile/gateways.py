@@ -284,7 +284,7 @@ def _http_chain(
     sessions = session_filters(reader, view.viewer)
     resolved = client_filters(names_cache(view.families) if dynamic else None, (), sessions)
     manager = connection_manager(
-        stat_prefix=f"outbound_{server.bind or '0.0.0.0'}_{server.port};",  # noqa: S104 - a name
+        stat_prefix=server.stat_prefix,
         route_name=server.route_name(),
         filters=[
             *http_security(reader, view.extensions, CLIENT, server.number),

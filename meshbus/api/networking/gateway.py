@@ -95,7 +95,7 @@ class Server(Shape, frozen=True, kw_only=True):
     default_endpoint: str = ""
     """Not carried out by any release of Istio."""
     name: str = ""
-    """A name, unique among all servers."""
+    """A name, unique among all servers; begins the statistics of an HTTPS server."""
 
 
 class Gateway(Shape, frozen=True, kw_only=True):
