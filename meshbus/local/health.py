@@ -5,7 +5,7 @@ Source: Kubernetes, probes; networking WorkloadGroup, ReadinessProbe.
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import httpx
@@ -43,9 +43,11 @@ class Health:
         return (self.healthy, self.message) != before
 
 
-def period_s(probe: Mapping[str, Any]) -> float:
-    """Time between probes."""
-    return float(probe.get("periodSeconds") or 10)
+def pauses_s(probe: Mapping[str, Any]) -> Iterator[float]:
+    """Time before the first probe, then that between probes, without end."""
+    yield float(probe.get("initialDelaySeconds") or 0)
+    while True:
+        yield float(probe.get("periodSeconds") or 10)
 
 
 async def run_probe(probe: Mapping[str, Any], host: str) -> Probed:
@@ -74,16 +76,18 @@ async def run_probe(probe: Mapping[str, Any], host: str) -> Probed:
 
 async def _http(probe: Mapping[str, Any], host: str, timeout_s: float) -> Probed:
     scheme = str(probe.get("scheme") or "HTTP").lower()
-    where = f"[{host}]" if ":" in host else host
+    where = _in_url(str(probe.get("host") or host))
     path = str(probe.get("path") or "/")
     url = f"{scheme}://{where}:{probe['port']}/{path.lstrip('/')}"
     headers = {str(h["name"]): str(h.get("value") or "") for h in probe.get("httpHeaders") or ()}
-    if probe.get("host"):
-        headers["host"] = str(probe["host"])
     # As kubelet: whoever probes does not check certificates, and redirects are a good answer.
     async with httpx.AsyncClient(verify=False, timeout=timeout_s, trust_env=False) as client:  # noqa: S501
         answer = await client.get(url, headers=headers)
     return Probed(200 <= answer.status_code < 400, f"{url} answers {answer.status_code}")
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 async def _tcp(probe: Mapping[str, Any], host: str) -> Probed:
@@ -113,11 +117,10 @@ async def _grpc(probe: Mapping[str, Any], host: str, timeout_s: float) -> Probed
     """`grpc.health.v1.Health/Check`; its messages have one field each."""
     import grpc
 
-    where = f"[{host}]" if ":" in host else host
     service = str(probe.get("service") or "").encode()
-    request = b"\x0a" + bytes([len(service)]) + service if service else b""
+    request = b"\x0a" + _varint(len(service)) + service if service else b""
     async with grpc.aio.insecure_channel(
-        f"{where}:{probe['port']}", options=[("grpc.enable_http_proxy", 0)]
+        f"{_in_url(host)}:{probe['port']}", options=[("grpc.enable_http_proxy", 0)]
     ) as channel:
         try:
             reply = await channel.unary_unary("/grpc.health.v1.Health/Check")(
@@ -127,3 +130,13 @@ async def _grpc(probe: Mapping[str, Any], host: str, timeout_s: float) -> Probed
             return Probed(False, f"gRPC: {error.code().name}")
     serving = len(reply) >= 2 and reply[0] == 8 and reply[1] == _SERVING
     return Probed(serving, "SERVING" if serving else "not serving")
+
+
+def _varint(number: int) -> bytes:
+    """Source: Protocol Buffers, encoding: seven bits a byte, the lowest first."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

@@ -22,7 +22,7 @@ import structlog
 from meshbus.inject.reports import Reporter
 from meshbus.local import bootstrap
 from meshbus.local.drain import drain
-from meshbus.local.health import Health, Probed, period_s, run_probe
+from meshbus.local.health import Health, Probed, pauses_s, run_probe
 from meshbus.local.home import write_private
 from meshbus.local.probe import ask_envoy
 from meshbus.local.proxy_start import start_of
@@ -217,7 +217,8 @@ class OutsideMachine:
     async def _look(self) -> None:
         """Probe the application, and Envoy."""
         probe = self._probe or {}
-        await asyncio.sleep(float(probe.get("initialDelaySeconds") or 0))
+        pauses = pauses_s(probe)
+        await asyncio.sleep(next(pauses))
         host = self._place.application or self._place.address
         if self._place.capture == "redirect":
             host = "::1" if ":" in self._place.address else "127.0.0.1"  # past the capture
@@ -231,7 +232,7 @@ class OutsideMachine:
                 log.info("health", healthy=self._health.healthy, message=self._health.message)
                 self._beat_now.set()
             starting = not self._health.healthy and status != 200
-            await asyncio.sleep(0.2 if starting else min(period_s(probe), 60.0))
+            await asyncio.sleep(0.2 if starting else next(pauses))
 
     async def _beat(self) -> None:
         """Say where the machine is and how it is, again and again."""
