@@ -70,6 +70,10 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "Gateway": ("spec.servers[].defaultEndpoint",),
     "ProxyConfig": ("spec.image",),
+    "VirtualService": (
+        "spec.http[].fault.abort.http2Error",
+        "spec.http[].fault.delay.exponentialDelay",
+    ),
     "Sidecar": ("spec.outboundTrafficPolicy.tls",),
     "WasmPlugin": ("spec.verificationKey",),
     "TrafficExtension": ("spec.wasm.verificationKey",),
@@ -86,7 +90,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
         "spec.outboundTrafficPolicy.tls.credentialName",
     ),
     "Policy": ("spec.peers[].jwt", "spec.targets[].subset", "spec.credentialRules"),
-    "MeshPolicy": ("spec.peers[].jwt", "spec.credentialRules"),
+    "MeshPolicy": ("spec.peers[].jwt", "spec.targets[].subset", "spec.credentialRules"),
     "RbacConfig": ("spec.inclusion.workloadSelectors", "spec.exclusion.workloadSelectors"),
     "ClusterRbacConfig": ("spec.inclusion.workloadSelectors", "spec.exclusion.workloadSelectors"),
 }
@@ -126,6 +130,7 @@ _REASONS = {
     "spec.exclusion.workloadSelectors": _NEITHER,
 }
 _AT_WAYPOINTS = "is a target at waypoints alone: meshes without sidecars have those"
+_TARGET_PORT = "is not carried out by Istio either: the Service says where its port leads"
 _SAYS_NOTHING: dict[str, dict[str, str]] = {
     "MeshNetworks": {
         "spec.networks[].gateways[].locality": "is not carried out by Istio either",
@@ -133,9 +138,19 @@ _SAYS_NOTHING: dict[str, dict[str, str]] = {
     "EnvoyFilter": {
         "spec.configPatches[].match.listener.portName": "is not carried out by Istio either",
     },
+    "Gateway": {
+        "spec.servers[].port.targetPort": _TARGET_PORT,
+    },
+    "MeshConfig": {
+        "spec.meshMTLS.ecdhCurves": "is not carried out by Istio either: workloads agree on curves",
+    },
+    "Sidecar": {
+        "spec.ingress[].port.targetPort": _TARGET_PORT,
+        "spec.egress[].port.targetPort": _TARGET_PORT,
+    },
 }
 """What changes nothing, here or there: to be warned of."""
-_WHERE = {"spec.image": "outside Kubernetes"}
+_WHERE = {"spec.image": "outside Kubernetes", "spec.meshMTLS.ecdhCurves": "in meshMTLS"}
 _FOR_GATEWAYS = "is for gateways and selected workloads: name files"
 
 
@@ -157,7 +172,8 @@ def limits_of(info: KindInfo) -> list[Limit] | None:
         return None
     out = [Limit(p, _reason(p), (), _WHERE.get(p, "")) for p in _FIELDS.get(info.kind, ())]
     out += [Limit(p, _value(p), values) for p, values in _VALUES.get(info.kind, {}).items()]
-    out += [Limit(p, reason) for p, reason in _SAYS_NOTHING.get(info.kind, {}).items()]
+    says_nothing = _SAYS_NOTHING.get(info.kind, {}).items()
+    out += [Limit(p, reason, (), _WHERE.get(p, "")) for p, reason in says_nothing]
     if info.kind == "MeshConfig":
         out += [Limit(path, reason or _NOT_YET) for path, reason in fields_not_carried_out()]
     return sorted(out)
@@ -166,7 +182,7 @@ def limits_of(info: KindInfo) -> list[Limit] | None:
 def _reason(pattern: str) -> str:
     if pattern == "spec.outboundTrafficPolicy.tls.credentialName":
         return _FOR_GATEWAYS
-    if pattern.startswith("spec.defaultTrafficPolicy."):
+    if pattern.startswith(("spec.defaultTrafficPolicy.", "spec.http[].fault.")):
         return "is refused, as by Istio"
     return _REASONS.get(pattern, _NOT_YET)
 
@@ -263,7 +279,7 @@ def silent_fields_of(document: Mapping[str, Any]) -> list[Violation]:
         Violation(path, SILENT, reason)
         for pattern, reason in _SAYS_NOTHING.get(kind, {}).items()
         for path, value in _at(document, pattern)
-        if value not in (None, "")
+        if value not in (None, "", 0, [])
     ]
     if kind == "MeshConfig" and isinstance(spec, Mapping):
         found += [Violation(path, SILENT, reason) for path, reason in silent_fields(spec)]
