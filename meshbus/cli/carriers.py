@@ -4,6 +4,10 @@ By kind and message; a field that its message's object does not carry has its ow
 Envoy are written without their packages (`route` is RouteConfiguration and what it holds).
 """
 
+from pathlib import Path
+
+from meshbus.api.yaml_text import read_yaml
+
 GOLDEN = "tests/golden/compile"
 WALK = "tests/golden/walk"
 UNIT = "tests/unit/compile"
@@ -153,6 +157,74 @@ CARRIERS: dict[str, tuple[str, str]] = {
     "LogFormat": ("SubstitutionFormatString", f"{GOLDEN}/sidecar-mesh.in.yaml"),
     "FileLogs": ("FileAccessLog", f"{GOLDEN}/sidecar-mesh.in.yaml"),
     "RemoteService": ("Cluster `envoy_accesslog_service`", f"{GOLDEN}/sidecar-log-service.in.yaml"),
+    "WasmPlugin": ("Wasm, by ECDS", f"{UNIT}/test_compile_extensions.py"),
+    "WasmConfig": ("Wasm, by ECDS", f"{UNIT}/test_compile_extensions.py"),
+    "VmConfig": ("VmConfig", f"{UNIT}/test_compile_extensions.py"),
+    "EnvVar": ("VmConfig.environment_variables", f"{UNIT}/test_compile_extensions.py"),
+    "TrafficExtension": ("HttpFilter, network Filter", f"{UNIT}/test_compile_extensions.py"),
+    "TrafficSelector": ("which filter chains", f"{UNIT}/test_compile_extensions.py"),
+    "LuaConfig": ("Lua, by ECDS", f"{TASKS}/test_tasks_extensions.py"),
+    "WorkloadGroup": ("WorkloadEntry of a machine", f"{ROOT}/e2e/test_e2e_machines.py"),
+    "ObjectMeta": ("WorkloadEntry of a machine", f"{ROOT}/e2e/test_e2e_machines.py"),
+    **dict.fromkeys(
+        (
+            "ReadinessProbe",
+            "HTTPHealthCheckConfig",
+            "HTTPHeader",
+            "TCPHealthCheckConfig",
+            "ExecHealthCheckConfig",
+            "GrpcHealthCheckConfig",
+        ),
+        ("ClusterLoadAssignment: health", f"{ROOT}/unit/local/test_local_health.py"),
+    ),
+    "AuthorizationPolicy": ("RBAC", f"{UNIT}/test_compile_authorization.py"),
+    "AuthorizationRule": ("RBAC", f"{UNIT}/test_compile_authorization.py"),
+    "ExtensionProviderRef": ("ExtAuthz", f"{UNIT}/test_compile_authorization.py"),
+    "From": ("RBAC: principals", f"{UNIT}/test_compile_authorization.py"),
+    "To": ("RBAC: permissions", f"{UNIT}/test_compile_authorization.py"),
+    "Condition": ("RBAC", f"{UNIT}/test_compile_authorization.py"),
+    "Source": ("RBAC: principals", f"{ROOT}/integration/security/policy_cases.py"),
+    "Operation": ("RBAC: permissions", f"{ROOT}/integration/security/policy_cases.py"),
+    "PeerAuthentication": (
+        "FilterChain of virtualInbound",
+        f"{UNIT}/test_compile_peer_authentication.py",
+    ),
+    "MutualTLS": ("FilterChain of virtualInbound", f"{UNIT}/test_compile_peer_authentication.py"),
+    "RequestAuthentication": ("JwtAuthentication", f"{UNIT}/test_compile_authorization.py"),
+    **dict.fromkeys(
+        ("JWTRule", "JWTHeader", "ClaimToHeader"),
+        ("JwtProvider", f"{ROOT}/integration/security/test_security_envoys.py"),
+    ),
+    **dict.fromkeys(
+        ("Policy", "TargetSelector", "PeerAuthenticationMethod", "MutualTls"),
+        ("FilterChain of virtualInbound", f"{UNIT}/test_compile_legacy_security.py"),
+    ),
+    **dict.fromkeys(
+        ("OriginAuthenticationMethod", "Jwt", "TriggerRule", "PolicyStringMatch"),
+        ("JwtAuthentication", f"{UNIT}/test_compile_legacy_security.py"),
+    ),
+    **dict.fromkeys(
+        (
+            "ServiceRole",
+            "AccessRule",
+            "Constraint",
+            "ServiceRoleBinding",
+            "Subject",
+            "RoleRef",
+            "RbacConfig",
+            "Target",
+        ),
+        ("RBAC", f"{UNIT}/test_compile_legacy_security.py"),
+    ),
+    "MeshOutboundTrafficPolicy": ("the last VirtualHost and FilterChain", f"{WALK}/outbound.yaml"),
+    "MeshInboundTrafficPolicy": (
+        "Cluster of the application",
+        f"{GOLDEN}/sidecar-settings.in.yaml",
+    ),
+    "ServiceSettings": ("ClusterLoadAssignment", f"{UNIT}/test_compile_mesh_config.py"),
+    "ServiceSettingsFields": ("ClusterLoadAssignment", f"{UNIT}/test_compile_mesh_config.py"),
+    "ExtensionProvider": ("what names it", f"{UNIT}/test_compile_mesh_config.py"),
+    "DefaultProviders": ("HttpConnectionManager", f"{UNIT}/test_compile_mesh_config.py"),
     "PortSelector": ("which Cluster", f"{WALK}/routes.yaml"),
     "LabelSelector": ("which proxies", f"{WALK}/sidecar.yaml"),
     "WorkloadSelector": ("which proxies", f"{UNIT}/test_compile_destination_rules.py"),
@@ -239,6 +311,82 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         "Listener.listener_filters_timeout",
         f"{UNIT}/test_compile_cluster_truths.py",
     ),
+    **dict.fromkeys(
+        [("MeshConfig", "meshMTLS"), ("MeshConfig", "tlsDefaults")],
+        ("TlsParameters", f"{UNIT}/test_compile_tls_settings.py"),
+    ),
+    ("MeshConfig", "tcpKeepalive"): (
+        "Cluster.upstream_connection_options",
+        f"{UNIT}/test_compile_mesh_config.py",
+    ),
+    ("MeshConfig", "defaultConfig"): (
+        "how proxies start",
+        f"{ROOT}/unit/inject/test_inject_mesh_config.py",
+    ),
+    ("MeshConfig", "caCertificates"): (
+        "trusted roots, by SDS",
+        f"{ROOT}/integration/ca/test_ca_federation.py",
+    ),
+    ("MeshConfig", "localityLbSetting"): (
+        "ClusterLoadAssignment: priority and weight of localities",
+        f"{UNIT}/test_compile_zones.py",
+    ),
+    ("MeshConfig", "zoneAwareLbSetting"): (
+        "Cluster.common_lb_config.zone_aware_lb_config, ClusterLoadAssignment",
+        f"{UNIT}/test_compile_zones.py",
+    ),
+    ("MeshConfig", "extensionProviders"): (
+        "what names them",
+        f"{UNIT}/test_compile_mesh_config.py",
+    ),
+    ("MeshConfig", "pathNormalization"): (
+        "HttpConnectionManager",
+        f"{UNIT}/test_compile_mesh_config.py",
+    ),
+    ("MeshConfig", "defaultHttpRetryPolicy"): (
+        "RetryPolicy",
+        f"{UNIT}/test_compile_mesh_config.py",
+    ),
+    ("MeshProxyConfig", "tracing"): (
+        "HttpConnectionManager.tracing",
+        f"{UNIT}/test_compile_mesh_config.py",
+    ),
+    ("MeshProxyConfig", "envoyAccessLogService"): (
+        "Cluster `envoy_accesslog_service`",
+        f"{GOLDEN}/sidecar-log-service.in.yaml",
+    ),
+    **dict.fromkeys(
+        [("MeshProxyConfig", "image"), ("ProxyConfig", "image"), ("ProxyImage", "imageType")],
+        ("container istio-proxy", f"{ROOT}/unit/inject/test_inject_again.py"),
+    ),
+    ("ReadinessProbe", "exec"): (
+        "ClusterLoadAssignment: health",
+        f"{ROOT}/e2e/test_e2e_machines.py",
+    ),
+    ("JWTRule", "timeout"): (
+        "how long keys may take",
+        f"{ROOT}/unit/policy/test_policy_key_sets.py",
+    ),
+    **dict.fromkeys(
+        [("JWTRule", name) for name in ("spaceDelimitedClaims", "jwks", "jwksUri", "audiences")],
+        ("JwtProvider", f"{GOLDEN}/sidecar-authorization.in.yaml"),
+    ),
+    ("OutlierDetection", "outlierDetectionHttpErrorCodes"): (
+        "HttpProtocolOptions.outlier_detection",
+        f"{UNIT}/test_compile_destination_rules.py",
+    ),
+    ("HTTPRoute", "websocketUpgrade"): (
+        "HttpConnectionManager.upgrade_configs: always",
+        f"{TASKS}/test_tasks_ingress.py",
+    ),
+    ("CertificateData", "certSigners"): (
+        "trusted roots, by SDS",
+        f"{ROOT}/unit/ca/test_ca_external.py",
+    ),
+    ("NetworkEndpoints", "fromRegistry"): (
+        "ClusterLoadAssignment",
+        f"{UNIT}/test_compile_networks.py",
+    ),
     ("MeshConfig", "outboundTrafficPolicy"): ("the last VirtualHost", f"{WALK}/outbound.yaml"),
     **{
         ("MeshConfig", name): (carrier, f"{UNIT}/test_compile_mesh_config.py")
@@ -279,9 +427,12 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         f"{TASKS}/test_tasks_proxies.py",
     ),
     ("ExtensionProvider", "name"): ("its users", f"{UNIT}/test_compile_mesh_config.py"),
-    ("ExtensionProvider", "prometheus"): (
-        "the endpoint of metrics, which is always there",
-        f"{UNIT}/test_compile_mesh_config.py",
+    **dict.fromkeys(
+        [("ExtensionProvider", "prometheus"), ("DefaultProviders", "metrics")],
+        (
+            "the endpoint of metrics, which is always there",
+            f"{ROOT}/unit/validate/test_validate_support.py",
+        ),
     ),
     ("Tracing", "sampling"): (
         "HttpConnectionManager.tracing",
@@ -406,3 +557,18 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
 def carrier_of(struct: str, field: str) -> tuple[str, str]:
     """What carries a field, and the test that shows it; empty where nobody has written it down."""
     return FIELDS.get((struct, field)) or CARRIERS.get(struct) or ("", "")
+
+
+def shown_alone(folder: Path) -> dict[tuple[str, str], str]:
+    """(message, field) of what files in `golden/fields` of a folder show by itself, and the file.
+
+    Raises:
+        OSError: The folder of tests is not there.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for path in sorted((folder / "golden" / "fields").glob("*.in.yaml")):
+        for case in read_yaml(path.read_text())["cases"]:
+            for name in case["fields"]:
+                message, _, field = name.partition(" ")[0].partition(".")
+                found.setdefault((message, field), f"tests/golden/fields/{path.name}")
+    return found

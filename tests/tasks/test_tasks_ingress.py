@@ -260,7 +260,8 @@ def echoed(connection: socket.socket, words: list[bytes]) -> list[bytes]:
 
 
 def test_a_websocket_through_gateway_and_sidecar(task_mesh: TaskMesh, config: Config) -> None:
-    config.apply(gateway(PLAIN) + served("*", TO_HTTPBIN))
+    asked = TO_HTTPBIN.replace("route:", "websocketUpgrade: true, route:")
+    config.apply(gateway(PLAIN) + served("*", asked))
     for client, host, port in (
         ("", task_mesh.address(INGRESS), 80),
         ("default/curl-0", "httpbin", 8000),

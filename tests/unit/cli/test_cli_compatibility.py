@@ -1,5 +1,8 @@
 """The compatibility document is what the code says."""
 
+import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from meshbus.cli.carriers import CARRIERS, FIELDS
@@ -26,17 +29,32 @@ def test_it_says_what_is_refused_and_why() -> None:
     assert said("delegate") == {"yes"}
 
 
-def test_every_field_of_traffic_that_is_carried_out_has_a_carrier_and_a_test() -> None:
-    kinds = ("VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "Sidecar")
-    part, bare = "", []
+def rows() -> Iterator[tuple[str, str, str, str, str]]:
+    """Kind, field, what is said, carrier and the test's path, of each row of the document."""
+    kind = ""
     for line in document().splitlines():
         if line.startswith("## "):
-            part = line.removeprefix("## ")
-        if part in (*kinds, "EnvoyFilter", "WorkloadEntry") and line.startswith("| `"):
-            field, _, said, carrier, test = (c.strip("| ") for c in line.split(" | "))
-            if said.startswith("yes") and not (carrier and test):
-                bare.append(f"{part}: {field}")
-    assert not bare
+            kind = line.removeprefix("## ")
+        elif line.startswith("| `"):
+            field, _, said, carrier, test = (cell.strip("| ") for cell in line.split(" | "))
+            yield kind, field.strip("`"), said, carrier, test.rpartition("(../")[2].strip(")")
+
+
+def test_every_field_that_is_carried_out_has_a_carrier_and_a_test_that_sets_it() -> None:
+    bare, unset = [], []
+    for kind, field, said, carrier, test in rows():
+        if said.startswith("no"):
+            continue
+        if not (carrier and test):
+            bare.append(f"{kind}: {field}")
+        elif not re.search(rf"(?<![A-Za-z0-9]){field}(?![A-Za-z0-9])", read(test)):
+            unset.append(f"{kind}: {field} in {test}")
+    assert (bare, unset) == ([], [])
+
+
+@cache
+def read(test: str) -> str:
+    return (DOCUMENT.parents[1] / test).read_text()
 
 
 def test_tests_that_are_named_are_there() -> None:

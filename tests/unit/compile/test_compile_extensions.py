@@ -215,6 +215,15 @@ def test_when_it_is_fetched_again(spec: dict[str, Any], url: str, again: bool) -
     assert bool(asks_again(row, source)) == again
 
 
+@pytest.mark.parametrize("kind", ["WasmPlugin", "TrafficExtension"])
+def test_whose_secret_the_registry_is_shown(kind: str) -> None:
+    module = {"url": "oci://r.example.com/a:v1", "imagePullSecret": "login", "sha256": "0" * 64}
+    spec: dict[str, Any] = module if kind == "WasmPlugin" else {"wasm": module}
+    source = source_of(ConfigObject("x/v1", kind, "shop", "n", "uid", 3, 0.0, spec=spec))
+    assert source is not None
+    assert (source.secret, source.sha256) == ("shop/login", "0" * 64)
+
+
 def test_until_its_first_module_is_there_it_is_in_no_chain() -> None:
     world = world_of_documents([SERVICE, wasm("w")])
     (key,) = needed_modules(world)
