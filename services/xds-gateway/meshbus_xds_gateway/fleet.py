@@ -227,7 +227,7 @@ class Fleet:
                 self._mirror.release()
             # What this push has to say leaves before the next one is compiled.
             await asyncio.sleep(0)
-            self.quarantines.step()
+            self._judge()
             self._metrics.recompute.observe(clock.monotonic() - began)
 
     async def _push(self) -> None:
@@ -456,8 +456,9 @@ class Fleet:
     # ------------------------------------------------------------------ inside
 
     def _judge(self) -> None:
-        """Go on with finding out what is to be left out."""
-        if not self._pushing:
+        """Go on with finding out what is to be left out, unless a push is due: until then classes
+        have contents of an earlier version, which nobody was asked about."""
+        if not self._pushing and not self._stale.is_set():
             self.quarantines.step()
 
     def _beat(self) -> None:

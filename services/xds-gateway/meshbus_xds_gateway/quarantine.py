@@ -279,9 +279,9 @@ class Quarantines:
         return tuple(sorted(suspects, key=trust))
 
     def step(self) -> None:
-        """Something may have been answered, or time has passed. Call when no world is being
-        compiled or given."""
-        if not self._open or self._classes.engine.stale:
+        """Something may have been answered, or time has passed. Call when what classes have is of
+        the present world, and given."""
+        if not self._open:
             return
         if self._case is not None:
             self._judge(self._case)

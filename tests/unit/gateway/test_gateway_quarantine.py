@@ -304,6 +304,23 @@ steps = st.lists(
     [{"mark-a-cds"}, {"mark-a-rds", "mark-d-rds"}],
     [("write", 0, {"cds", "rds", "lds"}), ("write", 3, {"cds", "rds", "lds"})],
 )
+@example(
+    [{"mark-a-lds"}],
+    [],
+    [("write", 0, {"lds"}), ("leave", 0, {"lds"}), ("leave", 1, {"lds"}), ("write", 0, {"lds"})],
+)
+@example(
+    [{"mark-a-lds"}, {"mark-d-cds"}],
+    [],
+    [
+        ("write", 0, {"lds"}),
+        ("write", 0, {"lds", "cds"}),
+        ("write", 3, {"lds", "cds"}),
+        ("leave", 1, {"lds"}),
+        ("leave", 0, {"lds"}),
+        ("write", 0, {"lds", "cds"}),
+    ],
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_history_ends_well_and_a_restart_changes_nothing(clashes, odd, history) -> None:
     run(lambda: _any_history(clashes, odd, history))
