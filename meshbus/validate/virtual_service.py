@@ -54,7 +54,9 @@ def check(spec: VirtualService, name: ObjectName, out: Findings) -> None:
         if not at_gateway:
             _refuse_claims(http, path, out)
     for index, tls in enumerate(spec.tls):
-        _check_tls(tls, spec.hosts, at_gateway, f"spec.tls[{index}]", out)
+        # Without gateways too, as in Istio: a sidecar may pass on what one mesh calls another by.
+        named = at_gateway or not spec.gateways
+        _check_tls(tls, spec.hosts, named, f"spec.tls[{index}]", out)
     for index, tcp in enumerate(spec.tcp):
         path = f"spec.tcp[{index}]"
         for number, match in enumerate(tcp.match):
@@ -108,9 +110,7 @@ def _refuse_claims(http: HTTPRoute, path: str, out: Findings) -> None:
 
 
 @independent
-def _check_tls(
-    tls: TLSRoute, hosts: Sequence[str], at_gateway: bool, path: str, out: Findings
-) -> None:
+def _check_tls(tls: TLSRoute, hosts: Sequence[str], named: bool, path: str, out: Findings) -> None:
     if not tls.match:
         out.required(f"{path}.match", "TLS route must have at least one match condition")
     for index, match in enumerate(tls.match):
@@ -118,14 +118,14 @@ def _check_tls(
         if not match.sni_hosts:
             out.required(f"{at}.sniHosts", "TLS match must have at least one SNI host")
         for number, sni in enumerate(match.sni_hosts):
-            _check_sni(sni, hosts, at_gateway, f"{at}.sniHosts[{number}]", out)
+            _check_sni(sni, hosts, named, f"{at}.sniHosts[{number}]", out)
         _check_l4(match, at, out)
     _check_routes(tls.route, path, out)
 
 
 @independent
-def _check_sni(sni: str, hosts: Sequence[str], at_gateway: bool, path: str, out: Findings) -> None:
-    problem = gateway_domain_problem(sni, sni=True) if at_gateway else wildcard_domain_problem(sni)
+def _check_sni(sni: str, hosts: Sequence[str], named: bool, path: str, out: Findings) -> None:
+    problem = gateway_domain_problem(sni, sni=True) if named else wildcard_domain_problem(sni)
     if problem and is_ip(sni):
         out.warn(path, f"an IP address ({sni}) as SNI goes against its standard")
     elif problem:
