@@ -254,7 +254,8 @@ class NatsBus:
         return follower
 
     async def last(self, stream: str, subject: str) -> Message | None:
-        """The last message of a subject, from the stream's leader; None: there is none."""
+        """The last message of a subject or of all that a wildcard matches, from the stream's
+        leader; None: there is none."""
         answer = await self.api(
             f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, checked=False
         )

@@ -125,7 +125,8 @@ class Bus(Protocol):
         """Become the writer: all fences taken before are void from now on."""
 
     async def last(self, stream: str, subject: str) -> Message | None:
-        """The last message of a subject, read from the stream's leader."""
+        """The last message of a subject, which may have wildcards, read from the stream's
+        leader."""
 
     async def publish(
         self,

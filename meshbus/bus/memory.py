@@ -204,7 +204,9 @@ class MemoryBus:
         return Fence(subject, stored[0].sequence)
 
     async def last(self, stream: str, subject: str) -> Message | None:
-        return self._stream(stream).last.get(subject)
+        held = self._stream(stream).last.values()
+        found = [message for message in held if subject_matches(subject, message.subject)]
+        return max(found, key=lambda message: message.sequence, default=None)
 
     async def publish(
         self,

@@ -136,6 +136,9 @@ async def test_sequences_are_contiguous_in_a_batch(connect: Connect) -> None:
     last = await bus.last(MODEL, SUBJECT + "0")
     assert last is not None
     assert last.sequence == one + 1
+    newest = await bus.last(MODEL, SUBJECT.rstrip(".") + ".>")
+    assert newest is not None
+    assert (newest.subject, newest.sequence) == (SUBJECT + "2", three)
 
 
 async def test_a_new_fence_voids_the_old_one(connect: Connect) -> None:

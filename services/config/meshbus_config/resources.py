@@ -111,7 +111,7 @@ class Resources:
 
     async def _get(self, request: Request, target: Target) -> Response:
         presenter = self._presenter(request, target)
-        await self._at_version(request)
+        await self._at_version(request, target)
         space = self._store.space
         stored = space.get(target.info, target.namespace, target.name)
         if stored is None:
@@ -126,7 +126,7 @@ class Resources:
         page = parse_continue(query.get("continue", ""))
         limit = min(number(query, "limit") or MAX_PAGE, MAX_PAGE)
         if page is None:
-            await self._at_version(request)
+            await self._at_version(request, target)
         elif page.version < self._history.floor:
             raise gone("the continue parameter is too old: list again")
         space = self._store.space
@@ -150,13 +150,17 @@ class Resources:
             del document["apiVersion"], document["kind"]
         return presenter.respond(presenter.many(documents, metadata))
 
-    async def _at_version(self, request: Request) -> None:
-        """Wait until this replica is as new as the request wants.
+    async def _at_version(self, request: Request, target: Target) -> None:
+        """Wait until this replica is as new as the request wants: without a version, as new as
+        what was written last, by whichever replica.
 
         Raises:
             ApiError: 400; 410, exactly an older version is wanted; 504, a newer one than there is.
+        Source: Kubernetes, "API concepts", semantics of resourceVersion for get and list.
         """
         wanted = number(request.query_params, "resourceVersion")
+        if not request.query_params.get("resourceVersion"):
+            wanted = await self._store.newest(target.info, target.namespace, target.name)
         exact = request.query_params.get("resourceVersionMatch") == "Exact"
         if exact and wanted and wanted < self._store.space.world.sequence:
             raise gone(f"resource version {wanted} is no longer kept: list without it")
@@ -177,7 +181,7 @@ class Resources:
         initial = flag(query, "sendInitialEvents")
         start = number(query, "resourceVersion")
         if start and not initial:
-            await self._at_version(request)
+            await self._at_version(request, target)
         options = WatchOptions(
             start=None if initial or not start else start,
             bookmarks=flag(query, "allowWatchBookmarks"),

@@ -133,6 +133,7 @@ class ConfigService:
         if context.kubernetes is None:
             self._tokens.load()
         store = Store(
+            context.bus,
             self._mirror,
             self._writer,
             load_box(context.state / "secrets.key"),

@@ -1,7 +1,8 @@
 """Where plans become rows: one writer at a time, on the world as it is after all writes before.
 
-Reads come from the mirror and work on any replica, also while the bus is away. Writes need the
-lease; after one the mirror has it, so who wrote reads it back.
+Reads come from the mirror and work on any replica, also while the bus is away; a replica that is
+behind finds out which rows are the newest, and waits for them. Writes need the lease; after one the
+mirror has it, so who wrote reads it back.
 """
 
 import asyncio
@@ -9,9 +10,11 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from meshbus.bus.interface import BusError, BusUnavailable, TooLarge
+from meshbus.api.kinds import KindInfo
+from meshbus.bus.interface import MODEL, Bus, BusError, BusUnavailable, TooLarge
 from meshbus.bus.mirror import WorldMirror
 from meshbus.bus.writer import BATCH_ROWS, ModelWriter, NotLeading
+from meshbus.model.keys import MODEL_PREFIX, escape_token, subject_of
 from meshbus_config.documents import BOTH, Space
 from meshbus_config.errors import ApiError, timed_out, too_large, unavailable
 from meshbus_config.outcomes import Plan, Write
@@ -41,6 +44,7 @@ class Store:
 
     def __init__(
         self,
+        bus: Bus,
         mirror: WorldMirror,
         writer: ModelWriter,
         box: SecretBox,
@@ -51,6 +55,7 @@ class Store:
         families: tuple[str, ...] = BOTH,
     ) -> None:
         self.mirror = mirror
+        self._bus = bus
         self._writer = writer
         self._box = box
         self._cluster = cluster
@@ -66,6 +71,22 @@ class Store:
         return Space(
             self.mirror.world, self._cluster, self._box, self._root_namespace, self._families
         )
+
+    async def newest(self, info: KindInfo, namespace: str = "", name: str = "") -> int:
+        """The version that has the newest row of an object (without a name: of all of the kind),
+        which this replica may not have read yet; 0: there is none, or the bus is away."""
+        subject = (
+            subject_of(self.space.key(info, namespace, name))
+            if name
+            else f"{MODEL_PREFIX}.{escape_token(self._cluster)}.cfg.{escape_token(info.table)}.>"
+        )
+        if not self._bus.connected:
+            return 0
+        try:
+            message = await self._bus.last(MODEL, subject)
+        except BusError:
+            return 0
+        return message.sequence if message is not None else 0
 
     @property
     def leading(self) -> bool:

@@ -8,6 +8,9 @@ import os
 import pytest
 from config_harness import client_of, make_context, running
 
+from meshbus.bus.interface import MODEL
+from meshbus.bus.memory import MemoryBus
+
 VIRTUAL_SERVICES = "/apis/networking.istio.io/v1/namespaces/default/virtualservices"
 SERVICES = "/api/v1/namespaces/default/services"
 SECRETS = "/api/v1/namespaces/default/secrets"
@@ -414,6 +417,56 @@ async def test_without_the_bus_reads_go_on_and_writes_are_refused(api):
     assert read.status_code == 200
     refused = await api.client.post(VIRTUAL_SERVICES, json=virtual_service("two"))
     assert (refused.status_code, refused.json()["reason"]) == (503, "ServiceUnavailable")
+
+
+class LagsBehind(MemoryBus):
+    """Of a replica to which changes come late: once it has asked which row is the newest."""
+
+    late = False
+
+    def follower(self, stream, filters, applier, *, name=""):
+        if stream == MODEL:
+            self.waiting, self.applier, applier = [], applier, self
+        return super().follower(stream, filters, applier, name=name)
+
+    def begin(self):
+        self.applier.begin()
+
+    def apply(self, messages):
+        if self.late:
+            self.waiting += messages
+        else:
+            self.applier.apply(messages)
+
+    def end(self, sequence):
+        self.applier.end(sequence)
+
+    async def last(self, stream, subject):
+        found = await super().last(stream, subject)
+        if self.waiting:
+            asyncio.get_running_loop().call_soon(self.applier.apply, self.waiting)
+            self.waiting = []
+        return found
+
+
+async def test_a_replica_that_is_behind_answers_with_what_was_written_last(api, tmp_path):
+    await create(api)
+    bus = LagsBehind(api.server, "config")
+    other = make_context(bus, tmp_path, "config-1")
+    async with running(other), client_of(other) as client:
+        bus.late = True
+        for path, subset in ((f"{VIRTUAL_SERVICES}/reviews", "v2"), (VIRTUAL_SERVICES, "v3")):
+            changed = virtual_service(subset=subset)
+            wrote = await api.client.put(f"{VIRTUAL_SERVICES}/reviews", json=changed)
+            stale = await client.get(f"{VIRTUAL_SERVICES}/reviews?resourceVersion=0")
+            assert stale.json()["spec"] != changed["spec"], "it is behind, and that will do"
+            read = await client.get(path)
+            found = read.json()
+            assert (found["items"][0] if "items" in found else found)["spec"] == changed["spec"]
+            if "items" not in found:
+                assert read.headers["Meshbus-Change"] == wrote.headers["Meshbus-Change"]
+        await api.client.delete(f"{VIRTUAL_SERVICES}/reviews")
+        assert (await client.get(f"{VIRTUAL_SERVICES}/reviews")).status_code == 404
 
 
 async def test_what_this_release_does_not_carry_out_is_refused(api):
