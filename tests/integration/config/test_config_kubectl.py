@@ -174,7 +174,7 @@ async def test_diff(kubectl):
 
 async def test_watch_and_wait(kubectl):
     await kubectl.apply(reviews_virtual_service())
-    watching = await kubectl.start("get", "vs", "-w", "--output-watch-events")
+    watching = await kubectl.start("get", "vs", "-w", "--output-watch-events", "--show-labels")
     waiting = await kubectl.start("wait", "--for=delete", "vs/reviews", "--timeout=30s")
     try:
         assert watching.stdout is not None
@@ -182,9 +182,13 @@ async def test_watch_and_wait(kubectl):
             assert b"EVENT" in await watching.stdout.readline()
             assert b"ADDED" in await watching.stdout.readline()
             await kubectl.run("label", "vs", "reviews", "x=y")
-            assert b"MODIFIED" in await watching.stdout.readline()
+            # Its status is written meanwhile, which is a change as well.
+            while b"x=y" not in (line := await watching.stdout.readline()):
+                assert b"MODIFIED" in line
+            assert b"MODIFIED" in line
             await kubectl.run("delete", "vs", "reviews")
-            assert b"DELETED" in await watching.stdout.readline()
+            while b"DELETED" not in (line := await watching.stdout.readline()):
+                assert b"MODIFIED" in line
             assert await waiting.wait() == 0
     finally:
         watching.kill()
