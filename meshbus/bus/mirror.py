@@ -148,6 +148,7 @@ class WorldMirror:
             return None  # a fence or another control subject
         if key.table in self._without:
             return None
+        table = key.table
         if self._view is not None:
             seen = self._view.key(key)
             if seen is None:
@@ -158,7 +159,7 @@ class WorldMirror:
             return Put(key, message.sequence, 0.0, None)
         try:
             envelope = unseal(message.data)
-            row = decode_row(key.table, envelope.body)
+            row = decode_row(table, envelope.body)
         except KeyError:
             return None  # a table of a newer version
         except (msgspec.MsgspecError, zlib.error) as error:

@@ -6,12 +6,17 @@ particular, and the mesh config of each.
 Source: Istio, canary upgrades, label `istio.io/rev`.
 """
 
+from collections.abc import Collection, Iterable
+
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, Row, Service
+from meshbus.model.world import Put, Query, World
 
 REVISION_LABEL = "istio.io/rev"
 DEFAULT_REVISION = "default"
 _MESH = "mesh"
+_OTHERS = "others"
+"""Table of plane `mesh`: the mesh configs of other revisions, where all of them are seen."""
 _ENTRIES = "cfg.serviceentries/"
 
 
@@ -34,17 +39,20 @@ class RevisionView:
         """
         Args:
             revision: Its name; empty: the default one.
-            objects: Whether objects of other revisions are left out.
+            objects: Whether objects of other revisions are left out; False: everything is there,
+                the mesh configs of others in a table of their own.
         """
-        self._revision = revision or DEFAULT_REVISION
-        self._mesh = mesh_row_name(self._revision)
+        self.revision = revision or DEFAULT_REVISION
+        self._mesh = mesh_row_name(self.revision)
         self._objects = objects
 
     def key(self, key: Key) -> Key | None:
-        """Where a row is seen; None: nowhere."""
+        """Where a row of the model is seen; None: nowhere."""
         if key.plane != "mesh" or key.kind != "config":
             return key
-        return key._replace(name=_MESH) if key.name == self._mesh else None
+        if key.name == self._mesh:
+            return key._replace(name=_MESH)
+        return None if self._objects else key._replace(kind=_OTHERS)
 
     def row(self, row: Row | None) -> Row | None:
         """The row, or None where it is another revision's."""
@@ -54,5 +62,62 @@ class RevisionView:
             isinstance(row, Service) and row.source.startswith(_ENTRIES)
         ):
             wanted = row.labels.get(REVISION_LABEL)
-            return row if not wanted or wanted == self._revision else None
+            return row if not wanted or wanted == self.revision else None
         return row
+
+
+class _ViewWithin(RevisionView):
+    """The view of one revision on the rows that the view of another, of everything, has let
+    through."""
+
+    def __init__(self, revision: str, everything: RevisionView) -> None:
+        super().__init__(revision)
+        self._own = self.revision == everything.revision
+
+    def key(self, key: Key) -> Key | None:
+        if key.table == "mesh.config":
+            return key if self._own else None
+        if key.table == f"mesh.{_OTHERS}":
+            return key._replace(kind="config", name=_MESH) if key.name == self._mesh else None
+        return key
+
+
+class WorldOfRevision:
+    """A world of the rows of all revisions, as one of them sees it."""
+
+    def __init__(
+        self, revision: str, everything: RevisionView, tables: Collection[str], world: World
+    ) -> None:
+        """
+        Args:
+            revision: Whose it is.
+            everything: What the rows have been read through.
+            tables: Those that rows are left out of; the others are as they are.
+            world: The rows of all.
+        """
+        self._view = _ViewWithin(revision, everything)
+        self._tables = frozenset({*tables, "mesh.config", f"mesh.{_OTHERS}"})
+        self._own = World()
+        self.world = world
+        """What the revision sees."""
+        self.update(
+            world, [Query(t, "key", e.key) for t in sorted(self._tables) for e in world.all(t)]
+        )
+
+    def update(self, world: World, touched: Iterable[Query]) -> frozenset[Query]:
+        """Move to the next world of all; gives what of it moves for the revision."""
+        puts, others = [], []
+        for query in touched:
+            if query.table not in self._tables:
+                others.append(query)
+            elif query.by == "key" and isinstance(query.value, Key):
+                at = self._view.key(query.value)
+                entry = world.entry(query.value)
+                if at is not None and entry is not None:
+                    row = self._view.row(entry.row)
+                    puts.append(Put(at, entry.sequence, entry.ts, row))
+                elif at is not None:
+                    puts.append(Put(at, world.sequence, 0.0, None))
+        self._own, moved = self._own.apply(puts)
+        self.world = world.without(self._tables).beside(self._own)
+        return moved.union(others)

@@ -6,7 +6,7 @@ an incremental reader needs to know.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from meshbus.model.keys import Key
@@ -245,6 +245,14 @@ class World:
         by the number of tables."""
         return World(
             {**self._rows, **other._rows}, {**self._indexes, **other._indexes}, self.sequence
+        )
+
+    def without(self, tables: Container[str]) -> "World":
+        """The rows of all other tables. Costs by the number of tables."""
+        return World(
+            {table: rows for table, rows in self._rows.items() if table not in tables},
+            {place: index for place, index in self._indexes.items() if place[0] not in tables},
+            self.sequence,
         )
 
     def begun_again(self) -> "World":

@@ -2,18 +2,23 @@
 takes over."""
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, free_port
+from dns_client import ask
 from nats_process import NatsServer, connections
 from rows import C, Rows, call
 from test_kube_chart import helm_program, sets
 from test_kube_config import conditions, key_of, virtual_service
 from test_kube_crds import install_definitions
+from test_kube_discovery import pod, run_pod
 from webhooks import rendered_file
 
 from meshbus.bus.mirror import WorldMirror
@@ -161,6 +166,64 @@ async def test_each_revision_acts_on_its_own_objects_and_tags_move_them(
         await tag_is("blue")
         await seen.new.until(lambda: sees(seen.new) == {"everybodys", "news", "tagged"})
         await seen.old.until(lambda: sees(seen.old) == {"everybodys", "olds"})
+
+
+async def test_names_are_those_of_the_control_plane_of_who_asks(
+    planes: Planes, applied: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Whichever discovery is asked: each has the hosts of both for the pods of both."""
+    cluster, root = planes.cluster, planes.root
+    servers = {revision: ("127.0.0.1", free_port()) for revision in ("", "blue")}
+    pods = {"default": "127.44.0.1", "blue": "127.44.0.2"}
+
+    def addresses(asked: str, pod: str, name: str) -> list[str]:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((pods[pod], 0))
+        return ask(servers[asked], name, sock=sock).addresses
+
+    with contextlib.ExitStack() as running:
+        for revision, (host, port) in servers.items():
+            started = serving(
+                cluster,
+                planes.nats,
+                "discovery",
+                tmp_path / f"discovery-{revision}",
+                root=root,
+                env={"MESHBUS_DISCOVERY_DNS": f"{host}:{port}"},
+                pod=f"discovery-{revision or 'old'}",
+                revision=revision,
+            )
+            running.enter_context(started).wait_ready()
+        for flags in ((), sets("revision=blue")):
+            for document in planes.webhooks(*flags):
+                applied.append(document)
+                await call(cluster.apply, document)
+        for revision, address in pods.items():
+            notes = {"istio.io/rev": revision, "sidecar.istio.io/status": "{}"}
+            made = pod(root, f"of-{revision}", "asks", annotations=notes)
+            await call(run_pod, cluster, made, address)
+            entry = {
+                "apiVersion": "networking.istio.io/v1",
+                "kind": "ServiceEntry",
+                "metadata": {
+                    "name": revision,
+                    "namespace": root,
+                    "labels": {"istio.io/rev": revision},
+                },
+                "spec": {
+                    "hosts": [f"{revision}.example.com"],
+                    "addresses": ["240.1.0.1"],
+                    "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
+                    "resolution": "STATIC",
+                },
+            }
+            await call(cluster.apply, entry)
+        for asked in servers:
+            for whose in pods:
+                own = partial(addresses, asked, whose, f"{whose}.example.com")
+                await call(cluster.wait, lambda own=own: own() == ["240.1.0.1"], 30)
+            assert await call(addresses, asked, "blue", "default.example.com") == []
+            assert await call(addresses, asked, "default", "blue.example.com") == []
 
 
 async def test_each_revision_has_its_own_mesh_config(

@@ -12,6 +12,8 @@ of a host (`visible_service`). Who is outside the mesh, and Envoys themselves, r
 address: they are given endpoints of services, and hosts of ServiceEntries are none of the mesh's
 business. So it is with what a proxy is not sent: that a Kubernetes service is there everybody
 knows, and calls to it go where the proxy lets unknown traffic go.
+Of several control planes that of the caller's proxy counts, whichever is asked: its pod says since
+its injection whose it is.
 Source: Istio, "DNS proxying"; Kubernetes, "DNS for Services and Pods".
 """
 
@@ -25,6 +27,7 @@ from meshbus.compile.names import CLUSTER_DOMAIN
 from meshbus.compile.scope import visible_service
 from meshbus.compile.sidecars import Labels, sidecar_of, viewer_of
 from meshbus.compile.visibility import Ref
+from meshbus.model.revisions import REVISION_LABEL, RevisionView, WorldOfRevision
 from meshbus.model.rows import EndpointShard, Service, WorkloadInstance
 from meshbus.model.world import Query, World
 
@@ -32,6 +35,10 @@ SERVICES_DOMAIN = f"svc.{CLUSTER_DOMAIN}"
 MAX_ALIASES = 8
 _KEPT = 4096
 """Answers that are kept up to date, the last ones that were asked for."""
+_REVISIONS = 8
+"""Control planes that answers are kept of, those that were asked for last."""
+_TABLES = ("cfg.sidecars", "reg.services")
+"""What has rows of one control plane or another, of all that the meaning of a host is read from."""
 
 
 class Caller(NamedTuple):
@@ -45,6 +52,8 @@ class Caller(NamedTuple):
     """Of its workload: Sidecars choose by them."""
     families: Families = Families(v4=True, v6=True)
     """Those that its Envoy listens on."""
+    revision: str = ""
+    """The control plane of its proxy; empty: the one that is asked."""
 
 
 class Answer(NamedTuple):
@@ -60,22 +69,67 @@ NO_SUCH_NAME = Answer(exists=False)
 
 
 class Names:
-    """What hosts mean to callers, in the world of an engine."""
+    """What hosts mean to callers, each by what its own control plane acts on."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._kept: OrderedDict[tuple[str, Labels, str], None] = OrderedDict()
+    def __init__(self, world: World, everything: RevisionView | None = None) -> None:
+        """
+        Args:
+            world: The rows of all control planes.
+            everything: What they are read through; None: there is one control plane alone.
+        """
+        self.world = world
+        """All rows."""
+        self._everything = everything
+        self._meanings: OrderedDict[str, _Meanings] = OrderedDict()
 
-    @property
-    def world(self) -> World:
-        """Its rows."""
-        return self._engine.world
+    def update(self, world: World, touched: Iterable[Query]) -> None:
+        """The next world, and what of it moves."""
+        self.world = world
+        for meanings in self._meanings.values():
+            meanings.update(world, touched)
 
     def seen(self, host: str, caller: Caller) -> Service | None:
         """The service of a host that the caller's proxy has, as compile chooses it."""
         if not self.world.keys(Query("reg.services", "host", host)):
             return None
-        asked = (caller.namespace, caller.labels, host)
+        revision = "" if self._everything is None else caller.revision or self._everything.revision
+        meanings = self._meanings.get(revision)
+        if meanings is None:
+            meanings = self._meanings[revision] = _Meanings(self._part(revision), self.world)
+            if len(self._meanings) > _REVISIONS:
+                self._meanings.popitem(last=False)
+        self._meanings.move_to_end(revision)
+        return meanings.seen(caller.namespace, caller.labels, host)
+
+    def _part(self, revision: str) -> WorldOfRevision | None:
+        if self._everything is None:
+            return None
+        return WorldOfRevision(revision, self._everything, _TABLES, self.world)
+
+    def in_cluster(self, host: str) -> Service | None:
+        """The Kubernetes service of a host, whoever sees it."""
+        rows: list[Service] = [
+            entry.row for entry in self.world.entries(Query("reg.services", "host", host))
+        ]
+        return next((row for row in rows if row.origin == "kubernetes"), None)
+
+
+class _Meanings:
+    """What hosts mean under one control plane."""
+
+    def __init__(self, part: WorldOfRevision | None, world: World) -> None:
+        self._part = part
+        self._engine = Engine(world if part is None else part.world)
+        self._kept: OrderedDict[tuple[str, Labels, str], None] = OrderedDict()
+
+    def update(self, world: World, touched: Iterable[Query]) -> None:
+        if self._part is not None:
+            touched = self._part.update(world, touched)
+            world = self._part.world
+        self._engine.update(world, touched)
+
+    def seen(self, namespace: str, labels: Labels, host: str) -> Service | None:
+        asked = (namespace, labels, host)
         found = self._engine.get(service_of, *asked)
         self._kept[asked] = None
         self._kept.move_to_end(asked)
@@ -84,13 +138,6 @@ class Names:
             self._engine.release(service_of, *oldest)
         self._engine.take_changed()  # nobody asks which; they would be held
         return None if found is None else found.row
-
-    def in_cluster(self, host: str) -> Service | None:
-        """The Kubernetes service of a host, whoever sees it."""
-        rows: list[Service] = [
-            entry.row for entry in self.world.entries(Query("reg.services", "host", host))
-        ]
-        return next((row for row in rows if row.origin == "kubernetes"), None)
 
 
 def service_of(reader: Reader, namespace: str, labels: Labels, host: str) -> Ref | None:
@@ -110,6 +157,7 @@ def caller_at(world: World, address: str) -> Caller:
         row.sidecar and not row.gateway and row.capture == "redirect",
         tuple(sorted(row.labels.items())),
         families_of(row.addresses),
+        row.annotations.get(REVISION_LABEL, ""),
     )
 
 

@@ -99,12 +99,14 @@ class DiscoveryService:
         self._context = context
         self._log = context.log
         self._bus = context.bus
-        self._mirror = WorldMirror(view=view_of(context.revision, objects=False))
+        everything = view_of(context.revision, objects=False)
+        self._mirror = WorldMirror(view=everything)
         self._writer = context.model_writer()
         families = tuple(context.settings.ip_families.split(","))
         self._registry = Registry(context.cluster, families=families)
         self._engine = Engine(World())
-        """Over the model: what proxies need to have looked up, and what names mean to them."""
+        """Over the model: what proxies need to have looked up."""
+        self._meanings = Names(World(), everything)
         self._names: GatewayNames | None = None
         self._wake = asyncio.Event()
         self._board = ReportBoard(self._wake.set)
@@ -210,17 +212,17 @@ class DiscoveryService:
 
     async def _serve_names(self, upstream: Upstream) -> None:
         """Mesh DNS: it listens before the model is read, and says so until then."""
-        names = Names(self._engine)
         dns = MeshDns(
             *self._dns_addresses,
             upstream,
-            lambda: names if self._mirror_follower_synced else None,
+            lambda: self._meanings if self._mirror_follower_synced else None,
             self._context.metrics,
         )
         await dns.run()
 
     def _model_changed(self, world: World, touched: frozenset[Query]) -> None:
         self._engine.update(world, touched)
+        self._meanings.update(world, touched)
         for query in touched:
             if query.by == "key" and query.table in SOURCES:
                 self._touched.add(query.value)  # type: ignore[arg-type]

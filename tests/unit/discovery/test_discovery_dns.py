@@ -7,21 +7,23 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 from dns_client import AAAA, CNAME, TXT, A, Reply, Zone, ask, question
 from hypothesis import given
 from hypothesis import strategies as st
 from meshbus_discovery.dns_messages import HEADER_BYTES, Malformed, answer, parse_query, refusal
-from meshbus_discovery.dns_names import Caller, Names, find
+from meshbus_discovery.dns_names import Caller, Names, caller_at, find
 from meshbus_discovery.dns_server import MeshDns, addresses
 from meshbus_discovery.dns_upstream import Upstream, resolvers_of
 from prometheus_client import CollectorRegistry
 
-from meshbus.compile.engine import Engine
 from meshbus.compile.families import IPV4
 from meshbus.model.keys import Key
+from meshbus.model.revisions import RevisionView
 from meshbus.model.rows import (
+    ConfigObject,
     Endpoint,
     EndpointShard,
     MeshConfigRow,
@@ -30,7 +32,7 @@ from meshbus.model.rows import (
     ServicePort,
     WorkloadInstance,
 )
-from meshbus.model.world import World, world_of
+from meshbus.model.world import Put, World, world_of
 
 C = "Kubernetes"
 OWN = Caller("default")
@@ -59,7 +61,7 @@ def workload(name: str, address: str, **fields: Any) -> tuple[Key, Row]:
 
 
 def names_in(world: World) -> Names:
-    return Names(Engine(world))
+    return Names(world)
 
 
 REVIEWS = "reviews.default.svc.cluster.local"
@@ -322,3 +324,64 @@ def test_names_are_seen_by_whom_their_services_are(
     for namespace, seen in (("default", near), ("far", far)):
         found = find(names_in(world), "api.example.com", Caller(namespace))
         assert (found is not None and bool(found.addresses)) is seen
+
+
+def labelled(revision: str) -> dict[str, str]:
+    return {"istio.io/rev": revision}
+
+
+def test_a_name_means_what_the_control_plane_of_the_asker_acts_on() -> None:
+    """Two revisions on one bus: a Sidecar, an entry and mesh settings of each, and pods of both;
+    whichever discovery is asked."""
+    entry = service(
+        "api.example.com",
+        auto_addresses=["240.240.0.9"],
+        labels=labelled("blue"),
+        source="cfg.serviceentries/default/api",
+    )
+    spec = {"egress": [{"hosts": ["./db.default.svc.cluster.local"]}]}
+    sidecar = ConfigObject(
+        "networking.istio.io/v1", "Sidecar", "default", "default", "u", 1, 0.0,
+        labels=labelled("default"), spec=spec,
+    )  # fmt: skip
+    hosts = [service(REVIEWS, addresses=["240.240.0.1"]), service(DB, addresses=["240.240.0.2"])]
+    instances = [
+        workload(f"of-{revision or 'none'}", f"10.0.0.{number}", annotations=notes)
+        for number, (revision, notes) in enumerate(
+            {"default": labelled("default"), "blue": labelled("blue"), "": {}}.items(), 1
+        )
+    ]
+    rows = dict([*hosts, entry, *instances])
+    rows[Key(C, "cfg", "sidecars", "default", "default")] = sidecar
+    for asked in ("default", "blue"):
+        names = Names(world_of(rows), RevisionView(asked, objects=False))
+        for address, revision in (
+            ("10.0.0.1", "default"),
+            ("10.0.0.2", "blue"),
+            ("10.0.0.3", asked),
+        ):
+            caller = caller_at(names.world, address)
+            # Where the Sidecar counts reviews is given as to who has no proxy.
+            found = find(names, REVIEWS, caller)
+            assert found is not None
+            virtual = ("240.240.0.1",) if revision == "blue" else ()
+            assert found.addresses == virtual, (asked, address)
+            mine = find(names, "api.example.com", caller)
+            assert (mine is not None) == (revision == "blue"), (asked, address)
+        # The Sidecar moves to the other control plane.
+        key = Key(C, "cfg", "sidecars", "default", "default")
+        moved = msgspec.structs.replace(sidecar, labels=labelled("blue"))
+        names.update(*names.world.apply([Put(key, 9, 0.0, moved)]))
+        for address, virtual in (("10.0.0.1", ("240.240.0.1",)), ("10.0.0.2", ())):
+            found = find(names, REVIEWS, caller_at(names.world, address))
+            assert found is not None
+            assert found.addresses == virtual, (asked, address)
+
+
+def test_without_revisions_every_object_counts() -> None:
+    held = service("api.example.com", auto_addresses=["240.240.0.9"], labels=labelled("blue"),
+                   source="cfg.serviceentries/default/api")  # fmt: skip
+    caller = Caller("default", revision="other")
+    found = find(Names(world_of(dict([held]))), "api.example.com", caller)
+    assert found is not None
+    assert found.addresses == ("240.240.0.9",)
