@@ -10,37 +10,38 @@ from envoy.config.listener.v3 import listener_pb2
 from meshbus.compile.connections import Reporting, tcp_proxy
 
 
-def add_chains(
-    listener: listener_pb2.Listener,
-    chains: list[lc_pb2.FilterChain],
-    unclaimed: lc_pb2.FilterChain,
-) -> None:
-    """Put chains into a listener: one that matches everything takes what no other does, else
-    `unclaimed`."""
-    distinct = distinct_chains(chains)
-    listener.filter_chains.extend(c for c in distinct if c.filter_chain_match.ByteSize())
-    last = next((c for c in distinct if not c.filter_chain_match.ByteSize()), unclaimed)
-    listener.default_filter_chain.CopyFrom(last)
-    if last is not unclaimed:
-        listener.default_filter_chain.ClearField("filter_chain_match")
+class Chains:
+    """Chains while they are put together. Envoy refuses a listener with two chains for one name at
+    one network: what an earlier one matches, a later one has not."""
+
+    def __init__(self) -> None:
+        self._chains: list[lc_pb2.FilterChain] = []
+        self._taken: set[_Way] = set()
+
+    def add(self, chains: list[lc_pb2.FilterChain]) -> bool:
+        """Put in what is left of some chains. Returns whether anything is."""
+        before = len(self._taken)
+        for chain in chains:
+            ways = _ways(chain.filter_chain_match)
+            free = [way for way in ways if way not in self._taken]
+            self._taken.update(free)
+            self._chains += [chain] if len(free) == len(ways) else _narrowed(chain, free)
+        return len(self._taken) > before
+
+    def put(self, listener: listener_pb2.Listener, unclaimed: lc_pb2.FilterChain) -> None:
+        """Into a listener: one that matches everything takes what no other does, else
+        `unclaimed`."""
+        some = [c for c in self._chains if c.filter_chain_match.ByteSize()]
+        listener.filter_chains.extend(some)
+        last = next((c for c in self._chains if not c.filter_chain_match.ByteSize()), unclaimed)
+        listener.default_filter_chain.CopyFrom(last)
+        if last is not unclaimed:
+            listener.default_filter_chain.ClearField("filter_chain_match")
 
 
 def unclaimed_chain(name: str, cluster: str, reporting: Reporting) -> lc_pb2.FilterChain:
     """What no chain of a listener is for goes to a cluster."""
     return lc_pb2.FilterChain(name=name, filters=[tcp_proxy(cluster, [(cluster, 1)], reporting)])
-
-
-def distinct_chains(chains: list[lc_pb2.FilterChain]) -> list[lc_pb2.FilterChain]:
-    """Chains without what an earlier one matches too: Envoy refuses a listener with two chains for
-    one name at one network."""
-    out: list[lc_pb2.FilterChain] = []
-    taken: set[_Way] = set()
-    for chain in chains:
-        ways = _ways(chain.filter_chain_match)
-        free = [way for way in ways if way not in taken]
-        taken.update(free)
-        out += [chain] if len(free) == len(ways) else _narrowed(chain, free)
-    return out
 
 
 class _Way(NamedTuple):

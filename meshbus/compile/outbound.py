@@ -10,7 +10,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
 
-from meshbus.compile.chains import add_chains, distinct_chains, unclaimed_chain
+from meshbus.compile.chains import Chains, unclaimed_chain
 from meshbus.compile.clusters import source_key
 from meshbus.compile.connection_settings import ConnectionSettings
 from meshbus.compile.connections import (
@@ -75,7 +75,7 @@ from meshbus.compile.virtual_hosts import (
 )
 from meshbus.compile.visibility import Ref
 from meshbus.model.keys import Key
-from meshbus.model.rows import Service, ServicePort
+from meshbus.model.rows import Service
 
 PASSED_ON = "PassthroughFilterChain"
 """The chain for what no other chain of a listener is for."""
@@ -91,6 +91,8 @@ class Placed(NamedTuple):
     host: str
     protocol: str
     service: Key
+    networks: tuple[str, ...] = ()
+    """Where connections go to that are meant for it; empty: all."""
 
 
 class Bound(NamedTuple):
@@ -116,12 +118,9 @@ class SharedPort(NamedTuple):
 
     http: bool
     """Routes by host: route configuration `PORT`."""
-    by_name: tuple[str, ...]
-    """Hosts told apart by SNI."""
-    by_network: tuple[tuple[str, tuple[str, ...], bool], ...]
-    """(host, networks, told apart by SNI as well)."""
-    rest: str
-    """Host that takes every other connection; empty: nobody."""
+    services: tuple[Placed, ...] = ()
+    """Those whose connections are told apart by SNI, where they have TLS, and by network; of those
+    that are not the first takes all."""
     bind: str = ""
     """Address of the listener; empty: every address."""
     captured: bool = True
@@ -166,15 +165,26 @@ class Plan(NamedTuple):
 
 
 class _Places:
-    """Ports on addresses of their own, while it is found out who has them.
+    """Addresses with a port, while it is found out who has them. In front of each, as of all at
+    once, who declares TCP shares with others what it does not take itself; of those who declare
+    nothing one has the connections; and servers that speak first share with nobody.
 
-    Source: Istio, buildSidecarOutboundListener: who declares TCP shares with others what it does
-    not take itself, of those who declare nothing one has the place, and servers that speak first
-    share with nobody.
+    Source: Istio, buildSidecarOutboundListener.
     """
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, int], tuple[tuple[str, ...], list[Placed]]] = {}
+        self._spoken: dict[tuple[str, int], tuple[str, str]] = {}
+
+    def let_in(self, address: str, port: int, host: str, protocol: str) -> str:
+        """Returns the host that cannot be beside a protocol at a place; empty: nobody."""
+        own = "" if is_http(protocol) else protocol
+        held, first = self._spoken.setdefault((address, port), (own, host))
+        if held != own and not SPEAK_FIRST.isdisjoint((held, own)):
+            return first
+        if not own:
+            self._spoken[address, port] = ("", first)
+        return ""
 
     def add(self, addresses: tuple[str, ...], port: int, service: Placed) -> str:
         """Give a service a place. Returns the host that stands in its way; empty: nobody does."""
@@ -182,12 +192,10 @@ class _Places:
         sniffed = next((s for s in held if is_sniffed(s.protocol)), None)
         if sniffed is not None and is_sniffed(service.protocol):
             return sniffed.host
-        if held:
-            both = {service.protocol, "" if sniffed is not None else held[0].protocol}
-            if len(both) > 1 and not both.isdisjoint(SPEAK_FIRST):
-                return held[0].host
-        held.append(service)
-        return ""
+        in_way = self.let_in(addresses[0], port, service.host, service.protocol)
+        if not in_way:
+            held.append(service)
+        return in_way
 
     def bound(self) -> tuple[Bound, ...]:
         """What there is, in order of address and port."""
@@ -220,12 +228,8 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     """
     places = _Places()
     http: set[int] = set()
-    by_name: dict[int, list[str]] = {}
-    by_network: dict[int, list[tuple[str, tuple[str, ...], bool]]] = {}
-    rest: dict[int, str] = {}
+    sharing: dict[int, list[Placed]] = {}
     lost: list[Lost] = []
-    listened: dict[int, str] = {}
-    unheard: dict[int, str] = {}
     own = {e.port: e for e in view.viewer.egress if e.port and e.protocol != HTTP_PROXY}
     placed = {number: e for number, e in own.items() if e.bind or not e.captured}
     placed_hosts = {
@@ -251,12 +255,6 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         if host in stands_for:
             continue
         row: Service = ref.row
-
-        def take_rest(number: int, host: str = host, key: Key = ref.key) -> None:
-            winner = rest.setdefault(number, host)
-            if winner != host:
-                lost.append(Lost(key, number, winner))
-
         known = row.addresses or (row.auto_addresses if view.dns else [])
         single = tuple(a for a in known if "/" not in a and view.families.has(a))
         networks = tuple(a for a in row.addresses if "/" in a and view.families.has(a))
@@ -267,55 +265,52 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             if port.protocol == UDP:
                 continue
             number = port.number
-            shares = is_http(port.protocol) or not (single or networks or row.headless)
+            here = Placed(host, port.protocol, ref.key)
+            everywhere = not (single or networks or row.headless)
+            shares = is_http(port.protocol) or bool(networks) or everywhere
             if number in barred:
                 lost.append(Lost(ref.key, number, ""))
                 continue
-            if number in reserved and (shares or networks):
+            if number in reserved and shares:
                 lost.append(Lost(ref.key, number, "the proxy itself"))
                 continue
-            if shares and number not in placed:
-                # Where servers speak first nobody can look at what clients say.
-                first = port.protocol in SPEAK_FIRST
-                mine, others = (unheard, listened) if first else (listened, unheard)
-                if number in others:
-                    lost.append(Lost(ref.key, number, others[number]))
-                    continue
-                if first or is_http(port.protocol) or is_sniffed(port.protocol):
-                    mine.setdefault(number, host)
+            asked_for = host in placed_hosts.get(number, visible)
+            if number in placed and asked_for and not is_http(port.protocol):
+                # There is no address to tell services apart by.
+                if is_sniffed(port.protocol):
+                    http.add(number)
+                sharing.setdefault(number, []).append(here)
+                continue
+            if number in placed:
+                shares = is_http(port.protocol)
+            elif shares:
+                winner = places.let_in("", number, host, port.protocol)
+                if winner:
+                    lost.append(Lost(ref.key, number, winner))
+                    shares = False
             if is_http(port.protocol):
-                http.add(number)
-            elif number in placed and host in placed_hosts.get(number, visible):
-                _place(host, port, http, by_name, rest)
-            elif row.headless and single:
-                for a in single:
-                    places.add((a,), number, Placed(host, port.protocol, ref.key))
-            elif single or networks:
-                together = _v4_first(single)
-                # Each address of a ServiceEntry stands for itself.
-                groups = [(a,) for a in together] if row.origin == "external" else [together]
-                for addresses in filter(None, groups):
-                    service = Placed(host, port.protocol, ref.key)
-                    winner = places.add(addresses, number, service)
-                    if winner:
-                        lost.append(Lost(ref.key, number, winner))
-                if networks:
-                    named = port.protocol in TLS
-                    by_network.setdefault(number, []).append((host, networks, named))
-            elif row.headless:
-                continue  # Nobody is there: a listener would stand in the way of others.
-            elif port.protocol in TLS:
-                by_name.setdefault(number, []).append(host)
-            elif is_sniffed(port.protocol):
+                if shares:
+                    http.add(number)
+                continue
+            if row.headless:
+                for address_ in single:
+                    places.add((address_,), number, here)
+                continue
+            together = _v4_first(single)
+            # Each address of a ServiceEntry stands for itself.
+            groups = [(a,) for a in together] if row.origin == "external" else [together]
+            for addresses in filter(None, groups):
+                winner = places.add(addresses, number, here)
+                if winner:
+                    lost.append(Lost(ref.key, number, winner))
+            if shares and not (is_sniffed(port.protocol) and number in http):
                 # Beside HTTP that is older there is no chain for its other connections.
-                if number not in http:
-                    take_rest(number)
+                sharing.setdefault(number, []).append(here._replace(networks=networks))
+            if shares and is_sniffed(port.protocol):
                 http.add(number)
-            else:
-                take_rest(number)
-    shared = sorted({*http, *by_name, *by_network, *rest})
+    shared = sorted({*http, *sharing})
     proxies = tuple(
-        (e.port, SharedPort(True, (), (), "", e.bind or view.families.localhost, False, True))
+        (e.port, SharedPort(True, (), e.bind or view.families.localhost, False, True))
         for e in view.viewer.egress
         if e.protocol == HTTP_PROXY and e.port and view.may_bind(e.port) and e.port not in shared
     )
@@ -327,9 +322,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
                 n,
                 SharedPort(
                     n in http,
-                    tuple(by_name.get(n, ())),
-                    tuple(by_network.get(n, ())),
-                    rest.get(n, ""),
+                    tuple(sharing.get(n, ())),
                     placed[n].bind or view.families.localhost if n in placed else "",
                     n not in placed or placed[n].captured,
                 ),
@@ -338,23 +331,6 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         ),
         tuple(sorted(lost)),
     )
-
-
-def _place(
-    host: str,
-    port: ServicePort,
-    http: set[int],
-    by_name: dict[int, list[str]],
-    rest: dict[int, str],
-) -> None:
-    """At a port with an address of the Sidecar's there is no other address to tell services apart
-    by: names do, and what has none goes to the first."""
-    if port.protocol in TLS:
-        by_name.setdefault(port.number, []).append(host)
-        return
-    if is_sniffed(port.protocol):
-        http.add(port.number)
-    rest.setdefault(port.number, host)
 
 
 def _v4_first(addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -551,16 +527,12 @@ def _bound_listener(
         stat = f"outbound_{name};"
         route = sniffed_route_name(bound.http, port)
         out.filter_chains.append(http_chain(reader, view, port, stat, route, reporting))
-    chains: list[lc_pb2.FilterChain] = []
-    for host, protocol, service in bound.services:
-        own = service_chains(reader, view, host, port, protocol, reporting, report)
-        together = distinct_chains([*chains, *own])
-        if len(together) == len(chains) and host != bound.http:
-            row: Service = reader.get(service)
-            if not row.headless:  # Who else has an endpoint leads to it as well.
-                _tell(reader, Lost(service, port, bound.services[0].host), report)
-        chains = together
-    add_chains(out, chains, unclaimed_chain(PASSED_ON, view.unknown_tcp, reporting))
+    chains = Chains()
+    for service in bound.services:
+        own = service_chains(reader, view, service.host, port, service.protocol, reporting, report)
+        if not chains.add(own) and service.host != bound.http:
+            _tell(reader, Lost(service.service, port, bound.services[0].host), report)
+    chains.put(out, unclaimed_chain(PASSED_ON, view.unknown_tcp, reporting))
     if bound.http or any(service.protocol in TLS for service in bound.services):
         inspect(out, reader.node(mesh), http=bool(bound.http))
     return out
@@ -588,21 +560,26 @@ def _shared_listener(
         out.filter_chains.append(
             http_chain(reader, view, port, f"outbound_{name};", str(port), reporting)
         )
-    chains: list[lc_pb2.FilterChain] = []
-    for host in shared.by_name:
-        names = _sni_of(reader, view, host)
-        chains += service_chains(reader, view, host, port, "TLS", reporting, report, names=names)
-    for host, networks, named in shared.by_network:
-        protocol, names = ("TLS", _sni_of(reader, view, host)) if named else ("", ())
-        chains += service_chains(
-            reader, view, host, port, protocol, reporting, report, names=names, networks=networks
+    chains = Chains()
+    for host, protocol, key, networks in shared.services:
+        names = _sni_of(reader, view, host) if protocol in TLS else ()
+        own = service_chains(
+            reader,
+            view,
+            host,
+            port,
+            protocol,
+            reporting,
+            report,
+            names=names,
+            networks=networks,
         )
-    if shared.rest:
-        chains += service_chains(reader, view, shared.rest, port, "", reporting, report)
+        if not chains.add(own) and not is_sniffed(protocol):
+            _tell(reader, Lost(key, port, shared.services[0].host), report)
     # What was not redirected has no other destination than this very listener.
     unknown = view.unknown_tcp if shared.captured else BLACK_HOLE
-    add_chains(out, chains, unclaimed_chain(PASSED_ON, unknown, reporting))
-    if shared.http or shared.by_name or any(named for _, _, named in shared.by_network):
+    chains.put(out, unclaimed_chain(PASSED_ON, unknown, reporting))
+    if shared.http or any(service.protocol in TLS for service in shared.services):
         inspect(out, reader.node(mesh), http=shared.http)
     return out
 

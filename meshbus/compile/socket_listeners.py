@@ -7,10 +7,9 @@ Source: networking Sidecar, IstioEgressListener `bind`; Istio names listener and
 """
 
 from envoy.config.core.v3 import base_pb2
-from envoy.config.listener.v3 import listener_components_pb2 as lc_pb2
 from envoy.config.listener.v3 import listener_pb2
 
-from meshbus.compile.chains import add_chains, unclaimed_chain
+from meshbus.compile.chains import Chains, unclaimed_chain
 from meshbus.compile.connections import Reporting, encode_listener
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Part, Report
@@ -95,7 +94,7 @@ def _add_connections(
     report: Report,
 ) -> None:
     """Chains of what is not HTTP."""
-    chains: list[lc_pb2.FilterChain] = []
+    chains = Chains()
     for_rest = True
     seen = reader.node(visible_services, behind.viewer)
     for host, ref in in_precedence(reader, seen, behind.namespace):
@@ -104,8 +103,9 @@ def _add_connections(
             if protocol == UDP or is_http(protocol) or not (protocol in TLS or for_rest):
                 continue
             for_rest &= protocol in TLS
-            chains += service_chains(
+            own = service_chains(
                 reader, behind, host, number, protocol, reporting, report, names=(host,)
             )
+            chains.add(own)
     nowhere = unclaimed_chain("BlackHoleFilterChain", BLACK_HOLE, reporting)
-    add_chains(listener, chains, nowhere)
+    chains.put(listener, nowhere)
