@@ -3,7 +3,6 @@
 Written by the leader, differences only.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from meshbus_config.errors import ApiError
 from meshbus_config.ingress_status import IngressStatuses
 from meshbus_config.outcomes import CONFIGURED, Plan
 from meshbus_config.references import References, text_of
+from meshbus_config.rounds import Rounds
 from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Store
 
@@ -27,8 +27,6 @@ RECONCILED = "Reconciled"
 RESOLVED_REFS = "ResolvedRefs"
 EFFECTIVE = "Effective"
 _OURS = (RECONCILED, RESOLVED_REFS, EFFECTIVE)
-_PAUSE_S = 0.5
-_RETRY_S = 5.0
 _MESSAGE_CHARACTERS = 1024
 _PER_WRITE = 500
 _SHOWN = 3
@@ -257,13 +255,13 @@ class StatusWriter:
         self._open: set[Key] = set()
         self._found = Found()
         self._led_since: int | None = None
-        self._wake = asyncio.Event()
+        self._rounds = Rounds()
         self.looks = 0
         """Looks at single objects."""
 
     def wake(self) -> None:
         """Something has changed."""
-        self._wake.set()
+        self._rounds.wake()
 
     def changed(self, world: World, touched: Iterable[Query]) -> None:
         """The next world, as the mirror gives it."""
@@ -276,16 +274,11 @@ class StatusWriter:
 
     async def run(self) -> None:
         """Write until cancelled."""
-        while True:
-            try:
-                async with asyncio.timeout(_RETRY_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
-            if self._store.leading:
-                await self.write()
-            await asyncio.sleep(_PAUSE_S)
+        await self._rounds.run(self._write_if_leading)
+
+    async def _write_if_leading(self) -> None:
+        if self._store.leading:
+            await self.write()
 
     async def write(self) -> None:
         """Write what differs, once; what is too much for one change is left for the next time."""

@@ -39,6 +39,7 @@ from meshbus_config.object_status import (
     refusal_verdict,
 )
 from meshbus_config.references import References
+from meshbus_config.rounds import Rounds
 from meshbus_config.status_board import StatusBoard
 from meshbus_config.store import Store
 
@@ -48,8 +49,6 @@ PENDING = "Pending"
 OURS = (ACCEPTED, RESOLVED_REFS, EFFECTIVE, PROGRAMMED)
 _ONCE_BAD = (RESOLVED_REFS, EFFECTIVE)
 """Conditions that an object has only once one was not so."""
-_PAUSE_S = 0.5
-_RETRY_S = 5.0
 _SHOWN = 3
 _CHARACTERS = 1024
 
@@ -196,7 +195,7 @@ class StatusWriting:
         self._open: set[Key] = set()
         self._known = Found()
         self._led = False
-        self._wake = asyncio.Event()
+        self._rounds = Rounds()
         self.written = 0
         """Statuses written since this process began."""
         self.looks = 0
@@ -204,7 +203,7 @@ class StatusWriting:
 
     def wake(self) -> None:
         """Something has changed."""
-        self._wake.set()
+        self._rounds.wake()
 
     def world_changed(self, touched: Iterable[Query]) -> None:
         """Rows have changed."""
@@ -215,19 +214,14 @@ class StatusWriting:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            try:
-                async with asyncio.timeout(_RETRY_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
-            leads = self._lease.held and self._following.synced
-            if leads:
-                await self.write_all()
-                await self._ingresses.write()
-            self._led = leads
-            await asyncio.sleep(_PAUSE_S)
+        await self._rounds.run(self._write_if_leading)
+
+    async def _write_if_leading(self) -> None:
+        leads = self._lease.held and self._following.synced
+        if leads:
+            await self.write_all()
+            await self._ingresses.write()
+        self._led = leads
 
     async def write_all(self) -> None:
         """Look at every object that is to be looked at, once."""
