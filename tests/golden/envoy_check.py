@@ -97,7 +97,8 @@ _FILES = {"certificateChain": 0, "trustedCa": 0, "privateKey": 1}
 
 def _in_place(value: Any, routes: dict[str, Any], extensions: dict[str, Any]) -> Any:
     if isinstance(value, list):
-        return [_in_place(item, routes, extensions) for item in value]
+        kept = [item for item in value if not _is_to_be_fetched(item, extensions)]
+        return [_in_place(item, routes, extensions) for item in kept]
     if not isinstance(value, dict):
         return value
     if "configDiscovery" in value:
@@ -106,13 +107,19 @@ def _in_place(value: Any, routes: dict[str, Any], extensions: dict[str, Any]) ->
     for name, item in value.items():
         if name == "rds":
             out["routeConfig"] = _in_place(routes[item["routeConfigName"]], routes, extensions)
-        elif name == "sdsConfig":
+        elif name == "sdsConfig" or (name == "crl" and "filename" in item):
             continue
         elif name in _FILES and "filename" in item:
             out[name] = {"inlineString": certificate()[_FILES[name]]}
         else:
             out[name] = _in_place(item, routes, extensions)
     return out
+
+
+def _is_to_be_fetched(item: Any, extensions: dict[str, Any]) -> bool:
+    """A module: no proxy is given its configuration before it has been fetched."""
+    found = isinstance(item, dict) and "configDiscovery" in item
+    return found and extensions[item["name"]]["@type"].endswith(".v3.Wasm")
 
 
 def refusal(document: dict[str, Any], folder: Path) -> str:

@@ -28,6 +28,7 @@ import yaml
 from test_golden_walk import proxy_of
 
 from meshbus.compile.offline import compile_documents
+from meshbus.validate import validate_object
 
 FOLDER = Path(__file__).parent / "fields"
 NAMED = re.compile(r"\[[^]]*[^]0-9][^]]*\]")
@@ -77,6 +78,7 @@ def compiled(file: dict[str, Json], case: dict[str, Json], spec: Json) -> set[st
     if "object" in file:
         held = copy.deepcopy(file["object"])
         held["spec"] = merged(merged(held["spec"], set_before), spec)
+        assert not spec or not validate_object(held).errors
         documents.append(held)
     else:
         mesh = merged(set_before, spec)
