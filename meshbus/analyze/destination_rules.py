@@ -18,6 +18,7 @@ from meshbus.analyze.objects import (
     text,
     texts,
 )
+from meshbus.api.credentials import CONFIG_MAP
 
 _TOPOLOGY = (
     "topology.kubernetes.io/region",
@@ -46,7 +47,9 @@ def unverified(objects: Objects) -> Iterator[Message]:
 
 
 def _is_unverified(tls: Mapping[str, object], fetched: bool) -> bool:
-    verified = tls.get("caCertificates") or (fetched and tls.get("credentialName"))
+    name = text(tls.get("credentialName"))
+    fetched = fetched or name.startswith(CONFIG_MAP)
+    verified = tls.get("caCertificates") or (fetched and name)
     return tls.get("mode") in ("SIMPLE", "MUTUAL") and not verified
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
+from meshbus.api.credentials import CONFIG_MAP
 from meshbus.model.key_sources import key_set_key, source_of, token_rules
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, KeySet
@@ -145,14 +146,25 @@ def _gateway(names: _Names, spec: Mapping[str, Any]) -> Iterator[Missing]:
         wanted = [("credentialName", tls.get("credentialName"))]
         for index, name in enumerate(tls.get("credentialNames") or ()):
             wanted.append((f"credentialNames[{index}]", name))
+        if wanted_roots := tls.get("caCertCredentialName"):
+            wanted.append(("caCertCredentialName", wanted_roots))
         for field, name in wanted:
             if not isinstance(name, str) or not name:
                 continue
+            if name.startswith(CONFIG_MAP):
+                namespace, _, short = name.removeprefix(CONFIG_MAP).partition("/")
+                if not names.has("configmaps", short, namespace):
+                    message = f"there is no ConfigMap {namespace}/{short}"
+                    yield Missing(f"{place}.tls.{field}", message)
+                continue
             short = name.rpartition("/")[2]
+            held = {short}
+            if field == "caCertCredentialName":
+                held.add(short.removesuffix("-cacert"))
             # The Secret belongs into the namespace of the gateway's workload, which is not
             # always that of the Gateway.
             found = names.rows.entries(Query("cfg.secrets", "all", None))
-            if not any(entry.key.name == short for entry in found):
+            if not any(entry.key.name in held for entry in found):
                 yield Missing(f"{place}.tls.{field}", f"there is no Secret {name!r}")
 
 

@@ -283,6 +283,10 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         "which proxies",
         "tests/unit/inject/test_inject_proxy_configs.py",
     ),
+    ("ServerTLSSettings", "caCertCredentialName"): (
+        "DownstreamTlsContext, by SDS",
+        f"{TASKS}/test_tasks_authorities.py",
+    ),
     ("ProxyHeaders", "attemptCount"): (
         "VirtualHost.include_request_attempt_count",
         f"{UNIT}/test_compile_proxy_headers.py",

@@ -1,11 +1,12 @@
 """Secrets that clusters ask for: `credentialName` of destination rules, which holds at gateways,
-and at sidecars under a rule with a `workloadSelector`.
+and at sidecars under a rule with a `workloadSelector`, or where it names a ConfigMap.
 
 Source: networking ClientTLSSettings reference.
 """
 
 from typing import Any, NamedTuple
 
+from meshbus.compile.credential_names import is_config_map
 from meshbus.compile.credentials import (
     DESTINATION_RULE,
     SecretNeed,
@@ -16,14 +17,15 @@ from meshbus.compile.credentials import (
 )
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import Finding, Report
-from meshbus.compile.reach import reaches
+from meshbus.compile.reach import Reach, reaches
 from meshbus.compile.traffic_policy import merged_rule
 from meshbus.compile.virtual_hosts import View
 from meshbus.model.keys import Key
+from meshbus.model.world import Query
 
 
 class Named(NamedTuple):
-    """A Secret that a destination rule names."""
+    """A Secret or ConfigMap that a destination rule names."""
 
     origin: Key
     path: str
@@ -42,7 +44,7 @@ class ClusterSecrets(NamedTuple):
 
 
 def rule_credentials(reader: Reader, rules: tuple[Key, ...]) -> tuple[Named, ...]:
-    """Node: Secrets that the rules of one host name."""
+    """Node: what the rules of one host name."""
     rule = reader.node(merged_rule, rules)
     found: dict[Named, None] = {}
     if rule.policy_origin is not None:
@@ -67,15 +69,36 @@ def _of(policy: dict[str, Any], origin: Key, path: str) -> dict[Named, None]:
     return out
 
 
+def named_in(reader: Reader, reach: Reach) -> tuple[tuple[tuple[Key, ...], Named], ...]:
+    """Node: what the rules of one namespace's services name, with the rules of the service."""
+    return tuple(
+        (member.rules, named)
+        for member in reach.members
+        if member.rules
+        for named in reader.node(rule_credentials, member.rules)
+    )
+
+
+def names_config_maps(reader: Reader, view: View) -> bool:
+    """Node: some rule that a view follows names a ConfigMap."""
+    if not reader.entries(Query("cfg.destinationrules", "config maps", True)):
+        return False
+    return any(
+        is_config_map(named.name)
+        for reach in reader.node(reaches, view)
+        for _, named in reader.node(named_in, reach)
+    )
+
+
 def cluster_secrets(reader: Reader, view: View, router: bool) -> ClusterSecrets:
     """Node: Secrets that the clusters of a view need."""
     report = Report()
     needs: list[SecretNeed] = []
     named: dict[Named, None] = {}
     for reach in reader.node(reaches, view):
-        for member in reach.members:
-            if member.rules and (router or not view.rules.isdisjoint(member.rules)):
-                named.update(dict.fromkeys(reader.node(rule_credentials, member.rules)))
+        for rules, wanted in reader.node(named_in, reach):
+            if router or is_config_map(wanted.name) or not view.rules.isdisjoint(rules):
+                named[wanted] = None
     for wanted in named:
         who = Wanting(DESTINATION_RULE, wanted.origin, view.namespace)
         with report.guard(wanted.origin, wanted.path):

@@ -7,6 +7,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
 from meshbus.api.addresses import is_ip
+from meshbus.compile.credential_names import is_config_map
 from meshbus.compile.dynamic_names import DYNAMIC_DNS, resolve_as_named
 from meshbus.compile.endpoints import (
     all_mutual,
@@ -232,9 +233,11 @@ def _chooses(policy: dict[str, Any]) -> str:
 
 def _without_secrets(policy: dict[str, Any]) -> dict[str, Any]:
     """As sidecars follow a rule that is for all: a Secret is for gateways, and TLS with it begins
-    there. Source: networking ClientTLSSettings.credentialName."""
+    there. Authorities in a ConfigMap are for everybody. Source: networking
+    ClientTLSSettings.credentialName; Istio, ClusterBuilder.buildUpstreamClusterTLSContext."""
     tls = policy.get("tls") or {}
-    if tls.get("credentialName") and tls.get("mode") in ("SIMPLE", "MUTUAL"):
+    name = str(tls.get("credentialName") or "")
+    if name and not is_config_map(name) and tls.get("mode") in ("SIMPLE", "MUTUAL"):
         return {**policy, "tls": {"mode": "DISABLE"}}
     return policy
 

@@ -1,7 +1,8 @@
 """Secrets that proxies will ask for: which object each comes from, and who may have it.
 
 A bare name is a Secret of the proxy's own namespace. One of another namespace may be used by
-objects of that namespace, and by those that a ReferenceGrant there lets in.
+objects of that namespace, and by those that a ReferenceGrant there lets in. Authorities in a
+ConfigMap are no secret: every object may name them.
 
 Source: https://gateway-api.sigs.k8s.io/api-types/referencegrant/ ; Istio's `credentialName`.
 """
@@ -10,11 +11,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from meshbus.compile.credential_names import (
+    AUTHORITY_KEYS,
+    CONFIG_MAPS,
     Credential,
     certificate_name,
     credential_of,
     roots_name,
     roots_secret_of,
+    without_suffix,
 )
 from meshbus.compile.engine import Reader
 from meshbus.compile.findings import NotCompiledError
@@ -35,7 +39,7 @@ class SecretNeed(NamedTuple):
     name: str
     """`default`, `ROOTCA`, `kubernetes://NAME` or `kubernetes://NAME-cacert`."""
     key: Key | None
-    """The Secret object that it comes from; None: made by the gateway."""
+    """The Secret or ConfigMap that it comes from; None: made by the gateway."""
     part: str
     """`certificate` (chain and key) or `ca` (what peers are checked with)."""
     origins: tuple[Key, ...] = ()
@@ -43,7 +47,7 @@ class SecretNeed(NamedTuple):
 
 
 class Wanting(NamedTuple):
-    """An object that names a Secret, on behalf of a proxy."""
+    """An object that names a Secret or ConfigMap, on behalf of a proxy."""
 
     kind: str
     origin: Key
@@ -71,11 +75,13 @@ def _records(value: Any) -> Iterable[Mapping[str, Any]]:
 
 
 def _located(reader: Reader, who: Wanting, credential: Credential, path: str) -> Key:
-    """The key of a Secret that an object may name.
+    """The key of what an object may name.
 
     Raises:
         NotCompiledError: It may not.
     """
+    if credential.table == CONFIG_MAPS:
+        return Key(who.origin.cluster, "cfg", CONFIG_MAPS, credential.namespace, credential.name)
     namespace, name = credential.namespace or who.proxy_namespace, credential.name
     own = {who.proxy_namespace, who.origin.namespace}
     if namespace not in own:
@@ -100,7 +106,10 @@ def certificate_need(reader: Reader, who: Wanting, written: str, path: str) -> S
     Raises:
         NotCompiledError: There is no such Secret, or it may not be used.
     """
-    key = _located(reader, who, credential_of(written, path), path)
+    credential = credential_of(written, path)
+    if credential.table == CONFIG_MAPS:
+        raise NotCompiledError(path, f"{written!r} is a ConfigMap: it has no certificate and key")
+    key = _located(reader, who, credential, path)
     if reader.get(key) is None:
         raise NotCompiledError(path, f"Secret {key.namespace}/{key.name} does not exist")
     return SecretNeed(certificate_name(written), key, "certificate", (who.origin,))
@@ -108,12 +117,15 @@ def certificate_need(reader: Reader, who: Wanting, written: str, path: str) -> S
 
 def roots_need(reader: Reader, who: Wanting, written: str, path: str) -> SecretNeed:
     """The need of the roots that come with a certificate: in a Secret of their own (`-cacert`), or
-    in the same (`ca.crt`).
+    in the same (`ca.crt`); or of those in a ConfigMap.
 
     Raises:
         NotCompiledError: There is neither, or it may not be used.
     """
     credential = credential_of(written, path)
+    if credential.table == CONFIG_MAPS:
+        key = _config_map(reader, who, credential, path)
+        return SecretNeed(roots_name(written), key, "ca", (who.origin,))
     key = _located(reader, who, credential, path)
     separate = key._replace(name=roots_secret_of(credential).name)
     held = separate if reader.get(separate) is not None else key
@@ -125,12 +137,45 @@ def roots_need(reader: Reader, who: Wanting, written: str, path: str) -> SecretN
 
 
 def named_roots_need(reader: Reader, who: Wanting, written: str, path: str) -> SecretNeed:
-    """The need of roots in a Secret that is named for them (`caCertCredentialName`).
+    """The need of roots in a Secret or ConfigMap that is named for them (`caCertCredentialName`).
 
     Raises:
-        NotCompiledError: There is no such Secret, or it may not be used.
+        NotCompiledError: There is none, or it may not be used.
     """
-    return certificate_need(reader, who, written, path)._replace(part="ca")
+    credential = credential_of(written, path)
+    if credential.table == CONFIG_MAPS:
+        key = _config_map(reader, who, credential, path)
+    else:
+        key = _located(reader, who, credential, path)
+        other = key._replace(name=without_suffix(credential).name)
+        if reader.get(key) is None and reader.get(other) is None:
+            raise NotCompiledError(path, f"Secret {key.namespace}/{key.name} does not exist")
+        key = key if reader.get(key) is not None else other
+    return SecretNeed(certificate_name(written), key, "ca", (who.origin,))
+
+
+def _config_map(reader: Reader, who: Wanting, credential: Credential, path: str) -> Key:
+    """A ConfigMap with authorities.
+
+    Raises:
+        NotCompiledError: There is none, or it has none.
+    """
+    key = _located(reader, who, credential, path)
+    row = reader.get(key)
+    if row is None:
+        raise NotCompiledError(path, f"ConfigMap {key.namespace}/{key.name} does not exist")
+    if not authorities_in(row.spec):
+        message = f"ConfigMap {key.namespace}/{key.name} has neither ca.crt nor cacert"
+        raise NotCompiledError(path, message)
+    return key
+
+
+def authorities_in(content: Mapping[str, Any]) -> dict[str, bytes]:
+    """Authorities of a ConfigMap, and what they have revoked, by key; none without authorities."""
+    data = content.get("data")
+    texts = data if isinstance(data, dict) else {}
+    found = {k: str(texts[k]).encode() for k in AUTHORITY_KEYS if texts.get(k)}
+    return found if found.keys() & {"ca.crt", "cacert"} else {}
 
 
 def united(needs: Iterable[SecretNeed]) -> tuple[SecretNeed, ...]:

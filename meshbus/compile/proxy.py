@@ -19,6 +19,7 @@ from meshbus.compile.asked_clusters import (
 )
 from meshbus.compile.asked_hosts import Tables, first_hosts
 from meshbus.compile.bootstrap_patches import MARK, bootstrap_findings
+from meshbus.compile.cluster_secrets import names_config_maps
 from meshbus.compile.clusters import ClusterStyle
 from meshbus.compile.connection_settings import ConnectionSettings, connection_settings_of
 from meshbus.compile.credentials import SecretNeed
@@ -413,7 +414,7 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
         hosts = ((VHDS, (Ask(first_hosts, (tables,)),)),)
     own: tuple[Ask, ...] = (clusters, Ask(own_clusters, (inbound.clusters, app_address)))
     secrets = None
-    if view.rules:
+    if bool(view.rules) or reader.node(names_config_maps, view):
         own += (Ask(selected_findings, (view,)),)
         secrets = Ask(selected_secrets, (view,))
     return Plan(

@@ -158,8 +158,8 @@ PERMISSIONS = (
         ("",),
         ("secrets", "configmaps"),
         _READ,
-        "certificates and keys that a Gateway names: each is read and watched by its name, after "
-        "a gateway of its namespace has asked for it",
+        "certificates, keys and authorities that objects name: each is read and watched by its "
+        "name, and of a ConfigMap the authorities alone are kept",
     ),
     Rule(
         "config",

@@ -9,6 +9,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from meshbus.api.credentials import CONFIG_MAP
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, EndpointShard, KeySet, Row, Service, WorkloadInstance
 
@@ -108,6 +109,16 @@ def _by_zones(key: Key, row: Row) -> Iterable[Hashable]:
     return (True,) if zones else ()
 
 
+def _by_config_maps(key: Key, row: Row) -> Iterable[Hashable]:
+    """True for rules that name a ConfigMap with authorities."""
+    named = any(
+        str(tls.get("credentialName") or "").startswith(CONFIG_MAP)
+        for policy in _traffic_policies(row)
+        for tls in _records([policy.get("tls")])
+    )
+    return (True,) if named else ()
+
+
 def _traffic_policies(row: Row) -> Iterator[dict[str, Any]]:
     """Those of a DestinationRule, its subsets and its ports."""
     assert isinstance(row, ConfigObject)
@@ -142,7 +153,12 @@ INDEXES: dict[str, dict[str, Callable[[Key, Row], Iterable[Hashable]]]] = {
     "jwks.keys": {"source": _by_source},
     "cfg.endpointslices": {"service": _by_service_name},
     "cfg.virtualservices": {"host": _hosts_of},
-    "cfg.destinationrules": {"host": _hosts_of, "ranking": _by_ranking, "zones": _by_zones},
+    "cfg.destinationrules": {
+        "host": _hosts_of,
+        "ranking": _by_ranking,
+        "zones": _by_zones,
+        "config maps": _by_config_maps,
+    },
     "cfg.serviceentries": {"host": _hosts_of},
 }
 """Indexes by table and name, besides `key`, `all` and `namespace`, which every table has."""

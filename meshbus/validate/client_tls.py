@@ -5,12 +5,10 @@ Source: https://istio.io/latest/docs/reference/config/networking/destination-rul
 
 from msgspec import UnsetType
 
+from meshbus.api.credentials import CONFIG_MAP
 from meshbus.api.networking.destination_rule import ClientTLSSettings
 from meshbus.validate.malformed import independent
 from meshbus.validate.report import Findings
-
-CONFIG_MAP = "configmap://"
-"""Begins the name of a ConfigMap with authorities: `configmap://NAMESPACE/NAME`."""
 
 
 @independent

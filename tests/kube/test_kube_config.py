@@ -249,6 +249,47 @@ async def test_only_secrets_that_are_named_are_read(mesh: Mesh) -> None:
         )
 
 
+async def test_of_config_maps_that_are_named_the_authorities_are_read(mesh: Mesh) -> None:
+    def config_map(name: str, roots: str) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": mesh.root},
+            "data": {"ca.crt": roots, "other": "x"},
+        }
+
+    rule = {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": {"name": "bank", "namespace": mesh.root},
+        "spec": {
+            "host": "bank.example.com",
+            "trafficPolicy": {
+                "tls": {"mode": "SIMPLE", "credentialName": f"configmap://{mesh.root}/trust"}
+            },
+        },
+    }
+    async with rows_of(mesh.nats) as rows:
+
+        def held(name: str) -> Any:
+            row = rows.mirror.world.get(key_of(mesh.root, name, "configmaps"))
+            return None if row is None else row.spec
+
+        await call(mesh.cluster.apply, config_map("trust", "one"))
+        await call(mesh.cluster.apply, config_map("other", "x"))
+        await call(mesh.cluster.apply, rule)
+        await rows.until(lambda: held("trust") == {"data": {"ca.crt": "one"}})
+        assert held("other") is None
+        await call(mesh.cluster.apply, config_map("trust", "two"))
+        await rows.until(lambda: held("trust") == {"data": {"ca.crt": "two"}})
+        await call(mesh.cluster.delete, config_map("trust", "two"))
+        await rows.until(lambda: held("trust") is None)
+        await call(mesh.cluster.apply, config_map("trust", "three"))
+        await rows.until(lambda: held("trust") is not None)
+        await call(mesh.cluster.delete, rule)
+        await rows.until(lambda: held("trust") is None)
+
+
 @pytest.fixture
 def webhook(mesh: Mesh) -> Iterator[Mesh]:
     """The validating webhook, registered for this test's namespace; config fills in the CA."""

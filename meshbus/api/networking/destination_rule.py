@@ -255,7 +255,8 @@ class ClientTLSSettings(Shape, frozen=True, kw_only=True):
     ca_certificates: str = ""
     """File of the authorities that may have signed the host's certificate."""
     credential_name: str = ""
-    """Secret with certificates, at gateways."""
+    """Secret with certificates, at gateways; or `configmap://NAMESPACE/NAME` with authorities, for
+    all."""
     subject_alt_names: list[str] = []
     """Names of which the host's certificate must hold one."""
     sni: str = ""

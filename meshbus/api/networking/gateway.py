@@ -60,7 +60,7 @@ class ServerTLSSettings(Shape, frozen=True, kw_only=True):
     tls_certificates: Annotated[list[TLSCertificate], Meta(min_length=1, max_length=2)] = []
     """Several certificates, as files."""
     ca_cert_credential_name: str = ""
-    """Secret with the authorities of clients alone."""
+    """Secret, or `configmap://NAMESPACE/NAME`, with the authorities of clients alone."""
     subject_alt_names: list[str] = []
     """Names of which a client's certificate must hold one."""
     verify_certificate_spki: list[str] = []

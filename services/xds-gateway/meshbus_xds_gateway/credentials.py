@@ -1,5 +1,6 @@
-"""Contents of Kubernetes Secrets that Gateways name: asked from config, sealed on the way, kept in
-memory while a connected proxy needs them."""
+"""Contents of Kubernetes Secrets that objects name: asked from config, sealed on the way, kept in
+memory while a connected proxy needs them. Authorities in a ConfigMap are no secret: its row has
+them."""
 
 import asyncio
 import base64
@@ -11,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from meshbus.compile.credentials import SecretNeed
+from meshbus.compile.credential_names import CONFIG_MAPS
+from meshbus.compile.credentials import SecretNeed, authorities_in
 from meshbus.compile.resources import Resource
 from meshbus.model.keys import Key
 from meshbus.model.requests import CREDENTIAL, CredentialReply, CredentialRequest
@@ -27,7 +29,7 @@ _RETRY_S, _MAX_RETRY_S = 0.2, 10.0
 
 @dataclass
 class _Credential:
-    """Content of one Secret at one version of its row."""
+    """Content of one Secret or ConfigMap at one version of its row."""
 
     users: int = 0
     data: dict[str, bytes] | None = None
@@ -39,8 +41,8 @@ class _Credential:
 
 
 class Credentials:
-    """Secrets that connected proxies need, by key. `changed` is called with a key whose content is
-    another one now."""
+    """Secrets and ConfigMaps that connected proxies need, by key. `changed` is called with a key
+    whose content is another one now."""
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Credentials:
     ) -> None:
         """
         Args:
-            row: The row of a Secret, as this gateway knows it.
+            row: The row of a Secret or ConfigMap, as this gateway knows it.
         """
         self._context = context
         self._tasks = tasks
@@ -60,10 +62,12 @@ class Credentials:
         self._held: dict[Key, _Credential] = {}
 
     def hold(self, key: Key) -> None:
-        """A connected proxy needs this Secret; `release` undoes it."""
+        """A connected proxy needs this; `release` undoes it."""
         credential = self._held.setdefault(key, _Credential())
         credential.users += 1
-        if credential.task is None:
+        if key.kind == CONFIG_MAPS:
+            self._read(key, credential)
+        elif credential.task is None:
             credential.task = self._tasks.create_task(self._keep(key, credential))
 
     def release(self, key: Key) -> None:
@@ -76,10 +80,15 @@ class Credentials:
                 credential.task.cancel()
 
     def row_changed(self, key: Key) -> None:
-        """The Secret's row is another one: ask again. Until the answer, the old content serves."""
+        """The row is another one: read it, or ask again. Until the answer, the old content
+        serves."""
         credential = self._held.get(key)
-        if credential is not None:
+        if credential is None:
+            return
+        if key.kind != CONFIG_MAPS:
             credential.moved.set()
+        elif self._read(key, credential):
+            self._changed(key)
 
     def resource(self, need: SecretNeed) -> Resource | None:
         """The resource for a need; None while it is asked for, or when it cannot be used."""
@@ -103,6 +112,17 @@ class Credentials:
         if credential is None:
             return False
         return credential.refused if credential.data is None else self.resource(need) is None
+
+    def _read(self, key: Key, credential: _Credential) -> bool:
+        """Take the authorities of a ConfigMap from its row. False: they are what they were."""
+        row = self._row(key)
+        data = authorities_in(row.spec) if row is not None else {}
+        credential.refused = not data
+        if not data or data == credential.data:
+            return False
+        credential.data = data
+        credential.resources = {}
+        return True
 
     async def _keep(self, key: Key, credential: _Credential) -> None:
         retry_s = _RETRY_S

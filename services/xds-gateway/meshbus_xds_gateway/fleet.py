@@ -192,7 +192,7 @@ class Fleet:
                 continue
             if key.table == "reg.workloads":
                 self._moved_rows.add(key)
-            elif key.table == "cfg.secrets":
+            elif key.table in ("cfg.secrets", "cfg.configmaps"):
                 self._credentials.row_changed(key)
             elif key.table == "mesh.config":
                 self._roots = None

@@ -154,3 +154,26 @@ def test_keys_of_tokens_that_have_not_come_or_are_old() -> None:
     assert "those of 1970-01-02T00:00:00Z" in message
     mesh[own] = KeySet("https://i.example/keys", "{}", 86400.0)
     assert missing() == []
+
+
+def test_authorities_of_clients() -> None:
+    text = """
+kind: Gateway
+apiVersion: networking.istio.io/v1
+metadata: {name: edge}
+spec:
+  servers:
+  - {tls: {credentialName: here, caCertCredentialName: configmap://shop/trust}}
+  - {tls: {credentialName: here, caCertCredentialName: configmap://default/trust}}
+  - {tls: {credentialName: here, caCertCredentialName: here-cacert}}
+  - {tls: {credentialName: here, caCertCredentialName: gone}}
+---
+kind: ConfigMap
+apiVersion: v1
+metadata: {name: trust, namespace: shop}
+data: {ca.crt: x}
+"""
+    assert paths(text, "gateways", "edge") == [
+        "spec.servers[1].tls.caCertCredentialName",
+        "spec.servers[3].tls.caCertCredentialName",
+    ]

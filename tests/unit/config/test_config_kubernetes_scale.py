@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from meshbus_config.kubernetes.following import Following
 from meshbus_config.kubernetes.held_objects import HeldObjects
-from meshbus_config.kubernetes.named_secrets import NamedSecrets
+from meshbus_config.kubernetes.named_credentials import NamedCredentials
 from meshbus_config.kubernetes.objects import Judged
 from meshbus_config.kubernetes.statuses import StatusWriting
 from meshbus_config.kubernetes.tenants import Tenants
@@ -183,16 +183,31 @@ def test_a_place_that_becomes_free_touches_who_gets_it() -> None:
 
 
 def test_secrets_are_looked_for_in_what_has_changed() -> None:
-    named = NamedSecrets()
+    named = NamedCredentials()
     front = {"servers": [{"tls": {"mode": "SIMPLE", "credentialName": "front"}}]}
     for name in ("a", "b"):
         named.put(key_of("gateways", name), judged_of("Gateway", name, **front).row)
-    assert named.take_moved() == ["front", "front-cacert"]
+    assert named.take_moved() == [("secrets", "front"), ("secrets", "front-cacert")]
     named.put(key_of("virtualservices", "v"), judged_of("VirtualService", "v", hosts=["h"]).row)
     named.put(key_of("gateways", "a"), None)
     assert named.take_moved() is None
     named.put(key_of("gateways", "b"), judged_of("Gateway", "b", servers=[]).row)
     assert named.take_moved() == []
+
+
+def test_config_maps_are_named_by_their_scheme() -> None:
+    named = NamedCredentials()
+    tls = {"mode": "SIMPLE", "credentialName": "configmap://default/trust"}
+    rule = judged_of("DestinationRule", "r", host="h", trafficPolicy={"tls": tls})
+    named.put(key_of("destinationrules", "r"), rule.row)
+    server = {"tls": {"caCertCredentialName": "clients-cacert"}}
+    named.put(key_of("gateways", "g"), judged_of("Gateway", "g", servers=[server]).row)
+    assert named.take_moved() == [
+        ("configmaps", "trust"),
+        ("secrets", "clients"),
+        ("secrets", "clients-cacert"),
+        ("secrets", "clients-cacert-cacert"),
+    ]
 
 
 def test_held_objects_forget_what_is_gone() -> None:

@@ -237,7 +237,7 @@ class KubernetesControl:
             CallError: There is no such Secret, or nobody names it; the key cannot be used.
         """
         key = Key(self._context.cluster, "cfg", "secrets", request.namespace, request.name)
-        secret = self._following.secrets.get(key)
+        secret = self._following.credentials.get(key)
         if secret is None:
             raise CallError(
                 "not-found", f"no Secret {request.namespace}/{request.name} is followed"

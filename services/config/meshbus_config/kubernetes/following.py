@@ -1,11 +1,12 @@
 """Follows the objects of the mesh in a cluster: which kinds it has, their objects, the mesh config,
-the Secrets that they name.
+the Secrets and ConfigMaps that they name.
 
 Every replica follows everything; who leads writes it to MODEL.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from meshbus.api.kinds import KindInfo, all_kinds
 from meshbus.api.selectors import matches_selector
+from meshbus.compile.credential_names import SECRETS
 from meshbus.kube.client import KubeClient, object_path
 from meshbus.kube.platform import NAMESPACES, SERVICES
 from meshbus.kube.reflector import Name, Reflector, Source
@@ -23,11 +25,13 @@ from meshbus.model.rows import ConfigObject
 from meshbus.runtime.kubernetes import Kubernetes
 from meshbus.schema.crds import followed_kinds
 from meshbus_config.kubernetes.held_objects import HeldObjects, Inbox
-from meshbus_config.kubernetes.named_secrets import NamedSecrets
+from meshbus_config.kubernetes.named_credentials import NamedCredentials
 from meshbus_config.kubernetes.objects import (
-    HeldSecret,
+    CredentialName,
+    HeldCredential,
     Judged,
     JudgedMesh,
+    read_authorities,
     read_mesh_config,
     read_object,
     read_secret,
@@ -44,8 +48,8 @@ _DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 MESH_NETWORKS = "meshnetworks"
 """Kind of the row that key `meshNetworks` of the ConfigMap becomes."""
 log = structlog.get_logger("kubernetes")
-MAX_SECRETS = 2000
-"""Names of Secrets that are followed at once."""
+MAX_CREDENTIALS = 2000
+"""Names of Secrets and ConfigMaps that are followed at once."""
 
 
 class _DefinitionVersion(msgspec.Struct):
@@ -107,8 +111,8 @@ class Following:
         self._by_table = {info.table: info for info in (*self._infos.values(), *self._platform)}
         self._kinds: dict[str, _Kind] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._named_secrets = NamedSecrets()
-        self._secret_tasks: dict[str, list[asyncio.Task[None]]] = {}
+        self._named_credentials = NamedCredentials()
+        self._credential_tasks: dict[CredentialName, list[asyncio.Task[None]]] = {}
         self._labels: dict[str, dict[str, str]] = {}
         self._annotations: dict[str, dict[str, str]] = {}
         self._selectors: list[dict[str, Any]] = []
@@ -116,7 +120,7 @@ class Following:
         """Everything was read once."""
         self.objects = HeldObjects()
         """Objects of kinds of the mesh, whoever's they are."""
-        self.secrets: dict[Key, HeldSecret] = {}
+        self.credentials: dict[Key, HeldCredential] = {}
         self.services: dict[str, ConfigObject] = {}
         """Services beside the control plane, by name: one of them may lead to its gateways."""
         self.meshes: dict[str, JudgedMesh] = {}
@@ -147,7 +151,11 @@ class Following:
         for name, about, count in (
             ("objects", "Objects that are followed.", lambda: len(self.objects)),
             ("malformed", "Objects that cannot be read.", lambda: len(self.malformed)),
-            ("secrets", "Secrets that are followed.", lambda: len(self.secrets)),
+            (
+                "credentials",
+                "Secrets and ConfigMaps with authorities that are followed.",
+                lambda: len(self.credentials),
+            ),
             ("invalid", "Objects that may not have an effect.", self._invalid),
         ):
             gauge = Gauge(f"meshbus_kube_{name}", about, registry=metrics)
@@ -229,7 +237,7 @@ class Following:
                 for name, kind in sorted(self._kinds.items())
             },
             "objects": len(self.objects),
-            "secrets": sorted(self._secret_tasks),
+            "credentials": ["/".join(one) for one in sorted(self._credential_tasks)],
             "malformed": {str(key): error for key, error in self.malformed.items()},
             "mesh": self.mesh_problems.get(self._kubernetes.revision, ""),
             "revisions": sorted(self.revisions.known),
@@ -339,7 +347,7 @@ class Following:
         malformed = [key for key in self.malformed if key.table == table]
         for key in [*self.objects.of_table(table), *malformed]:
             self.objects.remove(key)
-            self._named_secrets.put(key, None)
+            self._named_credentials.put(key, None)
             self.malformed.pop(key, None)
             self.touch(key)
 
@@ -353,7 +361,7 @@ class Following:
         key = self._key(info.table, name)
         self.objects.put(key, judged)
         self.malformed.pop(key, None)
-        self._named_secrets.put(key, self.revisions.in_model(judged.row))
+        self._named_credentials.put(key, self.revisions.in_model(judged.row))
         self.touch(key)
 
     def _drop(self, info: KindInfo, name: Name) -> None:
@@ -361,7 +369,7 @@ class Following:
         key = self._key(info.table, name)
         self.malformed.pop(key, None)
         if self.objects.remove(key):
-            self._named_secrets.put(key, None)
+            self._named_credentials.put(key, None)
             self.touch(key)
 
     def _bad(self, info: KindInfo, name: Name, error: str) -> None:
@@ -456,7 +464,7 @@ class Following:
             )
         for key, judged in self.objects.items():
             if judged.row.labels.get(REVISION_LABEL):
-                self._named_secrets.put(key, self.revisions.in_model(judged.row))
+                self._named_credentials.put(key, self.revisions.in_model(judged.row))
                 self.touch(key)
         if self.synced:
             self._changed()
@@ -519,33 +527,38 @@ class Following:
         if self.synced:
             self._changed()
 
-    # ------------------------------------------------------------------ secrets
+    # ------------------------------------------------------------------ credentials
 
-    def follow_secrets(self) -> None:
-        """Follow the Secrets that objects name, each by its name; forget the others."""
-        wanted = self._named_secrets.take_moved() if self._tasks is not None else None
+    def follow_credentials(self) -> None:
+        """Follow the Secrets and ConfigMaps that objects name, each by its name; forget the
+        others."""
+        wanted = self._named_credentials.take_moved() if self._tasks is not None else None
         if self._tasks is None or wanted is None:
             return
-        chosen = set(wanted[:MAX_SECRETS])
-        for name in self._secret_tasks.keys() - chosen:
-            for task in self._secret_tasks.pop(name):
+        chosen = set(wanted[:MAX_CREDENTIALS])
+        for gone in self._credential_tasks.keys() - chosen:
+            for task in self._credential_tasks.pop(gone):
                 task.cancel()
-            for key in [key for key in self.secrets if key.name == name]:
-                del self.secrets[key]
+            for key in [k for k in self.credentials if (k.kind, k.name) == gone]:
+                del self.credentials[key]
                 self.touch(key)
-        sink = _To(self._take_secret, self._drop_secret, lambda name, error: None)
-        for name in sorted(chosen - self._secret_tasks.keys()):
-            self._secret_tasks[name] = [
+        for wish in sorted(chosen - self._credential_tasks.keys()):
+            sink = _To(
+                partial(self._take_credential, wish.table),
+                partial(self._drop_credential, wish.table),
+                lambda name, error: None,
+            )
+            self._credential_tasks[wish] = [
                 self._tasks.create_task(
                     _together(
                         [
                             Reflector(
                                 self._client,
                                 Source(
-                                    object_path("", "v1", "secrets", place),
-                                    fields=f"metadata.name={name}",
+                                    object_path("", "v1", wish.table, place),
+                                    fields=f"metadata.name={wish.name}",
                                 ),
-                                read_secret,
+                                read_secret if wish.table == SECRETS else read_authorities,
                                 sink,
                             )
                         ]
@@ -554,14 +567,14 @@ class Following:
                 for place in self._kubernetes.namespaces or ("",)
             ]
 
-    def _take_secret(self, name: Name, secret: HeldSecret) -> None:
-        key = self._key("secrets", name)
-        self.secrets[key] = secret
+    def _take_credential(self, table: str, name: Name, credential: HeldCredential) -> None:
+        key = self._key(table, name)
+        self.credentials[key] = credential
         self.touch(key)
 
-    def _drop_secret(self, name: Name) -> None:
-        key = self._key("secrets", name)
-        if self.secrets.pop(key, None) is not None:
+    def _drop_credential(self, table: str, name: Name) -> None:
+        key = self._key(table, name)
+        if self.credentials.pop(key, None) is not None:
             self.touch(key)
 
 

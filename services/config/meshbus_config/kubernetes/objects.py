@@ -9,7 +9,13 @@ import structlog
 import yaml
 
 from meshbus.api.kinds import KindInfo, kind_of
-from meshbus.compile.credential_names import credential_of, roots_secret_of
+from meshbus.compile.credential_names import (
+    AUTHORITY_KEYS,
+    SECRETS,
+    credential_of,
+    roots_secret_of,
+    without_suffix,
+)
 from meshbus.model.rows import ConfigObject
 from meshbus.validate import validate_object
 from meshbus.validate.report import Violation
@@ -208,7 +214,7 @@ def _mesh_document(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# --------------------------------------------------------------------------- secrets
+# --------------------------------------------------------------------------- credentials
 
 
 class _Secret(msgspec.Struct):
@@ -220,45 +226,72 @@ class _Secret(msgspec.Struct):
 _secrets = msgspec.json.Decoder(_Secret)
 
 
-class HeldSecret(NamedTuple):
-    """A Secret: the row says that it is there and when it is another one; the data stays here."""
+class HeldCredential(NamedTuple):
+    """A Secret or ConfigMap that an object names. The row of a Secret says that it is there and
+    when it is another one; that of a ConfigMap has its authorities, and nothing else of it."""
 
     row: ConfigObject
     data: dict[str, str]
-    """Base64, as Kubernetes has it."""
+    """Of a Secret, which stays here; base64, as Kubernetes has it."""
 
 
-def read_secret(body: bytes) -> HeldSecret:
+def read_secret(body: bytes) -> HeldCredential:
     """A Secret.
 
     Raises:
         msgspec.MsgspecError, ValueError: It cannot be read.
     """
     read = _secrets.decode(body)
-    meta = read.metadata
-    row = ConfigObject(
+    spec = {"type": read.type, "version": read.metadata.version}
+    return HeldCredential(_credential_row("Secret", read.metadata, spec), read.data or {})
+
+
+def read_authorities(body: bytes) -> HeldCredential:
+    """A ConfigMap with authorities.
+
+    Raises:
+        msgspec.MsgspecError, ValueError: It cannot be read.
+    """
+    read = _config_maps.decode(body)
+    held = read.data or {}
+    spec = {"data": {key: held[key] for key in AUTHORITY_KEYS if key in held}}
+    return HeldCredential(_credential_row("ConfigMap", read.metadata, spec), {})
+
+
+def _credential_row(kind: str, meta: _Meta, spec: dict[str, Any]) -> ConfigObject:
+    return ConfigObject(
         api_version="v1",
-        kind="Secret",
+        kind=kind,
         namespace=meta.namespace,
         name=meta.name,
         uid=meta.uid,
         generation=meta.generation,
         created=_seconds(meta.created),
-        spec={"type": read.type, "version": meta.version},
+        spec=spec,
     )
-    return HeldSecret(row, read.data or {})
 
 
-def credentials_of(rows: Iterator[ConfigObject]) -> frozenset[str]:
-    """Names of the Secrets that objects name, whatever their namespace."""
-    found: set[str] = set()
+class CredentialName(NamedTuple):
+    """What an object names, whatever its namespace."""
+
+    table: str
+    """`secrets` or `configmaps`."""
+    name: str
+
+
+def credentials_of(rows: Iterator[ConfigObject]) -> frozenset[CredentialName]:
+    """Secrets and ConfigMaps that objects name."""
+    found: set[CredentialName] = set()
     for row in rows:
         for written in (*_credentials(row.spec), *_of_ingress(row)):
             try:
                 credential = credential_of(written, "")
             except Exception:  # noqa: BLE001, S112 - what is no name names nothing
                 continue
-            found |= {credential.name, roots_secret_of(credential).name}
+            names = [credential]
+            if credential.table == SECRETS:
+                names += [roots_secret_of(credential), without_suffix(credential)]
+            found |= {CredentialName(credential.table, one.name) for one in names}
     return frozenset(found)
 
 

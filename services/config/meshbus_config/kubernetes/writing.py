@@ -81,7 +81,7 @@ class Writing:
             self._wake.clear()
             if not self._following.synced:
                 continue
-            self._following.follow_secrets()
+            self._following.follow_credentials()
             self._tenants.settle()
             fresh = self._inbox.take()
             try:
@@ -107,7 +107,7 @@ class Writing:
     def _everything(self) -> Iterable[Key]:
         following, world = self._following, self._store.space.world
         yield from following.objects
-        yield from following.secrets
+        yield from following.credentials
         yield from following.mesh_keys()
         for table in world.tables():
             if table.startswith("cfg.") or table == "mesh.config":
@@ -167,8 +167,8 @@ class Writing:
     def _wanted(self, key: Key, live: Stored | None) -> ConfigObject | None:
         following = self._following
         last = live.row if live is not None else None
-        if key in following.secrets:
-            return following.secrets[key].row
+        if key in following.credentials:
+            return following.credentials[key].row
         judged = following.objects.get(key)
         if judged is None:
             # Never read since this process began, but there: what it last said stands.

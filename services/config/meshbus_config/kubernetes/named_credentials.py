@@ -1,19 +1,19 @@
-"""Which Secrets the objects of a cluster name. An object is looked through when it changes, not
-when another does."""
+"""Which Secrets and ConfigMaps the objects of a cluster name. An object is looked through when it
+changes, not when another does."""
 
 from collections import Counter
 
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
-from meshbus_config.kubernetes.objects import credentials_of
+from meshbus_config.kubernetes.objects import CredentialName, credentials_of
 
 
-class NamedSecrets:
-    """Names of Secrets, and how many objects name each."""
+class NamedCredentials:
+    """Names, and how many objects name each."""
 
     def __init__(self) -> None:
-        self._of: dict[Key, frozenset[str]] = {}
-        self._counts: Counter[str] = Counter()
+        self._of: dict[Key, frozenset[CredentialName]] = {}
+        self._counts: Counter[CredentialName] = Counter()
         self._moved = False
 
     def put(self, key: Key, row: ConfigObject | None) -> None:
@@ -31,7 +31,7 @@ class NamedSecrets:
                 del self._counts[name]
                 self._moved = True
 
-    def take_moved(self) -> list[str] | None:
+    def take_moved(self) -> list[CredentialName] | None:
         """All names in order, when they are others than when this was asked last; else None."""
         if not self._moved:
             return None
