@@ -6,6 +6,7 @@ everybody has, but for that of the viewer's own namespace. Where a domain occurs
 made as a whole instead, for Envoy would refuse it.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from meshbus.compile.engine import Reader, the_one
@@ -13,9 +14,6 @@ from meshbus.compile.families import IPV4
 from meshbus.compile.findings import Finding, Part, Report
 from meshbus.compile.names import (
     BLACK_HOLE,
-    full_names,
-    is_wildcard,
-    most_specific,
     namespace_in,
     with_port,
 )
@@ -49,8 +47,8 @@ from meshbus.compile.virtual_hosts import (
     fill,
     http_ports,
     proxy_table,
+    routed_beside,
     routed_hosts,
-    routes_of,
     service_names,
     service_routes,
     speakers_for,
@@ -169,8 +167,8 @@ def host_chunk(reader: Reader, view: View, port: int, owner: str) -> Chunk:
 
 
 def other_hosts(reader: Reader, view: View, port: int) -> Chunk:
-    """Node: virtual hosts of virtual services for what is no service at this port: at port 80, or
-    together with services that their virtual service also speaks for."""
+    """Node: virtual hosts of virtual services for what is no service at this port, see
+    `routed_beside`."""
     return _chunk(_others(reader, view, port))
 
 
@@ -203,30 +201,18 @@ def _others(reader: Reader, view: View, port: int) -> _Filled:
     report = Report()
     table = Table()
     viewer = reader.node(common_viewer, view.viewer)
-    owners = reader.node(owners_at, viewer, port)
-    services = {member.host for members in owners.values() for member in members}
-    routed = reader.node(routed_hosts, listener_viewer(viewer, port))
-    rest = [
-        (host, keys)
-        for host, keys in {**routed.exact, **routed.wildcards}.items()
-        if host not in services
-    ]
-    table.reserve([])
-    speaks: set[Key] = set()
-    if rest and port != 80:
-        for owner in owners:
-            speaks |= reader.node(host_chunk, view, port, owner).speaks
+
+    def speaks() -> Iterator[Key]:
+        for owner in reader.node(owners_at, viewer, port):
+            yield from reader.node(host_chunk, view, port, owner).speaks
+
     domains: list[str] = []
-    for host, keys in rest:
-        if port != 80 and not speaks.intersection(keys):
-            continue
-        if is_wildcard(host) and any(most_specific([host], h) for h in services):
-            continue
-        routes = routes_of(reader, view, keys, port, report)
-        if routes is not None:
-            names = domains_at(full_names(host), port, False)
-            domains += (name.lower() for name in names)
-            table.add(with_port(host, port), names, routes, host)
+    for host, names, routes in routed_beside(
+        reader, view, viewer, port, speaks, report, all_ports=False
+    ):
+        own = domains_at(names, port, False)
+        domains += (name.lower() for name in own)
+        table.add(with_port(host, port), own, routes, host)
     return _Filled(table, domains, set(), report)
 
 

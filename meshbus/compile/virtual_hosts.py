@@ -4,7 +4,7 @@ A virtual host is built once for all views that see the same services, rules and
 bytes; a route configuration joins them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ from meshbus.compile.names import (
     UDP,
     ClusterName,
     bracketed,
+    covers,
     full_names,
     is_http,
     is_sniffed,
@@ -176,15 +177,40 @@ class HttpPort(NamedTuple):
 
 def http_ports(reader: Reader, viewer: Viewer) -> dict[int, tuple[HttpPort, ...]]:
     """Node: services of each port number that carry HTTP, or may."""
-    found: dict[int, list[HttpPort]] = {}
     aliases = reader.node(aliased_hosts, viewer)
-    for host, ref in reader.node(visible_services, viewer).items():
+    visible = reader.node(visible_services, viewer)
+    return _by_port((host, ref) for host, ref in visible.items() if host not in aliases)
+
+
+def alias_ports(reader: Reader, viewer: Viewer) -> dict[int, tuple[HttpPort, ...]]:
+    """Node: the same of services that stand for others, by ports of their own."""
+    visible = reader.node(visible_services, viewer)
+    return _by_port((host, visible[host]) for host in reader.node(aliased_hosts, viewer))
+
+
+def _by_port(services: Iterable[tuple[str, Ref]]) -> dict[int, tuple[HttpPort, ...]]:
+    found: dict[int, list[HttpPort]] = {}
+    for host, ref in services:
         for port in ref.row.ports:
-            if host not in aliases and (is_http(port.protocol) or is_sniffed(port.protocol)):
+            if is_http(port.protocol) or is_sniffed(port.protocol):
                 found.setdefault(port.number, []).append(
                     HttpPort(host, ref.key, is_sniffed(port.protocol))
                 )
     return {number: tuple(found[number]) for number in sorted(found)}
+
+
+def ports_of_hosts(reader: Reader, viewer: Viewer) -> dict[int, frozenset[str]]:
+    """Node: hosts of services by their port numbers, whatever they speak there."""
+    found: dict[int, set[str]] = {}
+    for host, ref in reader.node(visible_services, viewer).items():
+        for port in ref.row.ports:
+            found.setdefault(port.number, set()).add(host)
+    return {number: frozenset(hosts) for number, hosts in found.items()}
+
+
+def hosts_at(reader: Reader, viewer: Viewer, port: int) -> frozenset[str]:
+    """Node: one port of `ports_of_hosts`."""
+    return reader.node(ports_of_hosts, viewer).get(port, frozenset())
 
 
 def service_of(reader: Reader, viewer: Viewer, host: str) -> Service | None:
@@ -486,6 +512,60 @@ def service_routes(
     return reader.node(service_tail, member.host, port, rules, _treatment(row, view)), ()
 
 
+class Routed(NamedTuple):
+    """A virtual host of virtual services that is not a service's own."""
+
+    host: str
+    names: tuple[str, ...]
+    routes: HostRoutes
+
+
+def routed_beside(
+    reader: Reader,
+    view: View,
+    viewer: Viewer,
+    port: int,
+    speaks: Callable[[], Iterable[Key]],
+    report: Report,
+    *,
+    all_ports: bool,
+) -> Iterator[Routed]:
+    """Hosts of virtual services that no service has at a port, and names that stand for services
+    where virtual services speak for the name itself.
+
+    A host that is no service is here with the services its virtual service also speaks for, or in
+    the table of port 80; a service that speaks something else at the port is none of them.
+
+    Args:
+        viewer: Who sees these services and virtual services.
+        speaks: Virtual services that speak for services at the port.
+    Source: Istio, separateVSHostsAndServices and buildSidecarVirtualHostsForVirtualService.
+    """
+    routed = reader.node(routed_hosts, listener_viewer(viewer, port))
+    spoken: set[Key] = set()
+    for alias in reader.node(alias_ports, viewer).get(port, ()):
+        keys = speakers_for(alias.host, routed)
+        found = routes_of(reader, view, keys, port, report) if keys else None
+        if found is not None:
+            spoken.update(keys)
+            names = service_names(reader.get(alias.service), view.namespace)
+            yield Routed(alias.host, tuple(names), found)
+    if not (routed.exact or routed.wildcards):
+        return
+    held = reader.node(hosts_at, viewer, port)
+    every = all_ports or port != 80
+    if every:
+        spoken.update(speaks())
+    for host, keys in {**routed.exact, **routed.wildcards}.items():
+        if host in held or (every and not spoken.intersection(keys)):
+            continue
+        if is_wildcard(host) and any(covers(host, h) for h in held):
+            continue
+        found = routes_of(reader, view, keys, port, report)
+        if found is not None:
+            yield Routed(host, full_names(host), found)
+
+
 def fill(
     reader: Reader,
     view: View,
@@ -498,8 +578,7 @@ def fill(
 ) -> None:
     """Put in the virtual hosts of one port."""
     routed = reader.node(routed_hosts, listener_viewer(view.viewer, port))
-    services = {m.host: m for m in members}
-    table.reserve([with_port(h, port) if all_ports else h for h in services])
+    table.reserve([with_port(m.host, port) if all_ports else m.host for m in members])
     by_service: list[tuple[HttpPort, HostRoutes]] = []
     speaks: set[Key] = set()
     for member in members:
@@ -507,28 +586,19 @@ def fill(
         routes, keys = service_routes(reader, view, member, keys, port, report)
         speaks.update(keys)
         by_service.append((member, routes))
-    for host, keys in {**routed.exact, **routed.wildcards}.items():
-        if host in services:
-            continue
-        # A host that is no service here: with the services its virtual service also speaks for, or
-        # in the table of port 80.
-        if (all_ports or port != 80) and not speaks.intersection(keys):
-            continue
-        if is_wildcard(host) and any(most_specific([host], h) for h in services):
-            continue
-        found = routes_of(reader, view, keys, port, report)
-        if found is not None:
-            name = with_port(host, port)
-            table.add(name, domains_at(full_names(host), port, all_ports), found, host)
+    for host, names, routes in routed_beside(
+        reader, view, view.viewer, port, lambda: speaks, report, all_ports=all_ports
+    ):
+        own = with_port(host, port) if all_ports else host
+        table.add(with_port(host, port), domains_at(names, port, all_ports), routes, own)
     for member, routes in by_service:
         row = reader.get(member.service)
         aliases = reader.node(aliases_of, view.viewer, member.host)
-        names = service_names(row, view.namespace, aliases)
-        domains = domains_at(names, port, all_ports)
+        names = tuple(service_names(row, view.namespace, aliases))
         if all_ports:
             routes = routes._replace(tail=_tunnel_route(member.host, port) + routes.tail)
         own = with_port(member.host, port) if all_ports else member.host
-        table.add(with_port(member.host, port), domains, routes, own)
+        table.add(with_port(member.host, port), domains_at(names, port, all_ports), routes, own)
 
 
 def domains_at(names: Iterable[str], port: int, all_ports: bool) -> list[str]:
