@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from test_golden_fields import FOLDER, merged, read
 from test_golden_walk import ROUTER, SIDECAR
 
-from meshbus.compile.offline import Compiled, compile_documents
+from meshbus.compile.engine import Engine
+from meshbus.compile.offline import Compiled, compile_documents, world_of_documents
+from meshbus.compile.proxy import compile_proxy, proxy_of_json
+from meshbus.model.keys import Key
+from meshbus.model.rows import Row
+from meshbus.model.world import Put, world_of
 from meshbus.validate import validate_object
 
 KINDS = sorted(path.name.removesuffix(".in.yaml") for path in FOLDER.glob("*.in.yaml"))
@@ -37,13 +42,20 @@ def objects(draw: Any) -> dict[str, Any]:
     return made
 
 
-def made_of(objects: list[dict[str, Any]], proxy: dict[str, Any]) -> Compiled:
+def separated(
+    objects: list[dict[str, Any]],
+) -> tuple[dict[tuple[str, str, str], dict[str, Any]], dict[str, Any]]:
+    """What is there anyway and these, the last of each name; and the fields of MeshConfig."""
     documents = {}
     for document in [*(d for f in FILES.values() for d in f["documents"]), *objects]:
         metadata = document["metadata"]
-        place = (document["kind"], metadata.get("namespace"), metadata["name"])
-        documents[place] = document
-    mesh = documents.pop(("MeshConfig", None, "mesh"), {"spec": {}})["spec"]
+        documents[document["kind"], metadata.get("namespace", ""), metadata["name"]] = document
+    mesh = documents.pop(("MeshConfig", "", "mesh"), {"spec": {}})["spec"]
+    return documents, mesh
+
+
+def made_of(objects: list[dict[str, Any]], proxy: dict[str, Any]) -> Compiled:
+    documents, mesh = separated(objects)
     made = compile_documents(documents.values(), proxy=proxy, mesh_config=mesh)
     turned = list(documents.values())[::-1]
     assert compile_documents(turned, proxy=proxy, mesh_config=mesh).document == made.document
@@ -75,3 +87,48 @@ def test_envoy_takes_fields_that_are_valid_together(
     proxy: str, held: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     assert refusal(made_of(held, PROXIES[proxy]).document, tmp_path) == ""
+
+
+def rows_of(objects: list[dict[str, Any]]) -> dict[Key, Row]:
+    documents, mesh = separated(objects)
+    world = world_of_documents(documents.values(), mesh)
+    return {e.key: e.row for table in world.tables() for e in world.all(table)}
+
+
+def bodies_of(engine: Engine) -> list[Any]:
+    """What each kind of proxy is sent, in bytes, and what is said about it."""
+    found = []
+    for proxy in PROXIES.values():
+        made = engine.get(compile_proxy, proxy_of_json(proxy))
+        bodies = {t: {n: r.body for n, r in held.items()} for t, held in made.resources.items()}
+        found.append((bodies, made.findings))
+    return found
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    held=st.lists(objects(), min_size=1, max_size=6),
+    steps=st.lists(st.tuples(st.integers(0, 5), st.booleans(), objects()), min_size=1, max_size=6),
+)
+def test_changes_one_by_one_give_what_a_start_gives(
+    held: list[dict[str, Any]], steps: list[tuple[int, bool, dict[str, Any]]]
+) -> None:
+    """An object is added, replaced or taken away with each step."""
+    rows = rows_of(held)
+    engine = Engine(world_of(rows))
+    bodies_of(engine)
+    for number, (place, gone, made) in enumerate(steps):
+        if gone and held:
+            held.pop(place % len(held))
+        else:
+            held.append(made)
+        following = rows_of(held)
+        changed = {
+            k: following.get(k) for k in {**rows, **following} if rows.get(k) != following.get(k)
+        }
+        world, touched = engine.world.apply(
+            Put(key, number + 2, 0.0, row) for key, row in changed.items()
+        )
+        engine.update(world, touched)
+        rows = following
+        assert bodies_of(engine) == bodies_of(Engine(engine.world))
