@@ -8,8 +8,8 @@ from ca_mesh import CaMesh, made
 from cryptography import x509
 from gateway_mesh import by, envoy_binary, mesh_on
 from meshbus_ca.authority import fingerprint
+from sidecar_pair import Pair, serving
 from test_ca_ledger import REVIEWS, sign
-from test_gateway_envoys import Pair, serving
 from vault import TOKEN, vault
 
 from meshbus.runtime.calls import CallError

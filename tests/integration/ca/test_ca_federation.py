@@ -29,7 +29,7 @@ from gateway_mesh import (
 from meshbus_ca.bundle_client import fetch
 from meshbus_ca.bundles import Bundle, BundleError
 from meshbus_ca.issue import make_root
-from test_gateway_envoys import Pair
+from sidecar_pair import Pair
 
 from meshbus.local.network import host_port
 from meshbus.model.keys import Key

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from ca_mesh import CaMesh
 from gateway_mesh import envoy_binary, mesh_on
-from test_gateway_envoys import Pair, serving
+from sidecar_pair import Pair, serving
 
 from meshbus.cli.own_key import OwnKeyError, request_certificate
 from meshbus.local.network import host_port

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from gateway_mesh import CLUSTER, by, config, envoy_binary, host, mesh_on
 from meshbus_ca.issue import Signer, make_intermediate, make_root
 from security_mesh import listener_stat
-from test_gateway_envoys import Pair, serving
+from sidecar_pair import Pair, serving
 
 from meshbus.bus.interface import CERTS, BusError
 from meshbus.model.keys import Key

@@ -12,7 +12,7 @@ from cryptography import x509
 from gateway_mesh import by, envoy_binary, mesh_on
 from meshbus_ca.authority import fingerprint
 from meshbus_ca.issue import make_intermediate
-from test_gateway_envoys import Pair, serving
+from sidecar_pair import Pair, serving
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 LEAF_S = 60

@@ -1,25 +1,20 @@
 """Real Envoys on a real gateway: TLS, tokens, SDS, requests between them, refusals, reconnects."""
 
 import asyncio
-import contextlib
 
 import httpx
 import pytest
 import pytest_asyncio
 from gateway_mesh import (
     LOOPBACK,
-    Mesh,
-    application,
     config,
     endpoints,
     envoy_binary,
-    free_port,
     host,
-    loopback,
     mesh_on,
     service,
-    workload,
 )
+from sidecar_pair import Pair, serving
 
 from meshbus.local.network import host_port
 
@@ -33,46 +28,6 @@ async def mesh(family, carrier, bus_for, tmp_path):
         running.transport = carrier
         await running.start()
         yield running
-
-
-class Pair:
-    """A client and a server, each with its sidecar."""
-
-    def __init__(self) -> None:
-        self.client, self.server, self.app = loopback(), loopback(), loopback()
-        self.proxy_port = free_port(self.client)
-        self.port = free_port(self.server)
-
-    def rows(self):
-        return (
-            service("server", self.port),
-            endpoints("server", {"server-0": self.server}, self.port),
-            workload("server", self.server, app=self.app, port=self.port),
-            workload("client", self.client, http_proxy=self.proxy_port),
-        )
-
-    async def get(self, path: str = "/", name: str = "server") -> httpx.Response:
-        proxy = f"http://{host_port(self.client, self.proxy_port)}"
-        async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
-            return await client.get(f"http://{name}:{self.port}{path}")
-
-
-@contextlib.asynccontextmanager
-async def serving(mesh: Mesh, pair: Pair, api: str = "DELTA_GRPC"):
-    """Both Envoys are up and a request has gone through them."""
-    async with (
-        application(pair.app, pair.port, "hello") as got,
-        mesh.envoy("server", pair.server, api) as server,
-        mesh.envoy("client", pair.client, api) as client,
-    ):
-        await mesh.until(server.ready, "the server's Envoy is ready")
-        await mesh.until(client.ready, "the client's Envoy is ready")
-
-        async def answered() -> bool:
-            return (await pair.get()).status_code == 200
-
-        await mesh.until(answered, "a request is answered")
-        yield server, client, got
 
 
 @pytest.mark.parametrize("api", ["DELTA_GRPC", "GRPC"])

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 
 import grpc
-import httpx
 import pytest
 import pytest_asyncio
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
@@ -13,17 +12,13 @@ from gateway_mesh import (
     CLUSTER,
     LOOPBACK,
     Mesh,
-    application,
     config,
-    endpoints,
     envoy_binary,
-    free_port,
-    loopback,
     mesh_on,
-    service,
     workload,
 )
 from meshbus_policy.service import PolicyService, PolicySettings
+from sidecar_pair import Pair, serving
 from workload_identity import identity_of
 
 from meshbus.local.network import host_port
@@ -107,27 +102,12 @@ def quota_rule(match=""):
     }
 
 
-class Policed:
+class Policed(Pair):
     """A mesh of a client and a server with their sidecars, and a policy service."""
 
     def __init__(self, mesh: Mesh) -> None:
+        super().__init__()
         self.mesh = mesh
-        self.client, self.server, self.app = loopback(), loopback(), loopback()
-        self.proxy_port = free_port(self.client)
-        self.port = free_port(self.server)
-
-    def rows(self):
-        return (
-            service("server", self.port),
-            endpoints("server", {"server-0": self.server}, self.port),
-            workload("server", self.server, app=self.app, port=self.port),
-            workload("client", self.client, http_proxy=self.proxy_port),
-        )
-
-    async def get(self, path="/", **headers: str) -> httpx.Response:
-        proxy = f"http://{host_port(self.client, self.proxy_port)}"
-        async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
-            return await client.get(f"http://server:{self.port}{path}", headers=headers)
 
     async def codes(self, count: int, **headers: str) -> list[int]:
         return [(await self.get(**headers)).status_code for _ in range(count)]
@@ -172,18 +152,7 @@ async def policed(mesh: Mesh):
     pair = Policed(mesh)
     await mesh.start_gateway()
     await mesh.write(*pair.rows())
-    async with (
-        application(pair.app, pair.port, "hello"),
-        mesh.envoy("server", pair.server) as server,
-        mesh.envoy("client", pair.client) as client,
-    ):
-        await mesh.until(server.ready, "the server's Envoy is ready")
-        await mesh.until(client.ready, "the client's Envoy is ready")
-
-        async def answered() -> bool:
-            return (await pair.get()).status_code == 200
-
-        await mesh.until(answered, "a request is answered")
+    async with serving(mesh, pair):
         yield pair
 
 

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-from gateway_mesh import Envoy, Mesh, application, endpoints, free_port, loopback, service, workload
+from gateway_mesh import Envoy, Mesh
+from sidecar_pair import Pair, started
 
 from meshbus.local.network import host_port
 
@@ -16,38 +17,29 @@ def listener_stat(address: str, port: int) -> str:
     return f"listener.{shown.replace(':', '_')}"
 
 
-class Pair:
-    """A client and a server, each with its sidecar; one connection of the client stays open."""
+class HeldPair(Pair):
+    """One connection of the client stays open."""
 
     def __init__(self) -> None:
-        self.client, self.server, self.app = loopback(), loopback(), loopback()
-        self.proxy_port, self.port = free_port(self.client), free_port(self.server)
-        self.connection = self.connect()
-
-    def connect(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            proxy=f"http://{host_port(self.client, self.proxy_port)}",
+        super().__init__()
+        self.connection = httpx.AsyncClient(
+            proxy=self.proxy,
             base_url=f"http://server:{self.port}",
             limits=httpx.Limits(max_connections=1),
             timeout=5,
         )
 
-    def rows(self) -> tuple[Any, ...]:
-        return (
-            service("server", self.port),
-            endpoints("server", {"server-0": self.server}, self.port),
-            workload("server", self.server, app=self.app, port=self.port),
-            workload("client", self.client, http_proxy=self.proxy_port),
-        )
-
-    async def get(self, path: str = "/", **headers: str) -> int:
+    async def status(self, path: str = "/", **headers: str) -> int:
+        """Of the answer to a request on that connection."""
         return (await self.connection.get(path, headers=headers)).status_code
 
 
 class Served:
     """A pair whose requests are answered."""
 
-    def __init__(self, mesh: Mesh, pair: Pair, server: Envoy, got: list[dict[str, str]]) -> None:
+    def __init__(
+        self, mesh: Mesh, pair: HeldPair, server: Envoy, got: list[dict[str, str]]
+    ) -> None:
         self.mesh, self.pair, self.server, self.got = mesh, pair, server, got
 
     async def connections(self) -> int:
@@ -63,19 +55,12 @@ class Served:
 @contextlib.asynccontextmanager
 async def serving(mesh: Mesh) -> AsyncIterator[Served]:
     """Both Envoys are up and a request has gone through them."""
-    pair = Pair()
+    pair = HeldPair()
     await mesh.write(*pair.rows())
-    async with (
-        application(pair.app, pair.port, "hello") as got,
-        mesh.envoy("server", pair.server) as server,
-        mesh.envoy("client", pair.client) as client,
-    ):
-        await mesh.until(server.ready, "the server's Envoy is ready")
-        await mesh.until(client.ready, "the client's Envoy is ready")
+    async with pair.connection, started(mesh, pair) as (server, _, got):
 
         async def answered() -> bool:
-            return await pair.get() == 200
+            return await pair.status() == 200
 
         await mesh.until(answered, "a request is answered")
         yield Served(mesh, pair, server, got)
-        await pair.connection.aclose()

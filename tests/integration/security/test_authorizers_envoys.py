@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from envoy.type.v3 import http_status_pb2
-from gateway_mesh import CLUSTER, config, endpoints, free_port, host, service, workload
+from gateway_mesh import CLUSTER, config, endpoints, free_port, host, loopback, service, workload
 from google.rpc import status_pb2
-from security_mesh import loopback, serving
+from security_mesh import serving
 from test_security_envoys import ISSUER, Issuer, policy, speaks
 
 from meshbus.local.network import host_port
@@ -85,10 +85,10 @@ async def test_requests_are_decided_over_grpc(mesh):
     async with guarded(mesh) as (served, guard, port, before):
         pair = served.pair
         await served.applied(custom({"to": [{"operation": {"paths": ["/guarded*"]}}]}))
-        assert await pair.get("/guarded") == 402, "the authorizer's own status comes back"
+        assert await pair.status("/guarded") == 402, "the authorizer's own status comes back"
         assert await served.connections() == before, "on the connection that was open"
-        assert await pair.get("/guarded", **{"x-pass": "yes"}) == 200
-        assert await pair.get("/open") == 200
+        assert await pair.status("/guarded", **{"x-pass": "yes"}) == 200
+        assert await pair.status("/open") == 200
         sent = await pair.connection.post(
             "/guarded", headers={"x-pass": "yes"}, content=b"0123456789abcdefXYZ"
         )
@@ -99,22 +99,22 @@ async def test_requests_are_decided_over_grpc(mesh):
         # DENY counts besides: both must let the request in.
         deny = {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/guarded/no"]}}]}]}
         await served.applied(policy("no", deny))
-        assert await pair.get("/guarded/no", **{"x-pass": "yes"}) == 403
-        assert await pair.get("/guarded/yes", **{"x-pass": "yes"}) == 200
+        assert await pair.status("/guarded/no", **{"x-pass": "yes"}) == 403
+        assert await pair.status("/guarded/yes", **{"x-pass": "yes"}) == 200
 
         # It is gone: requests are refused with the status of the settings.
         await guard.stop()
         await served.applied(provider(port, statusOnError="503"))
 
         async def refused() -> bool:
-            return await pair.get("/guarded", **{"x-pass": "yes"}) == 503
+            return await pair.status("/guarded", **{"x-pass": "yes"}) == 503
 
         await mesh.until(refused, "an authorizer that is away lets nobody in")
-        assert await pair.get("/open") == 200
+        assert await pair.status("/open") == 200
         await served.applied(provider(port, failOpen=True))
 
         async def let_in() -> bool:
-            return await pair.get("/guarded") == 200
+            return await pair.status("/guarded") == 200
 
         await mesh.until(let_in, "unless it is said to fail open")
 

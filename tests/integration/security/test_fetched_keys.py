@@ -123,13 +123,13 @@ async def test_keys_are_fetched_renewed_and_kept(served, tmp_path):
             await served.applied(authentication(rule))
             await mesh.until(lambda: row(source), "the attempt is recorded")
             assert "503" in row(source).error
-            assert await pair.get() == 200, "a missing token passes all the same"
-            assert await pair.get(**issuer.bearer()) == 401, "no keys: no token is good"
+            assert await pair.status() == 200, "a missing token passes all the same"
+            assert await pair.status(**issuer.bearer()) == 401, "no keys: no token is good"
 
             server.documents["/keys"] = issuer.jwks
 
             async def good() -> bool:
-                return await pair.get(**issuer.bearer()) == 200
+                return await pair.status(**issuer.bearer()) == 200
 
             await mesh.until(good, "keys have come")
             assert row(source).error == ""
@@ -138,16 +138,16 @@ async def test_keys_are_fetched_renewed_and_kept(served, tmp_path):
             server.documents["/keys"] = successor.jwks
 
             async def changed() -> bool:
-                return await pair.get(**successor.bearer()) == 200
+                return await pair.status(**successor.bearer()) == 200
 
             await mesh.until(changed, "the new keys are used")
-            assert await pair.get(**issuer.bearer()) == 401
+            assert await pair.status(**issuer.bearer()) == 401
 
             # It goes away; what was good stays so.
             del server.documents["/keys"]
             await mesh.until(lambda: row(source).error, "the failure shows")
             assert row(source).failing_since >= row(source).fetched > 0
-            assert await pair.get(**successor.bearer()) == 200
+            assert await pair.status(**successor.bearer()) == 200
 
         # Also for who comes later, while nobody can fetch anything.
         kept = row(source)
@@ -158,7 +158,7 @@ async def test_keys_are_fetched_renewed_and_kept(served, tmp_path):
             assert "certificate" in row(source).error.lower(), (
                 "an unknown authority is not believed"
             )
-            assert await pair.get(**successor.bearer()) == 200
+            assert await pair.status(**successor.bearer()) == 200
             await served.applied(dict.fromkeys(authentication()))
             await mesh.until(lambda: row(source) is None, "nobody needs them any more")
 
@@ -174,7 +174,7 @@ async def test_openid_discovery(served, tmp_path):
         await served.applied(authentication({"issuer": server.url}))
 
         async def good() -> bool:
-            return await pair.get(**issuer.bearer(iss=server.url)) == 200
+            return await pair.status(**issuer.bearer(iss=server.url)) == 200
 
         await mesh.until(good, "keys have come by way of the issuer")
-        assert await pair.get(**issuer.bearer(iss="https://issuer.example")) == 401
+        assert await pair.status(**issuer.bearer(iss="https://issuer.example")) == 401

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from certificates import Authority, Pair
-from gateway_mesh import CLUSTER, config, free_port, workload
-from security_mesh import loopback
+from gateway_mesh import CLUSTER, config, free_port, loopback, workload
 
 from meshbus.model.keys import Key
 from meshbus.model.requests import CREDENTIAL, CredentialReply, CredentialRequest

@@ -25,33 +25,33 @@ async def test_origins_and_trigger_rules(served):
     triggers = [{"includedPaths": [{"prefix": "/a"}], "excludedPaths": [{"suffix": ".css"}]}]
     jwt = {"issuer": ISSUER, "jwks": issuer.jwks, "triggerRules": triggers}
     await served.applied(policy({**MTLS, "origins": [{"jwt": jwt}]}))
-    assert await pair.get("/other") == 200
-    assert await pair.get("/a/x.css") == 200
-    assert await pair.get("/a") == 401, "an origin is needed, unlike with RequestAuthentication"
-    assert await pair.get("/a?x.css") == 401, "a query is not part of the path"
-    assert await pair.get("/a", **issuer.bearer()) == 200
+    assert await pair.status("/other") == 200
+    assert await pair.status("/a/x.css") == 200
+    assert await pair.status("/a") == 401, "an origin is needed, unlike with RequestAuthentication"
+    assert await pair.status("/a?x.css") == 401, "a query is not part of the path"
+    assert await pair.status("/a", **issuer.bearer()) == 200
     assert "authorization" in served.got[-1], "the token goes on to the application"
-    assert await pair.get("/a", **stranger.bearer()) == 401
+    assert await pair.status("/a", **stranger.bearer()) == 401
 
     optional = {**MTLS, "origins": [{"jwt": jwt}], "originIsOptional": True}
     await served.applied(policy(optional))
-    assert await pair.get("/a") == 200
-    assert await pair.get("/a", **stranger.bearer()) == 200
+    assert await pair.status("/a") == 200
+    assert await pair.status("/a", **stranger.bearer()) == 200
 
     other = {"issuer": "https://other.example", "jwks": stranger.jwks}
     first = {"issuer": ISSUER, "jwks": issuer.jwks}
     await served.applied(policy({**MTLS, "origins": [{"jwt": first}, {"jwt": other}]}))
-    assert await pair.get() == 401
-    assert await pair.get(**issuer.bearer()) == 200
-    assert await pair.get(**stranger.bearer(iss="https://other.example")) == 200
-    assert await pair.get(**stranger.bearer()) == 401
+    assert await pair.status() == 401
+    assert await pair.status(**issuer.bearer()) == 200
+    assert await pair.status(**stranger.bearer(iss="https://other.example")) == 200
+    assert await pair.status(**stranger.bearer()) == 401
 
 
 async def test_roles(served):
     pair, issuer = served.pair, Issuer()
     on = legacy("ClusterRbacConfig", "clusterrbacconfigs", "default", {"mode": "ON"}, "")
     await served.applied(on)
-    assert await pair.get() == 403
+    assert await pair.status() == 403
     role = {"rules": [{"services": [host("server")], "methods": ["GET"], "paths": ["/r/*"]}]}
     await served.applied(
         legacy("ServiceRole", "serviceroles", "reader", role),
@@ -65,7 +65,7 @@ async def test_roles(served):
             },
         ),
     )
-    assert (await pair.get("/r/1"), await pair.get("/w/1")) == (200, 403)
+    assert (await pair.status("/r/1"), await pair.status("/w/1")) == (200, 403)
 
     # By the token, where the principal is the origin's.
     jwt = {"issuer": ISSUER, "jwks": issuer.jwks}
@@ -80,15 +80,15 @@ async def test_roles(served):
             {"subjects": [ann], "roleRef": {"kind": "ServiceRole", "name": "reader"}},
         ),
     )
-    assert await pair.get("/r/1", **issuer.bearer()) == 200
-    assert await pair.get("/r/1", **issuer.bearer(sub="bob")) == 403
-    assert await pair.get("/r/1") == 401
+    assert await pair.status("/r/1", **issuer.bearer()) == 200
+    assert await pair.status("/r/1", **issuer.bearer(sub="bob")) == 403
+    assert await pair.status("/r/1") == 401
 
     permissive = {"mode": "ON", "enforcementMode": "PERMISSIVE"}
     await served.applied(
         legacy("ClusterRbacConfig", "clusterrbacconfigs", "default", permissive, "")
     )
-    assert await pair.get("/w/1", **issuer.bearer(sub="bob")) == 200
+    assert await pair.status("/w/1", **issuer.bearer(sub="bob")) == 200
     stats = await served.server.admin("/stats?filter=istio_dry_run_allow_")
     denied = [line for line in stats.splitlines() if "shadow_denied: " in line]
     assert any(not line.endswith(": 0") for line in denied), stats
@@ -114,7 +114,7 @@ async def test_mutual_tls_by_policy(served):
         strict = legacy("MeshPolicy", "meshpolicies", "default", MTLS, "")
         await served.applied(strict)
         await served.mesh.until(refused, "the mesh asks for mutual TLS")
-        assert await pair.get() == 200
+        assert await pair.status() == 200
         exception = {
             "targets": [{"name": "server", "ports": [{"number": pair.port}]}],
             "peers": [],
@@ -123,6 +123,6 @@ async def test_mutual_tls_by_policy(served):
         await served.mesh.until(taken, "but not at this port of this service")
 
         async def still() -> bool:
-            return await pair.get() == 200
+            return await pair.status() == 200
 
         await served.mesh.until(still, "who is in the mesh follows")

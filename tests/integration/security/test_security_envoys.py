@@ -20,10 +20,11 @@ from gateway_mesh import (
     endpoints,
     free_port,
     host,
+    loopback,
     service,
     workload,
 )
-from security_mesh import loopback, serving
+from security_mesh import serving
 
 from meshbus.model.keys import Key
 from meshbus.model.rows import MeshConfigRow, WorkloadPort
@@ -45,24 +46,24 @@ async def test_a_policy_holds_on_the_next_request_of_an_open_connection(served):
     before = await served.connections()
     deny = {"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/secret*"]}}]}]}
     await served.applied(policy("deny", deny))
-    assert (await pair.get("/secret"), await pair.get("/open")) == (403, 200)
+    assert (await pair.status("/secret"), await pair.status("/open")) == (403, 200)
 
     caller = {"principals": ["cluster.local/ns/default/sa/client"]}
     await served.applied(policy("allow", {"rules": [{"from": [{"source": caller}]}]}))
-    assert (await pair.get("/secret"), await pair.get("/open")) == (403, 200)
+    assert (await pair.status("/secret"), await pair.status("/open")) == (403, 200)
 
     await served.applied(gone(policy("deny", {})))
-    assert await pair.get("/secret") == 200
+    assert await pair.status("/secret") == 200
 
     other = {"notNamespaces": ["default"]}
     await served.applied(policy("allow", {"rules": [{"from": [{"source": other}]}]}))
-    assert await pair.get("/open") == 403
+    assert await pair.status("/open") == 403
 
     await served.applied(policy("allow", {}))  # allows nothing
-    assert await pair.get("/open") == 403
+    assert await pair.status("/open") == 403
 
     await served.applied(gone(policy("allow", {})))
-    assert await pair.get("/open") == 200
+    assert await pair.status("/open") == 200
     assert await served.connections() == before, "one connection was open all the time"
 
 
@@ -72,7 +73,7 @@ async def test_a_dry_run_is_seen_and_not_felt(served):
     dry = msgspec.structs.replace(row, annotations={"istio.io/dry-run": "true"})
     before = await served.connections()
     await served.applied({key: dry})
-    assert await served.pair.get() == 200
+    assert await served.pair.status() == 200
     assert await served.connections() == before, "seen on the connection that was open"
     stats = await served.server.admin("/stats?filter=istio_dry_run_deny_")
     denied = [line for line in stats.splitlines() if "shadow_denied: " in line]
@@ -112,7 +113,7 @@ async def test_tokens(served):
     pair, issuer, stranger = served.pair, Issuer(), Issuer()
     claims = [{"header": "x-team", "claim": "org.team"}]
     before = await served.connections()
-    assert await pair.get(**stranger.bearer()) == 200, "nobody looks at tokens yet"
+    assert await pair.status(**stranger.bearer()) == 200, "nobody looks at tokens yet"
     await served.applied(
         authentication(
             issuer,
@@ -125,23 +126,23 @@ async def test_tokens(served):
         )
     )
     good: dict[str, Any] = {"aud": "books", "org": {"team": "red"}}
-    assert await pair.get() == 200, "a missing token passes"
-    assert await pair.get(**issuer.bearer(**good)) == 200
+    assert await pair.status() == 200, "a missing token passes"
+    assert await pair.status(**issuer.bearer(**good)) == 200
     assert served.got[-1]["x-team"] == "red"
     assert "x-payload" in served.got[-1]
     assert "authorization" not in served.got[-1], "the token stays here unless it is forwarded"
-    assert await pair.get(f"/?token={issuer.token(**good)}") == 200
-    assert await pair.get(cookie=f"session={issuer.token(**good)}") == 200
-    assert await pair.get(**issuer.bearer(aud="films")) == 403
-    assert await pair.get(**stranger.bearer(**good)) == 401
-    assert await pair.get(**issuer.bearer(**good, exp=1)) == 401
-    assert await pair.get(authorization="Bearer nonsense") == 401
+    assert await pair.status(f"/?token={issuer.token(**good)}") == 200
+    assert await pair.status(cookie=f"session={issuer.token(**good)}") == 200
+    assert await pair.status(**issuer.bearer(aud="films")) == 403
+    assert await pair.status(**stranger.bearer(**good)) == 401
+    assert await pair.status(**issuer.bearer(**good, exp=1)) == 401
+    assert await pair.status(authorization="Bearer nonsense") == 401
 
     await served.applied(authentication(issuer, forwardOriginalToken=True))
-    assert await pair.get(**issuer.bearer()) == 200
+    assert await pair.status(**issuer.bearer()) == 200
     assert "authorization" in served.got[-1]
     await served.applied(gone(authentication(issuer)))
-    assert await pair.get(**stranger.bearer()) == 200
+    assert await pair.status(**stranger.bearer()) == 200
     assert await served.connections() == before, "one connection was open all the time"
 
 
@@ -155,11 +156,11 @@ async def test_policies_read_tokens(served):
         policy("people", {"rules": [{"from": [{"source": source}], "when": [team, scope]}]}),
     )
     good: dict[str, Any] = {"org": {"team": ["red"]}, "scope": "read write"}
-    assert await pair.get() == 403
-    assert await pair.get(**issuer.bearer(**good)) == 200
-    assert await pair.get(**issuer.bearer(**good, sub="bob")) == 403
-    assert await pair.get(**issuer.bearer(**{**good, "org": {"team": "green"}})) == 403
-    assert await pair.get(**issuer.bearer(**{**good, "scope": "read"})) == 403
+    assert await pair.status() == 403
+    assert await pair.status(**issuer.bearer(**good)) == 200
+    assert await pair.status(**issuer.bearer(**good, sub="bob")) == 403
+    assert await pair.status(**issuer.bearer(**{**good, "org": {"team": "green"}})) == 403
+    assert await pair.status(**issuer.bearer(**{**good, "scope": "read"})) == 403
 
 
 async def test_a_provider_is_asked(mesh):
@@ -185,14 +186,14 @@ async def test_a_provider_is_asked(mesh):
     async with guard(address, port), serving(mesh) as served:
         pair = served.pair
         before = await served.connections()
-        assert await pair.get("/guarded") == 200
+        assert await pair.status("/guarded") == 200
         # The mesh's first provider and its first policy hold on the connection that is open.
         guards = (service("guard", port), endpoints("guard", {"g": address}, port, "disabled"))
         await served.applied(*guards, settings, policy("ask", custom))
-        assert await pair.get("/guarded") == 403
+        assert await pair.status("/guarded") == 403
         assert await served.connections() == before, "it is the connection from before"
-        assert await pair.get("/open") == 200, "nobody is asked about other paths"
-        assert await pair.get("/guarded", **{"x-pass": "yes"}) == 200
+        assert await pair.status("/open") == 200, "nobody is asked about other paths"
+        assert await pair.status("/guarded", **{"x-pass": "yes"}) == 200
         assert served.got[-1]["x-seen-by"] == "guard"
 
 
@@ -226,11 +227,11 @@ async def test_tokens_of_others_verify_as_labelled(served, shared_data):
     demo = (folder / "demo.jwt").read_text().strip()
     groups = (folder / "groups-scope.jwt").read_text().strip()
     pair = served.pair
-    assert await pair.get(authorization=f"Bearer {demo}") == 200
-    assert await pair.get(authorization=f"Bearer {demo[:-4]}AAAA") == 401
+    assert await pair.status(authorization=f"Bearer {demo}") == 200
+    assert await pair.status(authorization=f"Bearer {demo[:-4]}AAAA") == 401
     await served.applied(policy("members", {"rules": [{"when": [member]}]}))
-    assert await pair.get(authorization=f"Bearer {groups}") == 200
-    assert await pair.get(authorization=f"Bearer {demo}") == 403
+    assert await pair.status(authorization=f"Bearer {groups}") == 200
+    assert await pair.status(authorization=f"Bearer {demo}") == 403
 
 
 async def speaks(address: str, port: int) -> bool:
@@ -257,7 +258,7 @@ async def test_a_policy_ends_connections_that_it_would_not_let_in(mesh):
         rows = {key: msgspec.structs.replace(row, ports=ports)}
         async with application(pair.app, other, "tcp"):
             await served.applied(rows)
-            assert await pair.get() == 200
+            assert await pair.status() == 200
             before = await served.connections()
             await mesh.until(lambda: speaks(pair.server, other), "the port takes TCP")
             reader, writer = await asyncio.open_connection(pair.server, other)
@@ -271,7 +272,7 @@ async def test_a_policy_ends_connections_that_it_would_not_let_in(mesh):
             async with asyncio.timeout(20):
                 while await reader.read(1024):
                     pass  # what was on its way; then the end
-            assert await pair.get() == 200
+            assert await pair.status() == 200
             assert await served.connections() == before, "HTTP stays"
 
             await served.applied(gone(deny))

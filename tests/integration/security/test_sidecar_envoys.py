@@ -14,12 +14,12 @@ async def test_what_a_sidecar_does_not_import_is_not_reached(served):
     pair = served.pair
     only = {"mode": "REGISTRY_ONLY"}
     await served.applied(sidecar({"egress": [{"hosts": ["~/*"]}], "outboundTrafficPolicy": only}))
-    assert await pair.get() == 502
+    assert await pair.status() == 502
     hosts = [f"default/{host('server')}"]
     await served.applied(sidecar({"egress": [{"hosts": hosts}], "outboundTrafficPolicy": only}))
-    assert await pair.get() == 200
+    assert await pair.status() == 200
     await served.applied(dict.fromkeys(sidecar({})))
-    assert await pair.get() == 200
+    assert await pair.status() == 200
 
 
 async def test_an_application_at_another_port(served):

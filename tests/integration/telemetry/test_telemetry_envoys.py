@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 
 import grpc
-import httpx
 import msgspec
 import pytest
 import pytest_asyncio
@@ -13,12 +12,8 @@ from gateway_mesh import (
     CLUSTER,
     LOOPBACK,
     Mesh,
-    application,
     config,
-    endpoints,
     envoy_binary,
-    free_port,
-    loopback,
     mesh_on,
     service,
     workload,
@@ -27,6 +22,7 @@ from meshbus_telemetry.otlp import ExportResponse, resources_of, trace_handler
 from meshbus_telemetry.service import TelemetryService, TelemetrySettings
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from sidecar_pair import Pair, started
 from workload_identity import identity_of
 
 from meshbus.local.network import host_port
@@ -72,31 +68,21 @@ async def telemetry_service(mesh: Mesh, **settings):
         await asyncio.gather(task, return_exceptions=True)
 
 
-class Observed:
-    """A client and a server with their sidecars."""
+class Observed(Pair):
+    """A client and a server of a protocol; every trace is kept."""
 
     def __init__(self, protocol: str) -> None:
-        self.client, self.server, self.app = loopback(), loopback(), loopback()
-        self.proxy_port, self.port = free_port(self.client), free_port(self.server)
+        super().__init__()
         self.protocol = protocol
 
     def rows(self):
+        _, where, server, client = super().rows()
         serving = {
             key: msgspec.structs.replace(row, ports=[WorkloadPort("p", self.port, self.protocol)])
-            for key, row in workload("server", self.server, app=self.app, port=self.port).items()
+            for key, row in server.items()
         }
-        return (
-            service("server", self.port, self.protocol),
-            endpoints("server", {"server-0": self.server}, self.port),
-            serving,
-            workload("client", self.client, http_proxy=self.proxy_port),
-            EVERY_TRACE,
-        )
-
-    async def get(self, path="/", **headers: str) -> httpx.Response:
-        proxy = f"http://{host_port(self.client, self.proxy_port)}"
-        async with httpx.AsyncClient(proxy=proxy, timeout=5) as client:
-            return await client.get(f"http://server:{self.port}{path}", headers=headers)
+        of = service("server", self.port, self.protocol)
+        return (of, where, serving, client, EVERY_TRACE)
 
 
 @contextlib.asynccontextmanager
@@ -104,13 +90,7 @@ async def observed(mesh: Mesh, protocol: str = "HTTP"):
     pair = Observed(protocol)
     await mesh.start_gateway()
     await mesh.write(*pair.rows())
-    async with (
-        application(pair.app, pair.port, "hello"),
-        mesh.envoy("server", pair.server) as server,
-        mesh.envoy("client", pair.client) as client,
-    ):
-        await mesh.until(server.ready, "the server's Envoy is ready")
-        await mesh.until(client.ready, "the client's Envoy is ready")
+    async with started(mesh, pair):
         yield pair
 
 
