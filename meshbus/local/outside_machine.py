@@ -25,11 +25,15 @@ from meshbus.local.drain import drain
 from meshbus.local.health import Health, Probed, pauses_s, run_probe
 from meshbus.local.home import write_private
 from meshbus.local.probe import ask_envoy
+from meshbus.local.processes import LOGS_S, limit_logs
 from meshbus.local.proxy_start import start_of
 from meshbus.runtime.sealed import Recipient, SealError, recipient
 
 MACHINE_FILE = "machine.json"
 EXPIRY_FILE = "token-expires"
+LOGS_FOLDER = "logs"
+"""Of a machine's folder, and not that itself: Envoy watches that for new tokens, and at level debug
+it logs each change that it sees there, also that of its log."""
 TOKEN_RETRY_S = 30.0
 END_S = 5.0
 
@@ -96,6 +100,7 @@ class OutsideMachine:
         self._start = start_of(self._about.get("proxyConfig") or {}, reporter)
         self._health = Health(self._probe or {})
         self._beat_now = asyncio.Event()
+        self._logs = self._folder / LOGS_FOLDER
         self._left = False
 
     def _open(self) -> httpx.AsyncClient:
@@ -124,12 +129,14 @@ class OutsideMachine:
         for problem in self._start.reports.problems:
             log.warning("of ProxyConfig", has_no_effect=problem)
         self._write_bootstrap()
+        self._logs.mkdir(mode=0o700, exist_ok=True)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._run_envoy())
                 group.create_task(self._look())
                 group.create_task(self._renew_token())
                 group.create_task(self._beat())
+                group.create_task(self._limit_log())
         except* MachineError as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -181,7 +188,7 @@ class OutsideMachine:
         quick = 0
         while True:
             began = time.monotonic()
-            with (self._folder / "envoy.log").open("ab") as output:
+            with (self._logs / "envoy.log").open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
                     *bootstrap.envoy_argv(
                         self._envoy,
@@ -210,9 +217,14 @@ class OutsideMachine:
                 raise
             quick = quick + 1 if time.monotonic() - began < 2 else 0
             if quick >= 3:
-                raise MachineError(f"Envoy ends with {code}: see {self._folder / 'envoy.log'}")
+                raise MachineError(f"Envoy ends with {code}: see {self._logs}")
             log.warning("Envoy ended", code=code)
             await asyncio.sleep(0.5)
+
+    async def _limit_log(self) -> None:
+        while True:
+            limit_logs(self._logs)
+            await asyncio.sleep(LOGS_S)
 
     async def _look(self) -> None:
         """Probe the application, and Envoy."""

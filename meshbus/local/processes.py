@@ -23,6 +23,8 @@ from meshbus.local.home import write_private
 MARK = "MESHBUS_LOCAL"
 """Variable of every process of a home: `<home id>/<process name>`."""
 LOG_LIMIT_BYTES = 8 * 1024 * 1024
+LOGS_S = 30.0
+"""How often logs are looked at."""
 INHERITED = (
     "PATH",
     "HOME",

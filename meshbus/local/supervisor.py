@@ -34,7 +34,7 @@ from meshbus.local.instance import Instance, forget_instance, last_report, recor
 from meshbus.local.keeper import Keeper
 from meshbus.local.machine import Machine
 from meshbus.local.network import host_port, network_of
-from meshbus.local.processes import Command, Records, limit_logs, record_of_self
+from meshbus.local.processes import LOGS_S, Command, Records, limit_logs, record_of_self
 from meshbus.local.proxy_start import ProxyStart, proxy_start
 from meshbus.local.reports import Reporter
 from meshbus.local.rollout import Running, Steps, WorkloadStatus, next_steps
@@ -48,7 +48,6 @@ from meshbus.runtime.logs import configure_logs
 ALREADY_RUNNING = 3
 LOOK_STARTING_S = 0.05
 LOOK_STEADY_S = 1.0
-LOGS_S = 30.0
 FILTERS = (
     f"m.{CLUSTER}.cfg.workloads.>",
     f"m.{CLUSTER}.cfg.proxyconfigs.>",
