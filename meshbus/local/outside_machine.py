@@ -12,6 +12,7 @@ import os
 import ssl
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ class OutsideMachine:
         self._beat_now = asyncio.Event()
         self._logs = self._folder / LOGS_FOLDER
         self._left = False
+        self._refusal = ""
+        """Why the API does not take this machine, as was said last; empty: it does."""
 
     def _open(self) -> httpx.AsyncClient:
         """A client of the API. What its certificate is checked with may change with the token."""
@@ -268,15 +271,43 @@ class OutsideMachine:
                 wait_s = 1.0
                 if answer.status_code == 200:
                     wait_s = float(answer.json()["periodSeconds"])
+                    self._heard()
                 elif answer.status_code < 500:
-                    log.error("refused", status=answer.status_code, answer=answer.text[:500])
+                    self._refused(answer)
             except (httpx.HTTPError, ValueError, KeyError) as error:
                 log.warning("the API does not answer", error=str(error) or type(error).__name__)
                 wait_s = 1.0
 
+    def _heard(self) -> None:
+        if self._refusal:
+            log.info("the mesh takes this machine again")
+        self._refusal = ""
+
+    def _refused(self, answer: httpx.Response) -> None:
+        """Say that the mesh does not take this machine, once for each reason."""
+        reason = _reason_of(answer)
+        if reason == self._refusal:
+            return
+        self._refusal = reason
+        group = f"{self._about['namespace']}/{self._about['group']}"
+        if answer.status_code == 404:
+            log.error(
+                "the WorkloadGroup is gone: nobody is sent here any more, and there are no fresh "
+                "tokens; when the group is there again, so is this machine",
+                group=group,
+                token_ends=_shown(self._expires()),
+            )
+        elif answer.status_code == 401:
+            log.error("the token does not hold any more: `meshbus workload configure` again")
+        else:
+            log.error("refused", status=answer.status_code, answer=reason)
+
+    def _expires(self) -> float:
+        return float((self._folder / EXPIRY_FILE).read_text())
+
     async def _renew_token(self) -> None:
         while True:
-            expires = float((self._folder / EXPIRY_FILE).read_text())
+            expires = self._expires()
             await asyncio.sleep(max(TOKEN_RETRY_S, (expires - time.time()) / 2))
             own = recipient()
             try:
@@ -285,7 +316,11 @@ class OutsideMachine:
                     json={"publicKey": own.public_key},
                     headers=self._credential(),
                 )
-                answer.raise_for_status()
+                if answer.status_code != 200:
+                    log.error(
+                        "no fresh token", answer=_reason_of(answer), token_ends=_shown(expires)
+                    )
+                    continue
                 fresh = answer.json()
                 token = own.open(fresh["sealed"])
             except (httpx.HTTPError, SealError, ValueError, KeyError) as error:
@@ -297,3 +332,15 @@ class OutsideMachine:
                 write_private(self._folder / bootstrap.ROOTS_FILE, roots.encode())
                 before, self._client = self._client, self._open()
                 await before.aclose()
+
+
+def _reason_of(answer: httpx.Response) -> str:
+    """What the API says of a refusal."""
+    try:
+        return str(answer.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:500] or f"status {answer.status_code}"
+
+
+def _shown(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

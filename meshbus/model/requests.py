@@ -91,12 +91,15 @@ class JoinTokenRequest(msgspec.Struct, frozen=True):
     """Base64 of the X25519 public key that the reply is sealed to."""
     ttl_s: int = 3600
     gateway: bool = False
+    group: str = ""
+    """WorkloadGroup that lets a machine in: it is in the token."""
 
 
 class JoinTokenReply(msgspec.Struct, frozen=True):
     sealed: str
     """The JWT, sealed. Claims: iss, aud [`istio-ca`], exp, iat, jti, sub
-    `system:serviceaccount:NS:SA`, `kubernetes.io` {namespace, serviceaccount {name}, pod {name}}.
+    `system:serviceaccount:NS:SA`, `kubernetes.io` {namespace, serviceaccount {name}, pod {name}};
+    of a machine also workloadgroup {name}.
     """
     expires: float
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from standalone import meshbus, status_of, until
@@ -21,6 +23,8 @@ from meshbus.local.api import MeshApi
 from meshbus.local.end import end_mesh
 from meshbus.local.home import Home, HomeError
 from meshbus.local.probe import ask_envoy
+from meshbus.local.processes import LOG_LIMIT_BYTES, LOGS_S
+from meshbus.runtime.sealed import recipient
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -230,6 +234,65 @@ def test_a_machine_that_dies_is_forgotten(
     with MeshApi(home) as api:
         api.delete([group(probe)])
     until(lambda: call(home)[0] == 503, "its group is gone")
+    said = folder / "run.log"
+    until(lambda: "the WorkloadGroup is gone" in said.read_text(), "the machine says so")
+    assert 'workloadgroups.networking.istio.io "vm" is forbidden: it is gone' in renewed(folder)
+    apply(home, group(probe))
+    until(lambda: call(home)[0] == 200, "with its group it is back")
+    assert "the mesh takes this machine again" in said.read_text()
+    assert said.read_text().count("the WorkloadGroup is gone") == 1
+    assert renewed(folder) == "a fresh token"
+    document = group(probe)
+    document["spec"]["template"]["serviceAccount"] = "other"
+    apply(home, document)
+    until(lambda: "for another service account" in said.read_text(), "it is refused")
+    assert "for another service account" in renewed(folder)
+    assert machine[1].end() == 0
+
+
+def renewed(folder: Path) -> str:
+    """What a machine is told that asks for a fresh token."""
+    about = json.loads((folder / "machine.json").read_text())
+    answer = httpx.post(
+        f"{about['api']['url']}/v1/workloads/default/{about['name']}/token",
+        json={"publicKey": recipient().public_key},
+        headers={"authorization": f"Bearer {(folder / 'token').read_text()}"},
+        verify=ssl.create_default_context(cadata=about["api"]["ca"]),
+    )
+    return "a fresh token" if answer.status_code == 200 else str(answer.json()["message"])
+
+
+def test_the_token_of_a_workload_makes_no_machine_of_it(home: Home, tmp_path: Path) -> None:
+    apply(home, group(None))
+    assert configure(home, tmp_path / "m").returncode == 0
+    about = json.loads((tmp_path / "m" / "machine.json").read_text())
+    token = home.instances / "default.client-0" / "proxy" / "token"
+    answer = httpx.put(
+        f"{about['api']['url']}/v1/workloads/default/client-0",
+        json={"group": "vm", "address": ENVOY_ADDRESS},
+        headers={"authorization": f"Bearer {token.read_text()}"},
+        verify=ssl.create_default_context(cadata=about["api"]["ca"]),
+    )
+    assert answer.status_code == 403
+    assert "of no WorkloadGroup" in answer.json()["message"]
+
+
+def test_the_log_of_a_machines_envoy_is_limited(
+    home: Home, machine: list[Machine], tmp_path: Path
+) -> None:
+    apply(home, group(None))
+    folder = tmp_path / "m"
+    assert configure(home, folder).returncode == 0
+    machine.append(Machine(folder))
+    until(lambda: call(home)[0] == 200, "the machine answers")
+    log, aside = folder / "logs" / "envoy.log", folder / "logs" / "envoy.log.1"
+    with log.open("ab") as file:
+        file.write(b"x" * (LOG_LIMIT_BYTES + 1))
+    until(aside.exists, "it is moved aside", LOGS_S + 30)
+    until(lambda: log.stat().st_size < 4096, "it begins anew")
+    asyncio.run(ask_envoy(folder, "admin.sock", "/logging?level=debug", method="POST"))
+    until(lambda: 0 < log.stat().st_size < LOG_LIMIT_BYTES, "Envoy goes on in it")
+    assert machine[0].end() == 0
 
 
 def test_a_machine_starts_and_ends_as_its_proxy_config_says(

@@ -65,11 +65,13 @@ def join_token(
         ("namespace", request.namespace, NAMESPACE),
         ("service_account", request.service_account, ACCOUNT),
         ("instance", request.instance, ACCOUNT),
+        ("group", request.group or request.instance, ACCOUNT),
     )
     for field, value, pattern in checks:
         if not pattern.match(value):
             raise InvalidTokenRequestError(f"{field}: {value!r} is not a Kubernetes name")
     expires = int(now + min(max(request.ttl_s, MIN_TTL_S), MAX_TTL_S))
+    group = {"workloadgroup": {"name": request.group}} if request.group else {}
     claims: dict[str, Any] = {
         "iss": issuer,
         "aud": [AUDIENCE],
@@ -81,6 +83,7 @@ def join_token(
             "namespace": request.namespace,
             "serviceaccount": {"name": request.service_account},
             "pod": {"name": request.instance},
+            **group,
         },
     }
     return jwt.encode(claims, key.key, "ES256", headers={"kid": key.key_id}), float(expires)

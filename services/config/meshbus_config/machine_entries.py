@@ -103,14 +103,25 @@ def is_probed(group: ConfigObject) -> bool:
     return isinstance(group.spec.get("probe"), dict)
 
 
+def check_account(machine: Machine, group: ConfigObject) -> None:
+    """Refuse a machine that was let in for another identity than its group has now.
+
+    Raises:
+        ApiError: It was.
+    """
+    if account_of(group) != machine.service_account:
+        raise forbidden(group_kind(), group.name, "it is for another service account")
+
+
 def check(machine: Machine, group: ConfigObject, beat: Beat) -> None:
     """Refuse a beat that makes no entry.
 
     Raises:
         ApiError: Why.
     """
-    if account_of(group) != machine.service_account:
-        raise forbidden(group_kind(), beat.group, "it is for another service account")
+    if machine.group != beat.group:
+        raise forbidden(group_kind(), beat.group, f"the machine is of group {machine.group}")
+    check_account(machine, group)
     for field, value in (
         ("address", beat.address),
         ("applicationAddress", beat.application_address),

@@ -26,6 +26,8 @@ class Machine(NamedTuple):
     namespace: str
     service_account: str
     instance: str
+    group: str
+    """WorkloadGroup that let it in; empty: none did, it is an instance of a supervisor."""
 
 
 class MachineUsers:
@@ -80,6 +82,7 @@ class MachineUsers:
                 str(bound["namespace"]),
                 str(bound["serviceaccount"]["name"]),
                 str(bound["pod"]["name"]),
+                str((bound.get("workloadgroup") or {}).get("name") or ""),
             )
-        except (jwt.PyJWTError, KeyError, TypeError, ValueError):
+        except (jwt.PyJWTError, KeyError, TypeError, ValueError, AttributeError):
             return None

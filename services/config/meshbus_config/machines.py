@@ -27,12 +27,14 @@ from meshbus.model.rows import ConfigObject, ServiceAddress, Trust
 from meshbus.runtime.calls import CallError, call
 from meshbus.validate.mesh_support import OWN_PROXY_CONFIG
 from meshbus_config.answers import read_document, respond
-from meshbus_config.errors import ApiError, bad_request, not_found, unavailable
+from meshbus_config.errors import ApiError, bad_request, forbidden, not_found, unavailable
 from meshbus_config.machine_entries import (
     Beat,
     Entries,
     account_of,
     check,
+    check_account,
+    entry_kind,
     group_kind,
     labels_of,
 )
@@ -43,6 +45,8 @@ from meshbus_config.mesh_api import as_api_error
 BEAT_S = 5.0
 GRACE_S = 15.0
 """Longer than a restart of the machine's programs or of config takes."""
+TOKEN_S = 86400
+"""It has to be carried to the machine, which may be off for a while."""
 _LOOK_S = 1.0
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -119,7 +123,8 @@ class Machines:
             raise bad_request(f"name: {instance!r} is not a Kubernetes name")
         template = group.spec.get("template") or {}
         account = account_of(group)
-        reply = await self._token(namespace, account, instance, name, asked.public_key)
+        machine = Machine(namespace, account, instance, name)
+        reply = await self._token(machine, asked.public_key)
         world = self._mirror.world
         trust = self._trust()
         own = world.get(Key(self._cluster, "mesh", "addresses", "", "xds-gateway"))
@@ -151,16 +156,16 @@ class Machines:
         )
 
     async def renew(self, request: Request) -> Response:
-        """POST `/v1/workloads/{namespace}/{name}/token`: a machine, for itself."""
+        """POST `/v1/workloads/{namespace}/{name}/token`: a machine, for itself, as long as the
+        group that let it in is there."""
         machine = _machine_of(request)
         asked = _read(await read_document(request), Renewal)
-        reply = await self._token(
-            machine.namespace,
-            machine.service_account,
-            machine.instance,
-            machine.instance,
-            asked.public_key,
-        )
+        group = self._entries.group(machine.namespace, machine.group)
+        if group is None:
+            message = "it is gone, and its machines get no fresh tokens"
+            raise forbidden(group_kind(), machine.group, message)
+        check_account(machine, group)
+        reply = await self._token(machine, asked.public_key)
         trust = self._trust()
         roots = {} if trust is None else {"roots": trust.roots_pem}
         return respond(request, {"sealed": reply.sealed, "expires": reply.expires, **roots})
@@ -217,10 +222,16 @@ class Machines:
             own = merge_values(own, own_fields(notes.get(OWN_PROXY_CONFIG, "")))
         return wishes.over(fields(mesh.get("defaultConfig")), own)
 
-    async def _token(
-        self, namespace: str, account: str, instance: str, workload: str, public_key: str
-    ) -> JoinTokenReply:
-        request = JoinTokenRequest(namespace, account, instance, workload, public_key)
+    async def _token(self, machine: Machine, public_key: str) -> JoinTokenReply:
+        request = JoinTokenRequest(
+            machine.namespace,
+            machine.service_account,
+            machine.instance,
+            machine.group,
+            public_key,
+            ttl_s=TOKEN_S,
+            group=machine.group,
+        )
         try:
             return await call(self._bus, JOIN_TOKEN, request, JoinTokenReply)
         except CallError as error:
@@ -254,6 +265,8 @@ def _machine_of(request: Request) -> Machine:
     caller = request.state.user.caller
     if not isinstance(caller, Machine):
         raise ApiError(403, "Forbidden", "only the machine itself, by its join token, may say this")
+    if not caller.group:
+        raise forbidden(entry_kind(), caller.instance, "the token is of no WorkloadGroup")
     return caller
 
 

@@ -232,3 +232,17 @@ def test_trust_row_keeps_the_roots_of_a_ca_that_lost_its_state(tmp_path):
     after = trust_row(TD, "i", [new.root(NOW).pem], new.token_key(), both, NOW + 11 * 365 * 86400)
     assert after.roots_pem == new.root(NOW).pem
     assert pem_of(new.root(NOW).certificate) == after.roots_pem
+
+
+def test_a_join_token_says_which_group_let_its_machine_in(tmp_path):
+    key = Keystore(tmp_path, TD).token_key()
+
+    def bound(**fields):
+        request = token_request(**fields)
+        token, _ = join_token(request, key=key, issuer="i", token_id="1", now=NOW)
+        return jwt.decode(token, options={"verify_signature": False})["kubernetes.io"]
+
+    assert bound(group="vm")["workloadgroup"] == {"name": "vm"}
+    assert "workloadgroup" not in bound()
+    with pytest.raises(InvalidTokenRequestError, match="group"):
+        bound(group="a:b")
