@@ -85,8 +85,10 @@ _NOT_RESOLVED = (":timestamp", ":value")
 
 
 class _Loader(_Safe):  # type: ignore[misc]
-    """YAML as kubectl reads it: no dates, no numbers of base 60, no key twice; `=` is text."""
+    """YAML as kubectl reads it: no dates, no numbers of base 60, no key twice; `=` is text, and
+    `y` and `n` are true and false."""
 
+    bool_values = _Safe.bool_values | {"y": True, "n": False}
     yaml_implicit_resolvers = {
         first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(_NOT_RESOLVED)]
         for first, resolvers in _Safe.yaml_implicit_resolvers.items()
@@ -114,12 +116,18 @@ class _Loader(_Safe):  # type: ignore[misc]
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
-# Go's reader takes exponents without a dot or a sign for numbers, PyYAML's does not.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+# What Go's reader takes for a number or a truth, and PyYAML's does not: exponents without a dot or
+# a sign, a sign before a dot, octal digits after 0o, and decimal ones after 0.
+for _tag, _pattern, _first in (
+    ("float", r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$", "-+.0123456789"),
+    ("float", r"[-+]\.\d+$", "-+"),
+    ("float", r"[-+]?0\d*[89]\d*$", "-+0"),
+    ("int", r"[-+]?0[oO][0-7]+$", "-+0"),
+    ("bool", r"[yYnN]$", "yYnN"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(_pattern, re.ASCII), list(_first)
+    )
 
 
 class _Plain:
@@ -141,12 +149,14 @@ class _Plain:
         if value is None or isinstance(value, str | bool | int):
             return value
         if isinstance(value, float) and math.isfinite(value):
-            return value
+            return int(value) if value.is_integer() and abs(value) < 2**53 else value
         raise NotReadableError(self._line, f"{value!r} cannot be written as JSON")
 
     def _key(self, key: Any) -> str:
         if isinstance(key, str):
             return key
+        if isinstance(key, float) and key.is_integer():
+            key = int(key)
         if isinstance(key, bool | int | float):
             return json.dumps(key)
         raise NotReadableError(self._line, f"{key!r} cannot be a key")

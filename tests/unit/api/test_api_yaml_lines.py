@@ -95,11 +95,12 @@ VALUES = st.recursive(
 
 
 class _Writer(yaml.SafeDumper):
-    """Quotes texts that begin like numbers: to PyYAML `0E0` is none, to Kubernetes it is."""
+    """Quotes texts that begin like numbers, and `y` and `n`: to PyYAML `0E0` is none, to Kubernetes
+    it is."""
 
 
 def _text(writer: _Writer, text: str) -> yaml.ScalarNode:
-    style = "'" if re.match(r"[-+.]*[0-9]", text) else None
+    style = "'" if re.match(r"[-+.]*[0-9]|[yYnN]$", text) else None
     return writer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -41,16 +41,21 @@ def test_a_malformed_document_is_alone(tmp_path: Path) -> None:
 
 def test_values_are_those_of_json(tmp_path: Path) -> None:
     text = "ports: {8080: x, true: y}\nday: 2024-01-02\nat: 12:30\nbig: 1e3\non: off\nhex: 0x10\n"
-    text += "sign: =\n"
+    text += "sign: =\ntruths: [y, n, Y, on, yes]\nnumbers: [-.5, +.5, 08, 0o10, 010, 1.0, 1.5]\n"
+    text += "texts: [0o8, ye, +]\n2.0: two\n"
     assert contents(one(tmp_path, text)) == [
         {
-            "ports": {"8080": "x", "true": "y"},
+            "ports": {"8080": "x", "true": True},
             "day": "2024-01-02",
             "at": "12:30",
-            "big": 1000.0,
+            "big": 1000,
             "true": False,
             "hex": 16,
             "sign": "=",
+            "truths": [True, False, True, True, True],
+            "numbers": [-0.5, 0.5, 8, 8, 8, 1, 1.5],
+            "texts": ["0o8", "ye", "+"],
+            "2": "two",
         }
     ]
 
