@@ -66,7 +66,14 @@ from meshbus.compile.sessions import session_filters
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
 from meshbus.compile.values import address, boolean, uint32
-from meshbus.compile.viewers import HTTP_PROXY, Egress, listener_viewer
+from meshbus.compile.viewers import (
+    HTTP_PROXY,
+    Egress,
+    Viewer,
+    alone,
+    listener_of,
+    listener_viewer,
+)
 from meshbus.compile.virtual_hosts import (
     HTTP_PROXY_ROUTE,
     View,
@@ -236,7 +243,6 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         number: reader.node(egress_services, view.namespace, e.hosts, number)
         for number, e in placed.items()
     }
-    http.update(number for number, e in own.items() if is_http(e.protocol))
     stands_for = reader.node(aliased_hosts, view.viewer)
     visible = reader.node(visible_services, view.viewer)
     anywhere = next((e for e in view.viewer.egress if not e.port and not e.is_socket), ELSEWHERE)
@@ -250,7 +256,6 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         placed |= dict.fromkeys(numbers.difference(own), anywhere)
     reserved = _reserved(reader, view, placed)
     barred = {n for n, e in placed.items() if not (e.captured or view.may_bind(n))}
-    http -= reserved | barred
     for host, ref in in_precedence(reader, visible, view.namespace):
         if host in stands_for:
             continue
@@ -451,6 +456,18 @@ def http_chain(
     return chain
 
 
+def _importer(reader: Reader, viewer: Viewer, host: str, port: int) -> Viewer:
+    """Whose virtual services count for connections to a service: those of the egress listener that
+    imports it. Beside one for the port, another may import what has an address of its own."""
+    own = listener_of(viewer, port)
+    if own is None or not own.only_port:
+        return listener_viewer(viewer, port)
+    if host in reader.node(egress_services, viewer.namespace, own.hosts, port):
+        return alone(viewer.namespace, own)
+    # No port is 0: the listener for every other.
+    return listener_viewer(viewer, 0)
+
+
 def _l4(
     reader: Reader, view: View, host: str, port: int, section: str, report: Report
 ) -> list[L4Route]:
@@ -460,7 +477,7 @@ def _l4(
     Source: Istio, getConfigsForHost and buildSidecarOutboundTLSFilterChainOpts.
     """
     out: list[L4Route] = []
-    for key in l4_speakers(reader, listener_viewer(view.viewer, port), host):
+    for key in l4_speakers(reader, _importer(reader, view.viewer, host, port), host):
         row = reader.get(key)
         if row is None:
             continue

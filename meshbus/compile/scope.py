@@ -183,7 +183,7 @@ def visible_services(reader: Reader, viewer: Viewer) -> dict[str, Ref]:
     """
     if not viewer.egress:
         return _seen_by_all(reader, viewer.namespace)
-    return _as_imported(viewer, lambda egress: _imported(reader, viewer, egress))
+    return _as_imported(reader, viewer, lambda egress: _imported(reader, viewer, egress))
 
 
 def visible_service(reader: Reader, viewer: Viewer, host: str) -> Ref | None:
@@ -202,12 +202,14 @@ def visible_service(reader: Reader, viewer: Viewer, host: str) -> Ref | None:
 
     if not viewer.egress:
         return _best(held.seen_from(viewer.namespace), viewer.namespace).get(host)
-    return _as_imported(viewer, imported).get(host)
+    return _as_imported(reader, viewer, imported).get(host)
 
 
-def _as_imported(viewer: Viewer, imported: Callable[[Egress], Mapping[str, Ref]]) -> dict[str, Ref]:
+def _as_imported(
+    reader: Reader, viewer: Viewer, imported: Callable[[Egress], Mapping[str, Ref]]
+) -> dict[str, Ref]:
     """Services under a Sidecar, of those that each of its egress listeners imports."""
-    own = {e.port for e in viewer.egress if e.only_port}
+    own = {e.port for e in viewer.egress if e.only_port and reader.node(imports_some, viewer, e)}
     ports: dict[str, dict[int, ServicePort]] = {}
     chosen: dict[str, Ref] = {}
     for egress in viewer.egress:
@@ -225,6 +227,11 @@ def _as_imported(viewer: Viewer, imported: Callable[[Egress], Mapping[str, Ref]]
                 if wanted:
                     held.setdefault(port.number, _as_listened(port, egress))
     return {host: _with_ports(chosen[host], ports[host]) for host in sorted(chosen) if ports[host]}
+
+
+def imports_some(reader: Reader, viewer: Viewer, egress: Egress) -> bool:
+    """Node: an egress listener imports a service. One with a port that does not is no listener."""
+    return bool(_imported(reader, viewer, egress))
 
 
 def _imported(reader: Reader, viewer: Viewer, egress: Egress) -> dict[str, Ref]:
