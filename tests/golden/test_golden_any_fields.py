@@ -5,6 +5,7 @@ never fails on them, the order of the documents changes nothing, and a real Envo
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ MESH = {"apiVersion": "mesh.istio.io/v1alpha1", "kind": "MeshConfig", "metadata"
 
 
 @st.composite
-def objects(draw: Any) -> dict[str, Any]:
+def objects(draw: Any, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
     """A document with the fields of some cases of its kind."""
-    file = FILES[draw(st.sampled_from(KINDS))]
+    file = FILES[draw(st.sampled_from(kinds))]
     made = copy.deepcopy(file.get("object", {**MESH, "spec": {}}))
     if "object" in file:
         made["metadata"]["name"] += draw(st.sampled_from(("", "-2")))
@@ -132,3 +133,24 @@ def test_changes_one_by_one_give_what_a_start_gives(
         engine.update(world, touched)
         rows = following
         assert bodies_of(engine) == bodies_of(Engine(engine.world))
+
+
+OF_A_NAMESPACE = sorted(set(KINDS) - {"ClusterRbacConfig", "Gateway", "MeshConfig"})
+"""Kinds whose objects concern workloads of their namespace alone, where they are not exported."""
+EXPORTED = ("DestinationRule", "ServiceEntry", "VirtualService")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    held=st.lists(objects(), max_size=4),
+    strangers=st.lists(objects(OF_A_NAMESPACE), min_size=1, max_size=4),
+)
+def test_what_another_namespace_keeps_to_itself_changes_nothing(
+    held: list[dict[str, Any]], strangers: list[dict[str, Any]]
+) -> None:
+    for made in strangers:
+        made["metadata"]["namespace"] = "elsewhere"
+        if made["kind"] in EXPORTED:
+            made["spec"]["exportTo"] = ["."]
+    for proxy in PROXIES.values():
+        assert made_of([*held, *strangers], proxy).document == made_of(held, proxy).document
