@@ -1,5 +1,5 @@
 """What an object names and is not there: hosts, subsets, gateways, secrets, handlers, quotas,
-keys.
+keys, and Envoys for a Gateway.
 
 Such an object is valid, and carried out as far as it goes; what names something missing has no
 effect until that comes. Code and level are those of Istio's analysis message IST0101.
@@ -7,16 +7,45 @@ effect until that comes. Code and level are those of Istio's analysis message IS
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from meshbus.api.credentials import CONFIG_MAP
+from meshbus.api.networking.gateway import SERVICES_ANNOTATION
 from meshbus.model.key_sources import key_set_key, source_of, token_rules
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject, KeySet
-from meshbus.model.world import Entry, Query
+from meshbus.model.world import ANY_GATEWAY, Entry, Query
 
 CODE = "IST0101"
 CLUSTER_SUFFIX = ".svc.cluster.local"
+
+
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class Entries(Protocol):
+    """Where rows are looked for."""
+
+    def entries(self, query: Query) -> tuple[Entry, ...]:
+        """Rows that an index files under a value."""
+
+
+def some_gateway(rows: Entries, selector: Labels) -> bool:
+    """There is an Envoy of a gateway with these labels, or a Workload that has some."""
+    first = selector[0] if selector else ANY_GATEWAY
+    return any(
+        entry.row.labels.items() >= set(selector)
+        for table in ("cfg.workloads", "reg.workloads")
+        for entry in rows.entries(Query(table, "gateway", first))
+    )
+
+
+def selector_of(gateway: ConfigObject) -> Labels | None:
+    """Labels of the Envoys that a Gateway is for; None: services say which they are."""
+    if SERVICES_ANNOTATION in gateway.annotations:
+        return None
+    selector = _record(gateway.spec.get("selector"))
+    return tuple(sorted((str(k), str(v)) for k, v in selector.items()))
 
 
 class Rows(Protocol):
@@ -27,6 +56,9 @@ class Rows(Protocol):
 
     def get(self, key: Key) -> Any:
         """One row, or None."""
+
+    def has_gateway(self, selector: Labels) -> bool:
+        """`some_gateway`; many Gateways share the answer."""
 
 
 class Missing(NamedTuple):
@@ -43,7 +75,16 @@ def missing_references(rows: Rows, key: Key) -> tuple[Missing, ...]:
     finder = _FINDERS.get(key.kind)
     if not isinstance(row, ConfigObject) or finder is None or key.plane != "cfg":
         return ()
-    return tuple(finder(_Names(rows, key), row.spec))
+    found = finder(_Names(rows, key), row.spec)
+    return (*_envoys(rows, row), *found) if key.kind == "gateways" else tuple(found)
+
+
+def _envoys(rows: Rows, gateway: ConfigObject) -> Iterator[Missing]:
+    selector = selector_of(gateway)
+    if selector is not None and not rows.has_gateway(selector):
+        wanted = ", ".join(f"{name}={value}" for name, value in selector)
+        named = f"no gateway has the labels {wanted}" if wanted else "there is no gateway"
+        yield Missing("spec.selector", named)
 
 
 def has_references(key: Key) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from meshbus.api.networking.gateway import SERVICES_ANNOTATION
 from meshbus.compile.endpoints import target_ports
 from meshbus.compile.engine import Reader
 from meshbus.compile.families import FIRST_UNPRIVILEGED
@@ -17,8 +18,6 @@ from meshbus.model.keys import Key
 AUTO_PASSTHROUGH = "AUTO_PASSTHROUGH"
 NO_TRANSLATION = "experimental.istio.io/disable-gateway-port-translation"
 """Label of a Service whose ports say nothing about Gateways. Source: Knative's use of Istio."""
-SERVICES_ANNOTATION = "internal.istio.io/gateway-service"
-"""Annotation of a Gateway: hosts of the services in front of it, in place of its selector."""
 HTTP3_ANNOTATION = "traffic.meshbus.io/http3"
 """Annotation of a Gateway: its HTTPS servers speak HTTP/3 too, over UDP."""
 TERMINATED = frozenset({"SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL"})

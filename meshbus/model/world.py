@@ -134,6 +134,20 @@ def _by_network(key: Key, row: Row) -> Iterable[Hashable]:
     return (True,) if row.labels.get(NETWORK_LABEL) else ()
 
 
+def _by_gateway(key: Key, row: Row) -> Iterable[Hashable]:
+    """Labels (name, value) of a gateway's Envoy, and `ANY_GATEWAY`: of an instance, or of the
+    Workload that has some."""
+    if isinstance(row, WorkloadInstance):
+        gateway = row.gateway
+    else:
+        assert isinstance(row, ConfigObject)
+        gateway = row.spec.get("gateway") is True
+    return (*row.labels.items(), ANY_GATEWAY) if gateway else ()
+
+
+ANY_GATEWAY = ("", "")
+
+
 def _records(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
@@ -148,7 +162,8 @@ TRAFFIC_DISTRIBUTION = "networking.istio.io/traffic-distribution"
 INDEXES: dict[str, dict[str, Callable[[Key, Row], Iterable[Hashable]]]] = {
     "reg.services": {"host": _by_host, "ranking": _by_ranking, "network": _by_network},
     "reg.endpoints": {"service": _by_service},
-    "reg.workloads": {"account": _by_account, "address": _by_address},
+    "reg.workloads": {"account": _by_account, "address": _by_address, "gateway": _by_gateway},
+    "cfg.workloads": {"gateway": _by_gateway},
     "src.instances": {"label": _by_label, "address": _by_address},
     "jwks.keys": {"source": _by_source},
     "cfg.endpointslices": {"service": _by_service_name},

@@ -284,6 +284,12 @@ class TaskMesh:
         receipt = self.api.receipt(change)
         assert receipt.state == "converged", receipt
 
+    def reasons(self, plural: str, name: str) -> str:
+        """What the status of an object says is wrong; empty: nothing."""
+        path = f"/apis/networking.istio.io/v1/namespaces/default/{plural}/{name}"
+        conditions = self.api.get(path).get("status", {}).get("conditions", [])
+        return " ".join(c["message"] for c in conditions if c["status"] == "False")
+
     # ------------------------------------------------------------------ addresses
 
     def address(self, instance: str, family: int = 0) -> str:

@@ -31,13 +31,6 @@ def config_map(name: str, roots: str) -> dict[str, Any]:
     }
 
 
-def reasons(mesh: TaskMesh, plural: str, name: str) -> str:
-    """What the status of an object says is wrong."""
-    path = f"/apis/networking.istio.io/v1/namespaces/default/{plural}/{name}"
-    conditions = mesh.api.get(path).get("status", {}).get("conditions", [])
-    return " ".join(c["message"] for c in conditions if c["status"] == "False")
-
-
 def test_a_gateway_checks_its_clients(task_mesh: TaskMesh, config: Config, strangers: str) -> None:
     own = (task_mesh.certificates / "root.pem").read_text()
     known = trust(task_mesh, client=True)
@@ -58,11 +51,11 @@ def test_a_gateway_checks_its_clients(task_mesh: TaskMesh, config: Config, stran
         + served("httpbin.example.com", TO_HTTPBIN)
     )
     told = "there is no ConfigMap default/clients"
-    until(lambda: told in reasons(task_mesh, "gateways", "entry"), "its status says so")
+    until(lambda: told in task_mesh.reasons("gateways", "entry"), "its status says so")
     assert status() == 0
     config.apply([config_map("clients", own)])
     until(lambda: status() == 200, "clients are known")
-    until(lambda: not reasons(task_mesh, "gateways", "entry"), "nothing is wrong any more")
+    until(lambda: not task_mesh.reasons("gateways", "entry"), "nothing is wrong any more")
     assert task_mesh.ingress(URL, trust=trust(task_mesh)).status == 0, "no certificate, no answer"
     config.apply([config_map("clients", strangers)])
     until(lambda: status() == 0, "others are known")
@@ -100,10 +93,10 @@ def test_sidecars_check_servers(task_mesh: TaskMesh, config: Config, strangers: 
     url = "http://outside.example.com/"
     config.apply(RULE)
     told = "ConfigMap default/servers does not exist"
-    until(lambda: told in reasons(task_mesh, "destinationrules", "outside"), "its status says so")
+    until(lambda: told in task_mesh.reasons("destinationrules", "outside"), "its status says so")
     config.apply([config_map("servers", own)])
     until(lambda: task_mesh.get(url).version == "outside", "the server is known")
-    until(lambda: not reasons(task_mesh, "destinationrules", "outside"), "nothing is wrong")
+    until(lambda: not task_mesh.reasons("destinationrules", "outside"), "nothing is wrong")
     config.apply([config_map("servers", strangers)])
     until(lambda: task_mesh.get(url).status == 503, "the server is not known any more")
     config.apply([config_map("servers", own)])

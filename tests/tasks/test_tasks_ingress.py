@@ -12,6 +12,7 @@ import pytest
 from http3_client import http3_get
 from standalone import until
 from task_mesh import INGRESS, Config, TaskMesh
+from task_mesh import gateway as gateway_workload
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.root]
 
@@ -354,3 +355,15 @@ def test_grpc_through_the_gateway(task_mesh: TaskMesh, config: Config) -> None:
         "v2 a",
         "v3 a",
     }
+
+
+def test_a_gateway_without_envoys_says_so_until_one_comes(
+    task_mesh: TaskMesh, config: Config
+) -> None:
+    config.apply(gateway(PLAIN).replace("istio: ingressgateway", "istio: late"))
+    told = "no gateway has the labels istio=late"
+    until(lambda: told in task_mesh.reasons("gateways", "entry"), "its status says so")
+    config.apply(gateway_workload("istio-late", [("http", 80)]))
+    until(lambda: not task_mesh.reasons("gateways", "entry"), "nothing is wrong any more")
+    config.delete("Workload", "istio-late", "istio-system")
+    until(lambda: told in task_mesh.reasons("gateways", "entry"), "it is said again")

@@ -9,6 +9,9 @@ from msgspec import UNSET, Meta
 
 from meshbus.api.shape import Maybe, Shape, UInt32
 
+SERVICES_ANNOTATION = "internal.istio.io/gateway-service"
+"""Annotation of a Gateway: hosts of the services in front of it, in place of its selector."""
+
 
 class Port(Shape, frozen=True, kw_only=True):
     """A port that is opened."""

@@ -4,10 +4,17 @@ Also the other way round: what a write takes away from objects that name it is a
 refused where somebody has asked for that.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from meshbus.analyze.references import Missing, has_references, missing_references
+from meshbus.analyze.references import (
+    Labels,
+    Missing,
+    has_references,
+    missing_references,
+    selector_of,
+    some_gateway,
+)
 from meshbus.compile.engine import Engine, Reader
 from meshbus.model.keys import Key
 from meshbus.model.rows import ConfigObject
@@ -31,6 +38,21 @@ class _WorldRows:
 
     def get(self, key: Key) -> Any:
         return self._world.get(key)
+
+    def has_gateway(self, selector: Labels) -> bool:
+        return some_gateway(self._world, selector)
+
+
+class _ReadRows:
+    """Rows as a node of the engine asks for them."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.entries = reader.entries
+        self.get = reader.get
+
+    def has_gateway(self, selector: Labels) -> bool:
+        return self._reader.node(_some_gateway, selector)
 
 
 def text_of(missing: Missing) -> str:
@@ -68,7 +90,12 @@ def with_missing(space: Space, plans: Sequence[Plan]) -> tuple[Plan, ...]:
 
 def _missing(reader: Reader, key: Key) -> tuple[Missing, ...]:
     """Node: what one object names and is not there."""
-    return missing_references(reader, key)
+    return missing_references(_ReadRows(reader), key)
+
+
+def _some_gateway(reader: Reader, selector: Labels) -> bool:
+    """Node: a gateway has these labels."""
+    return some_gateway(reader, selector)
 
 
 class References:
@@ -77,37 +104,36 @@ class References:
     def __init__(self) -> None:
         self._engine = Engine(World())
         self._objects: set[Key] = set()
-        self._stale: set[Key] = set()
-        """Objects that are to be looked at: new ones, and those whose answers have changed."""
+        self._new: set[Key] = set()
+        """Objects that were not looked at yet."""
         self._missing: dict[Key, tuple[Missing, ...]] = {}
         self._moved: set[Key] = set()
 
     def changed(self, world: World, touched: Iterable[Query]) -> None:
         """The next world, as the mirror gives it."""
         queries = list(touched)
-        self._stale.update(
-            key
-            for function, (key, *_) in self._engine.askers(queries)
-            if function is _missing and isinstance(key, Key)
-        )
         self._engine.update(world, queries)
         for query in queries:
             key = query.value
             if query.by == "key" and isinstance(key, Key) and has_references(key):
                 if world.get(key) is None:
                     self._objects.discard(key)
-                    self._stale.discard(key)
+                    self._new.discard(key)
                     self._say(key, ())
                     self._engine.release(_missing, key)
                 elif key not in self._objects:
                     self._objects.add(key)
-                    self._stale.add(key)
+                    self._new.add(key)
 
     def missing(self) -> Mapping[Key, tuple[Missing, ...]]:
         """Objects that name something missing. Costs what has changed since it was asked last."""
-        for key in sorted(self._stale):
+        for key in sorted(self._new):
             self._say(key, self._engine.get(_missing, key))
-        self._stale.clear()
+        self._new.clear()
+        self._engine.advance()
+        for function, (asked, *_) in self._engine.take_changed():
+            if function is _missing and isinstance(asked, Key) and asked in self._objects:
+                self._say(asked, self._engine.get(_missing, asked))
         return self._missing
 
     def _say(self, key: Key, found: tuple[Missing, ...]) -> None:
@@ -140,15 +166,29 @@ class References:
         rows = _WorldRows(world)
         written = {plan.stored.entry.key for plan in plans}
         found = {}
-        for function, arguments in self._engine.askers(touched):
-            key = arguments[0]
-            if function is not _missing or not isinstance(key, Key) or key in written:
+        for key in self._concerned(touched):
+            if key in written:
                 continue
             before = set(self._engine.get(_missing, key))
             lost = tuple(m for m in missing_references(rows, key) if m not in before)
             if lost:
                 found[key] = lost
         return dict(sorted(found.items()))
+
+    def _concerned(self, touched: Iterable[Query]) -> Iterator[Key]:
+        """Objects that would be looked at again if the answers changed."""
+        selectors = set()
+        for function, (asked, *_) in self._engine.askers(touched):
+            if function is _some_gateway:
+                selectors.add(asked)
+            elif function is _missing and isinstance(asked, Key):
+                yield asked
+        if not selectors:
+            return
+        for key in self._objects:
+            row = self._engine.world.get(key) if key.kind == "gateways" else None
+            if isinstance(row, ConfigObject) and selector_of(row) in selectors:
+                yield key
 
     def checked(self, space: Space, plans: Sequence[Plan], *, refuse: bool) -> tuple[Plan, ...]:
         """The plans, with a warning for each object from which they take away what it names.

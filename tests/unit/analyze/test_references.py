@@ -3,11 +3,11 @@
 import msgspec
 import yaml
 
-from meshbus.analyze.references import missing_references
+from meshbus.analyze.references import Labels, missing_references, some_gateway
 from meshbus.compile.offline import object_of_document
 from meshbus.model.key_sources import key_set_key
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject, KeySet, Row
+from meshbus.model.rows import ConfigObject, KeySet, Row, WorkloadInstance
 from meshbus.model.world import World, world_of
 
 C = "c"
@@ -34,6 +34,11 @@ spec: {servers: [{tls: {credentialName: here}}, {tls: {credentialName: gone}}]}
 kind: Secret
 apiVersion: v1
 metadata: {name: here, namespace: istio-system}
+---
+kind: Workload
+apiVersion: standalone.meshbus.io/v1alpha1
+metadata: {name: ingress, namespace: istio-system, labels: {app: ingress, istio: front}}
+spec: {gateway: true}
 """
 
 
@@ -52,6 +57,10 @@ class _Rows:
     def __init__(self, held: World) -> None:
         self.entries = held.entries
         self.get = held.get
+        self._held = held
+
+    def has_gateway(self, selector: Labels) -> bool:
+        return some_gateway(self._held, selector)
 
 
 def paths(text: str, plural: str, name: str, namespace: str = "default") -> list[str]:
@@ -177,3 +186,38 @@ data: {ca.crt: x}
         "spec.servers[1].tls.caCertCredentialName",
         "spec.servers[3].tls.caCertCredentialName",
     ]
+
+
+def test_envoys_of_a_gateway() -> None:
+    def missing(selector: str, notes: str = "{}") -> list[str]:
+        text = f"""
+kind: Gateway
+apiVersion: networking.istio.io/v1
+metadata: {{name: edge, annotations: {notes}}}
+spec: {{selector: {selector}}}
+---
+kind: Workload
+apiVersion: standalone.meshbus.io/v1alpha1
+metadata: {{name: web, labels: {{app: web}}}}
+spec: {{command: [web]}}
+"""
+        return paths(text, "gateways", "edge")
+
+    assert missing("{istio: front}") == missing("{istio: front, app: ingress}") == []
+    assert missing("{}") == []
+    assert missing("{istio: front, app: other}") == ["spec.selector"]
+    assert missing("{app: web}") == ["spec.selector"], "a sidecar runs no Gateway"
+    assert missing("{app: gone}", "{internal.istio.io/gateway-service: web}") == []
+
+
+def test_instances_are_envoys_of_a_gateway() -> None:
+    instance = WorkloadInstance(
+        "g-0", "shop", "g", "g", {"istio": "front"}, ["10.0.0.1"], gateway=True
+    )
+    selector = (("istio", "front"),)
+    key = Key(C, "reg", "workloads", "shop", "g-0")
+    assert some_gateway(world_of({key: instance}), selector)
+    assert some_gateway(world_of({key: instance}), ())
+    sidecar = msgspec.structs.replace(instance, gateway=False)
+    assert not some_gateway(world_of({key: sidecar}), selector)
+    assert not some_gateway(world_of({}), ())

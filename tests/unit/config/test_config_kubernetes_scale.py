@@ -15,7 +15,7 @@ from meshbus_config.status_board import StatusBoard
 from prometheus_client import CollectorRegistry
 
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject
+from meshbus.model.rows import ConfigObject, WorkloadInstance
 from meshbus.model.status import GatewayReport
 from meshbus.model.world import Put, World
 
@@ -139,6 +139,25 @@ async def test_what_comes_to_be_there_is_said_of_who_names_it(cluster: Cluster) 
     assert await cluster.settle() <= 8
     conditions = {c["type"]: c["status"] for c in held_status(cluster, key)}
     assert conditions["ResolvedRefs"] == "True"
+
+
+async def test_a_gateway_without_pods_is_told_until_one_comes(cluster: Cluster) -> None:
+    key = key_of("gateways", "g")
+    cluster.put(key, judged_of("Gateway", "g", selector={"istio": "front"}))
+    await cluster.settle()
+    (told,) = (c for c in held_status(cluster, key) if c["type"] == "ResolvedRefs")
+    assert (told["status"], told["reason"]) == ("False", "ReferenceNotFound")
+    assert "istio=front" in told["message"]
+    pod = WorkloadInstance(
+        "front-0", "default", "front", "front", {"istio": "front"}, ["10.0.0.1"], gateway=True
+    )
+    put = Put(Key("c", "reg", "workloads", "default", "front-0"), 9999, 0.0, pod)
+    cluster.world, touched = cluster.world.apply([put])
+    cluster.references.changed(cluster.world, touched)
+    cluster.writing.world_changed(touched)
+    assert await cluster.settle() <= 3
+    (told,) = (c for c in held_status(cluster, key) if c["type"] == "ResolvedRefs")
+    assert told["status"] == "True"
 
 
 def held_status(cluster: Cluster, key: Key) -> list[dict[str, str]]:

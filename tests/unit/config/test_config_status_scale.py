@@ -10,7 +10,7 @@ from meshbus_config.references import References
 from meshbus_config.status_board import StatusBoard
 
 from meshbus.model.keys import Key
-from meshbus.model.rows import ConfigObject, Row
+from meshbus.model.rows import ConfigObject, Row, WorkloadInstance
 from meshbus.model.world import Put, World
 
 N = 700
@@ -67,8 +67,8 @@ class Store:
             if len(self.changes) == count:
                 return self.writer.looks - before
 
-    def said(self, name: str) -> str | None:
-        row: Any = self.world.get(status_key(key_of("virtualservices", name)))
+    def said(self, name: str, plural: str = "virtualservices") -> str | None:
+        row: Any = self.world.get(status_key(key_of(plural, name)))
         return None if row is None else str(row.status["conditions"][0]["status"])
 
 
@@ -110,3 +110,40 @@ async def test_who_begins_to_lead_looks_at_what_was_said() -> None:
     await store.settle()
     store.fenced_at = 2
     assert await store.settle() == 9
+
+
+def gateway_of(name: str, label: str) -> tuple[Key, ConfigObject]:
+    spec = {"selector": {"istio": label}}
+    api = "networking.istio.io/v1"
+    row = ConfigObject(api, "Gateway", "default", name, name, 1, 0.0, spec=spec)
+    return key_of("gateways", name), row
+
+
+def envoy(name: str, label: str, *, ready: bool = True) -> tuple[Key, WorkloadInstance]:
+    row = WorkloadInstance(
+        name, "default", name, name, {"istio": label}, ["10.0.0.1"], gateway=True, ready=ready
+    )
+    return Key("c", "reg", "workloads", "default", name), row
+
+
+async def test_a_gateway_without_envoys_is_told_until_one_comes() -> None:
+    store = Store()
+    store.put(*(gateway_of(f"g{n}", "front") for n in range(N)), gateway_of("one", "back"))
+    await store.settle()
+    assert (store.said("g0", "gateways"), store.said("one", "gateways")) == ("False", "False")
+    key, back = envoy("back-0", "back")
+    store.put((key, back))
+    assert await store.settle() <= 3
+    assert (store.said("g0", "gateways"), store.said("one", "gateways")) == ("False", "True")
+
+    store.put(envoy("front-0", "front"))
+    await store.settle()
+    assert store.said("g0", "gateways") == "True"
+    # Another replica, and what becomes of one, is no news to those that have one.
+    store.put(envoy("front-1", "front"), envoy("front-0", "front", ready=False))
+    assert await store.settle() <= 2
+    store.put((envoy("front-0", "front")[0], None))
+    assert await store.settle() <= 1
+    store.put((key, None))
+    assert await store.settle() <= 3
+    assert store.said("one", "gateways") == "False"
