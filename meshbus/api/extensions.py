@@ -26,7 +26,7 @@ class EnvVar(Shape, frozen=True, kw_only=True):
     """Its name."""
     value_from: Literal["INLINE", "HOST"] = "INLINE"
     """Where its value comes from."""
-    value: Annotated[str, Meta(max_length=2048)] = ""
+    value: Maybe[Annotated[str, Meta(max_length=2048)]] = UNSET
     """Its value, if INLINE."""
 
 

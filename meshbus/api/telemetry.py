@@ -127,7 +127,7 @@ class TagOverride(Shape, frozen=True, kw_only=True):
 
     operation: Literal["UPSERT", "REMOVE"] = "UPSERT"
     """How."""
-    value: str = ""
+    value: Maybe[str] = UNSET
     """A CEL expression of its value."""
 
 

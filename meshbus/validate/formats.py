@@ -13,6 +13,7 @@ from meshbus.validate.names import is_label
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_LONGEST_PORT_NAME = 62
 _MODULE_SCHEMES = ("", "http", "https", "file", "oci")
 
 
@@ -100,7 +101,7 @@ def _match_labels(value: Mapping[str, Any]) -> str | None:
 
 def _port_names(value: Mapping[str, Any]) -> str | None:
     for name in value:
-        if not is_label(name):
+        if not is_label(name) or len(name) > _LONGEST_PORT_NAME:
             return f"{name!r} is not the name of a port"
     return None
 

@@ -99,7 +99,7 @@ def _check_ports(spec: ServiceEntry, name: ObjectName, out: Findings) -> None:
 def _check_resolution(spec: ServiceEntry, selected: bool, out: Findings) -> None:
     endpoints = spec.endpoints or []
     if spec.resolution == "NONE":
-        if endpoints:
+        if spec.endpoints is not None:
             out.error("spec.endpoints", "NONE mode cannot set endpoints", "Conflict")
         if selected:
             message = "should not be set when resolution mode is NONE"

@@ -47,5 +47,5 @@ def _check_metrics(metrics: Metrics, path: str, out: Findings) -> None:
                 out.warn(at, "the name of a tag may not be empty")
             if change.operation == "UPSERT" and not change.value:
                 out.required(at, "value must be set when operation is UPSERT")
-            if change.operation == "REMOVE" and change.value:
+            if change.operation == "REMOVE" and not isinstance(change.value, UnsetType):
                 out.error(at, "value must not be set when operation is REMOVE", "Conflict")

@@ -52,5 +52,5 @@ def _check_environment(machine: VmConfig | UnsetType, path: str, out: Findings) 
         if variable.name in seen:
             out.error(f"{at}.name", f"Duplicate value {variable.name!r}", "Duplicate")
         seen.add(variable.name)
-        if variable.value and variable.value_from != "INLINE":
+        if not isinstance(variable.value, UnsetType) and variable.value_from != "INLINE":
             out.error(f"{at}.value", "value may only be set when valueFrom is INLINE", "Conflict")
