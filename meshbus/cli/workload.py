@@ -77,7 +77,14 @@ def configure(
 @workload.command("run")
 def run(
     folder: Annotated[Path, typer.Argument(help="What `configure` wrote.")],
-    address: Annotated[str, typer.Option("--address", help="Where others reach this machine.")],
+    address: Annotated[
+        list[str],
+        typer.Option(
+            "--address",
+            help="Where others reach this machine. Twice: an address of each family, the preferred "
+            "one first.",
+        ),
+    ],
     capture: Annotated[
         str,
         typer.Option(
@@ -110,9 +117,11 @@ def run(
         end("workload run", "--application: with --capture proxy say where it listens", WRONG_USE)
     if application and not by_proxy:
         end("workload run", "--application goes with --capture proxy", WRONG_USE)
-    place = Place(
-        address, capture, application if by_proxy else "", http_proxy_port if by_proxy else 0
-    )
+    addresses = _addresses(address, "--address")
+    if len({":" in one for one in addresses}) < len(addresses):
+        end("workload run", "--address: one of each family, IPv4 and IPv6", WRONG_USE)
+    (own,) = _addresses([application], "--application") if by_proxy else ("",)
+    place = Place(addresses, capture, own, http_proxy_port if by_proxy else 0)
     configure_logs("info", "text")
 
     async def until_ended() -> None:
@@ -129,3 +138,13 @@ def run(
         asyncio.run(until_ended())
     except (MachineError, HomeError) as error:
         end("workload run", str(error), NO)
+
+
+def _addresses(given: list[str], option: str) -> tuple[str, ...]:
+    """Addresses as they are written everywhere. Ends the command when one is none."""
+    import ipaddress
+
+    try:
+        return tuple(str(ipaddress.ip_address(one)) for one in given)
+    except ValueError as error:
+        end("workload run", f"{option}: {error}", WRONG_USE)

@@ -100,7 +100,10 @@ def envoy_bootstrap(
         "dynamic_resources": over_ads("0.1s", "5s"),
         "cluster_manager": zones_of_own_kind(),
         "static_resources": {
-            "clusters": [_gateway_cluster(gateway, gateway_name, folder), local_cluster()]
+            "clusters": [
+                _gateway_cluster(gateway, gateway_name, folder, identity.addresses),
+                local_cluster(),
+            ]
         },
         "layered_runtime": {
             "layers": [
@@ -114,7 +117,16 @@ def envoy_bootstrap(
     return start.reports.into(document)
 
 
-def _gateway_cluster(gateway: tuple[str, int], gateway_name: str, folder: str) -> dict[str, Any]:
+def _gateway_cluster(
+    gateway: tuple[str, int], gateway_name: str, folder: str, own: Sequence[str]
+) -> dict[str, Any]:
+    """`own`: addresses of the proxy. The gateway takes a token from one address alone: of two
+    families the preferred one is tried, and the other where the name has no such address."""
+    families = [":" in address for address in own]
+    if len(set(families)) > 1:
+        lookup = "AUTO" if families[0] else "V4_PREFERRED"
+    else:
+        lookup = "V6_ONLY" if families[0] else "V4_ONLY"
     roots = {"name": ROOTS, "sds_config": from_file(f"{folder}/{ROOTS_SDS_FILE}")}
     return gateway_cluster(
         gateway,
@@ -122,7 +134,11 @@ def _gateway_cluster(gateway: tuple[str, int], gateway_name: str, folder: str) -
         roots={"validation_context_sds_secret_config": roots},
         token_sds=f"{folder}/{TOKEN_SDS_FILE}",
         discovery={
-            "type": "STATIC" if is_ip(gateway[0]) else "STRICT_DNS",
+            **(
+                {"type": "STATIC"}
+                if is_ip(gateway[0])
+                else {"type": "STRICT_DNS", "dns_lookup_family": lookup}
+            ),
             "connect_timeout": "2s",
         },
     )

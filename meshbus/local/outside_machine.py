@@ -11,7 +11,7 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class MachineError(Exception):
 class Place(msgspec.Struct, frozen=True):
     """Where the machine is, and how its application reaches the mesh."""
 
-    address: str
+    addresses: tuple[str, ...]
+    """At most one of each family, the preferred one first."""
     capture: str = "redirect"
     application: str = ""
     """Where the application listens, with `proxy`."""
@@ -97,7 +98,7 @@ class OutsideMachine:
         self._client = self._open()
         self._path = f"/v1/workloads/{self._about['namespace']}/{self._about['name']}"
         self._probe: Mapping[str, Any] | None = self._about.get("probe")
-        reporter = Reporter(place.address, self._about["namespace"], in_pod=False)
+        reporter = Reporter(place.addresses[0], self._about["namespace"], in_pod=False)
         self._start = start_of(self._about.get("proxyConfig") or {}, reporter)
         self._health = Health(self._probe or {})
         self._beat_now = asyncio.Event()
@@ -163,7 +164,7 @@ class OutsideMachine:
             namespace=about["namespace"],
             workload=about["group"],
             service_account=about["serviceAccount"],
-            addresses=(self._place.address,),
+            addresses=self._place.addresses,
             labels=about["labels"],
             cluster=about["cluster"],
             locality=about["locality"],
@@ -234,20 +235,31 @@ class OutsideMachine:
         probe = self._probe or {}
         pauses = pauses_s(probe)
         await asyncio.sleep(next(pauses))
-        host = self._place.application or self._place.address
-        if self._place.capture == "redirect":
-            host = "::1" if ":" in self._place.address else "127.0.0.1"  # past the capture
+        hosts = [self._place.application]
+        if self._place.capture == "redirect":  # past the capture
+            hosts = ["::1" if ":" in one else "127.0.0.1" for one in self._place.addresses]
         while True:
             status, _ = await ask_envoy(self._folder, bootstrap.ADMIN_SOCKET, "/ready")
             if status != 200:
                 found = Probed(False, "Envoy is not ready")
             else:
-                found = await run_probe(probe, host)
+                found = await self._probed(hosts)
             if self._health.take(found):
                 log.info("health", healthy=self._health.healthy, message=self._health.message)
                 self._beat_now.set()
             starting = not self._health.healthy and status != 200
             await asyncio.sleep(0.2 if starting else next(pauses))
+
+    async def _probed(self, hosts: Sequence[str]) -> Probed:
+        """What the first host that does well finds; else what the preferred one does."""
+        first, *others = hosts
+        found = await run_probe(self._probe or {}, first)
+        for host in others:
+            if found.good:
+                break
+            other = await run_probe(self._probe or {}, host)
+            found = other if other.good else found
+        return found
 
     async def _beat(self) -> None:
         """Say where the machine is and how it is, again and again."""
@@ -257,15 +269,17 @@ class OutsideMachine:
                 async with asyncio.timeout(wait_s):
                     await self._beat_now.wait()
             self._beat_now.clear()
-            body = {
+            body: dict[str, Any] = {
                 "group": self._about["group"],
-                "address": self._place.address,
+                "address": self._place.addresses[0],
                 "healthy": self._health.healthy,
                 "message": self._health.message,
                 "capture": self._place.capture,
                 "applicationAddress": self._place.application,
                 "httpProxyPort": self._place.http_proxy_port,
             }
+            if others := list(self._place.addresses[1:]):
+                body["furtherAddresses"] = others
             try:
                 answer = await self._client.put(self._path, json=body, headers=self._credential())
                 wait_s = 1.0

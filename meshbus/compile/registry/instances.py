@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from meshbus.api.addresses import is_ip
 from meshbus.compile.registry.protocols import declared_protocol, integer
 from meshbus.model.rows import (
     KEYS_ANNOTATION,
@@ -123,6 +124,8 @@ PROXY_TYPE = "meshbus.io/proxy-type"
 _CAPTURE = "standalone.meshbus.io/capture"
 _INTERCEPTION = "sidecar.istio.io/interceptionMode"
 _APPLICATION = "standalone.meshbus.io/application-address"
+_FURTHER = "standalone.meshbus.io/further-addresses"
+"""Annotation of an entry whose machine has an address of the other family too."""
 _HTTP_PROXY = "standalone.meshbus.io/http-proxy-port"
 
 
@@ -152,6 +155,10 @@ def instance_of_entry(
     if notes.get(HEALTH_CHECKED, "").lower() == "true":
         found = {c.get("type"): c.get("status") for c in _records((status or {}).get("conditions"))}
         changes["ready"] = found.get("Healthy") == "True"
+    if further := [one for one in notes.get(_FURTHER, "").split(",") if is_ip(one)]:
+        addresses = [*made.addresses, *further]
+        families = {":" in address for address in addresses}
+        changes |= {"addresses": addresses, "dual_stack": len(families) > 1}
     if notes.get(_CAPTURE) == "proxy":
         port = notes.get(_HTTP_PROXY, "")
         changes |= {

@@ -21,6 +21,7 @@ HEALTH_ANNOTATION = "proxy.istio.io/health-checks-enabled"
 CAPTURE_ANNOTATION = "standalone.meshbus.io/capture"
 APPLICATION_ANNOTATION = "standalone.meshbus.io/application-address"
 HTTP_PROXY_ANNOTATION = "standalone.meshbus.io/http-proxy-port"
+FURTHER_ANNOTATION = "standalone.meshbus.io/further-addresses"
 HEALTHY = "Healthy"
 MANAGER = "meshbus-machines"
 _API = "networking.istio.io/v1"
@@ -32,6 +33,9 @@ class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="came
 
     group: str
     address: str
+    """Where others reach it; the preferred one, of two families."""
+    further_addresses: list[str] = []
+    """One of the other family, or none."""
     healthy: bool = False
     message: str = ""
     capture: str = "redirect"
@@ -122,20 +126,24 @@ def check(machine: Machine, group: ConfigObject, beat: Beat) -> None:
     if machine.group != beat.group:
         raise forbidden(group_kind(), beat.group, f"the machine is of group {machine.group}")
     check_account(machine, group)
-    for field, value in (
-        ("address", beat.address),
-        ("applicationAddress", beat.application_address),
-    ):
-        if not value and field != "address":
-            continue
-        try:
-            ipaddress.ip_address(value)
-        except ValueError:
-            raise bad_request(f"{field}: {value!r} is no address") from None
+    own = [("address", beat.address)]
+    own += [(f"furtherAddresses[{i}]", one) for i, one in enumerate(beat.further_addresses)]
+    families = [_family(field, value) for field, value in own]
+    if len(set(families)) < len(families):
+        raise bad_request("furtherAddresses: one of each family, IPv4 and IPv6, can be said")
+    if beat.application_address:
+        _family("applicationAddress", beat.application_address)
     if beat.capture not in ("redirect", "proxy"):
         raise bad_request("capture: redirect or proxy is needed")
     if not 0 <= beat.http_proxy_port <= 65535:
         raise bad_request("httpProxyPort: from 0 to 65535")
+
+
+def _family(field: str, value: str) -> int:
+    try:
+        return ipaddress.ip_address(value).version
+    except ValueError:
+        raise bad_request(f"{field}: {value!r} is no address") from None
 
 
 def entry_document(machine: Machine, group: ConfigObject, beat: Beat) -> dict[str, Any]:
@@ -146,6 +154,8 @@ def entry_document(machine: Machine, group: ConfigObject, beat: Beat) -> dict[st
     annotations = {**(metadata.get("annotations") or {}), GROUP_ANNOTATION: beat.group}
     if is_probed(group):
         annotations[HEALTH_ANNOTATION] = "true"
+    if beat.further_addresses:
+        annotations[FURTHER_ANNOTATION] = ",".join(beat.further_addresses)
     if beat.capture == "proxy":
         annotations[CAPTURE_ANNOTATION] = "proxy"
         annotations[APPLICATION_ANNOTATION] = beat.application_address

@@ -20,6 +20,12 @@ from meshbus.cli.proxies import ConfigType, config_type
         (["proxy-config", "banana", "edge-0"], "clusters, listeners", 2),
         (["workload", "run", "x", "--address", "127.9.9.1", "--application", "a"], "proxy", 2),
         (["workload", "run", "x", "--address", "127.9.9.1", "--capture", "proxy"], "listens", 2),
+        (["workload", "run", "x", "--address", "vm.example"], "--address: 'vm.example'", 2),
+        (
+            ["workload", "run", "x", "--address", "10.0.0.1", "--address", "10.0.0.2"],
+            "--address: one of each family",
+            2,
+        ),
     ],
 )
 def test_wrong_use(

@@ -1,6 +1,7 @@
 """The bootstrap of an Envoy: what it says, and that a real Envoy takes it."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,24 @@ def test_the_gateway_is_pinned_by_name() -> None:
     secret = bootstrap.roots_sds("/f", NAME)["resources"][0]
     names = secret["validation_context"]["match_typed_subject_alt_names"]
     assert names == [{"san_type": "DNS", "matcher": {"exact": NAME}}]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "lookup"),
+    [
+        (["10.0.0.1"], "V4_ONLY"),
+        (["fd00::1"], "V6_ONLY"),
+        (["10.0.0.1", "fd00::1"], "V4_PREFERRED"),
+        (["fd00::1", "10.0.0.1"], "AUTO"),
+    ],
+)
+def test_a_gateway_that_has_a_name_is_looked_up_in_the_families_that_a_proxy_has(
+    addresses: list[str], lookup: str
+) -> None:
+    identity = replace(IDENTITY, addresses=addresses)
+    document = bootstrap.envoy_bootstrap(identity, ("mesh.example.com", 15012), NAME, "/f")
+    (cluster, *_) = document["static_resources"]["clusters"]
+    assert (cluster["type"], cluster["dns_lookup_family"]) == ("STRICT_DNS", lookup)
 
 
 def validate(folder: Path) -> str:
