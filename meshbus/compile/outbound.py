@@ -270,6 +270,8 @@ def capture_plan(reader: Reader, view: View) -> Plan:
             if port.protocol == UDP:
                 continue
             number = port.number
+            if number in http and is_http(port.protocol):
+                continue
             here = Placed(host, port.protocol, ref.key)
             everywhere = not (single or networks or row.headless)
             shares = is_http(port.protocol) or bool(networks) or everywhere
