@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from nats_process import BusFor, NatsServer, connections, nats_binary
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture
