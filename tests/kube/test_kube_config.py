@@ -100,6 +100,9 @@ async def test_objects_come_into_force_and_say_so(mesh: Mesh) -> None:
         programmed = await settled(rows, mesh.cluster, document, "Programmed")
         assert programmed["status"] == "True"
         assert programmed["message"] == "no proxy is connected"
+        # What it names is looked for apart, and may be told later.
+        resolved = await settled(rows, mesh.cluster, document, "ResolvedRefs")
+        assert (resolved["status"], resolved["reason"]) == ("False", "ReferenceNotFound")
 
         # A status is not a change: it makes no new version of the model, and none of itself.
         sequence = rows.mirror.world.sequence

@@ -77,16 +77,23 @@ async def test_rows_have_the_addresses_that_the_cluster_gives(world: World) -> N
     cluster, families = world.cluster, world.cluster.families
     slices = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
     label = f"{slices}?labelSelector=kubernetes.io/service-name%3Ddetails"
-    items = (await call(cluster.get, label))["items"]
-    assert {one["addressType"] for one in items} == set(families)
+
+    def types() -> set[str]:
+        return {one["addressType"] for one in cluster.get(label)["items"]}
+
+    await call(cluster.wait, lambda: types() == set(families), 30)
     pod = world.kubelet.of("details")
     async with rows_of(world.nats) as rows:
+        await rows.until(lambda: rows.service(NAMESPACE, "details"))
         found = rows.service(NAMESPACE, "details")
         assert found is not None
         assert kinds(found.addresses) == families
         # One pod is one endpoint, in however many slices it is.
-        (endpoint,) = rows.endpoints(NAMESPACE, "details")
-        assert endpoint.addresses == pod.addresses
+        await rows.until(
+            lambda: (
+                [one.addresses for one in rows.endpoints(NAMESPACE, "details")] == [pod.addresses]
+            )
+        )
         instance = rows.workload(NAMESPACE, pod.name)
         assert instance is not None
         assert instance.addresses == pod.addresses
@@ -122,15 +129,19 @@ spec:
 """
     kubectl = world.cluster.kubectl
     for address in details.addresses:
-        assert get(address, 9080, "/details/0") == 200, "plain text is taken"
+        # Plain text is taken, once the application listens.
+        world.cluster.wait(lambda a=address: get(a, 9080, "/details/0") == 200, 60)
         # A pod by its own address, not by its Service.
         assert page.call(f"http://{host_port(address, 9080)}/details/0")[0] == 200, address
+    url = "http://details:9080/details/0"
+    for family in world.cluster.families:
+        world.cluster.wait(lambda f=family: page.call(url, f)[0] == 200, 60)
     kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=strict)
     try:
         for address in details.addresses:
             world.cluster.wait(lambda a=address: get(a, 9080, "/details/0") == 0, 60)
         for family in world.cluster.families:
-            status, body = page.call("http://details:9080/details/0", family)
+            status, body = page.call(url, family)
             assert status == 200, (family, body)
     finally:
         kubectl("-n", NAMESPACE, "delete", "-f", "-", stdin=strict)
@@ -158,9 +169,9 @@ spec:
     try:
         for address in edge.addresses:
             world.cluster.wait(lambda a=address: get(a, 8080, "/details/0") == 200, 60)
+        page, url = world.kubelet.of("productpage"), "http://edge/details/0"
         for family in world.cluster.families:
-            status, body = world.kubelet.of("productpage").call("http://edge/details/0", family)
-            assert status == 200, (family, body)
+            world.cluster.wait(lambda f=family: page.call(url, f)[0] == 200, 60)
     finally:
         kubectl("-n", NAMESPACE, "delete", "-f", "-", stdin=manifests)
 
@@ -168,6 +179,7 @@ spec:
 def test_the_mesh_heals_after_its_api_server_was_away(world: World) -> None:
     """Reached again by the family of its address."""
     page = world.kubelet.of("productpage")
+    world.cluster.wait(lambda: page.call("http://details:9080/details/0")[0] == 200, 60)
     world.cluster.kill("kube-apiserver")
     try:
         assert page.call("http://details:9080/details/0")[0] == 200

@@ -27,26 +27,27 @@ async def test_an_overloaded_replica_sheds_to_its_fair_share(
 ) -> None:
     ports = [free_port("127.0.0.1") for _ in range(2)]
     async with contextlib.AsyncExitStack() as stack:
-        replicas = [
-            await stack.enter_async_context(
-                gateway_process(
-                    mesh,
-                    tmp_path / f"g{index}",
-                    nats_server.url,
-                    nats_server.seeds,
-                    pod=f"gw-{index}",
-                    plaintext=f"127.0.0.1:{port}",
-                    # Whatever it does is too much for the first, nothing is for the second.
-                    shed_above=index * 100,
-                )
+        replicas = []
+
+        async def begin(index: int) -> None:
+            started = gateway_process(
+                mesh,
+                tmp_path / f"g{index}",
+                nats_server.url,
+                nats_server.seeds,
+                pod=f"gw-{index}",
+                plaintext=f"127.0.0.1:{ports[index]}",
+                # Whatever it does is too much for the first, nothing is for the second.
+                shed_above=index * 100,
             )
-            for index, port in enumerate(ports)
-        ]
-        await mesh.until(replicas[0].ready, "the first is ready", 60)
+            replicas.append(await stack.enter_async_context(started))
+            await mesh.until(replicas[index].ready, "it is ready", 60)
+
+        await begin(0)
         async with sidecars(40, *ports) as proxies:
             await mesh.until(lambda: all(p.held[CDS] for p in proxies), "all are served", 60)
             assert all(p.streams == 1 for p in proxies), "there is nobody who has room"
-            await mesh.until(replicas[1].ready, "the second is ready", 60)
+            await begin(1)
 
             async def connected(replica) -> int:
                 for line in (await replica.get("/metrics")).text.splitlines():
