@@ -97,7 +97,7 @@ from meshbus.compile.sidecars import sidecar_of, unknown_traffic, viewer_of
 from meshbus.compile.socket_listeners import socket_listeners, socket_routes, sockets_of
 from meshbus.compile.tls_contexts import OWN_CERTIFICATE, TRUSTED_ROOTS
 from meshbus.compile.virtual_hosts import View, http_proxy_routes, source_selectors
-from meshbus.compile.zones import kind_of, own_kind, zones_concern
+from meshbus.compile.zones import kind_of, own_kind, unheeded_zones, why_blind, zones_concern
 
 Resources = Mapping[str, Resource]
 
@@ -340,10 +340,14 @@ def _generated(reader: Reader, proxy: ProxyKeys, patched: frozenset[str]) -> Pla
         proxy.node_locality,
     )
     kind = None
-    if place is not None and proxy.has_local_cluster and reader.node(zones_concern, view):
-        kind = kind_of(reader, proxy, place)
+    peers: tuple[Ask, ...] = ()
+    if reader.node(zones_concern, view):
+        if place is not None and proxy.has_local_cluster:
+            kind = kind_of(reader, proxy, place)
+        peers = () if kind is None else (Ask(own_kind, (kind,)),)
+        if why := why_blind(proxy, place, kind):
+            peers += (Ask(unheeded_zones, (view, why)),)
     zoned = kind is not None
-    peers = () if kind is None else (Ask(own_kind, (kind,)),)
     keep_case = view.headers.keep_case
     buffer = view.treatment.cluster_buffer
     style = ClusterStyle(

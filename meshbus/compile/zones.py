@@ -8,19 +8,23 @@ Source: https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream
 Istio, ZoneAwareLoadBalancerSetting reference, and the change that brought it (istio/istio#60765).
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+from meshbus.compile.clusters import MESH
 from meshbus.compile.endpoints import assignment, bare_endpoint, prefers_zones, shards_of
 from meshbus.compile.engine import Reader
+from meshbus.compile.findings import Finding
 from meshbus.compile.inbound import namespace_services, serves
-from meshbus.compile.layers import layer_of
+from meshbus.compile.layers import NO_RESOURCES, layer_of
 from meshbus.compile.locality import BY_REGION, Labels, Place, is_on, split_locality, zones_decide
 from meshbus.compile.names import LOCAL_CLUSTER, UDP
-from meshbus.compile.proxy_keys import ProxyKeys
+from meshbus.compile.proxy_keys import SELF_DISCOVERY, ProxyKeys
 from meshbus.compile.reach import reaches
 from meshbus.compile.resources import EDS, resource_of
 from meshbus.compile.settings import mesh
 from meshbus.compile.shared_parts import SharedPart
+from meshbus.compile.traffic_policy import merged_rule
 from meshbus.compile.virtual_hosts import View
 from meshbus.compile.visibility import age
 from meshbus.model.rows import Service
@@ -74,6 +78,44 @@ def kind_of(reader: Reader, proxy: ProxyKeys, place: Place) -> Kind | None:
             where = Place(place.locality, (), said=place.said)
             return Kind(row.namespace, row.host, port, labels, where)
     return None
+
+
+def why_blind(proxy: ProxyKeys, place: Place | None, kind: Kind | None) -> str:
+    """Why a proxy cannot prefer its zone, whatever rules say; empty: it can."""
+    if not proxy.has_local_cluster:
+        return f"proxies that were started without {SELF_DISCOVERY} do not know zones"
+    if place is None or not place.locality:
+        return "proxies whose locality is not known have no zone to prefer"
+    if kind is None:
+        return "proxies that no Service leads to do not know the zones of their own kind"
+    return ""
+
+
+def unheeded_zones(reader: Reader, view: View, why: str) -> SharedPart:
+    """Node: what is said of zones to proxies that cannot heed them, by the rules that they follow
+    and by the mesh config."""
+    found: dict[Finding, None] = {}
+    if is_on(reader.node(mesh).zone_aware_lb):
+        found[Finding(MESH, "zoneAwareLbSetting", why)] = None
+    for reach in reader.node(reaches, view):
+        for rules in {m.rules: None for m in reach.members if m.rules}:
+            rule = reader.node(merged_rule, rules)
+            parts = [(subset.policy, subset.origin, subset.path) for subset in rule.subsets]
+            if rule.policy_origin is not None:
+                parts.insert(0, (rule.policy, rule.policy_origin, "spec"))
+            for policy, origin, path in parts:
+                for at in _zones_in(policy, f"{path}.trafficPolicy"):
+                    found[Finding(origin, at, why)] = None
+    return SharedPart(NO_RESOURCES, tuple(found))
+
+
+def _zones_in(policy: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Where a traffic policy asks for zones."""
+    ports = enumerate(policy.get("portLevelSettings") or ())
+    places = [(policy, path), *((one, f"{path}.portLevelSettings[{n}]") for n, one in ports)]
+    for holder, at in places:
+        if is_on((holder.get("loadBalancer") or {}).get("zoneAwareLbSetting")):
+            yield f"{at}.loadBalancer.zoneAwareLbSetting"
 
 
 def own_kind(reader: Reader, kind: Kind) -> SharedPart:

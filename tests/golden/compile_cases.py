@@ -1,7 +1,7 @@
 """Golden cases of compile: `compile/<case>.in.yaml`.
 
 proxy: {type, name, namespace, labels, ips, capture, httpProxy: ADDRESS:PORT, appAddress, ports,
-        locality, proxyConfig}
+        locality, proxyConfig, metadata}
 meshConfig: {...}                   fields of MeshConfig
 controlPlane: true                  telemetry and policy can be reached
 services:                           rows of discovery; ports as `NAME NUMBER PROTOCOL`
@@ -94,6 +94,7 @@ def _proxy(entry: dict[str, Any]) -> ProxyKeys:
         ports=tuple(_ports(entry.get("ports", []))),
         locality=entry.get("locality", ""),
         proxy_config=entry.get("proxyConfig", ""),
+        metadata=tuple(entry.get("metadata", {}).items()),
     )
 
 

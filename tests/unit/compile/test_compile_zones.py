@@ -171,3 +171,20 @@ def test_beside_consistent_hashing_zones_have_no_say() -> None:
     (finding,) = found.snapshot.findings
     assert finding.path == "spec.trafficPolicy.loadBalancer.zoneAwareLbSetting"
     assert "consistentHash" in finding.message
+
+
+def test_who_cannot_heed_zones_is_told_why() -> None:
+    field = "spec.trafficPolicy.loadBalancer.zoneAwareLbSetting"
+    blind = {
+        "ENABLE_SELF_DISCOVERY": {"said": {"ENABLE_SELF_DISCOVERY": "false"}},
+        "locality is not known": {"locality": ""},
+        "no Service": {"labels": {"app": "nobody"}, "ips": ("10.9.9.9",)},
+    }
+    for reason, fields in blind.items():
+        (finding,) = seen(rule(ON), **fields).snapshot.findings
+        assert (finding.object.name, finding.path) == ("a", field)
+        assert reason in finding.message
+    assert not seen(rule(ON)).snapshot.findings
+    assert not seen(rule({"enabled": False}), locality="").snapshot.findings
+    (finding,) = seen(mesh_config(zoneAwareLbSetting=ON), locality="").snapshot.findings
+    assert (finding.object.plane, finding.path) == ("mesh", "zoneAwareLbSetting")
