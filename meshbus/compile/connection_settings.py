@@ -16,7 +16,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 )
 
 from meshbus.api.durations import MILLISECOND_NS, SECOND_NS, nanoseconds
-from meshbus.compile.proxy_headers import own_fields
+from meshbus.compile.own_proxy_config import own_fields
 from meshbus.compile.request_paths import PathRules, rules_of
 from meshbus.compile.values import duration_of_nanos, uint32
 

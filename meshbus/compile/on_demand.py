@@ -18,7 +18,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
 
-from meshbus.api.yaml_text import NotReadableError, read_yaml
+from meshbus.compile.own_proxy_config import own_fields
 from meshbus.compile.values import ads, any_of, seconds
 from meshbus.compile.written import fields
 
@@ -43,13 +43,9 @@ EVERYTHING_BEFORE = OnDemand()
 def on_demand_of(settings: Mapping[str, Any], own: str = "") -> OnDemand:
     """What a proxy asks for. `settings`: of `defaultConfig`; `own`: its annotation, which says of
     each name what holds."""
-    try:
-        mine = fields(read_yaml(own)) if own else {}
-    except NotReadableError:
-        mine = {}
     said: dict[str, Any] = {}
-    for config in (settings, mine):
-        said.update(fields(config.get("proxyMetadata") or config.get("proxy_metadata")))
+    for config in (settings, own_fields(own)):
+        said.update(fields(config.get("proxyMetadata")))
     return OnDemand(said.get(VIRTUAL_HOSTS) == ON_DEMAND, said.get(CLUSTERS) == ON_DEMAND)
 
 

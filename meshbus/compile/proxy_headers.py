@@ -16,7 +16,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 from envoy.extensions.http.header_formatters.preserve_case.v3 import preserve_case_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 
-from meshbus.api.yaml_text import NotReadableError, read_yaml
+from meshbus.compile.own_proxy_config import own_fields
 from meshbus.compile.values import any_of, boolean
 
 SERVER_NAME = "istio-envoy"
@@ -85,28 +85,6 @@ def headers_of(settings: Mapping[str, Any], own: str = "") -> ProxyHeaders:
         forwarded_host=_record(said.get("xForwardedHost")).get("enabled") is True,
         forwarded_port=_record(said.get("xForwardedPort")).get("enabled") is True,
     )
-
-
-def own_fields(text: str) -> dict[str, Any]:
-    """What an annotation `proxy.istio.io/config` says, names of fields as JSON has them. Not for
-    fields that are maps: their keys are changed as well."""
-    try:
-        held = read_yaml(text) if text else None
-    except NotReadableError:
-        return {}
-    return _record(_camel_keys(held))
-
-
-def _camel_keys(value: Any) -> Any:
-    """The names of fields as JSON has them: proto text may have them in snake_case."""
-    if not isinstance(value, dict):
-        return value
-    return {_camel(str(k)): _camel_keys(v) for k, v in value.items()}
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word[:1].upper() + word[1:] for word in rest)
 
 
 def _set(value: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import msgspec
 from meshbus.api.durations import SECOND_NS, nanoseconds
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
 from meshbus.api.yaml_text import read_yaml
+from meshbus.compile.own_proxy_config import json_names
 from meshbus.inject import annotations as a
 from meshbus.inject.ads import connections_of, limits_listeners
 from meshbus.inject.bootstrap import OwnBootstrap, envoy_args
@@ -416,7 +417,7 @@ def _own_proxy_config(word: str) -> dict[str, Any]:
     except InjectionError as error:
         field_path = error.path.removeprefix("meshConfig.defaultConfig").lstrip(".")
         raise InjectionError(place, f"invalid value: {field_path}: {error.message}") from error
-    return own
+    return json_names(own)
 
 
 def _parse_templates(values: Mapping[str, Any]) -> dict[str, Template]:

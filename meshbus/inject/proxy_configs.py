@@ -7,7 +7,6 @@ EffectiveProxyConfig (pilot/pkg/model/proxy_config.go).
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.inject.helm_set import merge_values
 from meshbus.inject.selectors import is_empty, selects
 from meshbus.model.rows import ConfigObject
@@ -44,16 +43,6 @@ class ProxyWishes(NamedTuple):
 
 NO_WISHES = ProxyWishes()
 """No object concerns it."""
-
-
-def own_fields(text: str) -> dict[str, Any]:
-    """Fields that an annotation `proxy.istio.io/config` says. One that cannot be read is refused
-    where it is written, and says nothing here."""
-    try:
-        held = read_yaml(text) if text else None
-    except NotReadableError:
-        return {}
-    return held if isinstance(held, dict) else {}
 
 
 def proxy_wishes(

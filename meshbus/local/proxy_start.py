@@ -12,11 +12,12 @@ import msgspec
 from msgspec import UNSET
 
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
+from meshbus.compile.own_proxy_config import own_fields
 from meshbus.compile.settings import settings_of
 from meshbus.compile.written import fields
 from meshbus.inject.ads import connections_of, limits_listeners
 from meshbus.inject.hooks import drain_seconds, waits_until_idle
-from meshbus.inject.proxy_configs import own_fields, proxy_wishes
+from meshbus.inject.proxy_configs import proxy_wishes
 from meshbus.inject.reports import NO_REPORTS, Reporter, Reports, file_flush_args, reports_of
 from meshbus.local.capture import STANDARD_PORTS, CapturePorts
 from meshbus.local.desired import InstanceSpec

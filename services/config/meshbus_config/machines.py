@@ -18,9 +18,10 @@ from starlette.responses import Response
 
 from meshbus.bus.interface import Bus
 from meshbus.bus.mirror import WorldMirror
+from meshbus.compile.own_proxy_config import own_fields
 from meshbus.compile.written import fields
 from meshbus.inject.helm_set import merge_values
-from meshbus.inject.proxy_configs import own_fields, proxy_wishes
+from meshbus.inject.proxy_configs import proxy_wishes
 from meshbus.model.keys import Key
 from meshbus.model.requests import JOIN_TOKEN, JoinTokenReply, JoinTokenRequest
 from meshbus.model.rows import ConfigObject, ServiceAddress, Trust

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from meshbus.compile.own_proxy_config import own_fields
 from meshbus.inject import Injector, Owner
 from meshbus.inject.ads import CONNECTIONS
 from meshbus.inject.bootstrap import BOOTSTRAP_FILE, UNLIMITED_FILE, bootstrap_files
@@ -115,3 +116,20 @@ def test_settings_of_a_pod_stand_in_place_of_the_meshs() -> None:
     assert "layered_runtime" not in found
     other = document(arguments(mesh, "connectionSettings: {profile: EDGE}"))
     assert "overload_manager" not in other
+
+
+def test_names_of_fields_may_be_those_of_proto() -> None:
+    own = """
+connection_settings: {global_downstream_connection_limit: 6}
+proxy_metadata: {MY_NAME: kept}
+"""
+    assert limit_of(document(arguments({}, own))) == 6
+    assert own_fields(own) == {
+        "connectionSettings": {"globalDownstreamConnectionLimit": 6},
+        "proxyMetadata": {"MY_NAME": "kept"},
+    }
+    assert limit_of(machine(own_fields(own))) == 6
+    tags = "tracing: {custom_tags: {a_b: {header: {default_value: x}}}}"
+    (named,) = own_fields(tags)["tracing"]["customTags"]
+    assert named == "a_b"
+    assert own_fields("tracing: [") == own_fields("text") == own_fields("") == {}
