@@ -1,11 +1,7 @@
 """Machines that join by a WorkloadGroup: registered, called, withdrawn when unhealthy, gone."""
 
 import asyncio
-import http.client
 import json
-import os
-import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -17,6 +13,14 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from machine_process import (
+    APP,
+    MachineProcess,
+    called_by,
+    condition,
+    kill_all,
+    running_application,
+)
 from standalone import meshbus, status_of, until
 
 from meshbus.local.api import MeshApi
@@ -28,7 +32,6 @@ from meshbus.runtime.sealed import recipient
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-APP = Path(__file__).parents[1] / "tasks" / "echo_app.py"
 ENTRIES = "/apis/networking.istio.io/v1/namespaces/default/workloadentries"
 ENVOY_ADDRESS, APP_ADDRESS = "127.201.7.1", "127.201.7.2"
 
@@ -79,37 +82,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 @pytest.fixture(scope="module")
 def application() -> Iterator[None]:
-    env = {**os.environ, "MESHBUS_BIND_ADDRESS": APP_ADDRESS, "VERSION": "vm"}
-    process = subprocess.Popen([sys.executable, str(APP), "http:8080"], env=env)
-    try:
-        until(lambda: connects(APP_ADDRESS, 8080), "the application listens")
+    with running_application(APP_ADDRESS):
         yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-def connects(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def call(home: Home, path: str = "/") -> tuple[int, dict[str, str]]:
     """What the client of the mesh gets from the machine: status, headers that it saw."""
     address = status_of(home).instances["default/client-0"].addresses[0]
-    connection = http.client.HTTPConnection(address, 15080, timeout=20)
-    try:
-        connection.request("GET", f"http://vm:8080{path}")
-        answer = connection.getresponse()
-        body = answer.read()
-    except OSError:
-        return 0, {}
-    finally:
-        connection.close()
-    return answer.status, json.loads(body)["headers"] if answer.status == 200 else {}
+    return called_by(address, f"http://vm:8080{path}")
 
 
 def entries(home: Home) -> list[dict[str, Any]]:
@@ -120,8 +100,7 @@ def entries(home: Home) -> list[dict[str, Any]]:
 
 def healthy(home: Home) -> str:
     (entry,) = entries(home) or [{}]
-    conditions = entry.get("status", {}).get("conditions", [])
-    return next((str(c["status"]) for c in conditions if c["type"] == "Healthy"), "")
+    return condition(entry, "Healthy")
 
 
 def configure(home: Home, folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
@@ -129,39 +108,18 @@ def configure(home: Home, folder: Path, *more: str) -> "subprocess.CompletedProc
     return meshbus(*arguments, *more)
 
 
-class Machine:
-    """`meshbus workload run` of a folder."""
+class Machine(MachineProcess):
+    """At the addresses of these tests."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "meshbus.cli.main", "workload", "run", str(folder)),
-                *("--address", ENVOY_ADDRESS, "--capture", "proxy"),
-                *("--application", APP_ADDRESS),
-            ],
-            start_new_session=True,
-            stderr=(folder / "run.log").open("ab"),
-        )
-
-    def kill(self) -> None:
-        """The machine loses its power: everything on it ends at once."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def end(self) -> int:
-        """It is shut down."""
-        self.process.terminate()
-        return self.process.wait(20)
+        super().__init__(folder, ENVOY_ADDRESS, APP_ADDRESS)
 
 
 @pytest.fixture
 def machine(home: Home, application: None, tmp_path: Path) -> Iterator[list[Machine]]:
     running: list[Machine] = []
     yield running
-    for one in running:
-        if one.process.poll() is None:
-            one.kill()
+    kill_all(running)
 
 
 def apply(home: Home, *documents: dict[str, Any]) -> None:

@@ -4,11 +4,7 @@ of the chart lets config."""
 
 import asyncio
 import contextlib
-import http.client
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +14,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from cluster import Cluster, free_port
+from machine_process import (
+    MachineProcess,
+    called_by,
+    condition,
+    kill_all,
+    running_application,
+)
 from nats_process import NatsServer
 from rows import rows_of
 from test_kube_crds import install_definitions
@@ -29,7 +32,6 @@ from services import Process, serving
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 ROOT = "machines-system"
 TEAM = "machines-team"
-APP = Path(__file__).parents[1] / "tasks" / "echo_app.py"
 ENVOY, APPLICATION, CLIENT = "127.201.9.1", "127.201.9.2", "127.201.9.3"
 LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{ROOT}/leases/meshbus-config"
 ENTRIES = f"/apis/networking.istio.io/v1/namespaces/{TEAM}/workloadentries"
@@ -144,28 +146,8 @@ def operator(cluster: Cluster) -> str:
 
 @pytest.fixture(scope="module")
 def application() -> Iterator[None]:
-    with running_application():
+    with running_application(APPLICATION):
         yield
-
-
-@contextlib.contextmanager
-def running_application() -> Iterator["subprocess.Popen[bytes]"]:
-    env = {**os.environ, "MESHBUS_BIND_ADDRESS": APPLICATION, "VERSION": "vm"}
-    process = subprocess.Popen([sys.executable, str(APP), "http:8080"], env=env)
-    try:
-        until(lambda: connects(APPLICATION, 8080), "the application listens")
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def connects(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def until(holds: Any, what: str, limit_s: float = 60) -> None:
@@ -216,38 +198,11 @@ def configure(
     )
 
 
-class Running:
-    """`meshbus workload run` of a folder."""
-
-    def __init__(self, folder: Path, address: str, application: str) -> None:
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "meshbus.cli.main", "workload", "run", str(folder)),
-                *("--address", address, "--capture", "proxy", "--application", application),
-            ],
-            start_new_session=True,
-            stderr=(folder / "run.log").open("ab"),
-        )
-
-    def kill(self) -> None:
-        """The machine loses its power."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def end(self) -> int:
-        """It is shut down."""
-        self.process.terminate()
-        return self.process.wait(20)
-
-
 @pytest.fixture
-def machines(world: World, application: None) -> Iterator[list[Running]]:
-    running: list[Running] = []
+def machines(world: World, application: None) -> Iterator[list[MachineProcess]]:
+    running: list[MachineProcess] = []
     yield running
-    for one in running:
-        if one.process.poll() is None:
-            one.kill()
+    kill_all(running)
     items = world.cluster.get(ENTRIES)["items"]
     for item in items:
         world.cluster.request("DELETE", f"{ENTRIES}/{item['metadata']['name']}")
@@ -260,8 +215,7 @@ def entries(world: World) -> dict[str, dict[str, Any]]:
 
 def status(world: World, name: str, kind: str) -> str:
     """A condition of an entry; empty: it has none."""
-    conditions = entries(world).get(name, {}).get("status", {}).get("conditions", [])
-    return next((str(c["status"]) for c in conditions if c["type"] == kind), "")
+    return condition(entries(world).get(name, {}), kind)
 
 
 def healthy(world: World, name: str) -> str:
@@ -270,29 +224,20 @@ def healthy(world: World, name: str) -> str:
 
 def call(host: str = f"vm.{TEAM}:8080") -> tuple[int, dict[str, str]]:
     """What the client's application gets by its Envoy: status, headers that the server saw."""
-    connection = http.client.HTTPConnection(CLIENT, 15080, timeout=10)
-    try:
-        connection.request("GET", f"http://{host}/")
-        answer = connection.getresponse()
-        body = answer.read()
-    except OSError:
-        return 0, {}
-    finally:
-        connection.close()
-    return answer.status, json.loads(body)["headers"] if answer.status == 200 else {}
+    return called_by(CLIENT, f"http://{host}/")
 
 
 def joined(
-    world: World, machines: list[Running], group: str, folder: Path, address: str, *more: str
-) -> Running:
+    world: World, machines: list[MachineProcess], group: str, folder: Path, address: str, *more: str
+) -> MachineProcess:
     done = configure(world, group, folder, *more)
     assert done.returncode == 0, done.stderr
-    machines.append(Running(folder, address, APPLICATION))
+    machines.append(MachineProcess(folder, address, APPLICATION))
     return machines[-1]
 
 
 def test_machines_join_a_cluster_and_call_each_other(
-    world: World, machines: list[Running], tmp_path: Path
+    world: World, machines: list[MachineProcess], tmp_path: Path
 ) -> None:
     server = joined(world, machines, "vm", tmp_path / "vm", ENVOY, "--name", "vm-one")
     joined(world, machines, "client", tmp_path / "client", CLIENT, "--name", "client-one")
@@ -333,13 +278,13 @@ def beats(config: Process) -> int:
 
 
 def test_one_that_is_not_healthy_is_withdrawn(
-    world: World, machines: list[Running], tmp_path: Path
+    world: World, machines: list[MachineProcess], tmp_path: Path
 ) -> None:
     global APPLICATION
     shared, APPLICATION = APPLICATION, "127.201.9.4"
     try:
         joined(world, machines, "client", tmp_path / "client", CLIENT, "--name", "client-two")
-        with running_application():
+        with running_application(APPLICATION):
             joined(world, machines, "vm", tmp_path / "vm", ENVOY, "--name", "vm-two")
             until(lambda: healthy(world, "vm-two") == "True", "it is healthy")
             until(lambda: call()[0] == 200, "it is called")
@@ -348,7 +293,7 @@ def test_one_that_is_not_healthy_is_withdrawn(
         # Other conditions of the entry stand beside that of its health.
         conditions = entries(world)["vm-two"]["status"]["conditions"]
         assert {"Accepted", "Healthy"} <= {one["type"] for one in conditions}
-        with running_application():
+        with running_application(APPLICATION):
             until(lambda: healthy(world, "vm-two") == "True", "it is healthy again")
             until(lambda: call()[0] == 200, "it is called again")
     finally:
@@ -356,7 +301,7 @@ def test_one_that_is_not_healthy_is_withdrawn(
 
 
 def test_one_that_dies_is_forgotten_and_others_are_left_alone(
-    world: World, machines: list[Running], tmp_path: Path
+    world: World, machines: list[MachineProcess], tmp_path: Path
 ) -> None:
     written = entry("written", **{"istio.io/autoRegistrationGroup": "of-istio"})
     world.cluster.apply(written)
@@ -369,7 +314,7 @@ def test_one_that_dies_is_forgotten_and_others_are_left_alone(
 
 
 def test_a_name_that_somebody_else_has_is_refused(
-    world: World, machines: list[Running], tmp_path: Path
+    world: World, machines: list[MachineProcess], tmp_path: Path
 ) -> None:
     world.cluster.apply(entry("taken"))
     one = joined(world, machines, "vm", tmp_path / "vm", ENVOY, "--name", "taken")
@@ -394,7 +339,7 @@ def test_who_may_let_machines_in(world: World, tmp_path: Path) -> None:
 
 
 def test_replicas_die_and_machines_stay(
-    world: World, machines: list[Running], tmp_path: Path
+    world: World, machines: list[MachineProcess], tmp_path: Path
 ) -> None:
     """The machine speaks to the replica that does not write; the one that does dies, and the other
     one, which takes over, has heard of it all the time."""
@@ -403,7 +348,7 @@ def test_replicas_die_and_machines_stay(
     other = second if leader is first else first
     done = configure(world, "vm", tmp_path / "vm", "--name", "vm-kept", by=other)
     assert done.returncode == 0, done.stderr
-    machines.append(Running(tmp_path / "vm", ENVOY, APPLICATION))
+    machines.append(MachineProcess(tmp_path / "vm", ENVOY, APPLICATION))
     until(lambda: healthy(world, "vm-kept") == "True", "it is healthy")
     uid = entries(world)["vm-kept"]["metadata"]["uid"]
     key = f"{TEAM}/vm-kept"
