@@ -60,7 +60,7 @@ class WasmPlugin(Shape, frozen=True, kw_only=True):
     """Workloads it concerns."""
     target_ref: Maybe[PolicyTargetReference] = UNSET
     """Resource it is attached to."""
-    target_refs: TargetRefs = []
+    target_refs: TargetRefs = UNSET
     """Resources it is attached to."""
     url: ModuleUrl
     """Where the module is: `oci://`, `http://`, `https://` or `file://`."""
@@ -129,7 +129,7 @@ class TrafficExtension(Shape, frozen=True, kw_only=True):
 
     selector: Maybe[WorkloadSelector] = UNSET
     """Workloads it concerns."""
-    target_refs: TargetRefs = []
+    target_refs: TargetRefs = UNSET
     """Resources it is attached to."""
     phase: Literal["UNSPECIFIED", "AUTHN", "AUTHZ", "STATS"] = "UNSPECIFIED"
     """Where in the chain it stands."""

@@ -91,34 +91,33 @@ class RequestAuthentication(Shape, frozen=True, kw_only=True):
     """Workloads it concerns."""
     target_ref: Maybe[PolicyTargetReference] = UNSET
     """Resource it is attached to."""
-    target_refs: TargetRefs = []
+    target_refs: TargetRefs = UNSET
     """Resources it is attached to."""
     jwt_rules: Annotated[list[JWTRule], Meta(max_length=4096)] = []
     """Rules, by issuer."""
 
 
+Accounts = Maybe[Annotated[list[Annotated[str, Meta(max_length=320)]], Meta(max_length=16)]]
+
+
 class Source(Shape, frozen=True, kw_only=True):
     """Who calls; all fields that are set must hold."""
 
-    principals: list[str] = []
+    principals: Maybe[list[str]] = UNSET
     """Identities, `TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`."""
-    not_principals: list[str] = []
+    not_principals: Maybe[list[str]] = UNSET
     """Identities that are not meant."""
     request_principals: list[str] = []
     """Identities of tokens, `ISSUER/SUBJECT`."""
     not_request_principals: list[str] = []
     """Identities of tokens that are not meant."""
-    namespaces: list[str] = []
+    namespaces: Maybe[list[str]] = UNSET
     """Namespaces."""
-    not_namespaces: list[str] = []
+    not_namespaces: Maybe[list[str]] = UNSET
     """Namespaces that are not meant."""
-    service_accounts: Annotated[
-        list[Annotated[str, Meta(max_length=320)]], Meta(max_length=16)
-    ] = []
+    service_accounts: Accounts = UNSET
     """Service accounts, `NAME` or `NAMESPACE/NAME`."""
-    not_service_accounts: Annotated[
-        list[Annotated[str, Meta(max_length=320)]], Meta(max_length=16)
-    ] = []
+    not_service_accounts: Accounts = UNSET
     """Service accounts that are not meant."""
     trust_domains: list[str] = []
     """Trust domains."""
@@ -205,7 +204,7 @@ class AuthorizationPolicy(Shape, frozen=True, kw_only=True):
     """Workloads it concerns."""
     target_ref: Maybe[PolicyTargetReference] = UNSET
     """Resource it is attached to."""
-    target_refs: TargetRefs = []
+    target_refs: TargetRefs = UNSET
     """Resources it is attached to."""
     rules: Annotated[list[AuthorizationRule], Meta(max_length=512)] = []
     """Requests it is about, of which one must match."""

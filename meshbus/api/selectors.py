@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from meshbus.api.shape import Shape
+from meshbus.api.shape import Maybe, Shape
 
 MatchLabels = Annotated[
     dict[str, Annotated[str, Meta(max_length=63)]],
@@ -44,7 +44,7 @@ class PolicyTargetReference(Shape, frozen=True, kw_only=True):
 
 NAMESPACE_NAME = "kubernetes.io/metadata.name"
 """The label of each namespace that is its name."""
-TargetRefs = Annotated[list[PolicyTargetReference], Meta(max_length=16)]
+TargetRefs = Maybe[Annotated[list[PolicyTargetReference], Meta(max_length=16)]]
 
 
 def matches_selector(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:

@@ -1,7 +1,8 @@
 """What the structs of the kinds are built of: the base class and the types of their fields.
 
-A field that is not required has a default. `Maybe[X] = UNSET` is a message that may be left out;
-a scalar's default is what leaving it out means; `X | None = None` may also be written as null.
+A field that is not required has a default. `Maybe[X] = UNSET` is a message that may be left out, or
+a scalar or list of which a rule asks whether it is set: an empty one is. Another scalar's or list's
+default is what leaving it out means; `X | None = None` may also be written as null.
 Constraints sit in the type (`msgspec.Meta`), so that validation and the JSON Schemas agree.
 """
 
@@ -12,7 +13,7 @@ from msgspec import Meta, UnsetType
 
 T = TypeVar("T")
 Maybe: TypeAlias = T | UnsetType
-"""A message that may be left out."""
+"""A value that may be left out."""
 
 Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 UInt32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]

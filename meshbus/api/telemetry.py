@@ -187,7 +187,7 @@ class Telemetry(Shape, frozen=True, kw_only=True):
     """Workloads it concerns."""
     target_ref: Maybe[PolicyTargetReference] = UNSET
     """Resource it is attached to."""
-    target_refs: TargetRefs = []
+    target_refs: TargetRefs = UNSET
     """Resources it is attached to."""
     tracing: list[Tracing] = []
     """Traces."""

@@ -5,7 +5,7 @@ Source: https://istio.io/latest/docs/reference/config/security/authorization-pol
 
 from collections.abc import Mapping, Sequence
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from meshbus.api.security import (
     AuthorizationPolicy,
@@ -112,14 +112,14 @@ def _check_lists(lists: Mapping[str, Sequence[str]], path: str, out: Findings) -
 @independent
 def _check_source(source: Source, path: str, out: Findings) -> None:
     lists = {
-        "principals": source.principals,
-        "notPrincipals": source.not_principals,
+        "principals": source.principals or [],
+        "notPrincipals": source.not_principals or [],
         "requestPrincipals": source.request_principals,
         "notRequestPrincipals": source.not_request_principals,
-        "namespaces": source.namespaces,
-        "notNamespaces": source.not_namespaces,
-        "serviceAccounts": source.service_accounts,
-        "notServiceAccounts": source.not_service_accounts,
+        "namespaces": source.namespaces or [],
+        "notNamespaces": source.not_namespaces or [],
+        "serviceAccounts": source.service_accounts or [],
+        "notServiceAccounts": source.not_service_accounts or [],
         "trustDomains": source.trust_domains,
         "notTrustDomains": source.not_trust_domains,
         "ipBlocks": source.ip_blocks,
@@ -128,11 +128,14 @@ def _check_source(source: Source, path: str, out: Findings) -> None:
         "notRemoteIpBlocks": source.not_remote_ip_blocks,
     }
     _check_lists(lists, path, out)
-    accounts = source.service_accounts or source.not_service_accounts
+    accounts = (source.service_accounts, source.not_service_accounts)
     others = (
-        source.principals or source.not_principals or source.namespaces or source.not_namespaces
+        source.principals,
+        source.not_principals,
+        source.namespaces,
+        source.not_namespaces,
     )
-    if accounts and others:
+    if _is_any_set(accounts) and _is_any_set(others):
         message = "Cannot set serviceAccounts with namespaces or principals"
         out.error(path, message, "Conflict")
     for field in ("ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks"):
@@ -147,6 +150,10 @@ def _check_source(source: Source, path: str, out: Findings) -> None:
         for index, domain in enumerate(lists[field]):
             if domain and (problem := trust_domain_problem(domain)):
                 out.error(f"{path}.{field}[{index}]", problem)
+
+
+def _is_any_set(lists: Sequence[list[str] | UnsetType]) -> bool:
+    return any(values is not UNSET for values in lists)
 
 
 @independent

@@ -37,7 +37,7 @@ def check(spec: EnvoyFilter, name: ObjectName, out: Findings) -> None:
     if problem := when_refused_problem(name.annotations):
         out.error(f"metadata.annotations[{WHEN_REFUSED}]", problem)
     check_label_selector(spec.workload_selector, "spec.workloadSelector", out)
-    if not isinstance(spec.workload_selector, UnsetType) and spec.target_refs:
+    if spec.workload_selector is not UNSET and spec.target_refs is not UNSET:
         out.error("spec", "only one of targetRefs or workloadSelector can be set", "Conflict")
     check_targets(UNSET, UNSET, spec.target_refs, out)
     for index, patch in enumerate(spec.config_patches):

@@ -146,7 +146,7 @@ def _check_dns(spec: ServiceEntry, out: Findings) -> None:
         if not is_ip(endpoint.address) and (problem := fqdn_problem(endpoint.address)):
             out.error(f"{path}.address", f"is neither an IP address nor a name: {problem}")
         check_labels(endpoint.labels, f"{path}.labels", out)
-        for port in endpoint.ports:
+        for port in endpoint.ports or ():
             if port not in ports:
                 out.error(f"{path}.ports[{port}]", "is not defined by the service entry")
     tcp = [port for port in spec.ports if protocol_is_tcp(port.protocol)]

@@ -5,7 +5,7 @@ Source: https://istio.io/latest/docs/reference/config/type/workload-selector/
 
 from collections.abc import Mapping, Sequence
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from meshbus.api.networking.workload import LabelSelector
 from meshbus.api.selectors import PolicyTargetReference, WorkloadSelector
@@ -60,21 +60,16 @@ def check_label_selector(selector: LabelSelector | UnsetType, path: str, out: Fi
 def check_targets(
     selector: WorkloadSelector | UnsetType,
     target_ref: PolicyTargetReference | UnsetType,
-    target_refs: Sequence[PolicyTargetReference],
+    target_refs: Sequence[PolicyTargetReference] | UnsetType,
     out: Findings,
 ) -> None:
     """Whom a policy concerns, in all its ways."""
-    ways = [
-        not isinstance(selector, UnsetType),
-        not isinstance(target_ref, UnsetType),
-        bool(target_refs),
-    ]
-    if sum(ways) > 1:
+    if sum(way is not UNSET for way in (selector, target_ref, target_refs)) > 1:
         out.error("spec", "only one of targetRefs or selector can be set", "Conflict")
     check_selector(selector, "spec.selector", out)
     if not isinstance(target_ref, UnsetType):
         _check_target(target_ref, "spec.targetRef", out)
-    for index, ref in enumerate(target_refs):
+    for index, ref in enumerate(target_refs or ()):
         _check_target(ref, f"spec.targetRefs[{index}]", out)
 
 

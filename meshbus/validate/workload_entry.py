@@ -5,6 +5,8 @@ Source: https://istio.io/latest/docs/reference/config/networking/workload-entry/
 
 from collections.abc import Collection
 
+from msgspec import UnsetType
+
 from meshbus.api.addresses import is_ip
 from meshbus.api.networking.workload import WorkloadEntry
 from meshbus.validate.malformed import independent
@@ -42,7 +44,7 @@ def check_entry(
     elif address.startswith(UNIX_PREFIX):
         if problem := unix_socket_problem(address):
             out.error(f"{path}.address", problem)
-        if entry.ports:
+        if not isinstance(entry.ports, UnsetType):
             out.error(f"{path}.ports", "UDS may not include ports", "Conflict")
         if service_ports is not None and len(service_ports) != 1:
             out.error(path, "exactly 1 service port required for unix endpoints")
@@ -52,7 +54,7 @@ def check_entry(
         elif problem := fqdn_problem(address):
             out.error(f"{path}.address", f"is neither an IP address nor a name: {problem}")
     if service_ports is not None:
-        for port in entry.ports:
+        for port in entry.ports or ():
             if port not in service_ports:
                 out.error(f"{path}.ports[{port}]", "is not defined by the service entry")
     check_labels(entry.labels, f"{path}.labels", out)

@@ -244,7 +244,7 @@ class EnvoyFilter(Shape, frozen=True, kw_only=True):
 
     workload_selector: Maybe[LabelSelector] = UNSET
     """Workloads it concerns; all of the namespace if unset."""
-    target_refs: TargetRefs = []
+    target_refs: TargetRefs = UNSET
     """Resources it is attached to."""
     config_patches: list[EnvoyConfigObjectPatch] = []
     """Patches, in order."""

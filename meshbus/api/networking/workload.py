@@ -26,7 +26,9 @@ class WorkloadEntry(Shape, frozen=True, kw_only=True):
 
     address: Annotated[str, Meta(max_length=256)] = ""
     """IP address, name, or `unix://` path."""
-    ports: Annotated[dict[str, Port], Meta(max_length=128, extra={"format": "port-names"})] = {}
+    ports: Maybe[
+        Annotated[dict[str, Port], Meta(max_length=128, extra={"format": "port-names"})]
+    ] = UNSET
     """Port numbers by the names that the service gives them."""
     labels: Labels = {}
     """Labels."""
