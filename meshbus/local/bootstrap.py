@@ -31,7 +31,6 @@ TOKEN_SDS_FILE = "token-sds.json"  # noqa: S105
 ROOTS_FILE = "roots.pem"
 ROOTS_SDS_FILE = "roots-sds.json"
 ADMIN_SOCKET = "admin.sock"
-FORWARDS_FILE = "targets.json"
 
 
 @dataclass(frozen=True)
@@ -158,18 +157,16 @@ def forward_bootstrap(ports: Sequence[int], folder: str, hosts: Sequence[str]) -
     """The bootstrap of the Envoy that takes `localhost:PORT` to gateways.
 
     Args:
-        ports: Local ports; where each leads to is in `forward_targets`.
+        ports: Local ports; where each leads to is in a file of its own (`forward_targets`).
         folder: Where Envoy finds its files, as an absolute path.
         hosts: Addresses of `localhost`.
     """
     first, *others = hosts
-    targets = {
-        "path_config_source": {
-            "path": f"{folder}/{FORWARDS_FILE}",
-            "watched_directory": {"path": folder},
-        },
-        "resource_api_version": "V3",
-    }
+
+    def targets(local: int) -> dict[str, Any]:
+        path = {"path": f"{folder}/{forward_file(local)}", "watched_directory": {"path": folder}}
+        return {"path_config_source": path, "resource_api_version": "V3"}
+
     return {
         "node": {"id": "forwards", "cluster": "forwards"},
         "admin": {"address": {"pipe": {"path": ADMIN_SOCKET, "mode": 0o600}}},
@@ -206,7 +203,7 @@ def forward_bootstrap(ports: Sequence[int], folder: str, hosts: Sequence[str]) -
                     "name": f"forward_{local}",
                     "type": "EDS",
                     "connect_timeout": "2s",
-                    "eds_cluster_config": {"eds_config": targets},
+                    "eds_cluster_config": {"eds_config": targets(local)},
                 }
                 for local in ports
             ],
@@ -214,33 +211,28 @@ def forward_bootstrap(ports: Sequence[int], folder: str, hosts: Sequence[str]) -
     }
 
 
-def forward_targets(targets: Mapping[int, Sequence[tuple[str, int]]]) -> dict[str, Any]:
-    """Where local ports lead to, as the file that the forwards' Envoy follows.
+def forward_file(local: int) -> str:
+    """The file that says where a local port leads to. Envoy takes one cluster of a file alone."""
+    return f"to-{local}.json"
+
+
+def forward_targets(local: int, places: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """Where a local port leads to, as the file that the forwards' Envoy follows.
 
     Args:
-        targets: (address, port) of gateways by local port.
+        places: (address, port) of gateways.
     """
+    endpoints = [
+        {"endpoint": {"address": {"socket_address": {"address": address, "port_value": port}}}}
+        for address, port in places
+    ]
     return {
         "resources": [
             {
                 "@type": f"{TYPE}envoy.config.endpoint.v3.ClusterLoadAssignment",
                 "cluster_name": f"forward_{local}",
-                "endpoints": [
-                    {
-                        "lb_endpoints": [
-                            {
-                                "endpoint": {
-                                    "address": {
-                                        "socket_address": {"address": address, "port_value": port}
-                                    }
-                                }
-                            }
-                            for address, port in places
-                        ]
-                    }
-                ],
+                "endpoints": [{"lb_endpoints": endpoints}],
             }
-            for local, places in sorted(targets.items())
         ]
     }
 

@@ -60,10 +60,12 @@ class Forwards:
         if targets == self._targets:
             return
         others = targets.keys() != self._targets.keys()
-        self._targets = targets
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        content = bootstrap.render(bootstrap.forward_targets(targets))
-        write_private(self._folder / bootstrap.FORWARDS_FILE, content)
+        for local, places in targets.items():
+            if places != self._targets.get(local):
+                content = bootstrap.render(bootstrap.forward_targets(local, places))
+                write_private(self._folder / bootstrap.forward_file(local), content)
+        self._targets = targets
         if others:
             self._restart()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import itertools
 import json
 import os
 import re
@@ -29,7 +30,8 @@ from meshbus.local.probe import ask_envoy
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 APP = Path(__file__).parents[1] / "tasks" / "echo_app.py"
-PROXY_PORT, EDGE = 15080, "default/edge:8080"
+PROXY_PORT = 15080
+EDGES = ("default/edge:8080", "default/edge:8081")
 
 
 def workload(name: str, replicas: int, **spec: Any) -> dict[str, Any]:
@@ -48,7 +50,8 @@ def workload(name: str, replicas: int, **spec: Any) -> dict[str, Any]:
 
 
 def edge(note: str) -> dict[str, Any]:
-    made = workload("edge", 1, gateway=True, env={"NOTE": note})
+    ports = [{"name": "http", "port": 8080}, {"name": "http-too", "port": 8081}]
+    made = workload("edge", 1, gateway=True, env={"NOTE": note}, ports=ports)
     del made["spec"]["command"]
     return made
 
@@ -89,7 +92,10 @@ def manifests() -> list[dict[str, Any]]:
             ("edge", ["*"], ["edge"], "web"),
         )
     ]
-    servers = [{"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]
+    servers = [
+        {"port": {"number": number, "name": f"http-{number}", "protocol": "HTTP"}, "hosts": ["*"]}
+        for number in (8080, 8081)
+    ]
     gateway = network("Gateway", "edge", {"selector": {"app": "edge"}, "servers": servers})
     return [*services, *routes, gateway, workload("client", 1), edge("first")]
 
@@ -365,10 +371,10 @@ def test_all_at_once_where_that_is_asked_for(home: Home) -> None:
 
 def test_a_gateway_is_replaced_behind_its_port_on_localhost(home: Home) -> None:
     begun(home, web("only"))
-    port = status_of(home).forwards[EDGE]
+    ports = itertools.cycle(status_of(home).forwards[edge] for edge in EDGES)
     forwards = pid_of(home, "forwards")
     before = pid_of(home, "envoy/default/edge-0")
-    with Load(lambda: Caller("127.0.0.1", port), PATHS) as calls:
+    with Load(lambda: Caller("127.0.0.1", next(ports)), PATHS) as calls:
         until(lambda: calls.of("only") > 20, "it is called")
         apply(home, edge("second"))
         until(lambda: pid_of(home, "envoy/default/edge-0") not in (0, before), "replaced", 60)

@@ -90,8 +90,11 @@ def test_envoy_takes_the_bootstrap_of_a_proxy(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_envoy_takes_the_bootstrap_of_forwards(tmp_path: Path) -> None:
     document = bootstrap.forward_bootstrap([20001, 20002], str(tmp_path), ("127.0.0.1", "::1"))
-    targets = {20001: [("127.130.0.4", 8080), ("127.130.0.6", 8080)], 20002: [("fd6d::4", 8080)]}
     (tmp_path / bootstrap.BOOTSTRAP_FILE).write_bytes(bootstrap.render(document))
-    places = bootstrap.render(bootstrap.forward_targets(targets))
-    (tmp_path / bootstrap.FORWARDS_FILE).write_bytes(places)
+    for port, places in (
+        (20001, [("127.130.0.4", 8080), ("127.130.0.6", 8080)]),
+        (20002, [("fd6d::4", 8080)]),
+    ):
+        content = bootstrap.render(bootstrap.forward_targets(port, places))
+        (tmp_path / bootstrap.forward_file(port)).write_bytes(content)
     assert validate(tmp_path) == ""
