@@ -86,7 +86,7 @@ def routes_for(reader: Reader, view: View, table: str, host: str) -> HostRoutes:
         served, unclaimed = Served(view, True), view
     else:
         served = served_at(view, int(table))
-        unclaimed = served.view if served.all_ports else unclaimed_view(view, int(table))
+        unclaimed = served.view if served.all_ports else unclaimed_view(reader, view, int(table))
     catalogs = (
         (reader.node(whole_catalog, served.view),)
         if served.all_ports

@@ -59,21 +59,17 @@ from meshbus.compile.scope import (
     aliased_hosts,
     aliases_of,
     egress_services,
+    imports_some,
     in_precedence,
+    listener_of,
+    listener_viewer,
     visible_services,
 )
 from meshbus.compile.sessions import session_filters
 from meshbus.compile.settings import MeshSettings, mesh
 from meshbus.compile.telemetry import LOG_OUTBOUND, has_service
 from meshbus.compile.values import address, boolean, uint32
-from meshbus.compile.viewers import (
-    HTTP_PROXY,
-    Egress,
-    Viewer,
-    alone,
-    listener_of,
-    listener_viewer,
-)
+from meshbus.compile.viewers import HTTP_PROXY, Egress, Viewer, alone
 from meshbus.compile.virtual_hosts import (
     HTTP_PROXY_ROUTE,
     View,
@@ -237,7 +233,11 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     http: set[int] = set()
     sharing: dict[int, list[Placed]] = {}
     lost: list[Lost] = []
-    own = {e.port: e for e in view.viewer.egress if e.port and e.protocol != HTTP_PROXY}
+    own = {
+        e.port: e
+        for e in view.viewer.egress
+        if e.only_port and reader.node(imports_some, view.viewer, e)
+    }
     placed = {number: e for number, e in own.items() if e.bind or not e.captured}
     placed_hosts = {
         number: reader.node(egress_services, view.namespace, e.hosts, number)
@@ -461,13 +461,13 @@ def http_chain(
 def _importer(reader: Reader, viewer: Viewer, host: str, port: int) -> Viewer:
     """Whose virtual services count for connections to a service: those of the egress listener that
     imports it. Beside one for the port, another may import what has an address of its own."""
-    own = listener_of(viewer, port)
+    own = listener_of(reader, viewer, port)
     if own is None or not own.only_port:
-        return listener_viewer(viewer, port)
+        return listener_viewer(reader, viewer, port)
     if host in reader.node(egress_services, viewer.namespace, own.hosts, port):
         return alone(viewer.namespace, own)
     # No port is 0: the listener for every other.
-    return listener_viewer(viewer, 0)
+    return listener_viewer(reader, viewer, 0)
 
 
 def _l4(

@@ -25,16 +25,12 @@ from meshbus.compile.scope import (
     aliases_of,
     audiences,
     common_viewer,
+    listener_of,
+    listener_viewer,
     public_services,
     visible_services,
 )
-from meshbus.compile.viewers import (
-    HTTP_PROXY,
-    NOBODY,
-    Viewer,
-    listener_of,
-    listener_viewer,
-)
+from meshbus.compile.viewers import HTTP_PROXY, NOBODY, Viewer
 from meshbus.compile.virtual_hosts import (
     HostRoutes,
     HttpPort,
@@ -142,7 +138,7 @@ def speakers(
     reader: Reader, viewer: Viewer, port: int, owner: str
 ) -> tuple[tuple[HttpPort, tuple[Key, ...]], ...]:
     """Node: `members_at`, each with the virtual services that speak for it."""
-    routed = reader.node(routed_hosts, listener_viewer(viewer, port))
+    routed = reader.node(routed_hosts, listener_viewer(reader, viewer, port))
     return tuple(
         (member, speakers_for(member.host, routed))
         for member in reader.node(members_at, viewer, port, owner)
@@ -285,10 +281,10 @@ def served_at(view: View, port: int) -> Served:
     return Served(view, False)
 
 
-def unclaimed_view(view: View, port: int) -> View:
+def unclaimed_view(reader: Reader, view: View, port: int) -> View:
     """The view by which goes what nobody claims: what was not redirected has no other destination
     than the listener that it came to."""
-    listener = listener_of(view.viewer, port)
+    listener = listener_of(reader, view.viewer, port)
     bound = view.bound or (listener is not None and not listener.captured)
     return view._replace(unknown=BLACK_HOLE) if bound else view
 
@@ -300,7 +296,7 @@ def port_routes(reader: Reader, view: View, port: int) -> Part:
         return asked_table(reader, str(port), ignore_port=not served.all_ports)
     if served.all_ports:
         return proxy_table(reader, served.view, str(port))
-    last = catch_all(unclaimed_view(view, port))
+    last = catch_all(unclaimed_view(reader, view, port))
     named = reader.node(chunks_of, view, port)
     if named is None:
         return _whole_table(reader, view, port, last)

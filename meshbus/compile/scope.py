@@ -234,6 +234,28 @@ def imports_some(reader: Reader, viewer: Viewer, egress: Egress) -> bool:
     return bool(_imported(reader, viewer, egress))
 
 
+def listener_of(reader: Reader, viewer: Viewer, port: int) -> Egress | None:
+    """The egress listener for calls to a port: the first that is for it, or for every port."""
+    for egress in viewer.egress:
+        if egress.is_socket or egress.port not in (0, port):
+            continue
+        if not egress.only_port or reader.node(imports_some, viewer, egress):
+            return egress
+    return None
+
+
+def listener_viewer(reader: Reader, viewer: Viewer, port: int) -> Viewer:
+    """Whose virtual services count for calls to a port: those that the egress listener for it
+    imports.
+
+    Source: Istio, SidecarScope: each egress listener has virtual services of its own.
+    """
+    if not viewer.egress:
+        return viewer
+    egress = listener_of(reader, viewer, port)
+    return alone(viewer.namespace, egress or Egress(0, "", "", True, ()))
+
+
 def _imported(reader: Reader, viewer: Viewer, egress: Egress) -> dict[str, Ref]:
     return reader.node(egress_services, viewer.namespace, egress.hosts, egress.only_port)
 

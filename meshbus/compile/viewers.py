@@ -60,21 +60,3 @@ def alone(namespace: str, egress: Egress) -> Viewer:
     if egress.hosts == ((ANY, ANY),):
         return Viewer(namespace)
     return Viewer(namespace, (Egress(0, "", "", True, egress.hosts),))
-
-
-def listener_viewer(viewer: Viewer, port: int) -> Viewer:
-    """Whose virtual services count for calls to a port: those that the egress listener for it
-    imports.
-
-    Source: Istio, SidecarScope: each egress listener has virtual services of its own.
-    """
-    if not viewer.egress:
-        return viewer
-    egress = listener_of(viewer, port)
-    return alone(viewer.namespace, egress or Egress(0, "", "", True, ()))
-
-
-def listener_of(viewer: Viewer, port: int) -> Egress | None:
-    """The egress listener for calls to a port: the first that is for it, or for every port."""
-    found = (e for e in viewer.egress if not e.is_socket and e.port in (0, port))
-    return next(found, None)

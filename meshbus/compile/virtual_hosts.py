@@ -53,6 +53,7 @@ from meshbus.compile.rules_in_force import find_rules
 from meshbus.compile.scope import (
     aliased_hosts,
     aliases_of,
+    listener_viewer,
     reachable_services,
     visible_services,
     visible_virtual_services,
@@ -66,7 +67,7 @@ from meshbus.compile.traffic_policy import (
     policy_in_force,
 )
 from meshbus.compile.values import ads, boolean, nanos_of, uint32
-from meshbus.compile.viewers import Viewer, listener_viewer
+from meshbus.compile.viewers import Viewer
 from meshbus.compile.visibility import Ref
 from meshbus.model.keys import Key
 from meshbus.model.rows import Service, ServicePort
@@ -541,7 +542,7 @@ def routed_beside(
         speaks: Virtual services that speak for services at the port.
     Source: Istio, separateVSHostsAndServices and buildSidecarVirtualHostsForVirtualService.
     """
-    routed = reader.node(routed_hosts, listener_viewer(viewer, port))
+    routed = reader.node(routed_hosts, listener_viewer(reader, viewer, port))
     spoken: set[Key] = set()
     for alias in reader.node(alias_ports, viewer).get(port, ()):
         keys = speakers_for(alias.host, routed)
@@ -577,7 +578,7 @@ def fill(
     all_ports: bool,
 ) -> None:
     """Put in the virtual hosts of one port."""
-    routed = reader.node(routed_hosts, listener_viewer(view.viewer, port))
+    routed = reader.node(routed_hosts, listener_viewer(reader, view.viewer, port))
     table.reserve([with_port(m.host, port) if all_ports else m.host for m in members])
     by_service: list[tuple[HttpPort, HostRoutes]] = []
     speaks: set[Key] = set()
@@ -690,7 +691,7 @@ def sniffed_route_name(host: str, port: int) -> str:
 def sniffed_routes(reader: Reader, view: View, host: str, port: int) -> Part:
     """Node: the route configuration `HOST:PORT` of a service whose protocol is not declared."""
     report = Report()
-    keys = speakers_for(host, reader.node(routed_hosts, listener_viewer(view.viewer, port)))
+    keys = speakers_for(host, reader.node(routed_hosts, listener_viewer(reader, view.viewer, port)))
     routes = routes_of(reader, view, keys, port, report) if keys else None
     if routes is None:
         row = reader.node(service_of, view.viewer, host)
