@@ -209,7 +209,11 @@ def _as_imported(
     reader: Reader, viewer: Viewer, imported: Callable[[Egress], Mapping[str, Ref]]
 ) -> dict[str, Ref]:
     """Services under a Sidecar, of those that each of its egress listeners imports."""
-    own = {e.port for e in viewer.egress if e.only_port and reader.node(imports_some, viewer, e)}
+    own = {
+        e.port: reader.node(is_everywhere, viewer, e)
+        for e in viewer.egress
+        if e.only_port and reader.node(imports_some, viewer, e)
+    }
     ports: dict[str, dict[int, ServicePort]] = {}
     chosen: dict[str, Ref] = {}
     for egress in viewer.egress:
@@ -223,7 +227,8 @@ def _as_imported(
                 if egress.port:
                     wanted = egress.port == port.number
                 else:
-                    wanted = port.number not in own or _has_own_place(ref.row, port)
+                    taken = own.get(port.number)
+                    wanted = taken is None or _fits_beside(ref.row, port, everywhere=taken)
                 if wanted:
                     held.setdefault(port.number, _as_listened(port, egress))
     return {host: _with_ports(chosen[host], ports[host]) for host in sorted(chosen) if ports[host]}
@@ -232,6 +237,17 @@ def _as_imported(
 def imports_some(reader: Reader, viewer: Viewer, egress: Egress) -> bool:
     """Node: an egress listener imports a service. One with a port that does not is no listener."""
     return bool(_imported(reader, viewer, egress))
+
+
+def is_everywhere(reader: Reader, viewer: Viewer, egress: Egress) -> bool:
+    """Node: an egress listener with a port has it at every address, for HTTP or for something
+    that has no address of its own."""
+    return any(
+        not _has_own_place(ref.row, _as_listened(port, egress))
+        for ref in _imported(reader, viewer, egress).values()
+        for port in ref.row.ports
+        if port.number == egress.port
+    )
 
 
 def listener_of(reader: Reader, viewer: Viewer, port: int) -> Egress | None:
@@ -261,11 +277,21 @@ def _imported(reader: Reader, viewer: Viewer, egress: Egress) -> dict[str, Ref]:
 
 
 def _has_own_place(row: Service, port: ServicePort) -> bool:
-    """Connections to a port are told apart by where they go: the listener of a Sidecar at the same
-    port of every address does not stand in their way."""
+    """Connections to a port are told apart by where they go."""
     if is_http(port.protocol) or is_sniffed(port.protocol):
         return False
     return row.headless or any("/" not in address for address in row.addresses)
+
+
+def _fits_beside(row: Service, port: ServicePort, *, everywhere: bool) -> bool:
+    """The listener of a Sidecar for a port, at every address or at those of its services, does not
+    stand in the way of another service there. HTTP of a port has one table: that listener's.
+
+    Source: Istio, buildSidecarOutboundListeners: listeners of ports are locked, others are not.
+    """
+    if is_http(port.protocol) or is_sniffed(port.protocol):
+        return False
+    return not everywhere or _has_own_place(row, port)
 
 
 def _as_listened(port: ServicePort, egress: Egress) -> ServicePort:
