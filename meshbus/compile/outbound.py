@@ -238,7 +238,7 @@ def capture_plan(reader: Reader, view: View) -> Plan:
         for e in view.viewer.egress
         if e.only_port and reader.node(imports_some, view.viewer, e)
     }
-    placed = {number: e for number, e in own.items() if e.bind or not e.captured}
+    placed = {n: e for n, e in own.items() if e.bind or not e.captured or view.bound}
     placed_hosts = {
         number: reader.node(egress_services, view.namespace, e.hosts, number)
         for number, e in placed.items()
@@ -250,7 +250,6 @@ def capture_plan(reader: Reader, view: View) -> Plan:
     if view.bound:
         wanted = dict.fromkeys(numbers, anywhere) | own
         placed = {number: e._replace(captured=False) for number, e in wanted.items()}
-        placed_hosts = {}
     elif anywhere is not ELSEWHERE and (anywhere.bind or not anywhere.captured):
         # Its address, or that of the machine, is every service's.
         placed |= dict.fromkeys(numbers.difference(own), anywhere)
