@@ -35,8 +35,8 @@ class KindInfo(msgspec.Struct, frozen=True, kw_only=True):
     served: bool = True
     """False for kinds of Kubernetes that a manifest may hold and that nothing here reads."""
     proto_json: bool = False
-    """Whether the content is protobuf JSON: snake_case names, and integers as strings, are taken
-    too. So it is with the kinds of Istio 1.4 and the mesh config."""
+    """Whether the content is protobuf JSON (`meshbus.api.proto_json`). So it is with the kinds of
+    Istio 1.4 and the mesh config."""
     struct: str = ""
     """`module:Class` of the shape of the content; empty if any shape is taken."""
 

@@ -3,6 +3,7 @@
 A field that is not required has a default. `Maybe[X] = UNSET` is a message that may be left out, or
 a scalar or list of which a rule asks whether it is set: an empty one is. Another scalar's or list's
 default is what leaving it out means; `X | None = None` may also be written as null.
+In protobuf JSON the number of a name of an enumeration is its place, unless `numbers` says another.
 Constraints sit in the type (`msgspec.Meta`), so that validation and the JSON Schemas agree.
 """
 

@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from meshbus.api.kinds import kind_of, table_of
+from meshbus.api.mesh.mesh_config import MeshConfig
+from meshbus.api.proto_json import as_json, document_as_json
 from meshbus.api.yaml_text import NotReadableError, read_yaml
 from meshbus.compile.engine import Engine
 from meshbus.compile.proxy import compile_proxy
@@ -56,7 +58,7 @@ def object_of_document(document: Mapping[str, Any], namespace: str = "default") 
     info = kind_of(api_version, kind)
     cluster_scoped = info is not None and not info.namespaced
     own = "" if cluster_scoped else str(metadata.get("namespace") or namespace)
-    spec = document.get("spec")
+    spec = document_as_json(dict(document)).get("spec")
     content = (
         spec
         if isinstance(spec, dict)
@@ -106,7 +108,7 @@ def world_of_documents(
         ValueError: A document is not a Kubernetes object.
     """
     objects: dict[Key, ConfigObject] = {}
-    settings, mapped = mesh_config, None
+    settings, mapped = as_json(mesh_config, MeshConfig), None
     for document in flat_documents(documents):
         row = object_of_document(document)
         if row.kind == "MeshConfig":
@@ -136,7 +138,7 @@ def _mapped_settings(row: ConfigObject) -> dict[str, Any] | None:
         held = read_yaml(text) if isinstance(text, str) else None
     except NotReadableError:
         return None
-    return held if isinstance(held, dict) else None
+    return as_json(held, MeshConfig) if isinstance(held, dict) else None
 
 
 def flat_documents(documents: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:

@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from meshbus.api.durations import SECOND_NS, nanoseconds
+from meshbus.api.mesh.mesh_config import MeshConfig
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
+from meshbus.api.proto_json import as_json
 from meshbus.api.yaml_text import read_yaml
 from meshbus.compile.own_proxy_config import json_names
 from meshbus.inject import annotations as a
@@ -101,7 +103,8 @@ class Injector:
             InjectionError: A value is not what it should be.
         """
         self.values = chart_values(values)
-        self.mesh = merge_values(self.values.get("meshConfig") or {}, mesh_config or {})
+        written = (self.values.get("meshConfig") or {}, mesh_config or {})
+        self.mesh = merge_values(*(as_json(one, MeshConfig) for one in written))
         self.revision = text(self.values.get("revision"))
         self.policy: Policy = policy_of(self.values)
         a.check_values(self.values)

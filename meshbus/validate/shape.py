@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
+from meshbus.api.proto_json import values_as_json
 from meshbus.api.shape import Shape
 from meshbus.validate.formats import FORMATS
 from meshbus.validate.malformed import Malformed
@@ -124,8 +125,6 @@ class _Reader:
 
     def integer(self, kind: inspect.IntType, value: Any, path: str, depth: int) -> Any:
         if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if self.proto_json and isinstance(value, str) and re.fullmatch(r"-?\d{1,20}", value):
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             return self._wrong(path, "an integer", value)
@@ -309,10 +308,12 @@ def read_shape(
     null is left out (`meshbus.api.nulls`).
 
     Args:
-        proto_json: snake_case names, and integers as strings, are taken too.
+        proto_json: It is protobuf JSON (`meshbus.api.proto_json`).
         secret: Values are never repeated in messages.
     """
     before = len(out.errors)
+    if proto_json:
+        value = values_as_json(value, cls)
     reader = _Reader(out, proto_json=proto_json, secret=secret)
     copy = reader.read(_type_of(cls), value, path)
     if len(out.errors) > before:

@@ -3,9 +3,9 @@
 Source: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import UNSET, field
+from msgspec import UNSET, Meta, field
 
 from meshbus.api.mesh.providers import ExtensionProvider
 from meshbus.api.mesh.proxy_config import MeshProxyConfig
@@ -23,7 +23,10 @@ from meshbus.api.shape import AnyDuration, Free, Int32, Maybe, Shape, UInt32
 class MeshOutboundTrafficPolicy(Shape, frozen=True, kw_only=True):
     """What happens to traffic to unknown hosts."""
 
-    mode: Literal["REGISTRY_ONLY", "ALLOW_ANY", "ALLOW_ANY_DYNAMIC_DNS"] = "REGISTRY_ONLY"
+    mode: Annotated[
+        Literal["REGISTRY_ONLY", "ALLOW_ANY", "ALLOW_ANY_DYNAMIC_DNS"],
+        Meta(extra={"numbers": {0: "REGISTRY_ONLY", 1: "ALLOW_ANY", 3: "ALLOW_ANY_DYNAMIC_DNS"}}),
+    ] = "REGISTRY_ONLY"
     """Refused, or passed on."""
     tls: Maybe[ClientTLSSettings] = UNSET
     """TLS towards hosts that are resolved as they are met."""

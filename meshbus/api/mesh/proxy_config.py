@@ -310,7 +310,10 @@ class MeshProxyConfig(Shape, frozen=True, kw_only=True):
     """Port of the admin interface."""
     availability_zone: str = ""
     """Istio 1.4."""
-    control_plane_auth_policy: Literal["NONE", "MUTUAL_TLS", "INHERIT"] = "MUTUAL_TLS"
+    control_plane_auth_policy: Annotated[
+        Literal["NONE", "MUTUAL_TLS", "INHERIT"],
+        Meta(extra={"numbers": {0: "NONE", 1: "MUTUAL_TLS", 1000: "INHERIT"}}),
+    ] = "MUTUAL_TLS"
     """How the control plane is authenticated."""
     custom_config_file: str = ""
     """A bootstrap of one's own."""

@@ -227,7 +227,7 @@ class LoadBalancerSettings(Shape, frozen=True, kw_only=True):
 
     simple: Maybe[
         Literal[
-            "UNSPECIFIED", "ROUND_ROBIN", "LEAST_CONN", "RANDOM", "PASSTHROUGH", "LEAST_REQUEST"
+            "UNSPECIFIED", "LEAST_CONN", "RANDOM", "PASSTHROUGH", "ROUND_ROBIN", "LEAST_REQUEST"
         ]
     ] = UNSET
     """A standard algorithm."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from meshbus.api.kinds import KindInfo, by_plural
 from meshbus.api.nulls import without_nulls
+from meshbus.api.proto_json import document_as_json
 from meshbus.validate import validate_object
 from meshbus.validate.report import Violation
 from meshbus.validate.support import silent_fields_of, unsupported_fields
@@ -57,6 +58,7 @@ def admit(info: KindInfo, document: Document, field_validation: str) -> tuple[Do
             if field_validation == WARN:
                 warnings.append(f'unknown field "{violation.path}"')
         report = validate_object(document)
+    document = document_as_json(document)
     problems = [*report.errors, *(() if report.errors else unsupported_fields(document))]
     if problems:
         raise invalid(info, name, [_cause(v) for v in problems])

@@ -398,6 +398,13 @@ async def test_secrets_are_sealed_where_they_are_kept(api):
     assert b"dmVyeSBzZWNyZXQ=" not in held
 
 
+async def test_a_mesh_config_is_kept_with_the_names_and_values_of_json(api):
+    path = "/apis/mesh.istio.io/v1alpha1/meshconfigs"
+    spec = {"access_log_encoding": 1, "proxyListenPort": "15002"}
+    made = await create(api, {"metadata": {"name": "mesh"}, "spec": spec}, path)
+    assert made["spec"] == {"accessLogEncoding": "JSON", "proxyListenPort": 15002}
+
+
 async def test_one_mesh_config_and_its_row(api):
     path = "/apis/mesh.istio.io/v1alpha1/meshconfigs"
     config = {"metadata": {"name": "mesh"}, "spec": {"enableTracing": True}}

@@ -9,6 +9,7 @@ import structlog
 import yaml
 
 from meshbus.api.kinds import KindInfo, kind_of
+from meshbus.api.proto_json import document_as_json
 from meshbus.compile.credential_names import (
     AUTHORITY_KEYS,
     SECRETS,
@@ -168,9 +169,10 @@ def read_mesh_config(body: bytes) -> JudgedMesh:
     spec = _part(read, MESH_KEY)
     document = _mesh_document("MeshConfig", spec)
     report = validate_object(document)
+    document = document_as_json(document)
     lost = (*unsupported_fields(document, injects=True), *silent_fields_of(document))
     return JudgedMesh(
-        spec,
+        document["spec"],
         tuple(report.errors),
         (*report.warnings, *lost),
         _author(read.metadata),
@@ -180,7 +182,8 @@ def read_mesh_config(body: bytes) -> JudgedMesh:
 
 def _networks(read: _ConfigMap) -> Judged:
     spec, meta = _part(read, NETWORKS_KEY), read.metadata
-    report = validate_object(_mesh_document("MeshNetworks", spec))
+    document = _mesh_document("MeshNetworks", spec)
+    report = validate_object(document)
     row = ConfigObject(
         api_version=_MESH_VERSION,
         kind="MeshNetworks",
@@ -189,7 +192,7 @@ def _networks(read: _ConfigMap) -> Judged:
         uid=meta.uid,
         generation=meta.generation,
         created=_seconds(meta.created),
-        spec=spec,
+        spec=document_as_json(document)["spec"],
     )
     errors, warnings = tuple(report.errors), tuple(report.warnings)
     return Judged(row, errors, warnings, _author(meta), meta.version, {})
