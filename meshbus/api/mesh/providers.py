@@ -3,8 +3,11 @@
 Source: https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ExtensionProvider
 """
 
+from typing import Literal
+
 from msgspec import UNSET
 
+from meshbus.api.mesh.proxy_config import TraceContext
 from meshbus.api.shape import AnyDuration, Free, Maybe, Shape, UInt32
 
 
@@ -73,7 +76,7 @@ class RemoteProvider(Shape, frozen=True, kw_only=True):
     """Zipkin: short ids."""
     path: str = ""
     """Zipkin: path of the collector."""
-    trace_context_option: str = ""
+    trace_context_option: Literal["USE_B3", "USE_B3_WITH_W3C_PROPAGATION"] = "USE_B3"
     """Zipkin: formats of the context."""
     timeout: Maybe[AnyDuration] = UNSET
     """Time for an answer."""
@@ -81,7 +84,7 @@ class RemoteProvider(Shape, frozen=True, kw_only=True):
     """Headers that are sent."""
     access_token: str = ""
     """Lightstep and SkyWalking: token."""
-    context: list[str] = []
+    context: list[TraceContext] = []
     """OpenCensus: formats of the context."""
     http: Maybe[Free] = UNSET
     """OpenTelemetry: over HTTP."""
@@ -91,7 +94,9 @@ class RemoteProvider(Shape, frozen=True, kw_only=True):
     """OpenTelemetry: what else is known of the proxy."""
     dynatrace_sampler: Maybe[Free] = UNSET
     """OpenTelemetry: sampling by Dynatrace."""
-    service_attribute_enrichment: str = ""
+    service_attribute_enrichment: Literal["ISTIO_CANONICAL", "OTEL_SEMANTIC_CONVENTIONS"] = (
+        "ISTIO_CANONICAL"
+    )
     """OpenTelemetry: where the name of the service comes from."""
     disable_context_propagation: bool | None = None
     """Whether the context is not passed on."""

@@ -61,14 +61,17 @@ class Datadog(Shape, frozen=True, kw_only=True):
     """`HOST:PORT`."""
 
 
+TraceContext: TypeAlias = Literal[
+    "UNSPECIFIED", "W3C_TRACE_CONTEXT", "GRPC_BIN", "CLOUD_TRACE_CONTEXT", "B3"
+]
+
+
 class OpenCensusAgent(Shape, frozen=True, kw_only=True):
     """OpenCensus."""
 
     address: str = ""
     """`HOST:PORT`."""
-    context: list[
-        Literal["UNSPECIFIED", "W3C_TRACE_CONTEXT", "GRPC_BIN", "CLOUD_TRACE_CONTEXT", "B3"]
-    ] = []
+    context: list[TraceContext] = []
     """Formats of the context."""
 
 
