@@ -116,11 +116,12 @@ class ControlPlane:
     ) -> None:
         self._home = home
         self._state = state
+        self._changed = changed
         env = service_env(home, state, settings)
         nats = nats_command(home, state, nats_binary)
-        self._nats = Keeper(state.id, records, lambda: nats, changed)
+        self._nats = Keeper(state.id, records, lambda: nats, self._moved)
         self._services = {
-            name: Keeper(state.id, records, lambda command=command: command, changed)  # type: ignore[misc]
+            name: Keeper(state.id, records, lambda command=command: command, self._moved)  # type: ignore[misc]
             for name, command in service_commands(home, settings, env).items()
         }
         self._ever_ready = False
@@ -144,6 +145,14 @@ class ControlPlane:
 
     def _keeper_of(self, service: str) -> Keeper:
         return self._services.get(f"service/{service}") or self._services["services"]
+
+    def _moved(self) -> None:
+        """A process has started or died: who is dead is not ready, also before the next look."""
+        for name in (NATS, *SERVICES):
+            keeper = self._nats if name == NATS else self._keeper_of(name)
+            if not keeper.pid and not self.problems[name]:
+                self.problems = {**self.problems, name: self._why_dead(keeper, name)}
+        self._changed()
 
     async def look(self) -> bool:
         """Ask all of them whether they are ready; whether an answer has changed."""

@@ -87,7 +87,7 @@ class Supervisor:
             self._settings,
             self._records,
             nats_binary=find_nats_server(),
-            changed=self._moved.set,
+            changed=self.show,
         )
         key = UserKey.from_seed((home.seeds / "local.seed").read_text())
         self._bus = NatsBus(
