@@ -221,6 +221,16 @@ CARRIERS: dict[str, tuple[str, str]] = {
         "Cluster of the application",
         f"{GOLDEN}/sidecar-settings.in.yaml",
     ),
+    **dict.fromkeys(
+        (
+            "LabelSelectorRequirement",
+            "NamespaceSelector",
+            "VisibilityRule",
+            "VisibilityPolicy",
+            "ServiceEntryVisibility",
+        ),
+        ("which objects a proxy is sent", f"{UNIT}/test_compile_mesh_config.py"),
+    ),
     "ServiceSettings": ("ClusterLoadAssignment", f"{UNIT}/test_compile_mesh_config.py"),
     "ServiceSettingsFields": ("ClusterLoadAssignment", f"{UNIT}/test_compile_mesh_config.py"),
     "ExtensionProvider": ("what names it", f"{UNIT}/test_compile_mesh_config.py"),

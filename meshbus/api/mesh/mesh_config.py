@@ -39,6 +39,56 @@ class MeshInboundTrafficPolicy(Shape, frozen=True, kw_only=True):
     """At its address, or at localhost."""
 
 
+class LabelSelectorRequirement(Shape, frozen=True, kw_only=True):
+    """One requirement on labels."""
+
+    key: str = ""
+    """Name of the label."""
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    """What its value must be."""
+    values: list[str] = []
+    """Values of In and NotIn."""
+
+
+class NamespaceSelector(Shape, frozen=True, kw_only=True):
+    """Namespaces by their labels; all requirements must be met, an empty selector is all."""
+
+    match_labels: dict[str, str] = {}
+    """Labels that must have these values."""
+    match_expressions: list[LabelSelectorRequirement] = []
+    """Further requirements."""
+
+
+Visibility = Literal["VISIBILITY_UNSPECIFIED", "NONE", "NAMESPACE", "PUBLIC"]
+
+
+class VisibilityRule(Shape, frozen=True, kw_only=True):
+    """What a ServiceEntry must be like."""
+
+    namespace_selector: Maybe[NamespaceSelector] = UNSET
+    """Where it is."""
+
+
+class VisibilityPolicy(Shape, frozen=True, kw_only=True):
+    """Who sees the ServiceEntries that match all of its rules."""
+
+    visibility: Visibility = "VISIBILITY_UNSPECIFIED"
+    """Nobody, their namespace, or whom they are exported to."""
+    matching_rules: list[VisibilityRule] = []
+    """Its rules."""
+
+
+class ServiceEntryVisibility(Shape, frozen=True, kw_only=True):
+    """Who sees ServiceEntries: as the first policy says that matches."""
+
+    default_visibility: Visibility = "VISIBILITY_UNSPECIFIED"
+    """Where no policy matches; PUBLIC if unspecified."""
+    apply_to_sidecars: bool = False
+    """Whether sidecars and gateways follow it."""
+    policies: list[VisibilityPolicy] = []
+    """In order."""
+
+
 class ServiceSettingsFields(Shape, frozen=True, kw_only=True):
     """Settings of services."""
 
@@ -199,7 +249,7 @@ class MeshConfig(Shape, frozen=True, kw_only=True):
     """Who decides, and who is told."""
     default_providers: Maybe[DefaultProviders] = UNSET
     """Providers that are used by default."""
-    discovery_selectors: list[Free] = []
+    discovery_selectors: list[NamespaceSelector] = []
     """Namespaces that are looked at."""
     path_normalization: Maybe[PathNormalization] = UNSET
     """How paths are normalised."""
@@ -215,7 +265,7 @@ class MeshConfig(Shape, frozen=True, kw_only=True):
     """TLS everywhere else."""
     service_scope_configs: list[Free] = []
     """Scope of services."""
-    service_entry_visibility: Maybe[Free] = UNSET
+    service_entry_visibility: Maybe[ServiceEntryVisibility] = UNSET
     """Who sees ServiceEntries."""
     hbone_idle_timeout: Maybe[AnyDuration] = UNSET
     """Idle time of tunnels."""
