@@ -25,7 +25,7 @@ _HOLD = (
 )
 _DRAIN = (
     _ASK + "ask PORT POST /healthcheck/fail >/dev/null; "
-    'ask PORT POST "/drain_listeners?inboundonly&graceful&skip_exit" >/dev/null; sleep SECONDS'
+    'ask PORT POST "/drain_listeners?SCOPEgraceful&skip_exit" >/dev/null; sleep SECONDS'
 )
 _UNTIL_IDLE = (
     '; busy() { ask PORT GET "/stats?filter=^listener.*downstream_cx_active" '
@@ -40,8 +40,9 @@ def hold_hook(ready_port: int) -> dict[str, Any]:
     return _run(_HOLD.replace("PORT", str(ready_port)))
 
 
-def drain_hook(proxy: MeshProxyConfig) -> dict[str, Any]:
-    """preStop: new connections are told to go elsewhere, those that are there may end.
+def drain_hook(proxy: MeshProxyConfig, *, gateway: bool) -> dict[str, Any]:
+    """preStop: new connections are told to go elsewhere, those that are there may end. What an
+    application calls out by goes on; all listeners of a gateway are drained.
 
     The pod is out of every load balancer before it is over; with
     EXIT_ON_ZERO_ACTIVE_CONNECTIONS it waits until the last connection has ended, as long as
@@ -50,6 +51,7 @@ def drain_hook(proxy: MeshProxyConfig) -> dict[str, Any]:
     idle = waits_until_idle(proxy)
     seconds = drain_seconds(proxy, idle=idle)
     script = _DRAIN + (_UNTIL_IDLE if idle else "")
+    script = script.replace("SCOPE", "" if gateway else "inboundonly&")
     script = script.replace("PORT", str(proxy.proxy_admin_port)).replace("SECONDS", str(seconds))
     return _run(script)
 

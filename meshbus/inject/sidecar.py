@@ -97,7 +97,7 @@ def _proxy_container(context: PodContext, kind: str) -> dict[str, Any]:
         "args": [ARGS_LATER],
         "ports": [{"containerPort": STATS_PORT, "protocol": "TCP", "name": "http-envoy-prom"}],
         "env": _environment(context, kind),
-        "lifecycle": _lifecycle(context),
+        "lifecycle": _lifecycle(context, kind),
         "resources": resources_of(context),
         "securityContext": _proxy_security(context),
         "volumeMounts": _mounts(context),
@@ -145,11 +145,11 @@ def holds_application(context: PodContext) -> bool:
     )
 
 
-def _lifecycle(context: PodContext) -> dict[str, Any]:
+def _lifecycle(context: PodContext, kind: str) -> dict[str, Any]:
     own = context.value("proxy", "lifecycle")
     if own:
         return dict(own)
-    hooks: dict[str, Any] = {"preStop": drain_hook(context.proxy)}
+    hooks: dict[str, Any] = {"preStop": drain_hook(context.proxy, gateway=kind == "router")}
     if holds_application(context) and not context.native:
         hooks["postStart"] = hold_hook(READY_PORT)
     return hooks

@@ -77,6 +77,23 @@ def test_injected_or_refused_and_again_the_same(
     assert injector.inject(once, OWNER).pod == once
 
 
+def test_a_gateway_drains_all_its_listeners_and_a_sidecar_those_of_callers() -> None:
+    drained = {}
+    for template in ("sidecar", "gateway"):
+        pod = {
+            "metadata": {"annotations": {TEMPLATES: template}},
+            "spec": {"containers": [{"name": "istio-proxy", "image": "auto"}]},
+        }
+        made = Injector({}).inject(pod, OWNER).pod["spec"]["containers"]
+        (proxy,) = [c for c in made if c["name"] == "istio-proxy"]
+        script = proxy["lifecycle"]["preStop"]["exec"]["command"][-1]
+        drained[template] = script.partition("/drain_listeners?")[2].partition('"')[0]
+    assert drained == {
+        "sidecar": "inboundonly&graceful&skip_exit",
+        "gateway": "graceful&skip_exit",
+    }
+
+
 def test_a_gateway_is_marked_as_long_as_it_is_one() -> None:
     """Discovery, and with it the xds-gateway, tells gateways from sidecars by the mark."""
     injector = Injector({})
