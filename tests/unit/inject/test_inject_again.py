@@ -84,7 +84,8 @@ def test_a_gateway_drains_all_its_listeners_and_a_sidecar_those_of_callers() -> 
             "metadata": {"annotations": {TEMPLATES: template}},
             "spec": {"containers": [{"name": "istio-proxy", "image": "auto"}]},
         }
-        made = Injector({}).inject(pod, OWNER).pod["spec"]["containers"]
+        spec = Injector({}).inject(pod, OWNER).pod["spec"]
+        made = [*spec["containers"], *spec.get("initContainers", ())]
         (proxy,) = [c for c in made if c["name"] == "istio-proxy"]
         script = proxy["lifecycle"]["preStop"]["exec"]["command"][-1]
         drained[template] = script.partition("/drain_listeners?")[2].partition('"')[0]
