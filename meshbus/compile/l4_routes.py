@@ -23,6 +23,10 @@ from meshbus.compile.viewers import Viewer
 from meshbus.compile.visibility import Ref
 from meshbus.model.keys import Key
 
+MAX_COMBINATIONS = 10_000
+"""Of names with networks, in the matches of one virtual service that have several of both: Envoy
+keeps each of them, and a few thousand of either would take all of its memory."""
+
 
 class L4Route(NamedTuple):
     """Connections that match go to one of the clusters, by weight."""
@@ -103,8 +107,10 @@ def restrict(chain: lc_pb2.FilterChain, route: L4Route) -> None:
         (match.prefix_ranges, route.subnets),
         (match.source_prefix_ranges, route.sources),
     ):
+        known = {r.SerializeToString() for r in held}
         for wanted in map(prefix_range, subnets):
-            if wanted not in held:
+            if (body := wanted.SerializeToString()) not in known:
+                known.add(body)
                 held.append(wanted)
 
 
@@ -161,15 +167,32 @@ def is_for_all(route: L4Route) -> bool:
     return not route.server_names and not route.subnets and not route.sources
 
 
-def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> list[L4Route]:
+def _combinations(route: L4Route, networks: tuple[str, ...]) -> int:
+    """Of its names with its networks; 0: it has not several of both."""
+    names, subnets = len(route.server_names), len(route.subnets or networks)
+    return names * subnets if min(names, subnets) > 1 else 0
+
+
+def l4_routes(
+    vs: Ref,
+    section: str,
+    context: RouteContext,
+    report: Report,
+    *,
+    networks: tuple[str, ...] = (),
+) -> list[L4Route]:
     """Routes of `tls` or `tcp` that hold for this port and proxy, in order.
 
     For `tcp` the first that matches everything ends the list. Who calls and at what address counts
     for sidecars, unlike in `http` beside `gateways` too, and not for gateways.
+
+    Args:
+        networks: Where connections go that a match says no subnets of; they count as combinations.
     Source: Istio, TLSMatchAttributes and L4MatchAttributes references, matchTLS, matchTCP and
     l4SingleMatch.
     """
     out: list[L4Route] = []
+    combined = 0
     mesh = MESH_GATEWAY in context.gateways
     for index, rule in enumerate(vs.row.spec.get(section) or ()):
         path = f"spec.{section}[{index}]"
@@ -192,6 +215,14 @@ def l4_routes(vs: Ref, section: str, context: RouteContext, report: Report) -> l
                 route = _as_asked(route, tuple(cluster for cluster, _ in targets), context)
                 if section == "tls" and not route.server_names:
                     raise NotCompiledError(f"{path}.match", "sniHosts is needed")
+                more = combined + _combinations(route, networks)
+                if more > MAX_COMBINATIONS:
+                    message = (
+                        f"sniHosts with networks are more than {MAX_COMBINATIONS} combinations, "
+                        "together with the matches before"
+                    )
+                    raise NotCompiledError(f"{path}.match", message)
+                combined = more
                 out.append(route)
                 if section == "tcp" and is_for_all(route):
                     return out

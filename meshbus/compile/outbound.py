@@ -470,7 +470,13 @@ def _importer(reader: Reader, viewer: Viewer, host: str, port: int) -> Viewer:
 
 
 def _l4(
-    reader: Reader, view: View, host: str, port: int, section: str, report: Report
+    reader: Reader,
+    view: View,
+    host: str,
+    port: int,
+    section: str,
+    networks: tuple[str, ...],
+    report: Report,
 ) -> list[L4Route]:
     """Routes of every virtual service that has a host which covers this one, older first; for
     `tcp` up to the first that takes every connection.
@@ -478,11 +484,12 @@ def _l4(
     Source: Istio, getConfigsForHost and buildSidecarOutboundTLSFilterChainOpts.
     """
     out: list[L4Route] = []
+    context = mesh_routes(reader, view, port)
     for key in l4_speakers(reader, _importer(reader, view.viewer, host, port), host):
         row = reader.get(key)
         if row is None:
             continue
-        out += l4_routes(Ref(key, row), section, mesh_routes(reader, view, port), report)
+        out += l4_routes(Ref(key, row), section, context, report, networks=networks)
         if section == "tcp" and out and is_for_all(out[-1]):
             break
     return out
@@ -521,7 +528,7 @@ def service_chains(
     """
     rest = straight(ClusterName(port, "", host), mesh_routes(reader, view, port))
     named = protocol in TLS
-    routes = _l4(reader, view, host, port, "tls" if named else "tcp", report)
+    routes = _l4(reader, view, host, port, "tls" if named else "tcp", networks, report)
     by_name = named and not routes
     if by_name:
         routes = [rest._replace(server_names=names)]

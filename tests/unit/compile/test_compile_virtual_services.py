@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pytest
 from meshes import Rendered, Rows, config, endpoints, host, router, rows, service, sidecar
 
 from meshbus.compile.engine import Engine
+from meshbus.compile.offline import compile_documents
 from meshbus.compile.proxy import compile_proxy
 from meshbus.compile.route_match import claim_of
 from meshbus.model.keys import Key
@@ -158,6 +160,53 @@ def test_tcp_is_told_apart_by_the_subnet_of_callers() -> None:
     assert "outbound|80||b." in chain["filters"][0]["typedConfig"]["cluster"]
     rest = listener["defaultFilterChain"]["filters"][0]["typedConfig"]["cluster"]
     assert rest == f"outbound|5432||{host('db')}"
+
+
+@pytest.mark.parametrize("of_the_entry", [False, True])
+def test_more_names_with_networks_than_an_envoy_can_keep_are_left_out(of_the_entry: bool) -> None:
+    """Those of one match alone; what has many of one kind goes on."""
+
+    def names(count: int) -> list[str]:
+        return [f"{number}.far.example" for number in range(count)]
+
+    networks = [f"10.{number}.0.0/16" for number in range(101)]
+    tls = [
+        {"match": [match], "route": [{"destination": {"host": "far.example"}}]}
+        for match in (
+            {"sniHosts": names(100)} | ({} if of_the_entry else {"destinationSubnets": networks}),
+            {"sniHosts": ["one.far.example"]},
+            {"sniHosts": names(3000), "destinationSubnets": ["172.16.0.0/12"]},
+        )
+    ]
+    entry = {
+        "hosts": ["*.far.example"],
+        "addresses": networks if of_the_entry else ["10.0.0.0/8", "172.16.0.0/12"],
+        "ports": [{"number": 443, "name": "tls", "protocol": "TLS"}],
+    }
+    documents = [
+        {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": kind,
+            "metadata": {"name": "far", "namespace": "default"},
+            "spec": spec,
+        }
+        for kind, spec in (
+            ("ServiceEntry", entry),
+            ("VirtualService", {"hosts": ["*.far.example"], "tls": tls}),
+        )
+    ]
+    proxy = {"type": "sidecar", "name": "a", "namespace": "default", "ips": ["10.9.9.9"]}
+    made = compile_documents(documents, proxy=proxy)
+    assert [(f["path"], "10000" in f["message"]) for f in made.findings] == [
+        ("spec.tls[0].match", True)
+    ]
+    (listener,) = [one for one in made.document["listeners"] if one["name"] == "0.0.0.0_443"]
+    matched = [
+        len(chain["filterChainMatch"]["serverNames"])
+        for chain in listener["filterChains"]
+        if "serverNames" in chain.get("filterChainMatch", {})
+    ]
+    assert sorted(matched) == [1, 3000]
 
 
 def test_a_missing_delegate_leaves_the_other_rules_alone() -> None:
